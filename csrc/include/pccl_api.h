@@ -1,0 +1,327 @@
+/* pccl_api.h - the whole C API of the engine; cffi reads this file as it stands (no macros, no includes).
+ *
+ * Words (design and docs/protocol.md): run, peer, group, epoch, boundary, op, segment, stream, link.
+ * Every function returns at once; none blocks, none calls back. All functions except pccl_engine_step and
+ * pccl_engine_free may be called from any thread. Commands are copied into a queue and carried out, in the order
+ * of the calls, by the engine's thread (or by pccl_engine_step). Answers arrive as events: read the event
+ * descriptor, then call pccl_engine_events until it returns 0.
+ *
+ * Ownership words: "borrows until the op's PCCL_EVENT_OP event", "copies", "takes". */
+
+typedef enum {
+    PCCL_OK = 0,
+    PCCL_EINVAL = 1,       /* an argument is wrong; nothing happened */
+    PCCL_ENOMEM = 2,       /* memory or a budget is exhausted; nothing happened */
+    PCCL_EAGAIN = 3,       /* would block: nothing to read, or no room to write */
+    PCCL_EIO = 4,          /* the operating system said no; see sys_errno */
+    PCCL_EPROTO = 5,       /* bytes from the network were malformed */
+    PCCL_EAUTH = 6,        /* the other side does not know the run's secret */
+    PCCL_EMISMATCH = 7,    /* peers called one op with different descriptions */
+    PCCL_EPEER = 8,        /* a peer that the op cannot do without is gone */
+    PCCL_EFEW = 9,         /* fewer peers than the run asks for */
+    PCCL_ETIMEOUT = 10,    /* the op's deadline passed */
+    PCCL_ECLOSED = 11,     /* the engine or the communicator was closed */
+    PCCL_EEVICTED = 12,    /* the coordinator removed this very peer */
+    PCCL_ELOST = 13        /* the coordinator could not be reached any more */
+} pccl_err;
+
+typedef enum {
+    PCCL_FLOAT64 = 0, PCCL_FLOAT32 = 1, PCCL_FLOAT16 = 2, PCCL_BFLOAT16 = 3,
+    PCCL_INT8 = 4, PCCL_INT16 = 5, PCCL_INT32 = 6, PCCL_INT64 = 7,
+    PCCL_UINT8 = 8, PCCL_UINT16 = 9, PCCL_UINT32 = 10, PCCL_UINT64 = 11,
+    PCCL_DTYPE_COUNT = 12
+} pccl_dtype;
+
+typedef enum {
+    PCCL_SUM = 0, PCCL_AVG = 1, PCCL_PROD = 2, PCCL_MIN = 3, PCCL_MAX = 4, PCCL_REDOP_COUNT = 5
+} pccl_redop;
+
+typedef enum {
+    PCCL_ALL_REDUCE = 1,      /* in: count elements; out: count elements; out may equal in */
+    PCCL_REDUCE_SCATTER = 2,  /* in: count; out: room for count, only this peer's span is written */
+    PCCL_ALL_GATHER = 3,      /* in: count; out: count per participant, in the order of their ranks */
+    PCCL_BROADCAST = 4,       /* root: in; others: out; count */
+    PCCL_ALL_TO_ALL = 5,      /* in: count per peer of origin[]; out: count per participant */
+    PCCL_SEND_RECV = 6,       /* root sends in, target receives out; count */
+    PCCL_BARRIER = 7,         /* no data */
+    PCCL_KIND_COUNT = 8
+} pccl_kind;
+
+typedef enum {
+    PCCL_ALGORITHM_AUTO = 0,  /* the epoch's plan decides, from the op's size */
+    PCCL_ALGORITHM_RING = 1,
+    PCCL_ALGORITHM_MESH = 2,
+    PCCL_ALGORITHM_COUNT = 3
+} pccl_algorithm;
+
+typedef struct { uint8_t bytes[16]; } pccl_peer_id;   /* random, one per process and communicator, never reused */
+
+typedef struct pccl_engine pccl_engine;
+typedef struct pccl_sim pccl_sim;
+
+/* How an engine is made. Copied. */
+typedef struct {
+    uint32_t size;                 /* sizeof(pccl_config) as the caller knows it */
+    pccl_peer_id self;
+    uint8_t run[16];               /* identifies the run on the wire */
+    uint8_t key[32];               /* proves membership: HMAC key derived from the run's secret */
+    char transport[16];            /* "tcp", "sim", or either behind a fault injector: "faulty+tcp" */
+    char listen[64];               /* tcp: "0.0.0.0:0", "[::]:29500"; sim: "sim:3" */
+    char congestion[16];           /* TCP congestion control to ask for; "" leaves the system's choice */
+    uint64_t fault_seed;           /* "faulty+...": seed of the fault schedule */
+    uint32_t eager_bytes;          /* most bytes a link may park for ops the receiver has not called yet */
+    uint64_t handshake_timeout_ns; /* a new stream that has not proved itself by then is closed */
+    uint64_t silence_ns;           /* a link that brought nothing for so long is reported as silent */
+    uint32_t defects;              /* planted defects, for tests of the checkers only; 0 in real life */
+    pccl_sim *sim;                 /* the simulated network ("sim" only), outlives the engine; else NULL */
+} pccl_config;
+
+/* Planted defects (pccl_config.defects): each breaks one promise on purpose; the simulator's checkers must see it. */
+typedef enum {
+    PCCL_DEFECT_COMMIT_EARLY = 1,      /* completes an op without waiting for the others' FIN */
+    PCCL_DEFECT_NO_BACKUP = 2,         /* keeps no copy of an in-place input */
+    PCCL_DEFECT_NO_DEDUPE = 4,         /* takes a segment that was sent again as a new one */
+    PCCL_DEFECT_NO_CRC = 8,            /* believes every payload */
+    PCCL_DEFECT_NO_FENCE = 16,         /* still accepts frames of a frozen epoch */
+    PCCL_DEFECT_ARRIVAL_ORDER = 32,    /* the mesh sums in order of arrival instead of rank */
+    PCCL_DEFECT_LOSE_RESEND = 64,      /* forgets the unacknowledged segments of a lost stream */
+    PCCL_DEFECT_IGNORE_DEADLINE = 128  /* never reports an overdue op */
+} pccl_defect;
+
+/* One member of an epoch. Rank = position in the array. Copied. */
+typedef struct {
+    pccl_peer_id id;
+    uint32_t since;       /* the boundary at which it entered: it takes part in ops of boundaries >= since */
+    uint8_t dial;         /* 1: this side dials it; 0: it dials us */
+    char address[80];     /* where its engine listens: "host:port" with a numeric host; "" for self */
+} pccl_member;
+
+/* The name of an op within a group: the same on every peer, kept when the op is retried in a later epoch. */
+typedef struct {
+    uint64_t lane;        /* 0 for ops matched by order; else a hash of the tag (and of the pair, for send/recv) */
+    uint32_t boundary;    /* how many times advance() had been called */
+    uint32_t seq;         /* how many ops of this lane came before it since that boundary */
+} pccl_op_name;
+
+/* The coordinator's verdict on an op that was pending when the epochs froze. Ops it does not name start again. */
+typedef struct {
+    pccl_op_name name;
+    int32_t status;       /* PCCL_OK: committed; else the error it ends with */
+} pccl_verdict;
+
+/* An epoch. Copied, with its arrays. */
+typedef struct {
+    uint32_t size;
+    uint32_t epoch;
+    uint32_t from_boundary;        /* ops of boundaries >= this run in it */
+    uint32_t change;               /* nonzero: ends the freeze of that number and every earlier epoch;
+                                      0: a growth, earlier epochs go on for ops of earlier boundaries */
+    uint32_t member_count;
+    const pccl_member *members;
+    uint32_t verdict_count;
+    const pccl_verdict *verdicts;
+    uint32_t streams;              /* TCP connections per link */
+    uint32_t segment_bytes;        /* multiple of 64, at most 1 MiB */
+    uint64_t mesh_bytes_max;       /* all-reduces of at most so many bytes use the mesh, larger ones the ring */
+} pccl_epoch;
+
+/* An op. Copied; `in` and `out` are borrowed until the op's PCCL_EVENT_OP event. */
+typedef struct {
+    uint32_t size;
+    uint8_t kind;                  /* pccl_kind */
+    uint8_t dtype;                 /* pccl_dtype */
+    uint8_t redop;                 /* pccl_redop; 0 for kinds that do not reduce */
+    uint8_t algorithm;             /* pccl_algorithm */
+    uint8_t raise_on_loss;         /* 1: end with PCCL_EPEER when a participant is lost; 0: retry with the survivors */
+    pccl_op_name name;
+    uint32_t shape;                /* hash of the dimensions: compared between peers, not interpreted */
+    uint64_t count;                /* elements, as said at pccl_kind */
+    const void *in;
+    void *out;
+    pccl_peer_id root;             /* broadcast: source; send_recv: sender */
+    pccl_peer_id target;           /* send_recv: receiver */
+    uint32_t origin_count;         /* all_to_all: rows of in and out */
+    const pccl_peer_id *origin;    /* all_to_all: for whom each row of in is; copied */
+    uint64_t deadline_ns;          /* on the engine's clock; 0: none */
+    uint64_t token;                /* given back in the event */
+} pccl_op_request;
+
+typedef enum {
+    PCCL_EVENT_OP = 1,         /* an op ended: token, status, epoch, retries, bytes, span */
+    PCCL_EVENT_LINK_UP = 2,    /* every stream-less link that got its first stream: peer */
+    PCCL_EVENT_LINK_DOWN = 3,  /* a link lost its last stream: peer, cause, sys_errno; it is being re-dialled */
+    PCCL_EVENT_FROZEN = 4,     /* pccl_engine_freeze is done: token = change; call pccl_engine_frozen */
+    PCCL_EVENT_MISMATCH = 5,   /* a peer's description of an op differs: token, peer, desc, shape (theirs) */
+    PCCL_EVENT_OVERDUE = 6,    /* an op passed its deadline: token, peer (one that is being waited for) */
+    PCCL_EVENT_REFUSED = 7     /* a stream was refused: cause PCCL_EAUTH or PCCL_EPROTO; peer if known */
+} pccl_event_kind;
+
+/* Why a link went down (pccl_event.cause of PCCL_EVENT_LINK_DOWN). */
+typedef enum {
+    PCCL_CAUSE_NONE = 0,
+    PCCL_CAUSE_EOF = 1,        /* the other side closed */
+    PCCL_CAUSE_RESET = 2,      /* connection reset, broken pipe, ... : sys_errno */
+    PCCL_CAUSE_REFUSED = 3,    /* nobody listens at its address any more */
+    PCCL_CAUSE_SILENT = 4,     /* nothing arrived for silence_ns */
+    PCCL_CAUSE_PROTOCOL = 5,   /* malformed or corrupted frames */
+    PCCL_CAUSE_UNREACHABLE = 6 /* could not be dialled: sys_errno */
+} pccl_cause;
+
+typedef struct {
+    uint32_t kind;             /* pccl_event_kind */
+    int32_t status;            /* pccl_err */
+    uint64_t token;
+    uint32_t epoch;            /* of an op: the epoch in which it ended */
+    uint32_t retries;          /* how often it was started again */
+    pccl_peer_id peer;
+    int32_t cause;
+    int32_t sys_errno;
+    uint64_t desc;             /* packed description, see pccl_desc_text */
+    uint32_t shape;
+    uint32_t member_count;     /* of an op: how many peers took part */
+    uint64_t span_offset;      /* reduce_scatter: first element of this peer's span */
+    uint64_t span_count;
+    uint64_t sent_bytes;
+    uint64_t received_bytes;
+    uint64_t duration_ns;      /* from start to end, waiting included */
+} pccl_event;
+
+/* A pending op, as reported when the epochs froze. */
+typedef struct {
+    pccl_op_name name;
+    uint64_t token;
+    uint8_t finished;          /* 1: this peer holds the whole result */
+} pccl_op_state;
+
+/* How many ops of a lane this peer has called since its current boundary. */
+typedef struct {
+    uint64_t lane;
+    uint32_t posted;
+} pccl_lane_state;
+
+typedef struct {
+    uint32_t size;
+    uint32_t links;            /* links with at least one stream */
+    uint32_t streams;
+    uint32_t ops_pending;
+    uint64_t ops_committed;
+    uint64_t ops_failed;
+    uint64_t ops_retried;
+    uint64_t sent_bytes;       /* payload and headers, sent again included */
+    uint64_t received_bytes;
+    uint64_t frames_resent;
+    uint64_t frames_duplicate;
+    uint64_t frames_stale;     /* of dead epochs and ended ops, dropped */
+    uint64_t frames_corrupt;
+    uint64_t parked_bytes;
+    uint64_t pool_bytes;       /* scratch and backup memory held */
+} pccl_stats;
+
+typedef struct {
+    pccl_peer_id peer;
+    uint32_t streams;
+    uint32_t rtt_us;           /* smoothed, over the link's pings; 0: not yet known */
+    uint64_t sent_bytes;
+    uint64_t received_bytes;
+    uint64_t unacked_frames;
+} pccl_link_stats;
+
+/* -- life ---------------------------------------------------------------------------------------------------- */
+
+/* Makes an engine and starts listening. Errors: PCCL_EINVAL (names a bad field by pccl_last_error), PCCL_EIO, PCCL_ENOMEM. */
+pccl_err pccl_engine_new(const pccl_config *config, pccl_engine **engine_p);
+/* Starts the engine's thread. Not for engines that are driven by pccl_engine_step. */
+pccl_err pccl_engine_start(pccl_engine *engine);
+/* Asks the thread to end: no new work; every pending op ends with PCCL_ECLOSED, inputs restored; sockets close.
+ * Returns at once. Idempotent. */
+void pccl_engine_close(pccl_engine *engine);
+/* 1 once the thread has ended (or none was started), 0 while it runs. */
+int pccl_engine_closed(pccl_engine *engine);
+/* Frees. Only after pccl_engine_closed() gave 1. */
+void pccl_engine_free(pccl_engine *engine);
+/* One turn of a passive engine at virtual or real time now_ns. Returns the time at which it wants the next turn
+ * if nothing arrives before, UINT64_MAX for never. */
+uint64_t pccl_engine_step(pccl_engine *engine, uint64_t now_ns);
+/* Monotonic nanoseconds, the clock of deadlines of engines with a thread. */
+uint64_t pccl_now_ns(void);
+
+/* -- facts --------------------------------------------------------------------------------------------------- */
+
+/* TCP port (or simulator node) that the engine listens at. */
+int pccl_engine_port(pccl_engine *engine);
+/* Becomes readable when there are events. Owned by the engine. */
+int pccl_engine_event_fd(pccl_engine *engine);
+/* Takes up to cap events; returns how many. Clears the descriptor when the queue runs empty. */
+int pccl_engine_events(pccl_engine *engine, pccl_event *events, int cap);
+void pccl_engine_stats(pccl_engine *engine, pccl_stats *stats);
+/* Fills up to cap entries; returns the number of links (which may exceed cap). */
+int pccl_engine_links(pccl_engine *engine, pccl_link_stats *links, int cap);
+/* Writes the name of a packed description ("all_reduce sum float32 x 1024 mesh") into text; returns its length. */
+int pccl_desc_text(uint64_t desc, char *text, int cap);
+const char *pccl_err_name(int err);
+/* What went wrong in the calling thread's last failed call, for people. Never NULL. */
+const char *pccl_last_error(void);
+/* "avx512", "avx2", "neon" or "scalar": the kernels in use. */
+const char *pccl_kernels(void);
+/* Version of the wire format. */
+int pccl_wire_version(void);
+
+/* -- commands ------------------------------------------------------------------------------------------------ */
+
+/* Starts an op (queued until an epoch for its boundary is configured). Errors: PCCL_EINVAL, PCCL_ENOMEM, PCCL_ECLOSED;
+ * after an error nothing is borrowed and no event will come. */
+pccl_err pccl_engine_submit(pccl_engine *engine, const pccl_op_request *request);
+/* Tells the engine that this peer has reached a boundary: lanes of earlier ones are forgotten. */
+pccl_err pccl_engine_advance(pccl_engine *engine, uint32_t boundary);
+/* Opens links ahead of an epoch that will need them. */
+pccl_err pccl_engine_prepare(pccl_engine *engine, const pccl_member *members, uint32_t member_count, uint32_t streams);
+/* Stops all epochs: no op finishes or commits, nothing of theirs is accepted. PCCL_EVENT_FROZEN follows. */
+pccl_err pccl_engine_freeze(pccl_engine *engine, uint32_t change);
+/* After PCCL_EVENT_FROZEN: the pending ops and the lanes at the moment of the freeze. Each count in: capacity, out: needed. */
+pccl_err pccl_engine_frozen(pccl_engine *engine, pccl_op_state *ops, uint32_t *op_count,
+                            pccl_lane_state *lanes, uint32_t *lane_count);
+/* Installs an epoch; see pccl_epoch. Links to peers of no live epoch are closed. */
+pccl_err pccl_engine_configure(pccl_engine *engine, const pccl_epoch *epoch);
+/* Ends every pending op with `status`, inputs restored (eviction, coordinator lost). */
+pccl_err pccl_engine_fail_all(pccl_engine *engine, int status);
+/* Ends one pending op with `status`, its input restored, without asking anybody: its outcome on other peers is unknown. */
+pccl_err pccl_engine_abandon(pccl_engine *engine, uint64_t token, int status);
+/* Fault injection: kills one stream of the link to a peer (index modulo the number of its streams). */
+pccl_err pccl_engine_kill_stream(pccl_engine *engine, const pccl_peer_id *peer, uint32_t index);
+
+/* -- kernels, for tests and benchmarks of the border ------------------------------------------------------------ */
+
+/* dst[i] = op over srcs[0][i], srcs[1][i], ... in that order; see csrc/reduce.h. isa NULL: the best one.
+ * PCCL_EINVAL: unknown isa, dtype or op, or an avg of integers. */
+pccl_err pccl_reduce(const char *isa, int dtype, int redop, void *dst, const void *const *srcs, uint32_t src_count,
+                     uint64_t count, uint32_t divisor);
+uint32_t pccl_crc32c(uint32_t crc, const void *data, uint64_t bytes);
+void pccl_hmac_sha256(const uint8_t *key, uint64_t key_bytes, const uint8_t *data, uint64_t bytes, uint8_t mac[32]);
+
+/* -- the simulated network (transport "sim") --------------------------------------------------------------------- */
+
+/* One direction between two nodes. */
+typedef struct {
+    uint64_t delay_ns;
+    uint64_t jitter_ns;         /* uniform, per write; streams are independent, so segments of a link reorder */
+    uint64_t bytes_per_s;       /* 0: no limit */
+    uint32_t reset_ppm;         /* chance, per write, that the stream is reset instead */
+    uint32_t corrupt_ppm;       /* chance, per write, that one byte is changed */
+    uint32_t duplicate_ppm;     /* chance, per write, that its bytes arrive twice */
+    uint8_t cut;                /* 1: nothing passes; bytes wait and go on when healed, dials time out */
+} pccl_sim_path;
+
+pccl_err pccl_sim_new(uint64_t seed, pccl_sim **sim_p);
+void pccl_sim_free(pccl_sim *sim);
+/* Sets the direction from -> to; nodes are small integers ("sim:3" listens at node 3). */
+pccl_err pccl_sim_set_path(pccl_sim *sim, uint32_t from, uint32_t to, const pccl_sim_path *path);
+/* The process at the node is gone: its streams are reset at the others after the path's delay, dials are refused. */
+pccl_err pccl_sim_crash(pccl_sim *sim, uint32_t node);
+/* Resets one live stream between two nodes (index modulo their number); PCCL_EAGAIN if there is none. */
+pccl_err pccl_sim_reset(pccl_sim *sim, uint32_t a, uint32_t b, uint32_t index);
+/* Time of the next delivery, UINT64_MAX for none. */
+uint64_t pccl_sim_next(pccl_sim *sim);
+/* Delivers everything due by now_ns; returns the number of deliveries. */
+uint32_t pccl_sim_advance(pccl_sim *sim, uint64_t now_ns);
+/* Running digest of every delivery: two runs of a seed must agree. */
+uint64_t pccl_sim_digest(pccl_sim *sim);

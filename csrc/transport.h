@@ -1,0 +1,71 @@
+/* transport.h - what moves bytes: the contract between the engine and transports/.
+ *
+ * A transport gives non-blocking, ordered, reliable byte streams between addresses, and tells which of them are
+ * ready. The engine knows no other thing about it; csrc/ names no transport except by the string in pccl_config
+ * (transport_find). All functions except wake are called on the engine's thread only; none blocks, except poll for
+ * at most its time-out.
+ *
+ * Readiness is level-triggered against the interest set with want: poll reports a stream as readable while bytes, the
+ * end or an error wait to be read, and as writable while it would take bytes. A dialled stream first becomes writable
+ * when it is connected, or readable|writable when the dial failed: the next readv or writev then gives the error.
+ *
+ * Ends: close() is idempotent per stream, frees it, never blocks, and poll never reports a closed stream again, not
+ * even from a batch that poll has already begun to return. */
+#ifndef PCCL_TRANSPORT_H
+#define PCCL_TRANSPORT_H
+
+#include <sys/uio.h>
+
+#include "include/pccl.h"
+
+struct transport;
+struct stream;
+
+enum { TRANSPORT_READ = 1, TRANSPORT_WRITE = 2, TRANSPORT_ACCEPT = 4, TRANSPORT_WAKE = 8 };
+
+struct transport_ready {
+    struct stream *stream;     /* NULL for ACCEPT (call accept until EAGAIN) and for WAKE */
+    unsigned what;             /* TRANSPORT_* */
+};
+
+struct stream_info {
+    uint64_t rtt_us;           /* the transport's own estimate; 0: none */
+    uint64_t unsent_bytes;     /* taken from us, not yet given to the network */
+    char remote[80];           /* "host:port" */
+};
+
+struct transport_ops {
+    const char *scheme;
+    /* Makes a transport and listens at config->listen. On failure *sys_errno_p says why. */
+    pccl_err (*open)(const pccl_config *config, struct transport **transport_p, int *sys_errno_p);
+    void (*close)(struct transport *t);                  /* every stream must have been closed */
+    int (*port)(const struct transport *t);
+    /* Begins to connect. PCCL_EIO at once, with *sys_errno_p, is as good as an error at the first readiness. */
+    pccl_err (*dial)(struct transport *t, const char *address, struct stream **stream_p, int *sys_errno_p);
+    /* PCCL_OK with a stream, or PCCL_EAGAIN. Errors of single connections are swallowed (counted by nobody). */
+    pccl_err (*accept)(struct transport *t, struct stream **stream_p);
+    /* > 0 bytes moved; 0: end of stream (readv only); -errno: -EAGAIN, or the stream is dead. */
+    ssize_t (*readv)(struct stream *s, const struct iovec *iov, int iov_count);
+    ssize_t (*writev)(struct stream *s, const struct iovec *iov, int iov_count);
+    void (*want)(struct stream *s, unsigned interest);   /* TRANSPORT_READ | TRANSPORT_WRITE; a new stream wants READ */
+    void (*stream_close)(struct stream *s, int abort);   /* abort 1: reset if the transport can; 0: flush in the background */
+    void (*info)(const struct stream *s, struct stream_info *info_p);
+    /* Waits at most timeout_ns (0: not at all; UINT64_MAX: for ever) for readiness; fills at most cap entries. */
+    int (*poll)(struct transport *t, uint64_t timeout_ns, struct transport_ready *ready, int cap);
+    void (*wake)(struct transport *t);                   /* any thread: makes the current or next poll return WAKE */
+};
+
+/* Every object of a transport starts with these, so that the engine can hold its own pointer on it. */
+struct transport {
+    const struct transport_ops *ops;
+};
+
+struct stream {
+    const struct transport_ops *ops;
+    void *user;                /* the engine's; NULL in a new stream */
+};
+
+/* "tcp", "sim", "faulty+tcp", "faulty+sim"; NULL if unknown. */
+const struct transport_ops *transport_find(const char *scheme);
+
+#endif
