@@ -1,0 +1,89 @@
+# Everything a newcomer or CI needs. Wants: Linux, Python >= 3.10 with its headers and venv module, gcc, make.
+#
+#   make demo     build, then watch four peers reduce while one is killed and one joins
+#   make test     build, then every test
+#
+# The rest: venv bench sim examples test-c test-py lint dist clean. Nothing is installed outside this directory.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SEEDS  ?= 2000
+
+# The C tests run as they ship, then under the address/undefined and the thread sanitizers.
+SANITIZERS ?= none address thread
+
+SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \
+	$(wildcard bindings/*.py csrc/*.[ch] csrc/include/*.h transports/*.[ch]) \
+	$(shell find pccl -name '*.py' 2>/dev/null)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help venv test test-c test-py examples demo bench sim lint dist clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# -- environment -------------------------------------------------------------------------------------------------
+
+venv: $(VENV)/.installed
+
+define CHECK_HOST
+import importlib.util, os, shutil, sys, sysconfig
+wrong = []
+if sys.version_info < (3, 10):
+    wrong.append("Python >= 3.10 is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")
+if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
+    wrong.append("this Python has no ensurepip, so it cannot make a virtual environment; on Debian: apt install python3-venv")
+if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
+    wrong.append("the headers of Python are missing; on Debian: apt install python3-dev")
+if not (shutil.which("gcc") or shutil.which("cc")):
+    wrong.append("no C compiler; on Debian: apt install gcc")
+sys.exit("\n".join("pccl: " + line for line in wrong) or 0)
+endef
+export CHECK_HOST
+
+# pip, build tools, torch and test tools: again only when their lists change.
+$(VENV)/.base: requirements/dev.txt
+	@$(PYTHON) -c "$$CHECK_HOST"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements/dev.txt
+	@touch $@
+
+# pccl itself, from its wheel, as users get it: again whenever a source changes.
+$(VENV)/.installed: $(VENV)/.base $(SOURCES)
+	rm -rf build/lib* build/bdist* build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m pip install --quiet build/wheel/pccl-*.whl
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall build/wheel/pccl-*.whl
+	@touch $@
+
+# -- tests -------------------------------------------------------------------------------------------------------
+
+test: venv
+	$(MAKE) test-c
+	$(MAKE) examples
+	$(MAKE) test-py
+
+test-c:
+	set -e; for san in $(SANITIZERS); do $(MAKE) --no-print-directory -C csrc test SAN=$$san; done
+
+test-py: venv
+	$(BIN)/pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	if [ -f csrc/Makefile ]; then $(MAKE) -C csrc clean; fi
+
+# The archive for others, checked by installing it somewhere else.
+dist: venv
+	rm -rf dist build/sdist-check
+	$(BIN)/python setup.py --quiet sdist
+	$(PYTHON) -m venv build/sdist-check
+	build/sdist-check/bin/python -m pip install --quiet dist/pccl-*.tar.gz
+	cd build && sdist-check/bin/pccl version
