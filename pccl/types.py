@@ -1,0 +1,204 @@
+"""types.py - the plain values that cross the package's inner borders: engine, session, control, communicator.
+
+Decides nothing. Numbers that the C API also knows (`Status`, `EventKind`, `Cause`) must equal those of
+`csrc/include/pccl_api.h`. Peer ids are 16 random bytes everywhere; `short_id` is how people see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+PEER_ID_BYTES = 16
+ADDRESS_BYTES_MAX = 79
+
+
+class Status(IntEnum):
+    """pccl_err. CANCELLED exists in verdicts only: the engine passes a verdict's status on as it is."""
+
+    OK = 0
+    EINVAL = 1
+    ENOMEM = 2
+    EAGAIN = 3
+    EIO = 4
+    EPROTO = 5
+    EAUTH = 6
+    EMISMATCH = 7
+    EPEER = 8
+    EFEW = 9
+    ETIMEOUT = 10
+    ECLOSED = 11
+    EEVICTED = 12
+    ELOST = 13
+    ECANCELLED = 14
+
+
+class EventKind(IntEnum):
+    """pccl_event_kind."""
+
+    OP = 1
+    LINK_UP = 2
+    LINK_DOWN = 3
+    FROZEN = 4
+    MISMATCH = 5
+    OVERDUE = 6
+    REFUSED = 7
+
+
+class Cause(IntEnum):
+    """pccl_cause: why a link went down."""
+
+    NONE = 0
+    EOF = 1
+    RESET = 2
+    REFUSED = 3
+    SILENT = 4
+    PROTOCOL = 5
+    UNREACHABLE = 6
+
+
+class OpName(NamedTuple):
+    """The name of an op within a group: the same on every peer, kept when the op is retried."""
+
+    boundary: int
+    lane: int
+    seq: int
+
+
+@dataclass(slots=True, frozen=True)
+class OpState:
+    """A pending op at the moment of a freeze. `finished`: this peer holds the whole result."""
+
+    name: OpName
+    token: int
+    finished: bool
+
+
+@dataclass(slots=True, frozen=True)
+class OpInfo:
+    """What the communicator knows about a pending op.
+
+    `what` is the op in words. `needs`: the peers it cannot do without (root of a broadcast, both of a send/recv).
+    `pair`: only the peers in `needs` take part.
+    """
+
+    what: str
+    needs: tuple[bytes, ...]
+    pair: bool
+    name: OpName
+
+
+@dataclass(slots=True, frozen=True)
+class MemberConfig:
+    """One member of an epoch as the engine wants it (pccl_member). `dial`: this side dials. `address` is "" for self."""
+
+    id: bytes
+    since: int
+    dial: bool
+    address: str
+
+
+@dataclass(slots=True, frozen=True)
+class EpochConfig:
+    """An epoch as the engine wants it (pccl_epoch). Rank = position in `members`; verdicts: (op, Status)."""
+
+    epoch: int
+    from_boundary: int
+    change: int
+    members: list[MemberConfig]
+    verdicts: list[tuple[OpName, int]]
+    streams: int
+    segment_bytes: int
+    mesh_bytes_max: int
+
+
+@dataclass(slots=True, frozen=True)
+class Event:
+    """pccl_event. Fields that a kind does not use are 0 (or 16 zero bytes for `peer`)."""
+
+    kind: int
+    status: int = 0
+    token: int = 0
+    epoch: int = 0
+    retries: int = 0
+    peer: bytes = bytes(PEER_ID_BYTES)
+    cause: int = 0
+    sys_errno: int = 0
+    desc: int = 0
+    shape: int = 0
+    member_count: int = 0
+    span_offset: int = 0
+    span_count: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    duration_ns: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class MemberInfo:
+    """One member of an epoch as users see it. It takes part in ops of boundaries >= `since`."""
+
+    id: bytes
+    since: int
+    address: str
+    host: str
+
+
+@dataclass(slots=True, frozen=True)
+class EpochView:
+    """An epoch as users see it. `paused`: it has fewer members than the run asks for and runs no ops."""
+
+    epoch: int
+    from_boundary: int
+    members: tuple[MemberInfo, ...]
+    paused: bool
+
+    def participants(self, boundary: int) -> tuple[bytes, ...]:
+        """The peers that take part in ops of `boundary`, in the order of their ranks."""
+        return tuple(member.id for member in self.members if member.since <= boundary)
+
+
+class Engine(Protocol):
+    """What the control plane needs of the engine. Every call returns at once; all may come from any thread."""
+
+    port: int
+    event_fd: int
+
+    def prepare(self, members: Sequence[MemberConfig], streams: int) -> None:
+        """Opens links ahead of an epoch that will need them."""
+
+    def freeze(self, change: int) -> None:
+        """Stops all epochs; a FROZEN event with token == change follows, also when frozen already."""
+
+    def frozen(self) -> tuple[list[OpState], dict[int, int]]:
+        """After FROZEN: the pending ops, and per lane how many were posted since the boundary, as of the freeze."""
+
+    def configure(self, config: EpochConfig) -> None:
+        """Installs an epoch. Verdicts on ops this engine does not have are ignored."""
+
+    def advance(self, boundary: int) -> None:
+        """This peer has reached a boundary."""
+
+    def fail_all(self, status: int) -> None:
+        """Ends every pending op."""
+
+    def abandon(self, token: int, status: int) -> None:
+        """Ends one pending op without asking anybody."""
+
+    def events(self) -> list[Event]:
+        """Takes all waiting events."""
+
+    def desc_text(self, desc: int) -> str:
+        """A packed description in words."""
+
+
+def short_id(peer: bytes) -> str:
+    """The first 8 hex digits: enough to tell peers apart in a log."""
+    return peer[:4].hex()
+
+
+def dials(own: bytes, other: bytes) -> bool:
+    """Who dials: the smaller id of the two."""
+    return own < other
