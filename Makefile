@@ -10,8 +10,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 2000
 
-# The C tests run as they ship, then under the address/undefined and the thread sanitizers.
-SANITIZERS ?= none address thread
+# The C tests run as they ship, then under the address and undefined-behaviour, then under the thread sanitizer.
+VARIANTS ?= release asan tsan
 
 SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \
 	$(wildcard bindings/*.py csrc/*.[ch] csrc/include/*.h transports/*.[ch]) \
@@ -67,7 +67,8 @@ test: venv
 	$(MAKE) test-py
 
 test-c:
-	set -e; for san in $(SANITIZERS); do $(MAKE) --no-print-directory -C csrc test SAN=$$san; done
+	@set -e; for variant in $(VARIANTS); do echo "== C tests, $$variant"; \
+	    $(MAKE) --silent -C csrc test SAN=$${variant#release}; done
 
 test-py: venv
 	$(BIN)/pytest

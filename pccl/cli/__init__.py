@@ -1,0 +1,56 @@
+"""The command line: ``pccl coordinator | launch | status | bench | simulate | version``.
+
+Each command lives in a file of its own and is imported only when it is called, so that ``pccl --help`` is quick and a
+command does not need the dependencies of another.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+COMMANDS = {
+    "bench": "Measure collectives on this machine, against gloo if asked.",
+    "coordinator": "Serve a run: membership, order and topology.",
+    "launch": "Run a script as several local peers of a new run.",
+    "simulate": "Run many seeds of the simulator and check every promise.",
+    "status": "Show who is in a run and what happened to it.",
+    "version": "Show the versions of the package, the wire and the kernels.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules of this package, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"pccl.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of --help, written without importing any command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+
+def print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Callback of --version."""
+    if value and not ctx.resilient_parsing:
+        from pccl.cli.version import version_text
+
+        click.echo(version_text())
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version, help="Show versions."
+)
+def main() -> None:
+    """Collectives for machines that are far apart and come and go."""
