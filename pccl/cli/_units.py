@@ -1,0 +1,72 @@
+"""Sizes and durations as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+FACTORS = {
+    "": 1,
+    "b": 1,
+    "k": 1 << 10,
+    "kib": 1 << 10,
+    "kb": 1000,
+    "m": 1 << 20,
+    "mib": 1 << 20,
+    "mb": 10**6,
+    "g": 1 << 30,
+    "gib": 1 << 30,
+    "gb": 10**9,
+}
+
+
+def parse_bytes(text: str) -> int:
+    """ "64MiB" -> 67108864; "64MB" -> 64000000; "512" -> 512."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].lower() not in FACTORS:
+        raise ValueError(f"{text!r} is not a size; write 512, 64KiB, 1MiB, 1GB")
+    return int(float(match[1]) * FACTORS[match[2].lower()])
+
+
+def format_bytes(count: float) -> str:
+    """67108864 -> "64 MiB"."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count:.4g} B"
+
+
+def format_ms(ms: float | None) -> str:
+    """Milliseconds with the digits that mean something; "-" for none."""
+    if ms is None:
+        return "-"
+    return f"{ms:.3f}" if ms < 1 else f"{ms:.2f}" if ms < 100 else f"{ms:.0f}"
+
+
+def format_age(seconds: float) -> str:
+    """0.02 -> "20 ms"; 75 -> "1 min 15 s"."""
+    if seconds < 1:
+        return f"{max(seconds, 0.0) * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+class ListOf(click.ParamType):
+    """A comma-separated list of sizes or positive integers."""
+
+    def __init__(self, kind: str) -> None:
+        self.name = kind
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        parts = str(value).split(",")
+        try:
+            numbers = [parse_bytes(part) if self.name == "sizes" else int(part) for part in parts]
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if min(numbers) < 1:
+            self.fail("every number must be positive", param, ctx)
+        return numbers
