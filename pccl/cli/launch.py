@@ -157,7 +157,8 @@ class Launch:
 
 def run_boundary(coordinator: Coordinator) -> int:
     """The furthest boundary that a member of the run has reported."""
-    return max((peer.boundary for peer in coordinator.status().peers), default=0)
+    groups = coordinator.status().groups
+    return max((member.boundary for group in groups for member in group.members), default=0)
 
 
 def describe_end(process: Process) -> str:

@@ -1,0 +1,192 @@
+"""``pccl status``: asks a coordinator who is in its run, how each peer does, and what happened why."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import zmq
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from pccl import messages
+from pccl.cli._run_options import read_secret, run_option, secret_file_option
+from pccl.cli._units import format_age, format_bytes
+from pccl.config import endpoint_of
+from pccl.errors import ProtocolError
+from pccl.keys import as_secret, run_keys
+from pccl.types import short_id
+
+LOG_LINES = 12
+ASK_AGAIN_S = 1.0
+
+
+class Asker:
+    """One connection to a coordinator, used for one question after another."""
+
+    def __init__(self, address: str, run: str, secret: str) -> None:
+        keys = run_keys(as_secret(secret), run)
+        self.address, self.run = address, run
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.IPV6, 1)
+        self.socket.setsockopt(zmq.ROUTING_ID, b"\x01" + os.urandom(15))
+        self.socket.setsockopt(zmq.CURVE_SERVERKEY, keys.coordinator.public)
+        self.socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.peer.public)
+        self.socket.setsockopt(zmq.CURVE_SECRETKEY, keys.peer.secret)
+        self.socket.connect(endpoint_of(address))
+
+    def ask(self, timeout_s: float) -> messages.Status:
+        """The newest status. ClickException if nobody answers in time."""
+        deadline = time.monotonic() + timeout_s
+        request = messages.encode(messages.StatusRequest(messages.VERSION, self.run))
+        while (left := deadline - time.monotonic()) > 0:
+            self.socket.send(request)
+            if not self.socket.poll(int(min(left, ASK_AGAIN_S) * 1000)):
+                continue
+            answer = self.receive()
+            if isinstance(answer, messages.Status):
+                return answer
+            if isinstance(answer, messages.Refused):
+                raise click.ClickException(f"the coordinator refused: {answer.reason}")
+        raise click.ClickException(
+            f"no answer from {self.address} within {timeout_s:g} s: nobody serves there, or with another run or secret"
+        )
+
+    def receive(self) -> messages.ToPeer:
+        try:
+            return messages.decode_at_peer(self.socket.recv())
+        except ProtocolError as error:
+            raise click.ClickException(
+                f"what answers at {self.address} is no coordinator of this version: {error}"
+            ) from None
+
+    def close(self) -> None:
+        self.socket.close()
+        self.context.term()
+
+
+@contextmanager
+def asking(address: str, run: str, secret: str) -> Iterator[Asker]:
+    """An Asker that is closed at the end."""
+    asker = Asker(address, run, secret)
+    try:
+        yield asker
+    finally:
+        asker.close()
+
+
+def plain(value: Any) -> Any:
+    """A message as what JSON knows: structs as objects, ids as hex."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return value
+
+
+def peer_table(group: messages.GroupStatus) -> Table:
+    """Members by rank, then who waits."""
+    plan = group.plan
+    planned = f", {plan.streams} streams, mesh up to {format_bytes(plan.mesh_bytes_max)}" if plan else ""
+    if plan and plan.mesh_bytes_max > 1 << 40:
+        planned = f", {plan.streams} streams, mesh"
+    paused = " [red]too few peers[/red]" if group.epoch > 0 and len(group.members) < group.min_peers else ""
+    table = Table(
+        title=f"group {group.group}: {group.state}, epoch {group.epoch} from boundary {group.from_boundary}, "
+        f"{len(group.members)} peers (at least {group.min_peers}){planned}{paused}",
+        title_justify="left",
+    )
+    for heading in ("rank", "peer", "host", "pid", "address", "since", "boundary", "ops/s", "MB/s", "heard"):
+        table.add_column(heading, justify="left" if heading in ("peer", "host", "address") else "right")
+    for peer in (*group.members, *group.waiting):
+        table.add_row(*peer_cells(peer))
+    return table
+
+
+def peer_cells(peer: messages.PeerStatus) -> list[str]:
+    heard = format_age(peer.heard_s) + " ago"
+    return [
+        str(peer.rank) if peer.rank >= 0 else "waits",
+        short_id(peer.peer),
+        escape(peer.host),
+        str(peer.pid),
+        escape(peer.address),
+        str(peer.since),
+        str(peer.boundary),
+        f"{peer.ops_per_s:,.1f}",
+        f"{peer.bytes_per_s / 1e6:,.1f}",
+        heard if peer.connected else f"[red]{heard}, disconnected[/red]",
+    ]
+
+
+def log_lines(group: messages.GroupStatus) -> Text:
+    """The newest decisions, the last one below."""
+    lines = []
+    for entry in sorted(group.log, key=lambda entry: entry.age_s, reverse=True)[-LOG_LINES:]:
+        who = f" {short_id(entry.peer)}" if entry.peer else ""
+        lines.append(f"{format_age(entry.age_s):>12} ago  epoch {entry.epoch}  {entry.what}{who}: {entry.reason}")
+    return Text("\n".join(lines))
+
+
+def page(status: messages.Status) -> Group:
+    """All of it for people."""
+    malformed = f", {status.malformed} malformed messages" if status.malformed else ""
+    head = Text(f"run {status.run}, coordinator up for {format_age(status.up_s)}{malformed}", style="bold")
+    parts: list[Any] = [head]
+    for group in status.groups:
+        parts += [peer_table(group), log_lines(group)]
+    if not status.groups:
+        parts.append(Text("nobody has joined"))
+    return Group(*parts)
+
+
+def watch(asker: Asker, interval_s: float, timeout_s: float) -> None:
+    """Until Ctrl-C."""
+    with Live(page(asker.ask(timeout_s)), refresh_per_second=8) as live:
+        while True:
+            time.sleep(interval_s)
+            live.update(page(asker.ask(timeout_s)))
+
+
+@click.command("status")
+@click.argument("address", envvar="PCCL_COORDINATOR")
+@run_option
+@secret_file_option
+@click.option("--watch", "keep", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds, of --watch.")
+@click.option("--timeout", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Seconds to wait.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def command(
+    address: str, run: str, secret_file: Path | None, keep: bool, interval: float, timeout: float, as_json: bool
+) -> None:
+    """Show who is in a run and what happened to it.
+
+    ADDRESS is the coordinator's, as tcp://host:29400; without it PCCL_COORDINATOR counts.
+    """
+    try:
+        endpoint_of(address)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    with asking(address, run, read_secret(secret_file)) as asker:
+        if keep and not as_json:
+            watch(asker, interval, timeout)
+            return
+        status = asker.ask(timeout)
+    if as_json:
+        click.echo(json.dumps(plain(status), indent=2))
+    else:
+        Console().print(page(status))
