@@ -73,6 +73,25 @@ test-c:
 test-py: venv
 	$(BIN)/pytest
 
+# Every numbered example once, as two local peers.
+examples: venv
+	@set -e; for script in $(wildcard examples/[0-9]*.py); do echo "== $$script"; $(BIN)/pccl launch -n 2 $$script; done
+
+# More seeds than the tests take: make sim SEEDS=10000
+sim: venv
+	$(BIN)/pccl simulate --seeds $(SEEDS)
+
+# -- to look at --------------------------------------------------------------------------------------------------
+
+demo: venv
+	$(BIN)/python examples/demo/run.py
+
+bench: venv
+	$(BIN)/pccl bench all-reduce --peers 2,4 --sizes 1KiB,64KiB,1MiB,16MiB,64MiB --vs gloo
+	$(BIN)/pccl bench all-reduce --peers 2,4 --sizes 1KiB --in-flight 64 --vs gloo
+
+# -- for maintainers -----------------------------------------------------------------------------------------------
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -1,0 +1,52 @@
+"""``pccl coordinator``: serves one run until Ctrl-C and shows every decision with its reason."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from pathlib import Path
+
+import click
+
+from pccl.cli._run_options import read_secret, run_option, secret_file_option
+
+
+def show_log() -> None:
+    """The coordinator's log on standard error, for people."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False, omit_repeated_times=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
+
+
+def wait_for_the_end() -> None:
+    """Until SIGINT or SIGTERM."""
+    end = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda number, frame: end.set())
+    end.wait()
+
+
+@click.command("coordinator")
+@click.option("--bind", default="tcp://[::]:29400", show_default=True, help="Where to listen; port 0: any free one.")
+@run_option
+@click.option("--min-peers", type=click.IntRange(1), default=1, show_default=True, help="Fewest peers that run ops.")
+@click.option("--lease", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Seconds of silence.")
+@secret_file_option
+def command(bind: str, run: str, min_peers: int, lease: float, secret_file: Path | None) -> None:
+    """Serve a run: membership, order and topology.
+
+    Peers that were silent for longer than the lease are out. The run's secret is read from PCCL_SECRET or --secret-file.
+    """
+    from pccl.coordinator.server import Coordinator
+
+    show_log()
+    coordinator = Coordinator(bind=bind, run=run, secret=read_secret(secret_file), min_peers=min_peers, lease_s=lease)
+    coordinator.start()
+    try:
+        click.echo(f"run {run!r} at {coordinator.address}, at least {min_peers} peers; Ctrl-C ends it")
+        wait_for_the_end()
+    finally:
+        coordinator.close()
