@@ -6,8 +6,8 @@
  *   table    8 bytes per step through 8 tables ("slicing"), for any machine
  *   sse42,   the CPU's crc instruction on three lanes at once, because its result takes three cycles to arrive;
  *   arm      lanes are joined by a table that moves a register over one lane of zeros
- *   vpclmul  the message is folded onto its own end, a vector at a time, by carry-less multiplications with powers of x;
- *            16 bytes remain, which the crc instruction finishes
+ *   vpclmul  the message is folded onto its own end, 64 bytes at a time, by carry-less multiplications with powers of
+ *            x; 16 bytes remain, which the crc instruction finishes
  *
  * Folding by 16-byte vectors ("pclmul") is not among them: it multiplies twice per 16 bytes, and no CPU does that
  * faster than it does two crc instructions.
@@ -21,7 +21,6 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__) && defined(__linux__)
-#include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
 
@@ -48,7 +47,7 @@ static uint64_t load_u64(const uint8_t *p)
     return x;
 }
 
-/* -- polynomials, slowly ---------------------------------------------------------------------------------------------- */
+/* -- polynomials, slowly --------------------------------------------------------------------------------------- */
 
 static uint32_t times_x(uint32_t a)
 {
@@ -72,7 +71,7 @@ static uint32_t power_of_x(unsigned exponent)
     return power;
 }
 
-/* -- table ---------------------------------------------------------------------------------------------------------------- */
+/* -- table ----------------------------------------------------------------------------------------------------- */
 
 static void fill_tables(void)
 {
@@ -99,7 +98,7 @@ static uint32_t crc_table(uint32_t crc, const uint8_t *p, size_t bytes)
     return crc;
 }
 
-/* -- the CPU's instruction -------------------------------------------------------------------------------------------- */
+/* -- the CPU's instruction ------------------------------------------------------------------------------------- */
 
 #if defined(__x86_64__)
 
@@ -165,7 +164,7 @@ CRC_TARGET static uint32_t crc_instruction(uint32_t crc, const uint8_t *p, size_
 
 #endif
 
-/* -- carry-less multiplication ---------------------------------------------------------------------------------------- */
+/* -- carry-less multiplication --------------------------------------------------------------------------------- */
 
 #if defined(__x86_64__)
 
@@ -260,7 +259,7 @@ VPCLMUL_TARGET static uint32_t crc_vpclmul(uint32_t crc, const uint8_t *p, size_
 
 #endif
 
-/* -- the choice ------------------------------------------------------------------------------------------------------- */
+/* -- the choice ------------------------------------------------------------------------------------------------ */
 
 static int always_works(void)
 {

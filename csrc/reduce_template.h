@@ -23,14 +23,14 @@
 #define SIGN_F64 UINT64_C(0x8000000000000000)
 
 /* T: a vector of lanes. T_memory: the same anywhere in memory. T_pair: what a step works on. */
-#define VECTOR_TYPE(T, lane)                                                                    \
-    typedef lane T __attribute__((vector_size(ISA_VECTOR_BYTES)));                              \
+#define VECTOR_TYPE(T, lane)                                                                       \
+    typedef lane T __attribute__((vector_size(ISA_VECTOR_BYTES)));                                 \
     typedef lane T##_memory __attribute__((vector_size(ISA_VECTOR_BYTES), aligned(1), may_alias)); \
-    struct T##_pair {                                                                           \
-        T lo, hi;                                                                               \
-    };                                                                                          \
-    ISA_INLINE T T##_get(const uint8_t *p) { return *(const T##_memory *)p; }                   \
-    ISA_INLINE void T##_put(uint8_t *p, T x) { *(T##_memory *)p = x; }                          \
+    struct T##_pair {                                                                              \
+        T lo, hi;                                                                                  \
+    };                                                                                             \
+    ISA_INLINE T T##_get(const uint8_t *p) { return *(const T##_memory *)p; }                      \
+    ISA_INLINE void T##_put(uint8_t *p, T x) { *(T##_memory *)p = x; }                             \
     ISA_INLINE T T##_splat(lane x) { return (T){0} + x; }
 
 VECTOR_TYPE(u8, uint8_t)
@@ -44,19 +44,19 @@ VECTOR_TYPE(i64, int64_t)
 VECTOR_TYPE(f32, float)
 VECTOR_TYPE(f64, double)
 
-/* -- memory to registers and back ------------------------------------------------------------------------------- */
+/* -- memory to registers and back ------------------------------------------------------------------------------ */
 
 /* dtypes that are folded as they lie in memory */
-#define PLAIN_MEMORY(T)                                                               \
+#define PLAIN_MEMORY(T)                                                                 \
     enum { T##_step_bytes = 2 * ISA_VECTOR_BYTES, T##_lane_bytes = sizeof((T){0}[0]) }; \
-    ISA_INLINE struct T##_pair T##_load(const uint8_t *p)                             \
-    {                                                                                 \
-        return (struct T##_pair){T##_get(p), T##_get(p + ISA_VECTOR_BYTES)};          \
-    }                                                                                 \
-    ISA_INLINE void T##_store(uint8_t *p, struct T##_pair x)                          \
-    {                                                                                 \
-        T##_put(p, x.lo);                                                             \
-        T##_put(p + ISA_VECTOR_BYTES, x.hi);                                          \
+    ISA_INLINE struct T##_pair T##_load(const uint8_t *p)                               \
+    {                                                                                   \
+        return (struct T##_pair){T##_get(p), T##_get(p + ISA_VECTOR_BYTES)};            \
+    }                                                                                   \
+    ISA_INLINE void T##_store(uint8_t *p, struct T##_pair x)                            \
+    {                                                                                   \
+        T##_put(p, x.lo);                                                               \
+        T##_put(p + ISA_VECTOR_BYTES, x.hi);                                            \
     }
 
 PLAIN_MEMORY(u8)
@@ -153,26 +153,26 @@ ISA_INLINE void f16_store(uint8_t *p, struct f32_pair x)
 
 #endif
 
-/* -- the ops, on vectors ------------------------------------------------------------------------------------------ */
+/* -- the ops, on vectors --------------------------------------------------------------------------------------- */
 
 /* min: where neither is below the other, the bits of both together are the right answer: equal values stay themselves,
  * -0 wins over +0, and NaN with anything is a NaN. max is min in the mirror. */
-#define FLOAT_OPS(T, U, nan, sign)                                                        \
-    ISA_INLINE T T##_sum(T a, T b) { return a + b; }                                      \
-    ISA_INLINE T T##_prod(T a, T b) { return a * b; }                                     \
-    ISA_INLINE T T##_min(T a, T b)                                                        \
-    {                                                                                     \
-        U x = (U)a, y = (U)b, below = (U)(a < b), above = (U)(b < a);                     \
-        return (T)((x & ~above) | (y & ~below));                                          \
-    }                                                                                     \
-    ISA_INLINE T T##_mirror(T a) { return (T)((U)a ^ (sign)); }                           \
+#define FLOAT_OPS(T, U, nan, sign)                                                               \
+    ISA_INLINE T T##_sum(T a, T b) { return a + b; }                                             \
+    ISA_INLINE T T##_prod(T a, T b) { return a * b; }                                            \
+    ISA_INLINE T T##_min(T a, T b)                                                               \
+    {                                                                                            \
+        U x = (U)a, y = (U)b, below = (U)(a < b), above = (U)(b < a);                            \
+        return (T)((x & ~above) | (y & ~below));                                                 \
+    }                                                                                            \
+    ISA_INLINE T T##_mirror(T a) { return (T)((U)a ^ (sign)); }                                  \
     ISA_INLINE T T##_max(T a, T b) { return T##_mirror(T##_min(T##_mirror(a), T##_mirror(b))); } \
-    /* what is left to do with a fold before it is stored */                              \
-    ISA_INLINE T T##_finish(T a, uint32_t divisor)                                        \
-    {                                                                                     \
-        (void)divisor;                                                                    \
-        U is_nan = (U)(a != a);                                                           \
-        return (T)(((U)a & ~is_nan) | (is_nan & (nan)));                                  \
+    /* what is left to do with a fold before it is stored */                                     \
+    ISA_INLINE T T##_finish(T a, uint32_t divisor)                                               \
+    {                                                                                            \
+        (void)divisor;                                                                           \
+        U is_nan = (U)(a != a);                                                                  \
+        return (T)(((U)a & ~is_nan) | (is_nan & (nan)));                                         \
     }
 
 FLOAT_OPS(f32, u32, NAN_F32, SIGN_F32)
@@ -187,29 +187,29 @@ ISA_INLINE f64 f64_finish_avg(f64 a, uint32_t divisor)
     return f64_finish(a / f64_splat((double)divisor), 0);
 }
 
-#define INTEGER_FINISH(T)                              \
-    ISA_INLINE T T##_finish(T a, uint32_t divisor)     \
-    {                                                  \
-        (void)divisor;                                 \
-        return a;                                      \
+#define INTEGER_FINISH(T)                          \
+    ISA_INLINE T T##_finish(T a, uint32_t divisor) \
+    {                                              \
+        (void)divisor;                             \
+        return a;                                  \
     }
 
-#define INTEGER_ORDER(T)                               \
-    INTEGER_FINISH(T)                                  \
-    ISA_INLINE T T##_min(T a, T b)                     \
-    {                                                  \
-        T below = (T)(a < b);                          \
-        return (a & below) | (b & ~below);             \
-    }                                                  \
-    ISA_INLINE T T##_max(T a, T b)                     \
-    {                                                  \
-        T above = (T)(a > b);                          \
-        return (a & above) | (b & ~above);             \
+#define INTEGER_ORDER(T)                   \
+    INTEGER_FINISH(T)                      \
+    ISA_INLINE T T##_min(T a, T b)         \
+    {                                      \
+        T below = (T)(a < b);              \
+        return (a & below) | (b & ~below); \
+    }                                      \
+    ISA_INLINE T T##_max(T a, T b)         \
+    {                                      \
+        T above = (T)(a > b);              \
+        return (a & above) | (b & ~above); \
     }
 
 /* On unsigned lanes, where wrapping is defined; the bits are those of the signed type too. */
-#define INTEGER_ARITHMETIC(T)                          \
-    ISA_INLINE T T##_sum(T a, T b) { return a + b; }   \
+#define INTEGER_ARITHMETIC(T)                        \
+    ISA_INLINE T T##_sum(T a, T b) { return a + b; } \
     ISA_INLINE T T##_prod(T a, T b) { return a * b; }
 
 INTEGER_ORDER(u8)
@@ -225,7 +225,7 @@ INTEGER_ARITHMETIC(u16)
 INTEGER_ARITHMETIC(u32)
 INTEGER_ARITHMETIC(u64)
 
-/* -- the walk ------------------------------------------------------------------------------------------------------- */
+/* -- the walk -------------------------------------------------------------------------------------------------- */
 
 /* Where a step of `bytes` reads its source: in place if the step is whole, else a copy in the pad, which has room to
  * read on. */
@@ -240,54 +240,54 @@ ISA_INLINE const uint8_t *step_source(const void *src, size_t at, size_t bytes, 
 
 /* Kernel of one memory format M that folds vectors T. All loads of a step come before its store: dst may be a source.
  * The step is inlined three times: whole steps of two sources, whole steps of any number, the rest. */
-#define KERNEL(M, T, op, fold, finish)                                                                         \
-    ISA_INLINE void M##_##op##_step(void *dst, const void *const *srcs, uint32_t src_count, size_t at, size_t bytes, \
-                                    uint32_t divisor)                                                          \
-    {                                                                                                          \
-        uint8_t pad[M##_step_bytes] = {0};                                                                     \
-        struct T##_pair acc = M##_load(step_source(srcs[0], at, bytes, M##_step_bytes, pad));                  \
-        for (uint32_t s = 1; s < src_count; s++) {                                                             \
-            struct T##_pair next = M##_load(step_source(srcs[s], at, bytes, M##_step_bytes, pad));             \
-            acc.lo = fold(acc.lo, next.lo);                                                                    \
-            acc.hi = fold(acc.hi, next.hi);                                                                    \
-        }                                                                                                      \
-        acc.lo = finish(acc.lo, divisor);                                                                      \
-        acc.hi = finish(acc.hi, divisor);                                                                      \
-        if (bytes == M##_step_bytes) {                                                                         \
-            M##_store((uint8_t *)dst + at, acc);                                                               \
-            return;                                                                                            \
-        }                                                                                                      \
-        M##_store(pad, acc);                                                                                   \
-        memcpy((uint8_t *)dst + at, pad, bytes);                                                               \
-    }                                                                                                          \
-    ISA_TARGET static void M##_##op##_kernel(void *dst, const void *const *srcs, uint32_t src_count, size_t count, \
-                                             uint32_t divisor)                                                 \
-    {                                                                                                          \
-        const size_t bytes = count * M##_lane_bytes, whole = bytes - bytes % M##_step_bytes;                   \
-        const void *const two[2] = {srcs[0], src_count == 2 ? srcs[1] : NULL};                                 \
-        if (src_count == 2)                                                                                    \
-            for (size_t at = 0; at < whole; at += M##_step_bytes)                                              \
-                M##_##op##_step(dst, two, 2, at, M##_step_bytes, divisor);                                     \
-        else                                                                                                   \
-            for (size_t at = 0; at < whole; at += M##_step_bytes)                                              \
-                M##_##op##_step(dst, srcs, src_count, at, M##_step_bytes, divisor);                            \
-        if (whole < bytes)                                                                                     \
-            M##_##op##_step(dst, srcs, src_count, whole, bytes - whole, divisor);                              \
+#define KERNEL(M, T, op, fold, finish)                                                                 \
+    ISA_INLINE void M##_##op##_step(void *dst, const void *const *srcs, uint32_t src_count, size_t at, \
+                                    size_t bytes, uint32_t divisor)                                    \
+    {                                                                                                  \
+        uint8_t pad[M##_step_bytes] = {0};                                                             \
+        struct T##_pair acc = M##_load(step_source(srcs[0], at, bytes, M##_step_bytes, pad));          \
+        for (uint32_t s = 1; s < src_count; s++) {                                                     \
+            struct T##_pair next = M##_load(step_source(srcs[s], at, bytes, M##_step_bytes, pad));     \
+            acc.lo = fold(acc.lo, next.lo);                                                            \
+            acc.hi = fold(acc.hi, next.hi);                                                            \
+        }                                                                                              \
+        acc.lo = finish(acc.lo, divisor);                                                              \
+        acc.hi = finish(acc.hi, divisor);                                                              \
+        if (bytes == M##_step_bytes) {                                                                 \
+            M##_store((uint8_t *)dst + at, acc);                                                       \
+            return;                                                                                    \
+        }                                                                                              \
+        M##_store(pad, acc);                                                                           \
+        memcpy((uint8_t *)dst + at, pad, bytes);                                                       \
+    }                                                                                                  \
+    ISA_TARGET static void M##_##op##_kernel(void *dst, const void *const *srcs, uint32_t src_count,   \
+                                             size_t count, uint32_t divisor)                           \
+    {                                                                                                  \
+        const size_t bytes = count * M##_lane_bytes, whole = bytes - bytes % M##_step_bytes;           \
+        const void *const two[2] = {srcs[0], src_count == 2 ? srcs[1] : NULL};                         \
+        if (src_count == 2)                                                                            \
+            for (size_t at = 0; at < whole; at += M##_step_bytes)                                      \
+                M##_##op##_step(dst, two, 2, at, M##_step_bytes, divisor);                             \
+        else                                                                                           \
+            for (size_t at = 0; at < whole; at += M##_step_bytes)                                      \
+                M##_##op##_step(dst, srcs, src_count, at, M##_step_bytes, divisor);                    \
+        if (whole < bytes)                                                                             \
+            M##_##op##_step(dst, srcs, src_count, whole, bytes - whole, divisor);                      \
     }
 
-#define FLOAT_KERNELS(M, T)                           \
-    KERNEL(M, T, sum, T##_sum, T##_finish)            \
-    KERNEL(M, T, avg, T##_sum, T##_finish_avg)        \
-    KERNEL(M, T, prod, T##_prod, T##_finish)          \
-    KERNEL(M, T, min, T##_min, T##_finish)            \
+#define FLOAT_KERNELS(M, T)                    \
+    KERNEL(M, T, sum, T##_sum, T##_finish)     \
+    KERNEL(M, T, avg, T##_sum, T##_finish_avg) \
+    KERNEL(M, T, prod, T##_prod, T##_finish)   \
+    KERNEL(M, T, min, T##_min, T##_finish)     \
     KERNEL(M, T, max, T##_max, T##_finish)
 
-#define ARITHMETIC_KERNELS(T)                         \
-    KERNEL(T, T, sum, T##_sum, T##_finish)            \
+#define ARITHMETIC_KERNELS(T)              \
+    KERNEL(T, T, sum, T##_sum, T##_finish) \
     KERNEL(T, T, prod, T##_prod, T##_finish)
 
-#define ORDER_KERNELS(T)                              \
-    KERNEL(T, T, min, T##_min, T##_finish)            \
+#define ORDER_KERNELS(T)                   \
+    KERNEL(T, T, min, T##_min, T##_finish) \
     KERNEL(T, T, max, T##_max, T##_finish)
 
 FLOAT_KERNELS(f64, f64)

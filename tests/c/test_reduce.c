@@ -13,7 +13,7 @@ enum { SOURCES_MAX = 5, COUNT_MAX = 4099, BUFFER_BYTES = COUNT_MAX * 8 + 256, GU
 static const char *const isas[] = {"scalar", "avx2", "avx512", "neon"};
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 
-/* -- the reference ---------------------------------------------------------------------------------------------- */
+/* -- the reference --------------------------------------------------------------------------------------------- */
 
 /* A binary floating format of at most 64 bits. */
 struct format {
@@ -147,7 +147,7 @@ static uint64_t expected(pccl_dtype dtype, pccl_redop op, const uint64_t *values
     return is_float(dtype) ? expected_float(dtype, op, values, n, divisor) : expected_integer(dtype, op, values, n);
 }
 
-/* -- one trial ---------------------------------------------------------------------------------------------------- */
+/* -- one trial ------------------------------------------------------------------------------------------------- */
 
 /* Buffers of one trial; dst is the last. */
 static uint8_t buffers[SOURCES_MAX + 1][BUFFER_BYTES];
@@ -239,7 +239,7 @@ static void for_each_kernel(trial_fn *run)
             }
 }
 
-/* -- tests ---------------------------------------------------------------------------------------------------------- */
+/* -- tests ----------------------------------------------------------------------------------------------------- */
 
 static void try_counts(struct trial *t)
 {
@@ -292,6 +292,30 @@ static void try_places(struct trial *t)
 TEST(alignments_and_aliases)
 {
     for_each_kernel(try_places);
+}
+
+/* Blocks of the exact size, for the address sanitizer: nothing is read or written behind an end. */
+static void try_exact_blocks(struct trial *t)
+{
+    for (size_t count = 1; count <= 70; count++) {
+        size_t bytes = count * dtype_bytes(t->dtype);
+        uint8_t *blocks[4];
+        for (size_t i = 0; i < 4; i++) {
+            blocks[i] = malloc(bytes);
+            memset(blocks[i], 1, bytes);
+        }
+        const void *srcs[3] = {blocks[0], blocks[1], blocks[2]};
+        for (uint32_t n = 1; n <= 3; n++)
+            reduce_kernel_isa(t->isa, t->dtype, t->op)(blocks[3], srcs, n, count, n);
+        CHECK_EQ_BYTES(blocks[0], srcs[1], bytes);
+        for (size_t i = 0; i < 4; i++)
+            free(blocks[i]);
+    }
+}
+
+TEST(exact_blocks)
+{
+    for_each_kernel(try_exact_blocks);
 }
 
 static uint64_t special_value(pccl_dtype dtype, size_t index)
@@ -375,9 +399,10 @@ static void try_half_pairs(struct trial *t)
     for (uint64_t first = 0; first < 65536; first += t->count) {
         for (size_t i = 0; i < t->count; i++) {
             uint64_t bits = first + i;
+            uint64_t other = test_random(&state);
             write_element(t->dtype, place(0, 0), i, bits);
             /* near the first in magnitude, so that sums do not just return one of the two */
-            write_element(t->dtype, place(1, 0), i, t->op == PCCL_SUM ? bits - test_random(&state) % 4096 : test_random(&state));
+            write_element(t->dtype, place(1, 0), i, t->op == PCCL_SUM ? bits - other % 4096 : other);
         }
         run_trial(t);
     }
