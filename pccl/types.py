@@ -92,7 +92,7 @@ class OpInfo:
 
 @dataclass(slots=True, frozen=True)
 class MemberConfig:
-    """One member of an epoch as the engine wants it (pccl_member). `dial`: this side dials. `address` is "" for self."""
+    """One member of an epoch as the engine wants it (pccl_member). `dial`: this side dials; `address` "": self."""
 
     id: bytes
     since: int

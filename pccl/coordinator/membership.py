@@ -1,0 +1,681 @@
+"""membership.py - decides who is in a group, and when: the Membership machine of docs/protocol.md 1.3 to 1.5.
+
+Pure: `handle(now, event) -> effects`. No clock, no socket, no randomness. `TABLE` maps (state, event) to what is
+done and to the states that may follow; `handle` asserts the latter, so that the diagram drawn from it is true.
+Handlers record facts (who joined, answered, vanished); `_settle` draws the conclusions (form, hold, grow, judge).
+Every decision is an entry of the log, with its reason.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from pccl import messages as m
+from pccl.coordinator.plan import Plan, plan
+from pccl.coordinator.verdicts import Fault, Report, judge, name_of, report_of
+from pccl.types import Cause, MemberInfo, OpName, short_id
+
+REMEMBERED_MAX = 4096
+LOG_MAX = 256
+RATE_WINDOW_S = 0.5
+PROBE_GAP_S = 1.0
+#: Evidence that, with a closed control connection, says that the process is gone.
+CONCLUSIVE = frozenset({Cause.EOF, Cause.RESET, Cause.REFUSED})
+
+
+class State(Enum):
+    """States of a group."""
+
+    FORMING = "forming"
+    STABLE = "stable"
+    HOLDING = "holding"
+    FREEZING = "freezing"
+
+
+@dataclass(slots=True, frozen=True)
+class From:
+    """A message of a peer has come."""
+
+    peer: bytes
+    message: m.ToCoordinator
+
+
+@dataclass(slots=True, frozen=True)
+class Disconnected:
+    """The control connection of a peer was closed."""
+
+    peer: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class Reconnected:
+    """A peer whose control connection was closed has a new one."""
+
+    peer: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class Tick:
+    """Time has passed; due at `next_deadline()`."""
+
+
+Event = From | Disconnected | Reconnected | Tick
+
+
+@dataclass(slots=True, frozen=True)
+class Send:
+    """Send a message to a peer."""
+
+    peer: bytes
+    message: m.ToPeer
+
+
+@dataclass(slots=True, frozen=True)
+class Record:
+    """A decision, for the log."""
+
+    time: float
+    group: int
+    epoch: int
+    peer: bytes
+    what: str
+    reason: str
+
+
+Effect = Send | Record
+
+
+@dataclass(slots=True, frozen=True)
+class Settings:
+    """What the operator chose."""
+
+    min_peers: int = 1
+    lease_s: float = 5.0
+    probe: bool = True
+    peers_max: int = 1024
+    waiting_max: int = 1024
+
+
+@dataclass(slots=True)
+class Peer:
+    """What is known about one peer."""
+
+    id: bytes
+    address: str
+    host: str
+    pid: int
+    wire: int
+    heard: float
+    since: int = 0
+    boundary: int = 0
+    epoch: int = 0
+    connected: bool = True
+    reminded: float = 0.0
+    probed: float = float("-inf")
+    rate_at: float = 0.0
+    rate_base: tuple[int, int] = (0, 0)
+    ops_per_s: float = 0.0
+    bytes_per_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Growth:
+    """A hold under way."""
+
+    number: int
+    joiners: tuple[bytes, ...]
+    message: m.Hold
+    promises: dict[bytes, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Change:
+    """A freeze under way."""
+
+    number: int
+    reason: str
+    reports: dict[bytes, Report] = field(default_factory=dict)
+
+
+class Membership:
+    """One group."""
+
+    def __init__(self, group: int, settings: Settings) -> None:
+        self.group = group
+        self.settings = settings
+        self.state = State.FORMING
+        self.epoch = 0
+        self.from_boundary = 0
+        self.plan: Plan | None = None
+        self.members: dict[bytes, Peer] = {}
+        self.waiting: dict[bytes, Peer] = {}
+        self.log: deque[Record] = deque(maxlen=LOG_MAX)
+        self.growth: Growth | None = None
+        self.change: Change | None = None
+        self._holds = 0
+        self._changes = 0
+        self._epochs: list[m.Epoch] = []
+        self._suspects: dict[bytes, dict[bytes, m.Suspect]] = {}
+        self._faults: dict[OpName, Fault] = {}
+        self._judged: OrderedDict[OpName, int] = OrderedDict()
+        self._gone: OrderedDict[bytes, str] = OrderedDict()
+        self._now = float("-inf")
+        self._out: list[Effect] = []
+
+    # -- the outside ------------------------------------------------------------------------------------------
+
+    def handle(self, now: float, event: Event) -> list[Effect]:
+        """Takes one event, gives what is to be done about it."""
+        self._out = []
+        self._forgive_stall(now)
+        if isinstance(event, From):
+            if not self._renew(event):
+                return self._out
+            kind: type = type(event.message)
+        else:
+            kind = type(event)
+        row = TABLE.get((self.state, kind))
+        if row is None:
+            return self._out
+        before = self.state
+        row.act(self, event)
+        self._settle()
+        assert self.state in row.to, f"{before} + {kind.__name__} led to {self.state}"
+        return self._out
+
+    def next_deadline(self) -> float | None:
+        """When a Tick is due; None while the group is empty."""
+        if not self.members and not self.waiting:
+            return None
+        return min(self._lease_end(), self._now + self.settings.lease_s / 4)
+
+    def knows(self, peer: bytes) -> bool:
+        """Whether the peer is a member or waits."""
+        return peer in self.members or peer in self.waiting
+
+    def status(self, now: float) -> m.GroupStatus:
+        """What `pccl status` shows."""
+        chosen = self.plan if self.members else None
+        return m.GroupStatus(
+            group=self.group,
+            state=self.state.value,
+            epoch=self.epoch,
+            from_boundary=self.from_boundary,
+            min_peers=self.settings.min_peers,
+            plan=_wire_plan(chosen) if chosen is not None else None,
+            members=tuple(_peer_status(peer, rank, now) for rank, peer in enumerate(self.members.values())),
+            waiting=tuple(_peer_status(peer, -1, now) for peer in self.waiting.values()),
+            log=tuple(
+                m.LogEntry(now - entry.time, entry.epoch, entry.peer, entry.what, entry.reason) for entry in self.log
+            ),
+        )
+
+    # -- facts ------------------------------------------------------------------------------------------------
+
+    def _renew(self, event: From) -> bool:
+        """Renews the lease. False, and an answer, if the sender is nobody here."""
+        peer = self.members.get(event.peer) or self.waiting.get(event.peer)
+        if peer is not None:
+            peer.heard = self._now
+            if not peer.connected:
+                peer.connected = True
+                self._note(peer.id, "reconnected", "a message came")
+            return True
+        if isinstance(event.message, m.Leave):
+            self._send(event.peer, m.Goodbye(m.VERSION))
+            return False
+        if isinstance(event.message, m.Join) and event.peer not in self._gone:
+            return True
+        self._send(event.peer, m.Evicted(m.VERSION, self._gone.get(event.peer, "not a member of this group")))
+        return False
+
+    def _on_join(self, event: From) -> None:
+        """registers the peer, answers Welcome"""
+        join = event.message
+        assert isinstance(join, m.Join)
+        if event.peer in self.members:
+            self._remind(self.members[event.peer])
+            return
+        if event.peer not in self.waiting:
+            refusal = self._refusal(join)
+            if refusal is not None:
+                self._send(event.peer, refusal)
+                return
+            self.waiting[event.peer] = Peer(
+                id=event.peer,
+                address=join.addresses[0],
+                host=join.host,
+                pid=join.pid,
+                wire=join.wire,
+                heard=self._now,
+                rate_at=self._now,
+            )
+            self._note(event.peer, "join", f"{join.addresses[0]} on {join.host}, pid {join.pid}")
+        missing = self.settings.min_peers - len(self.waiting) if self.state is State.FORMING else 0
+        self._send(
+            event.peer, m.Welcome(m.VERSION, self.settings.lease_s, self.settings.min_peers, max(0, missing))
+        )
+
+    def _refusal(self, join: m.Join) -> m.Refused | None:
+        others = [*self.members.values(), *self.waiting.values()]
+        if others and others[0].wire != join.wire:
+            reason = f"wire version {join.wire}, the group speaks {others[0].wire}"
+            return m.Refused(m.VERSION, "version", reason)
+        if len(others) >= self.settings.peers_max or len(self.waiting) >= self.settings.waiting_max:
+            return m.Refused(m.VERSION, "group", f"the group is full: {len(others)} peers")
+        return None
+
+    def _on_heartbeat(self, event: From) -> None:
+        """answers Ack; sends again what the peer has missed"""
+        beat = event.message
+        assert isinstance(beat, m.Heartbeat)
+        self._send(event.peer, m.Ack(m.VERSION, beat.boundary))
+        peer = self.members.get(event.peer)
+        if peer is None:
+            return
+        peer.boundary = max(peer.boundary, beat.boundary)
+        peer.epoch = max(peer.epoch, beat.epoch)
+        _measure(peer, self._now, beat)
+        if self._now - peer.reminded >= self.settings.lease_s / 5:
+            self._remind(peer)
+
+    def _on_held(self, event: From) -> None:
+        """notes the promise"""
+        held = event.message
+        assert isinstance(held, m.Held)
+        if self.growth is not None and held.hold == self.growth.number and event.peer in self.members:
+            self.growth.promises[event.peer] = held.boundary
+
+    def _on_frozen(self, event: From) -> None:
+        """notes the report; one of an older change is ignored"""
+        frozen = event.message
+        assert isinstance(frozen, m.Frozen)
+        if self.change is not None and frozen.change == self.change.number and event.peer in self.members:
+            self.change.reports[event.peer] = report_of(frozen)
+            self.members[event.peer].boundary = frozen.boundary
+
+    def _on_suspect(self, event: From) -> None:
+        """notes the evidence; with a closed control connection: out; else Probe"""
+        suspect = event.message
+        assert isinstance(suspect, m.Suspect)
+        target = self.members.get(suspect.peer)
+        if target is None or event.peer not in self.members or event.peer == suspect.peer:
+            return
+        reports = self._suspects.setdefault(target.id, {})
+        if event.peer not in reports or reports[event.peer].cause not in CONCLUSIVE:
+            reports[event.peer] = suspect
+        self._note(target.id, "suspect", _evidence(event.peer, suspect))
+        if not self._lose_if_proven(target) and target.connected:
+            self._probe(target)
+
+    def _on_healed(self, event: From) -> None:
+        """withdraws the evidence"""
+        healed = event.message
+        assert isinstance(healed, m.Healed)
+        reports = self._suspects.get(healed.peer)
+        if reports is not None and reports.pop(event.peer, None) is not None:
+            self._note(healed.peer, "healed", f"by peer {short_id(event.peer)}")
+
+    def _on_probe_reply(self, event: From) -> None:
+        """notes that the peer lives: a link fault"""
+        if event.peer in self._suspects:
+            self._note(event.peer, "alive", "answered a probe: a link fault, not a peer fault")
+
+    def _on_fault(self, event: From) -> None:
+        """notes the fault; starts a change unless one is under way or the op has been judged"""
+        fault = event.message
+        assert isinstance(fault, m.OpFault)
+        name = name_of(fault.op)
+        if event.peer not in self.members or fault.epoch < self._judged.get(name, 0):
+            return
+        if name not in self._faults:
+            self._faults[name] = Fault(event.peer, fault)
+            self._note(event.peer, f"fault {fault.kind}", f"op {tuple(name)}: {fault.mine}")
+        if self.state is not State.FREEZING:
+            self._freeze(f"op {tuple(name)} {fault.kind}, says peer {short_id(event.peer)}")
+
+    def _on_leave(self, event: From) -> None:
+        """Goodbye; the peer is out"""
+        leave = event.message
+        assert isinstance(leave, m.Leave)
+        self._send(event.peer, m.Goodbye(m.VERSION))
+        if event.peer in self.waiting:
+            self._drop(event.peer, "leave", leave.reason)
+        else:
+            self._lose([(event.peer, "leave", leave.reason)])
+
+    def _on_disconnected(self, event: Disconnected) -> None:
+        """a waiting peer is dropped; a member is out if a link to it was reported dead, else its lease runs"""
+        if event.peer in self.waiting:
+            self._drop(event.peer, "gone", "its control connection closed before it was a member")
+            return
+        peer = self.members.get(event.peer)
+        if peer is not None and peer.connected:
+            peer.connected = False
+            self._note(peer.id, "disconnected", "its control connection closed")
+            self._lose_if_proven(peer)
+
+    def _on_reconnected(self, event: Reconnected) -> None:
+        """sends again what the peer may have missed"""
+        peer = self.members.get(event.peer)
+        if peer is not None:
+            if not peer.connected:
+                self._note(peer.id, "reconnected", "on a new control connection")
+            peer.connected = True
+            self._remind(peer)
+
+    def _on_tick(self, event: Tick) -> None:
+        """whose lease ran out is out"""
+        silence = self.settings.lease_s
+        for peer in [peer for peer in self.waiting.values() if self._now >= peer.heard + silence]:
+            self._drop(peer.id, "lease", f"nothing heard for {silence:g} s")
+        expired = [peer for peer in self.members.values() if self._now >= peer.heard + silence]
+        self._lose([(peer.id, "lease", f"nothing heard for {silence:g} s") for peer in expired])
+
+    # -- conclusions ------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        steps = {
+            State.FORMING: self._try_form,
+            State.STABLE: self._try_hold,
+            State.HOLDING: self._try_grow,
+            State.FREEZING: self._try_judge,
+        }
+        while steps[self.state]():
+            pass
+
+    def _try_form(self) -> bool:
+        if not self.waiting or len(self.waiting) < self.settings.min_peers:
+            return False
+        count = len(self.waiting)
+        self._enter(self.waiting, 0)
+        self._publish(0, 0, (), f"{count} peers are here, {self.settings.min_peers} were asked for")
+        return True
+
+    def _try_hold(self) -> bool:
+        if not self.waiting:
+            return False
+        self._holds += 1
+        joiners = tuple(self.waiting.values())
+        ahead = plan(_infos([*self.members.values(), *joiners]))
+        message = m.Hold(m.VERSION, self._holds, self.epoch, ahead.streams, tuple(_wire_member(p) for p in joiners))
+        self.growth = Growth(self._holds, tuple(self.waiting), message)
+        self.state = State.HOLDING
+        self._note(b"", "hold", f"{len(joiners)} wait to join")
+        for peer in self.members.values():
+            peer.reminded = self._now
+            self._send(peer.id, message)
+        return True
+
+    def _try_grow(self) -> bool:
+        growth = self.growth
+        assert growth is not None
+        joiners = {peer: self.waiting[peer] for peer in growth.joiners if peer in self.waiting}
+        if not joiners:
+            self.growth, self.state = None, State.STABLE
+            self._note(b"", "release", "the joiners are gone")
+            for peer in self.members:
+                self._send(peer, m.Release(m.VERSION, growth.number))
+            return True
+        if any(peer not in growth.promises for peer in self.members):
+            return False
+        boundary = max(growth.promises[peer] for peer in self.members)
+        self._enter(joiners, boundary)
+        self._publish(boundary, 0, (), "growth: " + ", ".join(short_id(peer) for peer in joiners))
+        return True
+
+    def _try_judge(self) -> bool:
+        change = self.change
+        assert change is not None
+        if any(peer not in change.reports for peer in self.members):
+            return False
+        since = {peer.id: peer.since for peer in self.members.values()}
+        reports = {peer: change.reports[peer] for peer in self.members}
+        verdicts = judge(since, reports, self._faults, self.settings.min_peers)
+        for name in {*self._faults, *(name_of(verdict.op) for verdict in verdicts)}:
+            _remember(self._judged, name, self.epoch + 1)
+        self._faults.clear()
+        self._publish(0, change.number, verdicts, change.reason)
+        return True
+
+    # -- steps ------------------------------------------------------------------------------------------------
+
+    def _enter(self, joiners: dict[bytes, Peer], boundary: int) -> None:
+        for peer in list(joiners.values()):
+            del self.waiting[peer.id]
+            peer.since = peer.boundary = boundary
+            self.members[peer.id] = peer
+
+    def _publish(self, boundary: int, change: int, verdicts: tuple[m.Verdict, ...], reason: str) -> None:
+        """The one place that makes an epoch."""
+        chosen = plan(_infos(self.members.values()))
+        assert sorted(chosen.order) == sorted(self.members), "a plan orders the members, no others"
+        self.members = {peer: self.members[peer] for peer in chosen.order}
+        self.plan, self.epoch, self.from_boundary = chosen, self.epoch + 1, boundary
+        self.growth, self.change, self.state = None, None, State.STABLE
+        message = m.Epoch(
+            v=m.VERSION,
+            epoch=self.epoch,
+            from_boundary=boundary,
+            change=change,
+            members=tuple(_wire_member(peer) for peer in self.members.values()),
+            plan=_wire_plan(chosen),
+            verdicts=verdicts,
+            reason=m.clip(reason),
+            min_peers=self.settings.min_peers,
+        )
+        self._epochs = [*self._unconfirmed(), message] if boundary else [message]
+        self._note(b"", "epoch", f"{len(self.members)} members from boundary {boundary}: {reason}")
+        for peer in self.members.values():
+            peer.reminded = self._now
+            self._send(peer.id, message)
+
+    def _unconfirmed(self) -> list[m.Epoch]:
+        """Epochs that some member may still lack."""
+        oldest = min((peer.epoch for peer in self.members.values() if peer.epoch), default=0)
+        return [epoch for epoch in self._epochs if epoch.epoch > oldest]
+
+    def _lose_if_proven(self, peer: Peer) -> bool:
+        """A closed control connection and a dead link: the process is gone."""
+        if peer.connected:
+            return False
+        for reporter, suspect in self._suspects.get(peer.id, {}).items():
+            if suspect.cause in CONCLUSIVE:
+                reason = f"its control connection closed; {_evidence(reporter, suspect)}"
+                self._lose([(peer.id, "lost", reason)])
+                return True
+        return False
+
+    def _lose(self, losses: list[tuple[bytes, str, str]]) -> None:
+        """Members go, all in one change."""
+        for peer, what, reason in losses:
+            del self.members[peer]
+            _remember(self._gone, peer, f"{what}: {reason}")
+            self._suspects.pop(peer, None)
+            for reports in self._suspects.values():
+                reports.pop(peer, None)
+            if what != "leave":
+                self._send(peer, m.Evicted(m.VERSION, m.clip(f"{what}: {reason}")))
+            self._note(peer, what, reason)
+        if losses:
+            self._freeze(", ".join(f"{what} of peer {short_id(peer)}" for peer, what, _ in losses))
+
+    def _freeze(self, reason: str) -> None:
+        """Starts a change among the members that are left; with nobody left the group begins anew."""
+        self.growth = None
+        if not self.members:
+            self.change, self.plan, self.state = None, None, State.FORMING
+            self._epochs, self._suspects = [], {}
+            self._faults.clear()
+            self._note(b"", "empty", reason)
+            return
+        self._changes += 1
+        self.change = Change(self._changes, reason)
+        self.state = State.FREEZING
+        self._note(b"", "freeze", f"change {self._changes}: {reason}")
+        for peer in self.members.values():
+            peer.reminded = self._now
+            self._send(peer.id, m.Freeze(m.VERSION, self._changes, self.epoch))
+
+    def _drop(self, peer: bytes, what: str, reason: str) -> None:
+        del self.waiting[peer]
+        self._note(peer, what, reason)
+
+    def _probe(self, peer: Peer) -> None:
+        if self.settings.probe and self._now - peer.probed >= PROBE_GAP_S:
+            peer.probed = self._now
+            self._send(peer.id, m.Probe(m.VERSION, self.epoch))
+
+    def _remind(self, peer: Peer) -> None:
+        """Sends again what a member has not confirmed: epochs in their order, then the question that is open."""
+        peer.reminded = self._now
+        for epoch in self._epochs:
+            if epoch.epoch > peer.epoch and any(member.peer == peer.id for member in epoch.members):
+                self._send(peer.id, epoch)
+        if self.change is not None and peer.id not in self.change.reports:
+            self._send(peer.id, m.Freeze(m.VERSION, self.change.number, self.epoch))
+        if self.growth is not None and peer.id not in self.growth.promises:
+            self._send(peer.id, self.growth.message)
+
+    def _forgive_stall(self, now: float) -> None:
+        """If this very process slept, the silence of the others says nothing."""
+        gap = now - self._now
+        self._now = now
+        if gap == float("inf") or gap <= self.settings.lease_s / 2:
+            return
+        peers = [*self.members.values(), *self.waiting.values()]
+        for peer in peers:
+            peer.heard += gap
+        if peers:
+            self._note(b"", "stall", f"the coordinator did not run for {gap:.1f} s: leases extended")
+
+    def _lease_end(self) -> float:
+        heard = min(peer.heard for peer in [*self.members.values(), *self.waiting.values()])
+        return heard + self.settings.lease_s
+
+    def _ignore(self, event: Event) -> None:
+        """nothing"""
+
+    def _send(self, peer: bytes, message: m.ToPeer) -> None:
+        self._out.append(Send(peer, message))
+
+    def _note(self, peer: bytes, what: str, reason: str) -> None:
+        entry = Record(self._now, self.group, self.epoch, peer, what, m.clip(reason))
+        self.log.append(entry)
+        self._out.append(entry)
+
+
+# -- the table ------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, frozen=True)
+class Row:
+    """What is done about an event, and the states that may follow."""
+
+    act: Callable[[Membership, Any], None]
+    to: frozenset[State]
+
+
+def _row(act: Callable[[Membership, Any], None], *to: State) -> Row:
+    return Row(act, frozenset(to))
+
+
+_F, _S, _H, _Z = State.FORMING, State.STABLE, State.HOLDING, State.FREEZING
+_M = Membership
+
+TABLE: dict[tuple[State, type], Row] = {
+    (_F, m.Join): _row(_M._on_join, _F, _S),
+    (_F, m.Heartbeat): _row(_M._on_heartbeat, _F),
+    (_F, m.Leave): _row(_M._on_leave, _F),
+    (_F, Disconnected): _row(_M._on_disconnected, _F),
+    (_F, Tick): _row(_M._on_tick, _F),
+    (_S, m.Join): _row(_M._on_join, _S, _H),
+    (_S, m.Heartbeat): _row(_M._on_heartbeat, _S),
+    (_S, m.Suspect): _row(_M._on_suspect, _S, _Z),
+    (_S, m.Healed): _row(_M._on_healed, _S),
+    (_S, m.ProbeReply): _row(_M._on_probe_reply, _S),
+    (_S, m.OpFault): _row(_M._on_fault, _S, _Z),
+    (_S, m.Leave): _row(_M._on_leave, _Z, _F),
+    (_S, Disconnected): _row(_M._on_disconnected, _S, _Z),
+    (_S, Reconnected): _row(_M._on_reconnected, _S),
+    (_S, Tick): _row(_M._on_tick, _S, _Z, _F),
+    (_H, m.Join): _row(_M._on_join, _H),
+    (_H, m.Heartbeat): _row(_M._on_heartbeat, _H),
+    (_H, m.Held): _row(_M._on_held, _H, _S),
+    (_H, m.Suspect): _row(_M._on_suspect, _H, _Z),
+    (_H, m.Healed): _row(_M._on_healed, _H),
+    (_H, m.ProbeReply): _row(_M._on_probe_reply, _H),
+    (_H, m.OpFault): _row(_M._on_fault, _H, _Z),
+    (_H, m.Leave): _row(_M._on_leave, _H, _S, _Z, _F),
+    (_H, Disconnected): _row(_M._on_disconnected, _H, _S, _Z),
+    (_H, Reconnected): _row(_M._on_reconnected, _H),
+    (_H, Tick): _row(_M._on_tick, _H, _S, _Z, _F),
+    (_Z, m.Join): _row(_M._on_join, _Z),
+    (_Z, m.Heartbeat): _row(_M._on_heartbeat, _Z),
+    (_Z, m.Frozen): _row(_M._on_frozen, _Z, _S, _H),
+    (_Z, m.Suspect): _row(_M._on_suspect, _Z),
+    (_Z, m.Healed): _row(_M._on_healed, _Z),
+    (_Z, m.ProbeReply): _row(_M._on_probe_reply, _Z),
+    (_Z, m.OpFault): _row(_M._on_fault, _Z),
+    (_Z, m.Leave): _row(_M._on_leave, _Z, _F, _S),
+    (_Z, Disconnected): _row(_M._on_disconnected, _Z),
+    (_Z, Reconnected): _row(_M._on_reconnected, _Z),
+    (_Z, Tick): _row(_M._on_tick, _Z, _F, _S),
+}
+"""Events that a state does not name change nothing there (a Held or Frozen that comes late, evidence while forming)."""
+
+
+# -- small functions ------------------------------------------------------------------------------------------
+
+
+def _infos(peers: Iterable[Peer]) -> list[MemberInfo]:
+    return [MemberInfo(peer.id, peer.since, peer.address, peer.host) for peer in peers]
+
+
+def _wire_member(peer: Peer) -> m.Member:
+    return m.Member(peer.id, peer.since, peer.address, peer.host)
+
+
+def _wire_plan(chosen: Plan) -> m.Plan:
+    return m.Plan(chosen.streams, chosen.segment_bytes, chosen.mesh_bytes_max)
+
+
+def _evidence(reporter: bytes, suspect: m.Suspect) -> str:
+    cause = Cause(suspect.cause).name.lower() if suspect.cause in list(Cause) else f"cause {suspect.cause}"
+    return f"peer {short_id(reporter)} reports {cause}, errno {suspect.errno}"
+
+
+def _measure(peer: Peer, now: float, beat: m.Heartbeat) -> None:
+    elapsed = now - peer.rate_at
+    if elapsed >= RATE_WINDOW_S:
+        peer.ops_per_s = max(0, beat.ops - peer.rate_base[0]) / elapsed
+        peer.bytes_per_s = max(0, beat.bytes - peer.rate_base[1]) / elapsed
+        peer.rate_at, peer.rate_base = now, (beat.ops, beat.bytes)
+
+
+def _peer_status(peer: Peer, rank: int, now: float) -> m.PeerStatus:
+    return m.PeerStatus(
+        peer=peer.id,
+        rank=rank,
+        host=peer.host,
+        pid=peer.pid,
+        address=peer.address,
+        since=peer.since,
+        boundary=peer.boundary,
+        epoch=peer.epoch,
+        ops_per_s=peer.ops_per_s,
+        bytes_per_s=peer.bytes_per_s,
+        heard_s=now - peer.heard,
+        connected=peer.connected,
+    )
+
+
+def _remember(table: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    table[key] = value
+    table.move_to_end(key)
+    while len(table) > REMEMBERED_MAX:
+        table.popitem(last=False)

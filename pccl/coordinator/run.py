@@ -1,0 +1,118 @@
+"""run.py - one run: routes messages to the groups, keeps the run's limits, answers tools.
+
+Pure, like the groups: `message`, `disconnected`, `reconnected`, `tick` take the time and give effects.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from pccl import messages as m
+from pccl.coordinator.membership import (
+    REMEMBERED_MAX,
+    Disconnected,
+    Effect,
+    From,
+    Membership,
+    Reconnected,
+    Send,
+    Settings,
+    Tick,
+)
+from pccl.errors import ProtocolError
+
+GROUPS_MAX = 256
+
+
+class Run:
+    """All groups of a run."""
+
+    def __init__(self, name: str, settings: Settings, now: float) -> None:
+        self.name = name
+        self.settings = settings
+        self.groups: dict[int, Membership] = {}
+        self.malformed = 0
+        self._started = now
+        self._home: OrderedDict[bytes, int] = OrderedDict()
+
+    def bytes_from(self, now: float, peer: bytes, data: bytes) -> list[Effect]:
+        """A frame has come. What does not decode is counted and dropped; another version is told so."""
+        try:
+            message = m.decode_at_coordinator(data)
+        except m.WrongVersion as error:
+            self.malformed += 1
+            return [Send(peer, m.Refused(m.VERSION, "version", m.clip(str(error))))]
+        except ProtocolError:
+            self.malformed += 1
+            return []
+        return self.message(now, peer, message)
+
+    def message(self, now: float, peer: bytes, message: m.ToCoordinator) -> list[Effect]:
+        """A message has come."""
+        if isinstance(message, m.StatusRequest):
+            return [Send(peer, self._answer(now, message))]
+        if isinstance(message, m.Join):
+            refusal = self._refusal(peer, message)
+            if refusal is not None:
+                return [Send(peer, refusal)]
+            self._settle_in(peer, message.group)
+        group = self._home.get(peer)
+        if group is None:
+            if isinstance(message, m.Leave):
+                return [Send(peer, m.Goodbye(m.VERSION))]
+            return [Send(peer, m.Evicted(m.VERSION, "this coordinator does not know the peer"))]
+        return self.groups[group].handle(now, From(peer, message))
+
+    def disconnected(self, now: float, peer: bytes) -> list[Effect]:
+        """The control connection of a peer was closed."""
+        group = self._home.get(peer)
+        return [] if group is None else self.groups[group].handle(now, Disconnected(peer))
+
+    def reconnected(self, now: float, peer: bytes) -> list[Effect]:
+        """A peer whose control connection was closed has a new one."""
+        group = self._home.get(peer)
+        return [] if group is None else self.groups[group].handle(now, Reconnected(peer))
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time has passed."""
+        effects: list[Effect] = []
+        for _, group in sorted(self.groups.items()):
+            effects += group.handle(now, Tick())
+        return effects
+
+    def next_deadline(self) -> float | None:
+        """When `tick` is due; None: not before something happens."""
+        deadlines = [group.next_deadline() for group in self.groups.values()]
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def status(self, now: float) -> m.Status:
+        """What `pccl status` shows."""
+        groups = tuple(group.status(now) for _, group in sorted(self.groups.items()))
+        return m.Status(m.VERSION, self.name, now - self._started, self.malformed, groups)
+
+    def _answer(self, now: float, request: m.StatusRequest) -> m.ToPeer:
+        return self.status(now) if request.run == self.name else self._other_run(request.run)
+
+    def _other_run(self, run: str) -> m.Refused:
+        return m.Refused(m.VERSION, "run", f"this coordinator serves run {self.name!r}, not {run!r}")
+
+    def _refusal(self, peer: bytes, join: m.Join) -> m.Refused | None:
+        if join.run != self.name:
+            return self._other_run(join.run)
+        if join.peer != peer:
+            return m.Refused(m.VERSION, "malformed", "the peer id is not the routing id")
+        if self._home.get(peer, join.group) != join.group:
+            return m.Refused(m.VERSION, "group", f"the peer is in group {self._home[peer]}")
+        if join.group not in self.groups and len(self.groups) >= GROUPS_MAX:
+            return m.Refused(m.VERSION, "group", f"the run has {GROUPS_MAX} groups, no more are possible")
+        known = sum(len(group.members) + len(group.waiting) for group in self.groups.values())
+        if peer not in self._home and known >= self.settings.peers_max:
+            return m.Refused(m.VERSION, "group", f"the run has {known} peers, no more are possible")
+        return None
+
+    def _settle_in(self, peer: bytes, group: int) -> None:
+        self.groups.setdefault(group, Membership(group, self.settings))
+        self._home[peer] = group
+        if len(self._home) > REMEMBERED_MAX + self.settings.peers_max:
+            gone = next(old for old, home in self._home.items() if not self.groups[home].knows(old))
+            del self._home[gone]

@@ -1,0 +1,121 @@
+"""verdicts.py - how ops end that were pending when the epochs froze: the five rules of docs/protocol.md 1.3.
+
+Pure. The rule that everything hangs on: an op is committed exactly if every surviving participant has finished it or
+is over it. Had any of them returned success, all would have finished before they froze.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pccl.messages import Frozen, OpFault, OpRef, Pending, Verdict, clip
+from pccl.types import OpName, Status, short_id
+
+NAMED_MAX = 8
+TEXT_LONG = 300
+TEXT_SHORT = 60
+LONG_TEXTS_MAX = 4096
+
+
+@dataclass(slots=True, frozen=True)
+class Report:
+    """What one survivor had at the moment it froze."""
+
+    boundary: int
+    lanes: Mapping[int, int]
+    pending: Mapping[OpName, Pending]
+
+    def over(self, op: OpName) -> bool:
+        """It has called the op, or gone past its boundary, and the op is not pending: it ended here."""
+        if op in self.pending:
+            return False
+        return op.boundary < self.boundary or (op.boundary == self.boundary and op.seq < self.lanes.get(op.lane, 0))
+
+    def done(self, op: OpName) -> bool:
+        """Finished or over."""
+        pending = self.pending.get(op)
+        return pending.finished if pending is not None else self.over(op)
+
+
+@dataclass(slots=True, frozen=True)
+class Fault:
+    """An OpFault and who sent it."""
+
+    reporter: bytes
+    report: OpFault
+
+
+def name_of(op: OpRef) -> OpName:
+    """The op's name."""
+    return OpName(op.boundary, op.lane, op.seq)
+
+
+def report_of(frozen: Frozen) -> Report:
+    """What a Frozen says."""
+    return Report(frozen.boundary, frozen.lanes, {name_of(entry.op): entry for entry in frozen.pending})
+
+
+def judge(
+    since: Mapping[bytes, int], reports: Mapping[bytes, Report], faults: Mapping[OpName, Fault], min_peers: int
+) -> tuple[Verdict, ...]:
+    """Verdicts on every pending op that does not simply start again. `since`: the survivors in the order of ranks."""
+    names = sorted({name for report in reports.values() for name in report.pending})
+    limit = TEXT_LONG if len(names) <= LONG_TEXTS_MAX else TEXT_SHORT
+    verdicts = []
+    for name in names:
+        decision = _decide(name, since, reports, faults.get(name), min_peers)
+        if decision is not None:
+            status, text = decision
+            verdicts.append(Verdict(OpRef(*name), int(status), clip(text, limit)))
+    return tuple(verdicts)
+
+
+def _decide(
+    name: OpName,
+    since: Mapping[bytes, int],
+    reports: Mapping[bytes, Report],
+    fault: Fault | None,
+    min_peers: int,
+) -> tuple[Status, str] | None:
+    entries = [reports[peer].pending[name] for peer in since if name in reports[peer].pending]
+    needs = sorted({peer for entry in entries for peer in entry.needs})
+    participants = [peer for peer in since if since[peer] <= name.boundary]
+    if any(entry.pair for entry in entries):
+        participants = [peer for peer in participants if peer in needs]
+    unfinished = [peer for peer in participants if not reports[peer].done(name)]
+    what = entries[0].what
+    if not unfinished:
+        return Status.OK, ""
+    gone = [peer for peer in needs if peer not in since]
+    if gone:
+        return Status.EPEER, f"{what}: it needs {_people(gone)}, which is gone"
+    if fault is not None:
+        return _fault_verdict(name, what, fault, unfinished, reports)
+    if len(since) < min_peers:
+        return Status.EFEW, f"{what}: {len(since)} peers are left, the run asks for {min_peers}"
+    return None
+
+
+def _fault_verdict(
+    name: OpName, what: str, fault: Fault, unfinished: list[bytes], reports: Mapping[bytes, Report]
+) -> tuple[Status, str]:
+    report, reporter = fault.report, short_id(fault.reporter)
+    if report.kind == "mismatch":
+        other = short_id(report.peer) if report.peer else "another peer"
+        return Status.EMISMATCH, f"peer {reporter} called {report.mine}, peer {other} called {report.theirs}"
+    if report.kind == "cancelled":
+        return Status.ECANCELLED, f"{what}: cancelled by peer {reporter}"
+    uncalled = [peer for peer in unfinished if name not in reports[peer].pending]
+    waiting = [peer for peer in unfinished if name in reports[peer].pending]
+    facts = [
+        f"not called by {_people(uncalled)}" if uncalled else "",
+        f"not finished by {_people(waiting)}" if waiting else "",
+    ]
+    return Status.ETIMEOUT, f"{what}: overdue; " + ", ".join(fact for fact in facts if fact)
+
+
+def _people(peers: Iterable[bytes]) -> str:
+    ids = [short_id(peer) for peer in peers]
+    more = f" and {len(ids) - NAMED_MAX} more" if len(ids) > NAMED_MAX else ""
+    return ("peer " if len(ids) == 1 else "peers ") + ", ".join(ids[:NAMED_MAX]) + more

@@ -1,0 +1,357 @@
+"""messages.py - the control messages of docs/protocol.md 1.2: their shape, their limits, their bytes.
+
+One message = one msgpack array [type, v, field, ...]. `decode` either gives a message whose every field has been
+checked, or raises ProtocolError: no other error, whatever the bytes. Whether a message makes sense *now* is decided
+by the machines (coordinator/membership.py, session.py).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from pccl.errors import ProtocolError
+from pccl.types import ADDRESS_BYTES_MAX, PEER_ID_BYTES
+
+VERSION: Final = 1
+MESSAGE_BYTES_MAX: Final = 4 << 20
+MEMBERS_MAX: Final = 4096
+PENDING_MAX: Final = 16384
+TEXT_MAX: Final = 400
+
+PeerId = Annotated[bytes, Meta(min_length=PEER_ID_BYTES, max_length=PEER_ID_BYTES)]
+Address = Annotated[str, Meta(max_length=ADDRESS_BYTES_MAX, pattern=r"\A[!-~]+:[0-9]{1,6}\Z")]
+Name = Annotated[str, Meta(max_length=255)]
+Text = Annotated[str, Meta(max_length=TEXT_MAX)]
+Reason = Annotated[str, Meta(max_length=4 * TEXT_MAX)]
+U8 = Annotated[int, Meta(ge=0, lt=1 << 8)]
+U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
+U64 = Annotated[int, Meta(ge=0)]  # msgpack itself stops at 2**64
+Small = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
+Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
+
+
+class WrongVersion(ProtocolError):
+    """A message of another control version: answered with Refused, where the others are dropped."""
+
+
+class Part(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Base of what messages are made of."""
+
+
+class OpRef(Part, frozen=True):
+    """OpName on the wire."""
+
+    boundary: U32
+    lane: U64
+    seq: U32
+
+
+class Pending(Part, frozen=True):
+    """A pending op of a Frozen."""
+
+    op: OpRef
+    finished: bool
+    pair: bool
+    needs: Annotated[tuple[PeerId, ...], Meta(max_length=64)]
+    what: Text
+
+
+class Verdict(Part, frozen=True):
+    """How an op ended by the coordinator's word."""
+
+    op: OpRef
+    status: U8
+    text: Reason
+
+
+class Member(Part, frozen=True):
+    """A member of an epoch; its rank is its position."""
+
+    peer: PeerId
+    since: U32
+    address: Address
+    host: Name
+
+
+class Plan(Part, frozen=True):
+    """What the coordinator chose for an epoch."""
+
+    streams: Annotated[int, Meta(ge=1, le=64)]
+    segment_bytes: Annotated[int, Meta(ge=64, le=1 << 20, multiple_of=64)]
+    mesh_bytes_max: U64
+
+
+class PeerStatus(Part, frozen=True):
+    """One peer in a Status; rank -1 while it waits."""
+
+    peer: PeerId
+    rank: Small
+    host: Name
+    pid: U32
+    address: Address
+    since: U32
+    boundary: U32
+    epoch: U32
+    ops_per_s: float
+    bytes_per_s: float
+    heard_s: float
+    connected: bool
+
+
+class LogEntry(Part, frozen=True):
+    """One decision: how long ago, in which epoch, about whom, what, why."""
+
+    age_s: float
+    epoch: U32
+    peer: Annotated[bytes, Meta(max_length=PEER_ID_BYTES)]
+    what: Name
+    reason: Reason
+
+
+class GroupStatus(Part, frozen=True):
+    """One group in a Status."""
+
+    group: U32
+    state: Name
+    epoch: U32
+    from_boundary: U32
+    min_peers: U32
+    plan: Plan | None
+    members: Annotated[tuple[PeerStatus, ...], Meta(max_length=MEMBERS_MAX)]
+    waiting: Annotated[tuple[PeerStatus, ...], Meta(max_length=MEMBERS_MAX)]
+    log: Annotated[tuple[LogEntry, ...], Meta(max_length=1024)]
+
+
+class Message(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=True):
+    """Base of all messages. The first field is always `v`."""
+
+    v: Annotated[int, Meta(ge=0, lt=1 << 16)]
+    VERSION: ClassVar[int] = VERSION
+
+
+class Join(Message, frozen=True):
+    """A peer asks to enter."""
+
+    run: Name
+    group: U32
+    peer: PeerId
+    addresses: Annotated[tuple[Address, ...], Meta(min_length=1, max_length=16)]
+    host: Name
+    pid: U32
+    wire: U32
+
+
+class Heartbeat(Message, frozen=True):
+    """Renews the lease. `ops` and `bytes` count from the start of the peer."""
+
+    boundary: U32
+    epoch: U32
+    ops: U64
+    bytes: U64
+
+
+class Held(Message, frozen=True):
+    """Answer to Hold: "I shall not enter this boundary without your word"."""
+
+    hold: U32
+    boundary: U32
+
+
+class Frozen(Message, frozen=True):
+    """Answer to Freeze. `lanes`: how many ops of each lane were posted since `boundary` was reached."""
+
+    change: U32
+    boundary: U32
+    lanes: Annotated[dict[U64, U32], Meta(max_length=PENDING_MAX)]
+    pending: Annotated[tuple[Pending, ...], Meta(max_length=PENDING_MAX)]
+
+
+class Suspect(Message, frozen=True):
+    """A link lost its last stream (or is silent). `cause` is a pccl.types.Cause."""
+
+    peer: PeerId
+    cause: U8
+    errno: Small
+    epoch: U32
+
+
+class Healed(Message, frozen=True):
+    """That link has a stream again."""
+
+    peer: PeerId
+
+
+class OpFault(Message, frozen=True):
+    """An op cannot end by itself. `epoch`: the newest epoch the sender knew; `peer`: the other one, or b""."""
+
+    kind: Literal["mismatch", "overdue", "cancelled"]
+    op: OpRef
+    epoch: U32
+    peer: Annotated[bytes, Meta(max_length=PEER_ID_BYTES)]
+    mine: Text
+    theirs: Text
+
+
+class ProbeReply(Message, frozen=True):
+    """ "I am alive"."""
+
+    probe: U32
+
+
+class Leave(Message, frozen=True):
+    """Graceful; answered with Goodbye."""
+
+    reason: Text
+
+
+class StatusRequest(Message, frozen=True):
+    """From a tool that is not a peer; answered with Status."""
+
+    run: Name
+
+
+class Welcome(Message, frozen=True):
+    """The join is registered; an Epoch follows when its time has come."""
+
+    lease_s: Seconds
+    min_peers: U32
+    waiting_for: U32
+
+
+class Refused(Message, frozen=True):
+    """The join is not possible."""
+
+    kind: Literal["version", "run", "group", "malformed", "closed"]
+    reason: Reason
+
+
+class Ack(Message, frozen=True):
+    """Answers every Heartbeat."""
+
+    boundary: U32
+
+
+class Hold(Message, frozen=True):
+    """Prepare links to these members-to-be, promise a boundary, answer Held. `epoch`: the newest there is."""
+
+    hold: U32
+    epoch: U32
+    streams: Annotated[int, Meta(ge=1, le=64)]
+    joiners: Annotated[tuple[Member, ...], Meta(max_length=MEMBERS_MAX)]
+
+
+class Release(Message, frozen=True):
+    """The hold is off."""
+
+    hold: U32
+
+
+class Freeze(Message, frozen=True):
+    """Freeze the engine, answer Frozen. `epoch`: the newest there is; who has not got it asks for it first."""
+
+    change: U32
+    epoch: U32
+
+
+class Epoch(Message, frozen=True):
+    """The new epoch. `change` 0: growth."""
+
+    epoch: U32
+    from_boundary: U32
+    change: U32
+    members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=MEMBERS_MAX)]
+    plan: Plan
+    verdicts: Annotated[tuple[Verdict, ...], Meta(max_length=PENDING_MAX)]
+    reason: Reason
+    min_peers: U32
+
+
+class Probe(Message, frozen=True):
+    """Answer ProbeReply."""
+
+    probe: U32
+
+
+class Evicted(Message, frozen=True):
+    """You are out."""
+
+    reason: Reason
+
+
+class Goodbye(Message, frozen=True):
+    """Your Leave was carried out."""
+
+
+class Status(Message, frozen=True):
+    """What `pccl status` shows."""
+
+    run: Name
+    up_s: float
+    malformed: U64
+    groups: Annotated[tuple[GroupStatus, ...], Meta(max_length=1024)]
+
+
+ToCoordinator = (
+    Join | Heartbeat | Held | Frozen | Suspect | Healed | OpFault | ProbeReply | Leave | StatusRequest
+)  # fmt: skip
+ToPeer = Welcome | Refused | Ack | Hold | Release | Freeze | Epoch | Probe | Evicted | Goodbye | Status
+
+_encoder = msgspec.msgpack.Encoder()
+_to_coordinator: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToCoordinator)
+_to_peer: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToPeer)
+_head: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_number: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(int)
+
+# Everything msgspec can raise on hostile bytes; a RecursionError comes from deep nesting.
+_BAD_BYTES = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message; ProtocolError if they are too many to be accepted."""
+    data = _encoder.encode(message)
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise ProtocolError(f"a {type(message).__name__} of {len(data)} bytes is larger than {MESSAGE_BYTES_MAX}")
+    return data
+
+
+def decode_at_coordinator(data: bytes | memoryview) -> ToCoordinator:
+    """A message from a peer. Raises ProtocolError, nothing else."""
+    message: ToCoordinator = _decode(_to_coordinator, data)
+    return message
+
+
+def decode_at_peer(data: bytes | memoryview) -> ToPeer:
+    """A message from the coordinator. Raises ProtocolError, nothing else."""
+    message: ToPeer = _decode(_to_peer, data)
+    return message
+
+
+def clip(text: str, limit: int = TEXT_MAX) -> str:
+    """Text that fits a field."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes | memoryview) -> Any:
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise ProtocolError(f"a message of {len(data)} bytes is larger than {MESSAGE_BYTES_MAX}")
+    try:
+        message = decoder.decode(data)
+    except _BAD_BYTES as error:
+        _raise_if_other_version(data)
+        raise ProtocolError(f"a control message does not decode: {clip(str(error))}") from None
+    if message.v != VERSION:
+        raise WrongVersion(f"control version {message.v} where {VERSION} is spoken")
+    return message
+
+
+def _raise_if_other_version(data: bytes | memoryview) -> None:
+    """Another version may have other fields: look at the second element alone."""
+    try:
+        version = _number.decode(_head.decode(data)[1])
+    except (*_BAD_BYTES, IndexError):
+        return
+    if version != VERSION:
+        raise WrongVersion(f"control version {version} where {VERSION} is spoken") from None

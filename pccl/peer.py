@@ -1,0 +1,184 @@
+"""peer.py - a Session with an engine: carries out what the session decides, and tells it what the engine reports.
+
+No clock, no thread, no socket: `Control` and the simulator drive the same object. Messages for the coordinator
+collect in `outbox`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+
+from pccl import messages as m
+from pccl import session as s
+from pccl.errors import PcclError
+from pccl.types import Engine, EpochView, Event, EventKind, OpInfo, OpName, OpState, Status
+
+VERDICTS_MAX = 65536
+
+Describe = Callable[[int], "OpInfo | None"]
+
+
+class Peer:
+    """One peer of one group. Not thread-safe: the caller holds a lock."""
+
+    def __init__(self, identity: s.Identity, engine: Engine, describe: Describe) -> None:
+        self.session = s.Session(identity)
+        self.outbox: deque[m.ToCoordinator] = deque()
+        self.configured = 0  # how many epochs have been installed: grows with every change of the view
+        self._engine = engine
+        self._describe = describe
+        self._verdicts: OrderedDict[OpName, tuple[int, str]] = OrderedDict()
+
+    # -- facts ------------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> bytes:
+        """The 16 bytes."""
+        return self.session.identity.peer
+
+    @property
+    def state(self) -> s.State:
+        """Where the session is."""
+        return self.session.state
+
+    @property
+    def boundary(self) -> int:
+        """The boundary that this peer has reached."""
+        return self.session.boundary
+
+    @property
+    def error(self) -> PcclError | None:
+        """Why the peer is fenced or closed."""
+        return self.session.error
+
+    @property
+    def deadline(self) -> float | None:
+        """When `on_tick` is due."""
+        return self.session.deadline
+
+    def view(self, boundary: int | None = None) -> EpochView | None:
+        """The epoch in which ops of a boundary (default: the present one) run."""
+        return self.session.view(self.session.boundary if boundary is None else boundary)
+
+    def verdict(self, name: OpName) -> tuple[int, str] | None:
+        """How the coordinator ended an op, also one that this peer has not called yet: (Status, text)."""
+        return self._verdicts.get(name)
+
+    def verdict_text(self, name: OpName) -> str:
+        """The words of a verdict; "" if there was none."""
+        verdict = self._verdicts.get(name)
+        return "" if verdict is None else verdict[1]
+
+    # -- what happens -----------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> None:
+        """Asks to enter."""
+        self._do(now, s.Start())
+
+    def on_connected(self, now: float) -> None:
+        """The control connection is up (again)."""
+        self._do(now, s.Connected())
+
+    def on_rejected(self, now: float, reason: str) -> None:
+        """The coordinator refuses the handshake."""
+        self._do(now, s.Rejected(reason))
+
+    def on_message(self, now: float, message: m.ToPeer) -> None:
+        """The coordinator has spoken."""
+        self._do(now, message)
+
+    def on_engine(self, now: float, events: Iterable[Event]) -> list[Event]:
+        """Takes the engine's events; gives back those of ops that ended."""
+        ended = []
+        for event in events:
+            if event.kind == EventKind.OP:
+                self._count(event)
+                ended.append(event)
+            else:
+                self._on_fact(now, event)
+        return ended
+
+    def on_tick(self, now: float) -> None:
+        """Time has passed."""
+        self._do(now, s.Tick())
+
+    def advance(self, now: float) -> int | None:
+        """The new boundary, or None if it must wait: ask again after the next message."""
+        before = self.session.boundary
+        self._do(now, s.Advance())
+        return self.session.boundary if self.session.boundary != before else None
+
+    def fault(self, now: float, token: int, kind: str) -> None:
+        """Asks the coordinator to settle an op."""
+        self._fault(now, token, kind, b"", "")
+
+    def leave(self, now: float, reason: str = "closed by the user") -> None:
+        """Leaves gracefully: CLOSED once the coordinator has said Goodbye."""
+        self._do(now, s.Quit(reason))
+
+    def close(self, now: float) -> None:
+        """Ends without waiting for anybody."""
+        self._do(now, s.Shut())
+
+    # -- the inside -------------------------------------------------------------------------------------------
+
+    def _on_fact(self, now: float, event: Event) -> None:
+        if event.kind == EventKind.LINK_DOWN:
+            self._do(now, s.LinkDown(event.peer, event.cause, event.sys_errno))
+        elif event.kind == EventKind.LINK_UP:
+            self._do(now, s.LinkUp(event.peer))
+        elif event.kind == EventKind.FROZEN:
+            self._on_frozen(now, event.token)
+        elif event.kind == EventKind.MISMATCH:
+            self._fault(now, event.token, "mismatch", event.peer, self._engine.desc_text(event.desc))
+        elif event.kind == EventKind.OVERDUE:
+            self._fault(now, event.token, "overdue", event.peer, "")
+
+    def _on_frozen(self, now: float, change: int) -> None:
+        states, lanes = self._engine.frozen()
+        self._do(now, s.EngineFrozen(change, dict(lanes), tuple(self._pending(state) for state in states)))
+
+    def _pending(self, state: OpState) -> m.Pending:
+        info = self._describe(state.token)
+        what, needs, pair = (info.what, info.needs, info.pair) if info is not None else ("an op", (), False)
+        return m.Pending(m.OpRef(*state.name), bool(state.finished), pair, needs, m.clip(what, 120))
+
+    def _fault(self, now: float, token: int, kind: str, peer: bytes, theirs: str) -> None:
+        info = self._describe(token)
+        if info is not None:  # else it has ended meanwhile
+            known = peer if any(peer) else b""
+            self._do(now, s.Faulted(kind, info.name, known, info.what, theirs))
+
+    def _count(self, event: Event) -> None:
+        if event.status == Status.OK:
+            self.session.ops += 1
+        self.session.bytes += event.sent_bytes + event.received_bytes
+
+    def _do(self, now: float, event: s.Event) -> None:
+        for effect in self.session.handle(now, event):
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: s.Effect) -> None:
+        engine = self._engine
+        if isinstance(effect, s.Send):
+            self.outbox.append(effect.message)
+        elif isinstance(effect, s.AdvanceEngine):
+            engine.advance(effect.boundary)
+        elif isinstance(effect, s.Configure):
+            self._keep_verdicts(effect)
+            self.configured += 1
+            engine.configure(effect.config)
+        elif isinstance(effect, s.FreezeEngine):
+            engine.freeze(effect.change)
+        elif isinstance(effect, s.Prepare):
+            engine.prepare(effect.members, effect.streams)
+        else:
+            engine.fail_all(effect.status)
+
+    def _keep_verdicts(self, effect: s.Configure) -> None:
+        """Kept for the communicator until the op's event comes, or until it calls an op that has failed elsewhere."""
+        for name, status in effect.config.verdicts:
+            self._verdicts[name] = (status, effect.texts.get(name, ""))
+        while len(self._verdicts) > VERDICTS_MAX:
+            self._verdicts.popitem(last=False)
