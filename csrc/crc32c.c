@@ -9,8 +9,8 @@
  *   vpclmul  the message is folded onto its own end, 64 bytes at a time, by carry-less multiplications with powers of
  *            x; 16 bytes remain, which the crc instruction finishes
  *
- * Folding by 16-byte vectors ("pclmul") is not among them: it multiplies twice per 16 bytes, and no CPU does that
- * faster than it does two crc instructions.
+ * Folding by 16-byte vectors ("pclmul") is not among them: it multiplies twice per 16 bytes where sse42 needs two crc
+ * instructions, and measured half as fast (16 GB/s against 30, AVX-512 EPYC).
  *
  * The tables and powers are computed at first use. */
 #include "crc32c.h"
