@@ -210,6 +210,14 @@ class Bench:
                 found[side].append(self.timed(side, inputs, outputs or inputs, whole=False))
         return found
 
+    def close(self) -> None:
+        """Ends gloo in order: its threads abort the process when another peer vanishes first."""
+        if self.job.gloo_store:
+            import torch.distributed as dist
+
+            dist.barrier()
+            dist.destroy_process_group()
+
 
 def main() -> None:
     """Joins the run named by the environment, measures, prints a JSON line per size."""
@@ -221,3 +229,4 @@ def main() -> None:
         for size in job.sizes:
             print(json.dumps({"bytes": size, "samples": bench.samples(size)}), flush=True)
         comm.barrier()
+        bench.close()

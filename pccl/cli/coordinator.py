@@ -38,7 +38,7 @@ def wait_for_the_end() -> None:
 def command(bind: str, run: str, min_peers: int, lease: float, secret_file: Path | None) -> None:
     """Serve a run: membership, order and topology.
 
-    Peers that were silent for longer than the lease are out. The run's secret is read from PCCL_SECRET or --secret-file.
+    Peers that were silent for longer than the lease are out. The secret is read from PCCL_SECRET or --secret-file.
     """
     from pccl.coordinator.server import Coordinator
 
