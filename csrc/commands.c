@@ -1,0 +1,342 @@
+/* commands.c - what other threads ask for: checked and copied here, carried out on the engine's thread in order. */
+#include <stdio.h>
+#include <string.h>
+
+#include "engine.h"
+#include "err.h"
+#include "reduce.h"
+
+enum command_type {
+    COMMAND_SUBMIT, COMMAND_ADVANCE, COMMAND_PREPARE, COMMAND_FREEZE, COMMAND_CONFIGURE, COMMAND_FAIL_ALL,
+    COMMAND_ABANDON, COMMAND_KILL_STREAM
+};
+
+struct command {
+    struct command *next;
+    enum command_type type;
+    union {
+        pccl_op_request submit;
+        pccl_epoch configure;
+        struct { uint32_t member_count, streams; } prepare;
+        struct { uint64_t token; int status; } end;
+        struct { pccl_peer_id peer; uint32_t index; } kill;
+        uint32_t number;           /* boundary or change */
+    } u;
+    /* SUBMIT: origin ids; PREPARE: members; CONFIGURE: members, then verdicts */
+    uint64_t tail[];
+};
+
+static struct command *command_new(enum command_type type, size_t tail_bytes)
+{
+    struct command *c = mem_alloc(sizeof *c + tail_bytes);
+    if (c)
+        c->type = type;
+    else
+        err_set("out of memory");
+    return c;
+}
+
+static pccl_err command_push(pccl_engine *e, struct command *c)
+{
+    if (!c)
+        return PCCL_ENOMEM;
+    pthread_mutex_lock(&e->lock);
+    if (e->close_asked) {
+        pthread_mutex_unlock(&e->lock);
+        mem_free(c);
+        err_set("the engine is closed");
+        return PCCL_ECLOSED;
+    }
+    int first = !e->commands_first;
+    if (first)
+        e->commands_first = c;
+    else
+        e->commands_last->next = c;
+    e->commands_last = c;
+    if (first && e->has_thread)
+        e->ops->wake(e->transport);
+    pthread_mutex_unlock(&e->lock);
+    return PCCL_OK;
+}
+
+/* -- carrying out (engine thread) ------------------------------------------------------------------------------------ */
+
+static void do_advance(pccl_engine *e, uint32_t boundary)
+{
+    if (boundary <= e->boundary)
+        return;
+    e->boundary = boundary;
+    lane_forget_all(e);
+    tombstone_forget(e, boundary);
+}
+
+static void do_prepare(pccl_engine *e, const struct command *c)
+{
+    const pccl_member *members = (const pccl_member *)c->tail;
+    for (uint32_t i = 0; i < c->u.prepare.member_count; i++) {
+        if (peer_id_compare(&members[i].id, &e->config.self) == 0)
+            continue;
+        struct link *l = link_want(e, &members[i], c->u.prepare.streams);
+        if (l)
+            l->prepared = 1;
+    }
+}
+
+static void do_abandon(pccl_engine *e, uint64_t token, int status)
+{
+    for (struct op *op = e->ops_first; op; op = op->next)
+        if (op->request.token == token) {
+            op_end(op, (pccl_err)status);
+            return;
+        }
+}
+
+static void do_kill_stream(pccl_engine *e, const struct command *c)
+{
+    struct link *l = link_find(e, &c->u.kill.peer);
+    uint32_t skip = l && l->open ? c->u.kill.index % l->open : 0;
+    for (uint32_t i = 0; l && i < l->streams; i++) {
+        if (!l->conns[i] || l->conns[i]->state != CONN_OPEN || skip-- > 0)
+            continue;
+        conn_fail(l->conns[i], PCCL_CAUSE_RESET, 0);
+        return;
+    }
+}
+
+static void do_configure(pccl_engine *e, struct command *c)
+{
+    pccl_epoch *config = &c->u.configure;
+    config->members = (const pccl_member *)c->tail;
+    config->verdicts = (const pccl_verdict *)((const uint8_t *)c->tail +
+                                              (config->member_count * sizeof(pccl_member) + 7) / 8 * 8);
+    epoch_install(e, config);
+}
+
+static void carry_out(pccl_engine *e, struct command *c)
+{
+    switch (c->type) {
+    case COMMAND_SUBMIT: (void)op_submit(e, &c->u.submit, (const pccl_peer_id *)c->tail); break;
+    case COMMAND_ADVANCE: do_advance(e, c->u.number); break;
+    case COMMAND_PREPARE: do_prepare(e, c); break;
+    case COMMAND_FREEZE: epoch_freeze(e, c->u.number); break;
+    case COMMAND_CONFIGURE: do_configure(e, c); break;
+    case COMMAND_FAIL_ALL: engine_fail_all(e, (pccl_err)c->u.end.status); break;
+    case COMMAND_ABANDON: do_abandon(e, c->u.end.token, c->u.end.status); break;
+    case COMMAND_KILL_STREAM: do_kill_stream(e, c); break;
+    }
+}
+
+/* After the shutdown there is nobody to start anything: an op that comes so late ends at once. */
+static void turn_away(pccl_engine *e, const struct command *c)
+{
+    if (c->type != COMMAND_SUBMIT)
+        return;
+    pccl_event event = {.kind = PCCL_EVENT_OP, .status = PCCL_ECLOSED, .token = c->u.submit.token};
+    engine_emit(e, &event);
+}
+
+void engine_commands(pccl_engine *e)
+{
+    pthread_mutex_lock(&e->lock);
+    struct command *c = e->commands_first;
+    e->commands_first = e->commands_last = NULL;
+    pthread_mutex_unlock(&e->lock);
+    while (c) {
+        struct command *next = c->next;
+        if (e->transport)
+            carry_out(e, c);
+        else
+            turn_away(e, c);
+        mem_free(c);
+        c = next;
+    }
+}
+
+/* -- asking (any thread) ----------------------------------------------------------------------------------------------- */
+
+static int needs_in(const pccl_op_request *r, const pccl_engine *e)
+{
+    if (r->kind == PCCL_BARRIER)
+        return 0;
+    if (r->kind == PCCL_BROADCAST || r->kind == PCCL_SEND_RECV)
+        return peer_id_compare(&r->root, &e->config.self) == 0;
+    return 1;
+}
+
+static int needs_out(const pccl_op_request *r, const pccl_engine *e)
+{
+    if (r->kind == PCCL_BARRIER)
+        return 0;
+    if (r->kind == PCCL_BROADCAST || r->kind == PCCL_SEND_RECV)
+        return !needs_in(r, e);
+    return 1;
+}
+
+static pccl_err check_request(const pccl_engine *e, const pccl_op_request *r)
+{
+    int reduces = r->kind == PCCL_ALL_REDUCE || r->kind == PCCL_REDUCE_SCATTER;
+    if (r->size != sizeof *r)
+        err_set("pccl_op_request.size is %u, expected %zu", r->size, sizeof *r);
+    else if (r->kind == 0 || r->kind >= PCCL_KIND_COUNT || r->dtype >= PCCL_DTYPE_COUNT ||
+             r->redop >= PCCL_REDOP_COUNT || r->algorithm >= PCCL_ALGORITHM_COUNT)
+        err_set("unknown kind, dtype, op or algorithm");
+    else if (reduces && !reduce_kernel((pccl_dtype)r->dtype, (pccl_redop)r->redop))
+        err_set("%s of %s is not defined", redop_name((pccl_redop)r->redop), dtype_name((pccl_dtype)r->dtype));
+    else if (r->count > DESC_COUNT_MAX)
+        err_set("count %llu is too large", (unsigned long long)r->count);
+    else if (r->count && ((needs_in(r, e) && !r->in) || (needs_out(r, e) && !r->out)))
+        err_set("a buffer is missing");
+    else if (r->kind == PCCL_SEND_RECV && peer_id_compare(&r->root, &r->target) == 0)
+        err_set("sender and receiver are the same peer");
+    else if (r->origin_count > LIMIT_PEERS || (r->origin_count && !r->origin))
+        err_set("origin is missing or too long");
+    else
+        return PCCL_OK;
+    return PCCL_EINVAL;
+}
+
+pccl_err pccl_engine_submit(pccl_engine *engine, const pccl_op_request *request)
+{
+    pccl_engine *e = engine;
+    pccl_err err = check_request(e, request);
+    if (err != PCCL_OK)
+        return err;
+    size_t tail = request->origin_count * sizeof *request->origin;
+    struct command *c = command_new(COMMAND_SUBMIT, tail);
+    if (c) {
+        c->u.submit = *request;
+        c->u.submit.origin = NULL;
+        if (tail)
+            memcpy(c->tail, request->origin, tail);
+    }
+    return command_push(e, c);
+}
+
+static pccl_err push_number(pccl_engine *engine, enum command_type type, uint32_t number)
+{
+    struct command *c = command_new(type, 0);
+    if (c)
+        c->u.number = number;
+    return command_push(engine, c);
+}
+
+pccl_err pccl_engine_advance(pccl_engine *engine, uint32_t boundary)
+{
+    return push_number(engine, COMMAND_ADVANCE, boundary);
+}
+
+pccl_err pccl_engine_freeze(pccl_engine *engine, uint32_t change)
+{
+    return push_number(engine, COMMAND_FREEZE, change);
+}
+
+static pccl_err check_members(const pccl_member *members, uint32_t count, uint32_t streams)
+{
+    if (count > LIMIT_PEERS || streams == 0 || streams > LIMIT_STREAMS) {
+        err_set("%u members and %u streams are out of range", count, streams);
+        return PCCL_EINVAL;
+    }
+    for (uint32_t i = 0; i < count; i++)
+        if (!memchr(members[i].address, 0, sizeof members[i].address)) {
+            err_set("address of member %u is not terminated", i);
+            return PCCL_EINVAL;
+        }
+    return PCCL_OK;
+}
+
+pccl_err pccl_engine_prepare(pccl_engine *engine, const pccl_member *members, uint32_t member_count, uint32_t streams)
+{
+    pccl_err err = check_members(members, member_count, streams);
+    if (err != PCCL_OK)
+        return err;
+    struct command *c = command_new(COMMAND_PREPARE, member_count * sizeof *members);
+    if (c) {
+        c->u.prepare.member_count = member_count;
+        c->u.prepare.streams = streams;
+        memcpy(c->tail, members, member_count * sizeof *members);
+    }
+    return command_push(engine, c);
+}
+
+static pccl_err check_epoch(const pccl_engine *e, const pccl_epoch *epoch)
+{
+    pccl_err err = check_members(epoch->members, epoch->member_count, epoch->streams);
+    if (err != PCCL_OK)
+        return err;
+    int self = 0;
+    for (uint32_t i = 0; i < epoch->member_count; i++)
+        self |= peer_id_compare(&epoch->members[i].id, &e->config.self) == 0;
+    if (epoch->size != sizeof *epoch)
+        err_set("pccl_epoch.size is %u, expected %zu", epoch->size, sizeof *epoch);
+    else if (!self)
+        err_set("epoch %u does not name this peer", epoch->epoch);
+    else if (epoch->segment_bytes == 0 || epoch->segment_bytes % 64 || epoch->segment_bytes > LIMIT_SEGMENT_BYTES)
+        err_set("segment_bytes %u is not a multiple of 64 up to %d", epoch->segment_bytes, LIMIT_SEGMENT_BYTES);
+    else
+        return PCCL_OK;
+    return PCCL_EINVAL;
+}
+
+pccl_err pccl_engine_configure(pccl_engine *engine, const pccl_epoch *epoch)
+{
+    pccl_engine *e = engine;
+    pccl_err err = check_epoch(e, epoch);
+    if (err != PCCL_OK)
+        return err;
+    size_t members = (epoch->member_count * sizeof(pccl_member) + 7) / 8 * 8;
+    size_t verdicts = epoch->verdict_count * sizeof(pccl_verdict);
+    struct command *c = command_new(COMMAND_CONFIGURE, members + verdicts);
+    if (c) {
+        c->u.configure = *epoch;
+        memcpy(c->tail, epoch->members, epoch->member_count * sizeof(pccl_member));
+        if (verdicts)
+            memcpy((uint8_t *)c->tail + members, epoch->verdicts, verdicts);
+    }
+    return command_push(e, c);
+}
+
+static pccl_err push_end(pccl_engine *engine, enum command_type type, uint64_t token, int status)
+{
+    struct command *c = command_new(type, 0);
+    if (c) {
+        c->u.end.token = token;
+        c->u.end.status = status;
+    }
+    return command_push(engine, c);
+}
+
+pccl_err pccl_engine_fail_all(pccl_engine *engine, int status)
+{
+    return push_end(engine, COMMAND_FAIL_ALL, 0, status);
+}
+
+pccl_err pccl_engine_abandon(pccl_engine *engine, uint64_t token, int status)
+{
+    return push_end(engine, COMMAND_ABANDON, token, status);
+}
+
+pccl_err pccl_engine_kill_stream(pccl_engine *engine, const pccl_peer_id *peer, uint32_t index)
+{
+    struct command *c = command_new(COMMAND_KILL_STREAM, 0);
+    if (c) {
+        c->u.kill.peer = *peer;
+        c->u.kill.index = index;
+    }
+    return command_push(engine, c);
+}
+
+pccl_err pccl_engine_frozen(pccl_engine *engine, pccl_op_state *ops, uint32_t *op_count, pccl_lane_state *lanes,
+                            uint32_t *lane_count)
+{
+    pccl_engine *e = engine;
+    pthread_mutex_lock(&e->lock);
+    for (uint32_t i = 0; i < *op_count && i < e->frozen_op_count; i++)
+        ops[i] = e->frozen_ops[i];
+    for (uint32_t i = 0; i < *lane_count && i < e->frozen_lane_count; i++)
+        lanes[i] = e->frozen_lanes[i];
+    int fits = e->frozen_op_count <= *op_count && e->frozen_lane_count <= *lane_count;
+    *op_count = e->frozen_op_count;
+    *lane_count = e->frozen_lane_count;
+    pthread_mutex_unlock(&e->lock);
+    return fits ? PCCL_OK : PCCL_EAGAIN;
+}

@@ -1,0 +1,275 @@
+/* conn.c - a conn's life, and frames on their way out. */
+#include "conn.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "crc32c.h"
+#include "engine.h"
+#include "err.h"
+
+static struct conn *conn_new(pccl_engine *e, struct stream *stream, enum conn_state state)
+{
+    struct conn *c = mem_alloc(sizeof *c);
+    uint8_t *staging = mem_alloc(STAGING_BYTES);
+    if (!c || !staging) {
+        mem_free(c);
+        mem_free(staging);
+        return NULL;
+    }
+    c->engine = e;
+    c->stream = stream;
+    c->state = state;
+    c->staging = staging;
+    c->staging_limit = STAGING_BYTES;
+    c->serial = ++e->next_serial ? e->next_serial : ++e->next_serial;
+    c->handshake_deadline_ns = e->now_ns + e->config.handshake_timeout_ns;
+    engine_wake_at(e, c->handshake_deadline_ns);
+    c->next = e->conns;
+    if (e->conns)
+        e->conns->prev = c;
+    e->conns = c;
+    stream->user = c;
+    return c;
+}
+
+void conn_want(struct conn *c, unsigned interest)
+{
+    if (c->interest != interest) {
+        c->interest = interest;
+        c->engine->ops->want(c->stream, interest);
+    }
+}
+
+struct conn *conn_dial(pccl_engine *e, struct link *link, uint32_t index, int *sys_errno_p)
+{
+    struct stream *stream;
+    if (e->ops->dial(e->transport, link->address, &stream, sys_errno_p) != PCCL_OK)
+        return NULL;
+    struct conn *c = conn_new(e, stream, CONN_DIALLING);
+    if (!c) {
+        e->ops->stream_close(stream, 1);
+        *sys_errno_p = ENOMEM;
+        return NULL;
+    }
+    c->link = link;
+    c->index = index;
+    c->peer = link->id;
+    c->interest = TRANSPORT_READ;
+    conn_want(c, TRANSPORT_READ | TRANSPORT_WRITE);
+    return c;
+}
+
+struct conn *conn_accepted(pccl_engine *e, struct stream *stream)
+{
+    if (e->strangers >= LIMIT_STRANGERS) {
+        e->ops->stream_close(stream, 1);
+        return NULL;
+    }
+    struct conn *c = conn_new(e, stream, CONN_WANT_HELLO);
+    if (!c) {
+        e->ops->stream_close(stream, 1);
+        return NULL;
+    }
+    e->strangers++;
+    c->interest = TRANSPORT_READ;
+    return c;
+}
+
+static int is_stranger(const struct conn *c)
+{
+    return c->state == CONN_WANT_HELLO || c->state == CONN_WANT_PROOF || c->state == CONN_PROVEN ||
+           c->state == CONN_STRANGER;
+}
+
+void conn_fail(struct conn *c, pccl_cause cause, int sys_errno)
+{
+    if (c->state == CONN_DEAD)
+        return;
+    int was_open = c->state == CONN_OPEN;
+    link_park_cancel(c);
+    if (is_stranger(c))
+        c->engine->strangers--;
+    c->state = CONN_DEAD;
+    c->engine->dead_conns++;
+    c->engine->ops->stream_close(c->stream, cause != PCCL_CAUSE_NONE);
+    c->stream = NULL;
+    if (c->link && was_open)
+        link_resend_lost(c->link, c);
+    if (c->link)
+        link_stream_lost(c->link, c, cause, sys_errno);
+    c->link = NULL;
+}
+
+void conn_free(struct conn *c)
+{
+    ASSERT(c->state == CONN_DEAD);
+    if (c->prev)
+        c->prev->next = c->next;
+    else
+        c->engine->conns = c->next;
+    if (c->next)
+        c->next->prev = c->prev;
+    mem_free(c->staging);
+    mem_free(c->scratch);
+    mem_free(c->spill);
+    mem_free(c);
+}
+
+void conn_adopt(struct conn *c, struct link *link)
+{
+    for (uint32_t i = 0; i < link->streams; i++) {
+        if (link->conns[i])
+            continue;
+        if (is_stranger(c))
+            c->engine->strangers--;
+        c->link = link;
+        c->index = i;
+        link->conns[i] = c;
+        c->state = CONN_OPEN;
+        conn_want(c, TRANSPORT_READ);
+        link_stream_open(link, c);
+        return;
+    }
+    conn_fail(c, PCCL_CAUSE_NONE, 0);
+}
+
+void conn_on_ready(struct conn *c, unsigned what)
+{
+    if (c->state == CONN_DEAD)
+        return;
+    if (c->state == CONN_STRANGER)
+        return;
+    if (c->state != CONN_OPEN) {
+        handshake_turn(c, what);
+        return;
+    }
+    if (what & TRANSPORT_WRITE) {
+        c->blocked = 0;
+        link_mark_dirty(c->link);
+    }
+    if (what & TRANSPORT_READ)
+        conn_receive(c);
+}
+
+/* -- out --------------------------------------------------------------------------------------------------- */
+
+static void fill_batch(struct conn *c)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < c->out_count; i++)
+        bytes += c->out[(c->out_first + i) % SEND_BATCH_FRAMES].payload_bytes;
+    while (c->out_count < SEND_BATCH_FRAMES && bytes < SEND_BATCH_BYTES) {
+        if (!link_next_frame(c->link, c))
+            return;
+        bytes += c->out[(c->out_first + c->out_count - 1) % SEND_BATCH_FRAMES].payload_bytes;
+    }
+}
+
+static int batch_iov(const struct conn *c, struct iovec *iov)
+{
+    int count = 0;
+    uint32_t skip = c->out_sent;
+    for (uint32_t i = 0; i < c->out_count; i++) {
+        const struct outgoing *o = &c->out[(c->out_first + i) % SEND_BATCH_FRAMES];
+        if (skip < WIRE_HEADER_BYTES) {
+            iov[count++] = (struct iovec){(void *)(uintptr_t)(o->header + skip), WIRE_HEADER_BYTES - skip};
+            skip = 0;
+        } else {
+            skip -= WIRE_HEADER_BYTES;
+        }
+        if (o->payload_bytes > skip)
+            iov[count++] = (struct iovec){(void *)(uintptr_t)(o->payload + skip), o->payload_bytes - skip};
+        skip = 0;
+    }
+    return count;
+}
+
+static void batch_advance(struct conn *c, size_t written)
+{
+    c->sent_bytes += written;
+    c->engine->stats.sent_bytes += written;
+    c->link->sent_bytes += written;
+    written += c->out_sent;
+    while (c->out_count) {
+        const struct outgoing *o = &c->out[c->out_first];
+        size_t whole = WIRE_HEADER_BYTES + (size_t)o->payload_bytes;
+        if (written < whole)
+            break;
+        written -= whole;
+        c->out_first = (c->out_first + 1) % SEND_BATCH_FRAMES;
+        c->out_count--;
+    }
+    c->out_sent = (uint32_t)written;
+}
+
+static pccl_cause cause_of(int sys_errno)
+{
+    return sys_errno == ECONNREFUSED ? PCCL_CAUSE_REFUSED : PCCL_CAUSE_RESET;
+}
+
+void conn_pump(struct conn *c)
+{
+    struct iovec iov[2 * SEND_BATCH_FRAMES];
+    while (c->state == CONN_OPEN && !c->blocked) {
+        fill_batch(c);
+        if (!c->out_count)
+            break;
+        ssize_t n = c->engine->ops->writev(c->stream, iov, batch_iov(c, iov));
+        if (n > 0) {
+            batch_advance(c, (size_t)n);
+        } else if (n == -EAGAIN || n == 0) {
+            c->blocked = 1;
+        } else {
+            conn_fail(c, cause_of((int)-n), (int)-n);
+            return;
+        }
+    }
+    if (c->state == CONN_OPEN)
+        conn_want(c, TRANSPORT_READ | (c->blocked ? TRANSPORT_WRITE : 0u));
+}
+
+/* Copies what is still to be written of a frame, so that its memory can be given back. */
+static int spill_frame(struct conn *c, struct outgoing *o, uint32_t already)
+{
+    if (!c->spill)
+        c->spill = mem_alloc((size_t)SEND_BATCH_FRAMES * LIMIT_SEGMENT_BYTES);
+    if (!c->spill)
+        return 0;
+    uint8_t *copy = c->spill + (size_t)(o - c->out) * LIMIT_SEGMENT_BYTES;
+    if (o->payload_bytes > already)
+        memcpy(copy + already, o->payload + already, o->payload_bytes - already);
+    o->payload = copy;
+    o->op = NULL;
+    return 1;
+}
+
+void conn_detach(struct conn *c, const struct op *op)
+{
+    if (c->op == op) {
+        c->op = NULL;
+        c->target = NULL;
+        c->wanted = 0;
+    }
+    for (uint32_t i = 0; i < c->out_count; i++) {
+        struct outgoing *o = &c->out[(c->out_first + i) % SEND_BATCH_FRAMES];
+        if (o->op != op)
+            continue;
+        uint32_t already = i == 0 && c->out_sent > WIRE_HEADER_BYTES ? c->out_sent - WIRE_HEADER_BYTES : 0;
+        if (!spill_frame(c, o, already)) {
+            conn_fail(c, PCCL_CAUSE_NONE, ENOMEM);
+            return;
+        }
+    }
+}
+
+void conn_discard_seq(struct conn *c, uint32_t link_seq)
+{
+    if (c->in_payload && c->wanted && c->frame.link_seq == link_seq) {
+        c->wanted = 0;
+        c->counts = 0;
+        c->target = NULL;
+        c->op = NULL;
+        link_park_cancel(c);
+    }
+}

@@ -1,0 +1,96 @@
+/* conn.h - one stream as the engine sees it: handshake, then frames in and frames out.
+ *
+ * A conn belongs to no link until the other side has proved who it is (dialled conns know whom they want). While it
+ * is OPEN it writes frames that its link hands it and feeds frames that it reads to its link. When the stream
+ * breaks the conn dies, and the link sends its unacknowledged frames again on the others. Engine thread only. */
+#ifndef PCCL_CONN_H
+#define PCCL_CONN_H
+
+#include "limits.h"
+#include "transport.h"
+#include "wire.h"
+
+struct link;
+struct op;
+
+enum conn_state {
+    CONN_DIALLING,       /* waits for the transport, then sends HELLO */
+    CONN_WANT_CHALLENGE, /* dialler */
+    CONN_WANT_READY,     /* dialler */
+    CONN_WANT_HELLO,     /* acceptor */
+    CONN_WANT_PROOF,     /* acceptor */
+    CONN_PROVEN,         /* acceptor: READY is on its way out */
+    CONN_STRANGER,       /* proven, but no link of ours wants its peer yet: not read from */
+    CONN_OPEN,
+    CONN_DEAD            /* closed; freed at the end of the turn */
+};
+
+/* A frame on its way out. `payload` is user memory, pool memory or the conn's spill. */
+struct outgoing {
+    uint8_t header[WIRE_HEADER_BYTES];
+    const uint8_t *payload;
+    uint32_t payload_bytes;
+    struct op *op;             /* whose memory payload is; NULL when it is nobody's */
+};
+
+struct conn {
+    pccl_engine *engine;
+    struct stream *stream;
+    struct link *link;
+    struct conn *prev, *next;  /* all conns of the engine */
+    uint32_t serial;           /* never 0; tells conns apart in the link's send slots */
+    uint32_t index;            /* position in link->conns */
+    enum conn_state state;
+    pccl_peer_id peer;         /* whom we dialled, or who proved itself */
+    unsigned interest;
+    uint64_t handshake_deadline_ns;
+
+    uint8_t hello[WIRE_HELLO_BYTES], challenge[WIRE_CHALLENGE_BYTES];
+    uint8_t hand_out[WIRE_HANDSHAKE_BYTES_MAX];
+    uint32_t hand_out_bytes, hand_out_sent;
+
+    /* in */
+    uint8_t *staging;          /* bytes read, not yet parsed: [staging_begin, staging_end) */
+    uint32_t staging_begin, staging_end, staging_limit;
+    int in_payload;            /* a header was accepted, its payload is being read */
+    struct frame frame;
+    uint32_t got;              /* payload bytes so far */
+    uint8_t *target;           /* where the payload goes; NULL: thrown away */
+    struct op *op;             /* whose memory target is; NULL: scratch, parked, nobody's */
+    struct parked *parked;     /* the payload goes to a parked frame */
+    int wanted;                /* 0: the payload is a duplicate or stale: no checksum, no delivery */
+    int counts;                /* its number may be marked as arrived when it is complete */
+    uint8_t *scratch;
+
+    /* out */
+    struct outgoing out[SEND_BATCH_FRAMES];
+    uint32_t out_first, out_count, out_sent;  /* out_sent: bytes of the first frame already written */
+    uint8_t *spill;            /* rest of a half-written frame whose memory had to be given back */
+    int blocked;               /* the stream took no more: wait for writability */
+
+    uint64_t sent_bytes, received_bytes;
+};
+
+struct conn *conn_dial(pccl_engine *e, struct link *link, uint32_t index, int *sys_errno_p);
+struct conn *conn_accepted(pccl_engine *e, struct stream *stream);
+void conn_on_ready(struct conn *c, unsigned what);
+/* The stream is gone, or must go: tells the link (which sends again), closes, marks DEAD. */
+void conn_fail(struct conn *c, pccl_cause cause, int sys_errno);
+/* Writes what it can of its own frames and of its link's. */
+void conn_pump(struct conn *c);
+/* The op's memory must not be touched any more. */
+void conn_detach(struct conn *c, const struct op *op);
+/* If the frame being read is `link_seq`, throw the rest of it away (a second copy is arriving elsewhere). */
+void conn_discard_seq(struct conn *c, uint32_t link_seq);
+/* A stranger found its link. */
+void conn_adopt(struct conn *c, struct link *link);
+void conn_free(struct conn *c);
+void conn_want(struct conn *c, unsigned interest);
+
+/* conn_handshake.c */
+void handshake_begin(struct conn *c);
+void handshake_turn(struct conn *c, unsigned what);
+/* conn_recv.c */
+void conn_receive(struct conn *c);
+
+#endif

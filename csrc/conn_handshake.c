@@ -1,0 +1,194 @@
+/* conn_handshake.c - HELLO, CHALLENGE, PROOF, READY: who are you, and do you know the run's secret?
+ *
+ * Linear on purpose: each side sends one message of fixed size, then waits for one. Until the other side has proved
+ * itself it costs us one small conn and nothing else. */
+#include <errno.h>
+#include <string.h>
+
+#include "engine.h"
+#include "err.h"
+#include "sha256.h"
+
+static void send_later(struct conn *c, const uint8_t *message, uint32_t bytes)
+{
+    memcpy(c->hand_out, message, bytes);
+    c->hand_out_bytes = bytes;
+    c->hand_out_sent = 0;
+}
+
+static void refuse(struct conn *c, pccl_err why)
+{
+    pccl_event event = {.kind = PCCL_EVENT_REFUSED, .status = (int32_t)why, .cause = (int32_t)why, .peer = c->peer};
+    engine_emit(c->engine, &event);
+    conn_fail(c, PCCL_CAUSE_PROTOCOL, 0);
+}
+
+void handshake_begin(struct conn *c)
+{
+    pccl_engine *e = c->engine;
+    struct hello hello = {
+        .dialler = e->config.self, .acceptor = c->peer, .epoch = epoch_newest(e),
+        .stream = c->index, .streams = c->link->streams,
+    };
+    memcpy(hello.run, e->config.run, sizeof hello.run);
+    engine_random(e, hello.nonce, sizeof hello.nonce);
+    wire_encode_hello(&hello, c->hello);
+    send_later(c, c->hello, WIRE_HELLO_BYTES);
+    c->state = CONN_WANT_CHALLENGE;
+}
+
+static void on_challenge(struct conn *c, const uint8_t *message)
+{
+    uint8_t nonce[32], mac[32], expected[32], proof[WIRE_PROOF_BYTES];
+    if (wire_decode_challenge(message, nonce, mac) != PCCL_OK) {
+        refuse(c, PCCL_EPROTO);
+        return;
+    }
+    wire_acceptor_mac(c->engine->config.key, c->hello, nonce, expected);
+    if (!bytes_equal(mac, expected, 32)) {
+        refuse(c, PCCL_EAUTH);
+        return;
+    }
+    wire_dialler_mac(c->engine->config.key, c->hello, message, mac);
+    wire_encode_proof(mac, proof);
+    send_later(c, proof, WIRE_PROOF_BYTES);
+    c->state = CONN_WANT_READY;
+}
+
+static void on_ready_message(struct conn *c, const uint8_t *message)
+{
+    if (wire_decode_ready(message) != PCCL_OK) {
+        refuse(c, PCCL_EPROTO);
+        return;
+    }
+    c->state = CONN_OPEN;
+    link_stream_open(c->link, c);
+}
+
+static void on_hello(struct conn *c, const uint8_t *message)
+{
+    pccl_engine *e = c->engine;
+    struct hello hello;
+    if (wire_decode_hello(message, &hello) != PCCL_OK || memcmp(hello.run, e->config.run, 16) != 0 ||
+        peer_id_compare(&hello.acceptor, &e->config.self) != 0 || hello.streams > LIMIT_STREAMS ||
+        peer_id_compare(&hello.dialler, &e->config.self) == 0) {
+        refuse(c, PCCL_EPROTO);
+        return;
+    }
+    uint8_t nonce[32], mac[32];
+    memcpy(c->hello, message, WIRE_HELLO_BYTES);
+    c->peer = hello.dialler;
+    engine_random(e, nonce, sizeof nonce);
+    wire_acceptor_mac(e->config.key, c->hello, nonce, mac);
+    wire_encode_challenge(nonce, mac, c->challenge);
+    send_later(c, c->challenge, WIRE_CHALLENGE_BYTES);
+    c->state = CONN_WANT_PROOF;
+}
+
+static void on_proof(struct conn *c, const uint8_t *message)
+{
+    pccl_engine *e = c->engine;
+    uint8_t mac[32], expected[32], ready[WIRE_READY_BYTES];
+    wire_dialler_mac(e->config.key, c->hello, c->challenge, expected);
+    if (wire_decode_proof(message, mac) != PCCL_OK || !bytes_equal(mac, expected, 32)) {
+        refuse(c, PCCL_EAUTH);
+        return;
+    }
+    wire_encode_ready(ready);
+    send_later(c, ready, WIRE_READY_BYTES);
+    c->state = CONN_PROVEN;
+}
+
+/* The READY has left: the stream joins its link, or waits for one. */
+static void proven(struct conn *c)
+{
+    struct link *l = link_find(c->engine, &c->peer);
+    if (l) {
+        conn_adopt(c, l);
+    } else {
+        c->state = CONN_STRANGER;
+        conn_want(c, 0);
+    }
+}
+
+static uint32_t expected_bytes(enum conn_state state)
+{
+    switch (state) {
+    case CONN_WANT_CHALLENGE: return WIRE_CHALLENGE_BYTES;
+    case CONN_WANT_READY: return WIRE_READY_BYTES;
+    case CONN_WANT_HELLO: return WIRE_HELLO_BYTES;
+    case CONN_WANT_PROOF: return WIRE_PROOF_BYTES;
+    default: return 0;
+    }
+}
+
+static void on_message(struct conn *c, const uint8_t *message)
+{
+    switch (c->state) {
+    case CONN_WANT_CHALLENGE: on_challenge(c, message); break;
+    case CONN_WANT_READY: on_ready_message(c, message); break;
+    case CONN_WANT_HELLO: on_hello(c, message); break;
+    case CONN_WANT_PROOF: on_proof(c, message); break;
+    default: break;
+    }
+}
+
+/* Sends what is left of our message. 1: all of it is out. */
+static int flush(struct conn *c)
+{
+    if (c->state == CONN_DEAD || c->state == CONN_OPEN)
+        return 0;
+    while (c->hand_out_sent < c->hand_out_bytes) {
+        struct iovec iov = {c->hand_out + c->hand_out_sent, c->hand_out_bytes - c->hand_out_sent};
+        ssize_t n = c->engine->ops->writev(c->stream, &iov, 1);
+        if (n == -EAGAIN || n == 0)
+            return 0;
+        if (n < 0) {
+            conn_fail(c, n == -ECONNREFUSED ? PCCL_CAUSE_REFUSED : PCCL_CAUSE_UNREACHABLE, (int)-n);
+            return 0;
+        }
+        c->hand_out_sent += (uint32_t)n;
+    }
+    c->hand_out_bytes = c->hand_out_sent = 0;
+    return 1;
+}
+
+/* Reads exactly the message that is due. 1: it is there. */
+static int read_message(struct conn *c, uint32_t bytes)
+{
+    while (c->staging_end < bytes) {
+        struct iovec iov = {c->staging + c->staging_end, bytes - c->staging_end};
+        ssize_t n = c->engine->ops->readv(c->stream, &iov, 1);
+        if (n == -EAGAIN)
+            return 0;
+        if (n <= 0) {
+            pccl_cause cause = n == -ECONNREFUSED ? PCCL_CAUSE_REFUSED : n == 0 ? PCCL_CAUSE_EOF : PCCL_CAUSE_RESET;
+            conn_fail(c, cause, (int)-n);
+            return 0;
+        }
+        c->staging_end += (uint32_t)n;
+    }
+    c->staging_end = 0;
+    return 1;
+}
+
+void handshake_turn(struct conn *c, unsigned what)
+{
+    if (c->state == CONN_DIALLING) {
+        if (!(what & TRANSPORT_WRITE))
+            return;
+        handshake_begin(c);
+    }
+    while (flush(c)) {
+        if (c->state == CONN_PROVEN) {
+            proven(c);
+            break;
+        }
+        uint32_t bytes = expected_bytes(c->state);
+        if (!bytes || !read_message(c, bytes))
+            break;
+        on_message(c, c->staging);
+    }
+    if (c->state != CONN_DEAD && c->state != CONN_STRANGER)
+        conn_want(c, TRANSPORT_READ | (c->hand_out_bytes ? TRANSPORT_WRITE : 0u));
+}

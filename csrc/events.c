@@ -1,0 +1,117 @@
+/* events.c - what the engine tells the rest of the process: the event ring, its descriptor, and the counters. */
+#include <string.h>
+#include <unistd.h>
+
+#include "engine.h"
+#include "err.h"
+
+#define LINKS_EVERY_NS (50 * MILLISECOND)
+
+static void grow_events(pccl_engine *e)
+{
+    uint32_t cap = e->event_cap ? 2 * e->event_cap : 256;
+    pccl_event *bigger = mem_alloc(cap * sizeof *bigger);
+    ASSERT(bigger);
+    for (uint32_t i = 0; i < e->event_count; i++)
+        bigger[i] = e->events[(e->event_head + i) % e->event_cap];
+    mem_free(e->events);
+    e->events = bigger;
+    e->event_head = 0;
+    e->event_cap = cap;
+}
+
+void engine_emit(pccl_engine *e, const pccl_event *event)
+{
+    pthread_mutex_lock(&e->lock);
+    if (e->event_count == e->event_cap)
+        grow_events(e);
+    e->events[(e->event_head + e->event_count++) % e->event_cap] = *event;
+    int first = e->event_count == 1;
+    pthread_mutex_unlock(&e->lock);
+    if (first) {
+        uint64_t one = 1;
+        ssize_t n = write(e->event_fd, &one, sizeof one);
+        ASSERT(n == (ssize_t)sizeof one);
+    }
+}
+
+int pccl_engine_events(pccl_engine *engine, pccl_event *events, int cap)
+{
+    pccl_engine *e = engine;
+    int count = 0;
+    pthread_mutex_lock(&e->lock);
+    while (count < cap && e->event_count) {
+        events[count++] = e->events[e->event_head];
+        e->event_head = (e->event_head + 1) % e->event_cap;
+        e->event_count--;
+    }
+    if (!e->event_count) {
+        uint64_t drained;
+        ssize_t n = read(e->event_fd, &drained, sizeof drained);
+        (void)n; /* EAGAIN: it was clear already */
+    }
+    pthread_mutex_unlock(&e->lock);
+    return count;
+}
+
+static void count_links(pccl_engine *e)
+{
+    e->stats.links = e->stats.streams = 0;
+    for (const struct link *l = e->links; l; l = l->next) {
+        e->stats.links += l->open != 0;
+        e->stats.streams += l->open;
+    }
+}
+
+static void publish_links(pccl_engine *e)
+{
+    uint32_t count = 0;
+    for (const struct link *l = e->links; l; l = l->next)
+        count++;
+    if (count > e->links_shared_cap) {
+        mem_free(e->links_shared);
+        e->links_shared = mem_alloc(count * sizeof *e->links_shared);
+        ASSERT(e->links_shared);
+        e->links_shared_cap = count;
+    }
+    e->links_shared_count = 0;
+    for (const struct link *l = e->links; l; l = l->next)
+        e->links_shared[e->links_shared_count++] = (pccl_link_stats){
+            .peer = l->id, .streams = l->open, .rtt_us = l->rtt_us, .sent_bytes = l->sent_bytes,
+            .received_bytes = l->received_bytes, .unacked_frames = l->send_next - l->send_acked,
+        };
+}
+
+void engine_publish(pccl_engine *e)
+{
+    int with_links = e->now_ns - e->published_ns >= LINKS_EVERY_NS;
+    e->stats.pool_bytes = e->pool.held_bytes;
+    count_links(e);
+    pthread_mutex_lock(&e->lock);
+    e->stats_shared = e->stats;
+    if (with_links) {
+        publish_links(e);
+        e->published_ns = e->now_ns;
+    }
+    pthread_mutex_unlock(&e->lock);
+}
+
+void pccl_engine_stats(pccl_engine *engine, pccl_stats *stats)
+{
+    pccl_engine *e = engine;
+    pthread_mutex_lock(&e->lock);
+    *stats = e->stats_shared;
+    pthread_mutex_unlock(&e->lock);
+    stats->size = sizeof *stats;
+}
+
+int pccl_engine_links(pccl_engine *engine, pccl_link_stats *links, int cap)
+{
+    pccl_engine *e = engine;
+    pthread_mutex_lock(&e->lock);
+    int count = (int)e->links_shared_count;
+    for (int i = 0; i < count && i < cap; i++)
+        links[i] = e->links_shared[i];
+    pthread_mutex_unlock(&e->lock);
+    return count;
+}

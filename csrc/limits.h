@@ -1,0 +1,37 @@
+/* limits.h - every fixed limit and time of the engine, in one place. */
+#ifndef PCCL_LIMITS_H
+#define PCCL_LIMITS_H
+
+#include <stdint.h>
+
+enum {
+    LIMIT_PEERS = 1024,              /* members of an epoch */
+    LIMIT_STREAMS = 64,              /* streams of a link */
+    LIMIT_SEGMENT_BYTES = 1 << 20,   /* one DATA payload */
+    LIMIT_STRANGERS = 256,           /* accepted streams that have not proved themselves, or whose peer is not known yet */
+    LIMIT_PARKED_FRAMES = 1 << 16,   /* frames a link keeps for ops not called yet */
+    WINDOW_FRAMES = 4096,            /* numbered frames in flight on a link; a power of two */
+    WINDOW_RESERVE = 64,             /* of these, kept back for FIN and GRANT */
+    SEND_BATCH_FRAMES = 16,          /* frames handed to one writev */
+    SEND_BATCH_BYTES = 256 << 10,
+    STAGING_BYTES = 64 << 10,        /* bytes read ahead of the frame in hand */
+    DIRECT_READ_BYTES = 16 << 10,    /* payloads from this size on are read straight to where they belong */
+    READ_BUDGET_BYTES = 4 << 20,     /* per stream and turn, so that one stream cannot starve the others */
+    ACK_EVERY_FRAMES = 32,
+    READY_CAP = 64,                  /* readiness reports taken per turn */
+    DESC_TEXT_BYTES = 96
+};
+
+#define MILLISECOND 1000000ULL
+#define ACK_DELAY_NS (10 * MILLISECOND)
+#define PING_EVERY_NS (500 * MILLISECOND)
+#define REDIAL_FIRST_NS (2 * MILLISECOND)
+#define REDIAL_MAX_NS (1000 * MILLISECOND)
+#define NEVER UINT64_MAX
+
+/* Scratch that a mesh keeps per op for contributions that wait for their turn. */
+#define MESH_SCRATCH_BYTES (64ULL << 20)
+/* Scratch slots per source beyond which a source must wait, whatever the budget allows. */
+#define MESH_SLOTS_MIN 4u
+
+#endif

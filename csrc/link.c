@@ -1,0 +1,253 @@
+/* link.c - the Link state machine: dialling, the first and the last stream, timers, and the end.
+ *
+ * Who dials is decided elsewhere (pccl_member.dial); the other side waits. A link that lost all its streams is BROKEN: the
+ * dialler tries again at once and then with growing pauses, and every worse cause is reported once per outage, because a
+ * refused dial tells the coordinator more than an end of file does. */
+#include "link.h"
+
+#include <string.h>
+
+#include "engine.h"
+#include "err.h"
+
+/* Rows: state; columns: WANTED, STREAM_OPEN, STREAMS_GONE, UNWANTED. */
+static const enum link_state transitions[LINK_STATE_COUNT][LINK_INPUT_COUNT] = {
+    [LINK_IDLE] = {LINK_CONNECTING, LINK_UP, LINK_IDLE, LINK_CLOSED},
+    [LINK_CONNECTING] = {LINK_CONNECTING, LINK_UP, LINK_CONNECTING, LINK_CLOSED},
+    [LINK_UP] = {LINK_UP, LINK_UP, LINK_BROKEN, LINK_CLOSED},
+    [LINK_BROKEN] = {LINK_BROKEN, LINK_UP, LINK_BROKEN, LINK_CLOSED},
+    [LINK_CLOSED] = {LINK_CLOSED, LINK_CLOSED, LINK_CLOSED, LINK_CLOSED},
+};
+
+const char *link_state_name(enum link_state state)
+{
+    static const char *const names[] = {"idle", "connecting", "up", "broken", "closed"};
+    return state < LINK_STATE_COUNT ? names[state] : "?";
+}
+
+static void input(struct link *l, enum link_input in)
+{
+    l->state = transitions[l->state][in];
+}
+
+struct link *link_find(pccl_engine *e, const pccl_peer_id *id)
+{
+    for (struct link *l = e->links; l; l = l->next)
+        if (peer_id_compare(&l->id, id) == 0)
+            return l;
+    return NULL;
+}
+
+void link_mark_dirty(struct link *l)
+{
+    if (l->dirty)
+        return;
+    l->dirty = 1;
+    l->dirty_next = l->engine->dirty;
+    l->engine->dirty = l;
+}
+
+static void report(struct link *l, uint32_t kind, pccl_cause cause, int sys_errno)
+{
+    pccl_event event = {.kind = kind, .peer = l->id, .cause = (int32_t)cause, .sys_errno = sys_errno,
+                        .epoch = epoch_newest(l->engine)};
+    engine_emit(l->engine, &event);
+}
+
+/* -- connecting ------------------------------------------------------------------------------------------------- */
+
+static void report_down(struct link *l, pccl_cause cause, int sys_errno)
+{
+    if (l->told == cause || l->told == PCCL_CAUSE_REFUSED)
+        return;
+    l->told = cause;
+    report(l, PCCL_EVENT_LINK_DOWN, cause, sys_errno);
+}
+
+static void dial_later(struct link *l)
+{
+    if (l->redial_at_ns != NEVER)
+        return;
+    l->redial_at_ns = l->engine->now_ns + l->redial_after_ns;
+    l->redial_after_ns = l->redial_after_ns ? 2 * l->redial_after_ns : REDIAL_FIRST_NS;
+    if (l->redial_after_ns > REDIAL_MAX_NS)
+        l->redial_after_ns = REDIAL_MAX_NS;
+    engine_wake_at(l->engine, l->redial_at_ns);
+}
+
+static void dial_missing(struct link *l)
+{
+    l->redial_at_ns = NEVER;
+    for (uint32_t i = 0; l->dial && i < l->streams; i++) {
+        int sys_errno = 0;
+        if (l->conns[i])
+            continue;
+        l->conns[i] = conn_dial(l->engine, l, i, &sys_errno);
+        if (l->conns[i])
+            continue;
+        if (!l->open)
+            report_down(l, PCCL_CAUSE_UNREACHABLE, sys_errno);
+        dial_later(l);
+        return;
+    }
+}
+
+static void adopt_strangers(struct link *l)
+{
+    for (struct conn *c = l->engine->conns, *next; c; c = next) {
+        next = c->next;
+        if (c->state == CONN_STRANGER && peer_id_compare(&c->peer, &l->id) == 0)
+            conn_adopt(c, l);
+    }
+}
+
+static struct link *link_new(pccl_engine *e, const pccl_member *member, uint32_t streams)
+{
+    struct link *l = mem_alloc(sizeof *l);
+    struct slot *slots = mem_alloc(WINDOW_FRAMES * sizeof *slots);
+    if (!l || !slots) {
+        mem_free(l);
+        mem_free(slots);
+        return NULL;
+    }
+    l->engine = e;
+    l->id = member->id;
+    memcpy(l->address, member->address, sizeof l->address);
+    l->address[sizeof l->address - 1] = 0;
+    l->dial = member->dial;
+    l->streams = streams;
+    l->slots = slots;
+    l->redial_at_ns = l->ack_at_ns = NEVER;
+    l->last_received_ns = e->now_ns;
+    l->ping_at_ns = e->now_ns + PING_EVERY_NS;
+    engine_wake_at(e, l->ping_at_ns);
+    l->next = e->links;
+    e->links = l;
+    return l;
+}
+
+struct link *link_want(pccl_engine *e, const pccl_member *member, uint32_t streams)
+{
+    struct link *l = link_find(e, &member->id);
+    if (!l) {
+        l = link_new(e, member, streams);
+        if (!l)
+            return NULL;
+        input(l, LINK_WANTED);
+        adopt_strangers(l);
+        dial_missing(l);
+    } else if (streams > l->streams) {
+        l->streams = streams;
+        dial_missing(l);
+    }
+    return l;
+}
+
+/* -- streams ----------------------------------------------------------------------------------------------------- */
+
+void link_stream_open(struct link *l, struct conn *c)
+{
+    (void)c;
+    l->last_received_ns = l->engine->now_ns;
+    l->redial_after_ns = 0;
+    l->told = PCCL_CAUSE_NONE;
+    input(l, LINK_STREAM_OPEN);
+    if (l->open++ == 0)
+        report(l, PCCL_EVENT_LINK_UP, PCCL_CAUSE_NONE, 0);
+    l->ack_now = 1;
+    link_mark_dirty(l);
+}
+
+static uint32_t count_open(const struct link *l)
+{
+    uint32_t open = 0;
+    for (uint32_t i = 0; i < l->streams; i++)
+        open += l->conns[i] && l->conns[i]->state == CONN_OPEN;
+    return open;
+}
+
+void link_stream_lost(struct link *l, struct conn *c, pccl_cause cause, int sys_errno)
+{
+    ASSERT(l->conns[c->index] == c);
+    uint32_t before = l->open;
+    l->conns[c->index] = NULL;
+    l->open = count_open(l);
+    if (l->state == LINK_CLOSED)
+        return;
+    if (!l->open) {
+        if (before)
+            input(l, LINK_STREAMS_GONE);
+        if (cause != PCCL_CAUSE_NONE)
+            report_down(l, cause, sys_errno);
+    }
+    if (l->dial)
+        dial_later(l);
+    link_mark_dirty(l);
+}
+
+void link_close(struct link *l)
+{
+    pccl_engine *e = l->engine;
+    input(l, LINK_UNWANTED);
+    for (uint32_t i = 0; i < LIMIT_STREAMS; i++)
+        if (l->conns[i])
+            conn_fail(l->conns[i], PCCL_CAUSE_NONE, 0);
+    ASSERT(!l->flows);
+    link_drop_parked(l, UINT32_MAX);
+    struct link **at = &e->links;
+    while (*at != l)
+        at = &(*at)->next;
+    *at = l->next;
+    for (at = &e->dirty; *at; at = &(*at)->dirty_next)
+        if (*at == l) {
+            *at = l->dirty_next;
+            break;
+        }
+    mem_free(l->slots);
+    mem_free(l->notices);
+    mem_free(l);
+}
+
+/* -- time and sending ------------------------------------------------------------------------------------------------ */
+
+/* Nothing came for so long that the streams must be taken for dead. */
+static void on_silence(struct link *l)
+{
+    report_down(l, PCCL_CAUSE_SILENT, 0);
+    for (uint32_t i = 0; i < l->streams; i++)
+        if (l->conns[i] && l->conns[i]->state == CONN_OPEN)
+            conn_fail(l->conns[i], PCCL_CAUSE_SILENT, 0);
+}
+
+uint64_t link_on_time(struct link *l, uint64_t now_ns)
+{
+    if (l->redial_at_ns <= now_ns)
+        dial_missing(l);
+    if (l->ack_at_ns <= now_ns) {
+        l->ack_at_ns = NEVER;
+        l->ack_now = 1;
+        link_mark_dirty(l);
+    }
+    if (l->open && l->last_received_ns + l->engine->config.silence_ns <= now_ns)
+        on_silence(l);
+    if (l->ping_at_ns <= now_ns) {
+        l->ping_at_ns = now_ns + PING_EVERY_NS;
+        l->ping_now = l->open != 0;
+        if (l->ping_now)
+            link_mark_dirty(l);
+    }
+    uint64_t next = l->ping_at_ns;
+    next = l->redial_at_ns < next ? l->redial_at_ns : next;
+    return l->ack_at_ns < next ? l->ack_at_ns : next;
+}
+
+void link_pump(struct link *l)
+{
+    for (uint32_t i = 0; i < l->streams && l->open; i++) {
+        struct conn *c = l->conns[(l->next_conn + i) % l->streams];
+        if (c && c->state == CONN_OPEN && !c->blocked && (c->out_count || link_wants_to_send(l)))
+            conn_pump(c);
+    }
+    if (l->streams)
+        l->next_conn = (l->next_conn + 1) % l->streams;
+}

@@ -1,0 +1,153 @@
+/* link.h - everything between two peers: N streams used as one pipe of numbered frames.
+ *
+ * Sending: FINs and GRANTs first, then segments, round robin over the ops (flows) that have some. Each frame goes to whichever
+ * stream can take it now, gets the link's next number and stays in its slot until acknowledged; when its stream
+ * dies it is sent again on another. Receiving: a number seen before is dropped before its payload is looked at. Frames
+ * of ops that this peer has not called yet are parked, within a budget that the sender keeps (eager bytes).
+ *
+ * Life: IDLE -> CONNECTING -> UP <-> BROKEN, and CLOSED from anywhere (the table in link.c). Engine thread only. */
+#ifndef PCCL_LINK_H
+#define PCCL_LINK_H
+
+#include "conn.h"
+
+enum link_state { LINK_IDLE, LINK_CONNECTING, LINK_UP, LINK_BROKEN, LINK_CLOSED, LINK_STATE_COUNT };
+enum link_input { LINK_WANTED, LINK_STREAM_OPEN, LINK_STREAMS_GONE, LINK_UNWANTED, LINK_INPUT_COUNT };
+
+/* A segment that an op has ready for a peer. */
+struct segment {
+    const uint8_t *data;
+    uint64_t offset;
+    uint32_t bytes;
+    uint32_t crc;
+    uint16_t step;
+    uint8_t crc_known;
+    uint8_t windowed;          /* counts against the receiver's granted window */
+};
+
+/* What one op sends to one peer. */
+struct flow {
+    struct op *op;
+    struct link *link;
+    struct flow *prev, *next;  /* link->flows, while it has segments */
+    struct segment *segments;  /* ring of `cap` */
+    uint32_t head, count, cap;
+    uint32_t windowed_sent;
+    uint32_t granted;          /* windowed segments the receiver has room for */
+    int called;                /* the receiver is known to have called the op */
+    uint32_t eager_bytes;      /* sent before that was known */
+    uint32_t unacked;          /* slots of the link that still name this op */
+};
+
+/* FIN or GRANT waiting for its turn. */
+struct notice {
+    uint8_t type;
+    uint32_t epoch, shape;
+    pccl_op_name name;
+    uint64_t desc, offset;
+};
+
+/* A numbered frame in flight. */
+struct slot {
+    struct frame frame;
+    const uint8_t *payload;
+    struct flow *flow;         /* NULL: its memory is nobody's */
+    uint32_t conn_serial;      /* the conn it was last given to; 0: waits to be sent again */
+};
+
+/* A frame of an op that this peer has not called yet, or of an epoch it does not know yet. */
+struct parked {
+    struct parked *next;
+    struct frame frame;
+    uint8_t payload[];
+};
+
+struct link {
+    pccl_engine *engine;
+    struct link *next;         /* engine->links */
+    pccl_peer_id id;
+    char address[80];
+    enum link_state state;
+    int dial;
+    int in_epoch;              /* some live epoch has this peer */
+    int prepared;              /* a Hold named this peer */
+    int dirty;                 /* in engine->dirty: has something to send */
+    struct link *dirty_next;
+
+    struct conn *conns[LIMIT_STREAMS];
+    uint32_t streams;          /* how many are wanted */
+    uint32_t open;             /* how many are open */
+    uint32_t next_conn;
+    uint64_t redial_at_ns, redial_after_ns;
+    pccl_cause told;           /* the worst cause reported in this outage */
+
+    struct slot *slots;        /* WINDOW_FRAMES, by number */
+    uint32_t send_next, send_acked;
+    uint32_t resend_count;     /* slots that wait to be sent again */
+    uint32_t resend_from;      /* none of a smaller number waits */
+
+    uint32_t recv_next;        /* everything below has arrived */
+    uint64_t recv_seen[WINDOW_FRAMES / 64];
+    uint32_t recv_since_ack;
+    uint64_t ack_at_ns;
+    int ack_now;
+
+    struct notice *notices;    /* ring */
+    uint32_t notice_head, notice_count, notice_cap;
+    struct flow *flows;        /* circular; the next one to be served */
+
+    struct parked *parked_first, *parked_last;
+    uint64_t parked_bytes;
+    uint32_t parked_count;
+    uint64_t eager_outstanding;
+
+    uint64_t last_received_ns, ping_at_ns;
+    uint64_t pong_stamp;
+    int ping_now, pong_now;
+    uint32_t rtt_us;
+    uint64_t sent_bytes, received_bytes;
+};
+
+const char *link_state_name(enum link_state state);
+struct link *link_find(pccl_engine *e, const pccl_peer_id *id);
+/* Finds or makes the link and begins to connect. NULL: no memory. */
+struct link *link_want(pccl_engine *e, const pccl_member *member, uint32_t streams);
+/* Closes its streams and frees it; no op may use it any more. */
+void link_close(struct link *l);
+void link_stream_open(struct link *l, struct conn *c);
+void link_stream_lost(struct link *l, struct conn *c, pccl_cause cause, int sys_errno);
+/* Due timers; returns when the next one is due. */
+uint64_t link_on_time(struct link *l, uint64_t now_ns);
+void link_mark_dirty(struct link *l);
+void link_pump(struct link *l);
+
+/* link_send.c */
+void link_notify(struct link *l, const struct op *op, uint8_t type, uint64_t offset);
+void flow_push(struct flow *f, const struct segment *segment);
+void flow_drop(struct flow *f);
+/* Gives the conn its next frame; 0 if there is none that may go. */
+int link_next_frame(struct link *l, struct conn *c);
+void link_on_ack(struct link *l, uint32_t link_ack);
+void link_resend_lost(struct link *l, const struct conn *c);
+/* The op's memory must not be touched any more: its frames in flight become VOIDs. */
+void link_detach(struct link *l, struct flow *f);
+int link_wants_to_send(const struct link *l);
+
+/* link_recv.c */
+/* A header came in on c: decides where its payload goes (c->target, c->wanted, ...). PCCL_EPROTO ends the stream. */
+pccl_err link_on_header(struct link *l, struct conn *c);
+/* The payload is complete and its checksum holds. */
+pccl_err link_on_frame(struct link *l, struct conn *c, const uint8_t *payload);
+/* Gives up the parked frame that the conn was reading into, if any. */
+void link_park_cancel(struct conn *c);
+/* Hands the op the frames that were parked for it. */
+void link_unpark(struct link *l, struct op *op);
+/* Drops parked frames of epochs below `epoch`. */
+void link_drop_parked(struct link *l, uint32_t epoch);
+
+static inline int seq_before(uint32_t a, uint32_t b)
+{
+    return (int32_t)(a - b) < 0;
+}
+
+#endif

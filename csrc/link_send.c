@@ -1,0 +1,280 @@
+/* link_send.c - what a link sends next, and what it keeps until it is acknowledged. */
+#include <string.h>
+
+#include "crc32c.h"
+#include "engine.h"
+#include "err.h"
+
+static struct slot *slot_of(struct link *l, uint32_t seq)
+{
+    return &l->slots[seq & (WINDOW_FRAMES - 1)];
+}
+
+static uint32_t window_left(const struct link *l)
+{
+    return WINDOW_FRAMES - (l->send_next - l->send_acked);
+}
+
+void link_notify(struct link *l, const struct op *op, uint8_t type, uint64_t offset)
+{
+    if (l->notice_count == l->notice_cap) {
+        uint32_t cap = l->notice_cap ? 2 * l->notice_cap : 64;
+        struct notice *bigger = mem_alloc(cap * sizeof *bigger);
+        ASSERT(bigger);
+        for (uint32_t i = 0; i < l->notice_count; i++)
+            bigger[i] = l->notices[(l->notice_head + i) % l->notice_cap];
+        mem_free(l->notices);
+        l->notices = bigger;
+        l->notice_head = 0;
+        l->notice_cap = cap;
+    }
+    l->notices[(l->notice_head + l->notice_count++) % l->notice_cap] = (struct notice){
+        .type = type, .epoch = op->epoch->number, .shape = op->request.shape,
+        .name = op->request.name, .desc = op->desc, .offset = offset,
+    };
+    link_mark_dirty(l);
+}
+
+/* -- flows ------------------------------------------------------------------------------------------------- */
+
+void flow_push(struct flow *f, const struct segment *segment)
+{
+    ASSERT(f->count < f->cap);
+    f->segments[(f->head + f->count++) % f->cap] = *segment;
+    struct link *l = f->link;
+    if (!f->next) {
+        if (l->flows) {
+            f->next = l->flows;
+            f->prev = l->flows->prev;
+            f->prev->next = f;
+            l->flows->prev = f;
+        } else {
+            f->next = f->prev = f;
+            l->flows = f;
+        }
+    }
+    link_mark_dirty(l);
+}
+
+void flow_drop(struct flow *f)
+{
+    struct link *l = f->link;
+    f->count = 0;
+    if (!f->next)
+        return;
+    if (f->next == f) {
+        l->flows = NULL;
+    } else {
+        f->prev->next = f->next;
+        f->next->prev = f->prev;
+        if (l->flows == f)
+            l->flows = f->next;
+    }
+    f->next = f->prev = NULL;
+}
+
+/* May the flow's first segment go now? A receiver that has not called the op takes only so many bytes. */
+static int may_send(const struct flow *f)
+{
+    const struct segment *s = &f->segments[f->head];
+    const struct link *l = f->link;
+    if (!f->called)
+        return l->eager_outstanding + s->bytes <= l->engine->config.eager_bytes;
+    return !s->windowed || f->windowed_sent < f->granted;
+}
+
+static struct flow *next_flow(struct link *l)
+{
+    struct flow *first = l->flows, *f = first;
+    if (!f)
+        return NULL;
+    do {
+        if (may_send(f))
+            return f;
+        f = f->next;
+    } while (f != first);
+    return NULL;
+}
+
+/* -- frames ------------------------------------------------------------------------------------------------ */
+
+static void hand_over(struct link *l, struct conn *c, const struct frame *frame, const uint8_t *payload, struct op *op)
+{
+    struct outgoing *o = &c->out[(c->out_first + c->out_count++) % SEND_BATCH_FRAMES];
+    struct frame stamped = *frame;
+    stamped.link_ack = l->recv_next;
+    wire_encode(&stamped, o->header);
+    o->payload = payload;
+    o->payload_bytes = frame->payload_bytes;
+    o->op = op;
+    l->recv_since_ack = 0;
+    l->ack_now = 0;
+    l->ack_at_ns = NEVER;
+}
+
+static void send_numbered(struct link *l, struct conn *c, struct frame *frame, const uint8_t *payload, struct flow *flow)
+{
+    frame->link_seq = l->send_next++;
+    struct slot *slot = slot_of(l, frame->link_seq);
+    *slot = (struct slot){.frame = *frame, .payload = payload, .flow = flow, .conn_serial = c->serial};
+    if (flow)
+        flow->unacked++;
+    hand_over(l, c, frame, payload, flow ? flow->op : NULL);
+}
+
+static int send_again(struct link *l, struct conn *c)
+{
+    if (!l->resend_count)
+        return 0;
+    for (uint32_t seq = l->resend_from; seq_before(seq, l->send_next); seq++) {
+        struct slot *slot = slot_of(l, seq);
+        if (slot->conn_serial)
+            continue;
+        slot->conn_serial = c->serial;
+        l->resend_from = seq + 1;
+        l->resend_count--;
+        l->engine->stats.frames_resent++;
+        hand_over(l, c, &slot->frame, slot->payload, slot->flow ? slot->flow->op : NULL);
+        return 1;
+    }
+    ASSERT(!"a frame that waits to be sent again is in its slot");
+    return 0;
+}
+
+static int send_notice(struct link *l, struct conn *c)
+{
+    if (!l->notice_count || !window_left(l))
+        return 0;
+    const struct notice *n = &l->notices[l->notice_head];
+    struct frame frame = {
+        .type = n->type, .epoch = n->epoch, .name = n->name, .shape = n->shape, .desc = n->desc, .offset = n->offset,
+    };
+    l->notice_head = (l->notice_head + 1) % l->notice_cap;
+    l->notice_count--;
+    send_numbered(l, c, &frame, NULL, NULL);
+    return 1;
+}
+
+static int send_segment(struct link *l, struct conn *c)
+{
+    struct flow *f = window_left(l) > WINDOW_RESERVE ? next_flow(l) : NULL;
+    if (!f)
+        return 0;
+    struct op *op = f->op;
+    const struct segment *s = &f->segments[f->head];
+    struct frame frame = {
+        .type = FRAME_DATA, .epoch = op->epoch->number, .name = op->request.name, .shape = op->request.shape,
+        .desc = op->desc, .step = s->step, .offset = s->offset, .payload_bytes = s->bytes,
+        .payload_crc = s->crc_known ? s->crc : crc32c(0, s->data, s->bytes),
+    };
+    if (!f->called) {
+        f->eager_bytes += s->bytes;
+        l->eager_outstanding += s->bytes;
+    }
+    if (s->windowed)
+        f->windowed_sent++;
+    op->sent_bytes += s->bytes;
+    const uint8_t *data = s->data;
+    f->head = (f->head + 1) % f->cap;
+    f->count--;
+    l->flows = f->next;
+    if (!f->count)
+        flow_drop(f);
+    send_numbered(l, c, &frame, data, f);
+    return 1;
+}
+
+static int send_sign_of_life(struct link *l, struct conn *c)
+{
+    struct frame frame = {0};
+    if (l->pong_now) {
+        frame.type = FRAME_PONG;
+        frame.offset = l->pong_stamp;
+        l->pong_now = 0;
+    } else if (l->ping_now) {
+        frame.type = FRAME_PING;
+        frame.offset = l->engine->now_ns;
+        l->ping_now = 0;
+    } else if (l->ack_now) {
+        frame.type = FRAME_ACK;
+    } else {
+        return 0;
+    }
+    hand_over(l, c, &frame, NULL, NULL);
+    return 1;
+}
+
+int link_next_frame(struct link *l, struct conn *c)
+{
+    return send_again(l, c) || send_notice(l, c) || send_segment(l, c) || send_sign_of_life(l, c);
+}
+
+int link_wants_to_send(const struct link *l)
+{
+    return l->resend_count || l->notice_count || l->flows || l->pong_now || l->ping_now || l->ack_now;
+}
+
+/* -- acknowledgement ------------------------------------------------------------------------------------------ */
+
+void link_on_ack(struct link *l, uint32_t link_ack)
+{
+    if (seq_before(l->send_next, link_ack))
+        return;
+    while (seq_before(l->send_acked, link_ack)) {
+        struct slot *slot = slot_of(l, l->send_acked++);
+        if (!slot->conn_serial)
+            l->resend_count--;
+        if (slot->flow)
+            slot->flow->unacked--;
+        slot->flow = NULL;
+        slot->payload = NULL;
+    }
+    if (seq_before(l->resend_from, l->send_acked))
+        l->resend_from = l->send_acked;
+    if (link_wants_to_send(l))
+        link_mark_dirty(l);
+}
+
+void link_resend_lost(struct link *l, const struct conn *c)
+{
+    if (engine_defect(l->engine, PCCL_DEFECT_LOSE_RESEND))
+        return;
+    for (uint32_t seq = l->send_acked; seq_before(seq, l->send_next); seq++) {
+        struct slot *slot = slot_of(l, seq);
+        if (slot->conn_serial != c->serial)
+            continue;
+        slot->conn_serial = 0;
+        l->resend_count++;
+        if (seq_before(seq, l->resend_from))
+            l->resend_from = seq;
+    }
+    link_mark_dirty(l);
+}
+
+/* The other side has these frames, or will never want them: what is left of them is their number. */
+static void void_slots(struct link *l, struct flow *f)
+{
+    for (uint32_t seq = l->send_acked; f->unacked && seq_before(seq, l->send_next); seq++) {
+        struct slot *slot = slot_of(l, seq);
+        if (slot->flow != f)
+            continue;
+        slot->frame = (struct frame){.type = FRAME_VOID, .link_seq = seq};
+        slot->payload = NULL;
+        slot->flow = NULL;
+        f->unacked--;
+    }
+    ASSERT(f->unacked == 0);
+}
+
+void link_detach(struct link *l, struct flow *f)
+{
+    flow_drop(f);
+    if (!f->called)
+        l->eager_outstanding -= f->eager_bytes;
+    f->eager_bytes = 0;
+    if (f->unacked)
+        void_slots(l, f);
+    for (uint32_t i = 0; i < l->streams; i++)
+        if (l->conns[i] && l->conns[i]->state == CONN_OPEN)
+            conn_detach(l->conns[i], f->op);
+}

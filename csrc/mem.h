@@ -1,0 +1,28 @@
+/* mem.h - memory of the engine: small objects from malloc, big scratch from a pool.
+ *
+ * The pool keeps released buffers (scratch of meshes, backups of in-place inputs) warm, because the first touch of
+ * fresh pages costs more than the copy that needs them. Engine thread only. */
+#ifndef PCCL_MEM_H
+#define PCCL_MEM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+void *mem_alloc(size_t bytes);             /* zeroed; NULL when there is no memory */
+void *mem_grow(void *old, size_t bytes);   /* as realloc */
+void mem_free(void *p);
+
+enum { POOL_CLASSES = 64, POOL_KEPT_PER_CLASS = 8 };
+
+struct pool {
+    void *kept[POOL_CLASSES][POOL_KEPT_PER_CLASS];
+    uint32_t kept_count[POOL_CLASSES];
+    uint64_t kept_bytes;
+    uint64_t held_bytes;                   /* kept and lent */
+};
+
+void *pool_take(struct pool *pool, size_t bytes);            /* not zeroed; NULL when there is no memory */
+void pool_give(struct pool *pool, void *buffer, size_t bytes);  /* `bytes` as taken; buffer may be NULL */
+void pool_drain(struct pool *pool);
+
+#endif

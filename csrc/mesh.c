@@ -1,0 +1,199 @@
+/* mesh.c - reduce by owners: every peer sends span j straight to its owner j, the owner folds all contributions in
+ * rank order and, for an all-reduce, sends the result to all. 2 one-way delays (reduce-scatter: 1). Bytes on the wire:
+ * 2 (n - 1) / n * size per peer.
+ *
+ * Contributions that wait for others lie in slots: slot (source, segment mod slot_count). A source may send a segment when
+ * its slot is free: GRANT carries how many segments a source may have sent so far. With two peers there is nothing to wait for,
+ * and the fold reads the receive scratch itself. The fold makes one pass over all sources (reduce.h), so narrow floats are
+ * rounded once, and the sum does not depend on the order of arrival. */
+#include <string.h>
+
+#include "engine.h"
+#include "err.h"
+#include "reduce.h"
+
+enum { STEP_CONTRIBUTION = 0, STEP_RESULT = 1 };
+
+static int sends_result(const struct op *op)
+{
+    return op->request.kind == PCCL_ALL_REDUCE;
+}
+
+/* Index of a source among the others: the own rank has no slots. */
+static uint32_t source_index(const struct op *op, uint32_t from)
+{
+    return from < op->rank ? from : from - 1;
+}
+
+static uint8_t *slot(const struct op *op, uint32_t from, uint32_t segment)
+{
+    const struct mesh_state *m = &op->u.mesh;
+    uint64_t index = (uint64_t)source_index(op, from) * m->slot_count + segment % m->slot_count;
+    return m->slots + index * op->segment_elements * op->element_bytes;
+}
+
+static uint32_t choose_slot_count(const struct op *op)
+{
+    uint64_t segment_bytes = (uint64_t)op->segment_elements * op->element_bytes;
+    uint64_t count = MESH_SCRATCH_BYTES / segment_bytes / (op->n - 1);
+    uint64_t unasked = op->engine->config.eager_bytes / segment_bytes + 1;
+    count = count > MESH_SLOTS_MIN ? count : MESH_SLOTS_MIN;
+    count = count > unasked ? count : unasked;
+    uint32_t segments = span_segments(op, op->rank);
+    return count < segments ? (uint32_t)count : segments;
+}
+
+static pccl_err take_slots(struct op *op)
+{
+    struct mesh_state *m = &op->u.mesh;
+    uint32_t segments = span_segments(op, op->rank);
+    m->arrived = mem_alloc((size_t)segments * sizeof *m->arrived);
+    m->slot_count = segments ? choose_slot_count(op) : 0;
+    m->granted = op->n == 2 ? UINT32_MAX : m->slot_count;
+    if (op->n > 2 && segments) {
+        m->slots_bytes = (uint64_t)(op->n - 1) * m->slot_count * op->segment_elements * op->element_bytes;
+        m->slots = pool_take(&op->engine->pool, m->slots_bytes);
+        if (!m->slots)
+            return PCCL_ENOMEM;
+    }
+    if (engine_defect(op->engine, PCCL_DEFECT_ARRIVAL_ORDER))
+        m->order = mem_alloc((size_t)segments * op->n);
+    return m->arrived ? PCCL_OK : PCCL_ENOMEM;
+}
+
+static pccl_err reserve_flow(struct op *op, uint32_t to)
+{
+    struct flow *f = &op->flows[to];
+    f->cap = span_segments(op, to) + (sends_result(op) ? span_segments(op, op->rank) : 0);
+    f->cap = f->cap ? f->cap : 1;
+    f->segments = mem_alloc(f->cap * sizeof *f->segments);
+    return f->segments ? PCCL_OK : PCCL_ENOMEM;
+}
+
+static void send_contributions(struct op *op, uint32_t to)
+{
+    for (uint32_t i = 0; i < span_segments(op, to); i++) {
+        struct extent x = span_segment(op, to, i);
+        struct segment s = {.data = (const uint8_t *)op->request.in + x.offset, .offset = x.offset, .bytes = x.bytes,
+                            .step = STEP_CONTRIBUTION, .windowed = 1};
+        op_push(op, to, &s);
+    }
+}
+
+static pccl_err start(struct op *op)
+{
+    struct mesh_state *m = &op->u.mesh;
+    if (take_slots(op) != PCCL_OK || backup_prepare(op) != PCCL_OK)
+        return PCCL_ENOMEM;
+    for (uint32_t i = 0; i < op->n; i++)
+        if (i != op->rank && reserve_flow(op, i) != PCCL_OK)
+            return PCCL_ENOMEM;
+    m->left = span_segments(op, op->rank);
+    /* Begin with the next rank, so that not everybody sends to the same owner first. */
+    for (uint32_t k = 1; k < op->n; k++) {
+        uint32_t peer = (op->rank + k) % op->n;
+        if (sends_result(op))
+            m->left += span_segments(op, peer);
+        link_notify(op->peers[peer], op, FRAME_GRANT, m->granted);
+        send_contributions(op, peer);
+    }
+    if (!m->left)
+        op_finished(op);
+    return PCCL_OK;
+}
+
+static pccl_err place(struct op *op, uint32_t from, const struct frame *frame, uint8_t **target_p)
+{
+    const struct mesh_state *m = &op->u.mesh;
+    uint32_t segment;
+    int result = frame->step == STEP_RESULT && sends_result(op);
+    if (frame->step != STEP_CONTRIBUTION && !result)
+        return PCCL_EPROTO;
+    if (span_locate(op, result ? from : op->rank, frame->offset, frame->payload_bytes, &segment) != PCCL_OK)
+        return PCCL_EPROTO;
+    if (result) {
+        backup_segment(op, from, segment);
+        *target_p = (uint8_t *)op->request.out + frame->offset;
+        return PCCL_OK;
+    }
+    if (segment >= m->first_open + m->slot_count && op->n > 2)
+        return PCCL_EPROTO;
+    *target_p = op->n > 2 ? slot(op, from, segment) : NULL;
+    return PCCL_OK;
+}
+
+/* All contributions to a segment of the own span are here. */
+static void fold(struct op *op, uint32_t segment, const uint8_t *payload)
+{
+    const struct mesh_state *m = &op->u.mesh;
+    struct extent x = span_segment(op, op->rank, segment);
+    const void *sources[LIMIT_PEERS];
+    for (uint32_t i = 0; i < op->n; i++) {
+        uint32_t rank = m->order ? m->order[(size_t)segment * op->n + i] : i;
+        if (rank == op->rank)
+            sources[i] = (const uint8_t *)op->request.in + x.offset;
+        else
+            sources[i] = op->n > 2 ? slot(op, rank, segment) : payload;
+    }
+    backup_segment(op, op->rank, segment);
+    reduce_kernel((pccl_dtype)op->request.dtype, (pccl_redop)op->request.redop)(
+        (uint8_t *)op->request.out + x.offset, sources, op->n, x.bytes / op->element_bytes, op->n);
+}
+
+static void send_result(struct op *op, uint32_t segment)
+{
+    struct extent x = span_segment(op, op->rank, segment);
+    struct segment s = {.data = (const uint8_t *)op->request.out + x.offset, .offset = x.offset, .bytes = x.bytes,
+                        .step = STEP_RESULT};
+    for (uint32_t k = 1; k < op->n; k++)
+        op_push(op, (op->rank + k) % op->n, &s);
+}
+
+/* Slots of folded segments are free again: tell the sources, in batches. */
+static void slide_window(struct op *op)
+{
+    struct mesh_state *m = &op->u.mesh;
+    uint32_t segments = span_segments(op, op->rank);
+    while (m->first_open < segments && m->arrived[m->first_open] == op->n)
+        m->first_open++;
+    uint32_t room = m->first_open + m->slot_count;
+    if (op->n == 2 || m->granted >= segments || room - m->granted < (m->slot_count + 3) / 4)
+        return;
+    m->granted = room;
+    for (uint32_t i = 0; i < op->n; i++)
+        if (op->peers[i])
+            link_notify(op->peers[i], op, FRAME_GRANT, room);
+}
+
+static void on_contribution(struct op *op, uint32_t from, const struct frame *frame, const uint8_t *payload)
+{
+    struct mesh_state *m = &op->u.mesh;
+    uint32_t segment;
+    if (span_locate(op, op->rank, frame->offset, frame->payload_bytes, &segment) != PCCL_OK)
+        return;
+    uint32_t *arrived = &m->arrived[segment];
+    if (m->order && *arrived < op->n - 1)
+        m->order[(size_t)segment * op->n + 1 + *arrived] = (uint8_t)from;
+    if (m->order)
+        m->order[(size_t)segment * op->n] = (uint8_t)op->rank;
+    if (*arrived >= op->n - 1 || ++*arrived < op->n - 1)
+        return;
+    fold(op, segment, payload);
+    *arrived = op->n;
+    if (sends_result(op))
+        send_result(op, segment);
+    slide_window(op);
+    if (m->left && --m->left == 0)
+        op_finished(op);
+}
+
+static void arrived(struct op *op, uint32_t from, const struct frame *frame, const uint8_t *payload)
+{
+    struct mesh_state *m = &op->u.mesh;
+    if (frame->step == STEP_CONTRIBUTION)
+        on_contribution(op, from, frame, payload);
+    else if (m->left && --m->left == 0)
+        op_finished(op);
+}
+
+const struct algorithm mesh_reduce = {"mesh", start, place, arrived};

@@ -1,0 +1,364 @@
+/* op.c - the life of an op: from submission over attempts in one epoch or several to its one end. */
+#include "op.h"
+
+#include <string.h>
+
+#include "engine.h"
+#include "err.h"
+#include "reduce.h"
+
+/* -- who takes part --------------------------------------------------------------------------------------------- */
+
+int op_is_pair(const struct op *op)
+{
+    return op->request.kind == PCCL_SEND_RECV;
+}
+
+uint32_t op_rank_of(const struct op *op, const struct link *l)
+{
+    for (uint32_t i = 0; i < op->n; i++)
+        if (op->peers[i] == l)
+            return i;
+    return op->n;
+}
+
+static int takes_part(const struct op *op, const pccl_member *m)
+{
+    if (m->since > op->request.name.boundary)
+        return 0;
+    return !op_is_pair(op) || peer_id_compare(&m->id, &op->request.root) == 0 ||
+           peer_id_compare(&m->id, &op->request.target) == 0;
+}
+
+/* Can the op do without whoever is missing? */
+static pccl_err check_needs(const struct op *op, const struct epoch *epoch)
+{
+    uint32_t n = 0, root_here = 0;
+    for (uint32_t i = 0; i < epoch->member_count; i++) {
+        const pccl_member *m = &epoch->members[i];
+        if (!takes_part(op, m))
+            continue;
+        n++;
+        root_here |= peer_id_compare(&m->id, &op->request.root) == 0;
+    }
+    if (op_is_pair(op) && n != 2)
+        return PCCL_EPEER;
+    if (op->request.kind == PCCL_BROADCAST && !root_here)
+        return PCCL_EPEER;
+    return PCCL_OK;
+}
+
+/* -- one attempt --------------------------------------------------------------------------------------------------- */
+
+static pccl_err attempt_layout(struct op *op, struct epoch *epoch)
+{
+    pccl_engine *e = op->engine;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < epoch->member_count; i++)
+        n += takes_part(op, &epoch->members[i]) != 0;
+    op->peers = mem_alloc(n * sizeof *op->peers);
+    op->flows = mem_alloc(n * sizeof *op->flows);
+    op->fins = mem_alloc(n);
+    op->epoch = epoch;
+    epoch->ops++;
+    if (!op->peers || !op->flows || !op->fins)
+        return PCCL_ENOMEM;
+    op->fin_count = 0;
+    op->n = 0;
+    for (uint32_t i = 0; i < epoch->member_count; i++) {
+        const pccl_member *m = &epoch->members[i];
+        if (!takes_part(op, m))
+            continue;
+        uint32_t rank = op->n++;
+        if (peer_id_compare(&m->id, &e->config.self) == 0) {
+            op->rank = rank;
+            continue;
+        }
+        op->peers[rank] = link_find(e, &m->id);
+        ASSERT(op->peers[rank]);
+        op->flows[rank].op = op;
+        op->flows[rank].link = op->peers[rank];
+    }
+    return PCCL_OK;
+}
+
+static pccl_algorithm resolve(const struct op *op)
+{
+    if (op->request.kind != PCCL_ALL_REDUCE && op->request.kind != PCCL_BROADCAST)
+        return PCCL_ALGORITHM_MESH;
+    if (op->request.algorithm != PCCL_ALGORITHM_AUTO)
+        return (pccl_algorithm)op->request.algorithm;
+    if (op->n <= 2)
+        return PCCL_ALGORITHM_MESH;
+    int narrow = op->request.dtype == PCCL_FLOAT16 || op->request.dtype == PCCL_BFLOAT16;
+    if (narrow && op->request.kind == PCCL_ALL_REDUCE)
+        return PCCL_ALGORITHM_MESH;   /* one rounding instead of one per hop */
+    return op->request.count * op->element_bytes <= op->epoch->mesh_bytes_max ? PCCL_ALGORITHM_MESH : PCCL_ALGORITHM_RING;
+}
+
+static void attempt_describe(struct op *op)
+{
+    op->element_bytes = (uint32_t)dtype_bytes((pccl_dtype)op->request.dtype);
+    op->segment_elements = op->epoch->segment_bytes / op->element_bytes;
+    pccl_algorithm algorithm = resolve(op);
+    struct desc desc = {
+        .kind = op->request.kind, .dtype = op->request.dtype, .redop = op->request.redop,
+        .algorithm = (uint8_t)algorithm, .count = op->request.count,
+    };
+    op->desc = desc_pack(&desc);
+    if (op->n > 1 && op->request.kind == PCCL_ALL_REDUCE)
+        op->algorithm = algorithm == PCCL_ALGORITHM_RING ? &ring_all_reduce : &mesh_reduce;
+    else if (op->n > 1 && op->request.kind == PCCL_REDUCE_SCATTER)
+        op->algorithm = &mesh_reduce;
+    else
+        op->algorithm = &direct_exchange;
+}
+
+static void detach(struct op *op)
+{
+    for (uint32_t i = 0; i < op->n; i++)
+        if (op->peers[i])
+            link_detach(op->peers[i], &op->flows[i]);
+}
+
+/* Ends the attempt: nothing of the engine refers to the op's memory any more. */
+static void attempt_drop(struct op *op)
+{
+    if (!op->epoch)
+        return;
+    detach(op);
+    for (uint32_t i = 0; op->flows && i < op->n; i++)
+        mem_free(op->flows[i].segments);
+    if (op->algorithm == &mesh_reduce) {
+        pool_give(&op->engine->pool, op->u.mesh.slots, op->u.mesh.slots_bytes);
+        mem_free(op->u.mesh.arrived);
+        mem_free(op->u.mesh.order);
+    }
+    memset(&op->u, 0, sizeof op->u);
+    mem_free(op->peers);
+    mem_free(op->flows);
+    mem_free(op->fins);
+    op->peers = NULL;
+    op->flows = NULL;
+    op->fins = NULL;
+    op->n = 0;
+    op->algorithm = NULL;
+    op->epoch->ops--;
+    op->epoch = NULL;
+}
+
+void op_try_start(struct op *op)
+{
+    pccl_engine *e = op->engine;
+    struct epoch *epoch = epoch_for(e, op->request.name.boundary);
+    if (op->state != OP_QUEUED || e->frozen || !epoch)
+        return;
+    pccl_err err = check_needs(op, epoch);
+    if (err == PCCL_OK)
+        err = attempt_layout(op, epoch);
+    if (err == PCCL_OK) {
+        attempt_describe(op);
+        op->state = OP_RUNNING;
+        pccl_op_name name = op->request.name;
+        err = op->algorithm->start(op);
+        if (err == PCCL_OK) {
+            struct link *l = e->links;
+            for (; l && (op = op_table_find(&e->table, &name)) != NULL; l = l->next)
+                if (op_rank_of(op, l) < op->n)
+                    link_unpark(l, op);
+            return;
+        }
+    }
+    op_end(op, err);
+}
+
+void op_reset(struct op *op)
+{
+    if (op->state != OP_QUEUED) {
+        op->retries++;
+        op->engine->stats.ops_retried++;
+    }
+    attempt_drop(op);
+    backup_restore(op);
+    op->state = OP_QUEUED;
+    op->frozen = 0;
+    op->told_mismatch = 0;
+}
+
+void op_freeze(struct op *op)
+{
+    op->frozen = 1;
+    if (op->epoch)
+        detach(op);
+}
+
+/* -- submission and end ------------------------------------------------------------------------------------------------ */
+
+static void list_append(struct op *op)
+{
+    pccl_engine *e = op->engine;
+    op->prev = e->ops_last;
+    if (e->ops_last)
+        e->ops_last->next = op;
+    else
+        e->ops_first = op;
+    e->ops_last = op;
+}
+
+static void list_remove(struct op *op)
+{
+    pccl_engine *e = op->engine;
+    if (op->prev)
+        op->prev->next = op->next;
+    else
+        e->ops_first = op->next;
+    if (op->next)
+        op->next->prev = op->prev;
+    else
+        e->ops_last = op->prev;
+}
+
+/* An op that cannot even be entered in the table still gets its event. */
+static void emit_stillborn(pccl_engine *e, const pccl_op_request *request, pccl_err status)
+{
+    pccl_event event = {.kind = PCCL_EVENT_OP, .status = (int32_t)status, .token = request->token,
+                        .epoch = epoch_newest(e)};
+    e->stats.ops_failed++;
+    engine_emit(e, &event);
+}
+
+pccl_err op_submit(pccl_engine *e, const pccl_op_request *request, const pccl_peer_id *origin)
+{
+    pccl_err verdict = tombstone_take(e, &request->name);
+    struct op *op = mem_alloc(sizeof *op);
+    size_t origin_bytes = request->origin_count * sizeof *origin;
+    pccl_peer_id *rows = mem_alloc(origin_bytes);
+    if (op_table_find(&e->table, &request->name))
+        verdict = PCCL_EINVAL;
+    if (!op || !rows || lane_note(e, request->name.lane, request->name.seq + 1) != PCCL_OK)
+        verdict = PCCL_ENOMEM;
+    if (verdict != PCCL_OK) {
+        mem_free(op);
+        mem_free(rows);
+        emit_stillborn(e, request, verdict);
+        return verdict;
+    }
+    if (origin_bytes)
+        memcpy(rows, origin, origin_bytes);
+    op->engine = e;
+    op->request = *request;
+    op->origin = rows;
+    op->started_ns = e->now_ns;
+    op_table_add(&e->table, op);
+    list_append(op);
+    e->stats.ops_pending++;
+    if (request->deadline_ns)
+        engine_wake_at(e, request->deadline_ns);
+    op_try_start(op);
+    return PCCL_OK;
+}
+
+static void describe_end(const struct op *op, pccl_err status, pccl_event *event)
+{
+    *event = (pccl_event){
+        .kind = PCCL_EVENT_OP, .status = (int32_t)status, .token = op->request.token,
+        .epoch = op->epoch ? op->epoch->number : epoch_newest(op->engine), .retries = op->retries, .desc = op->desc,
+        .shape = op->request.shape, .member_count = op->n, .sent_bytes = op->sent_bytes,
+        .received_bytes = op->received_bytes, .duration_ns = op->engine->now_ns - op->started_ns,
+    };
+    if (op->request.kind == PCCL_REDUCE_SCATTER && op->n) {
+        event->span_offset = span_begin(op->request.count, op->n, op->rank);
+        event->span_count = span_begin(op->request.count, op->n, op->rank + 1) - event->span_offset;
+    }
+}
+
+void op_end(struct op *op, pccl_err status)
+{
+    pccl_engine *e = op->engine;
+    pccl_event event;
+    describe_end(op, status, &event);
+    detach(op);
+    if (status == PCCL_OK)
+        backup_drop(op);
+    else
+        backup_restore(op);
+    attempt_drop(op);
+    list_remove(op);
+    op_table_remove(&e->table, op);
+    mem_free(op->origin);
+    mem_free(op);
+    e->stats.ops_pending--;
+    if (status == PCCL_OK)
+        e->stats.ops_committed++;
+    else
+        e->stats.ops_failed++;
+    engine_emit(e, &event);
+}
+
+/* -- finishing ---------------------------------------------------------------------------------------------------------- */
+
+static void try_commit(struct op *op)
+{
+    int all = op->fin_count + 1 == op->n || engine_defect(op->engine, PCCL_DEFECT_COMMIT_EARLY);
+    if (op->state == OP_FINISHED && all && !op->frozen)
+        op_end(op, PCCL_OK);
+}
+
+void op_finished(struct op *op)
+{
+    if (op->state != OP_RUNNING)
+        return;
+    op->state = OP_FINISHED;
+    for (uint32_t i = 0; i < op->n; i++)
+        if (op->peers[i])
+            link_notify(op->peers[i], op, FRAME_FIN, 0);
+    try_commit(op);
+}
+
+void op_on_fin(struct op *op, uint32_t from)
+{
+    if (!op->fins[from]) {
+        op->fins[from] = 1;
+        op->fin_count++;
+    }
+    try_commit(op);
+}
+
+/* -- trouble ------------------------------------------------------------------------------------------------------------ */
+
+void op_on_mismatch(struct op *op, const struct link *from, const struct frame *frame)
+{
+    if (op->told_mismatch)
+        return;
+    op->told_mismatch = 1;
+    pccl_event event = {.kind = PCCL_EVENT_MISMATCH, .status = PCCL_EMISMATCH, .token = op->request.token,
+                        .peer = from->id, .desc = frame->desc, .shape = frame->shape, .epoch = frame->epoch};
+    engine_emit(op->engine, &event);
+}
+
+/* Whom to name: first a peer that has not even called the op, else one that has not finished it. */
+static const struct link *laggard(const struct op *op)
+{
+    const struct link *late = NULL;
+    for (uint32_t i = 0; i < op->n; i++) {
+        if (!op->peers[i] || op->fins[i])
+            continue;
+        if (!op->flows[i].called)
+            return op->peers[i];
+        late = late ? late : op->peers[i];
+    }
+    return late;
+}
+
+void op_on_overdue(struct op *op)
+{
+    if (op->told_overdue || engine_defect(op->engine, PCCL_DEFECT_IGNORE_DEADLINE))
+        return;
+    op->told_overdue = 1;
+    const struct link *late = laggard(op);
+    pccl_event event = {.kind = PCCL_EVENT_OVERDUE, .status = PCCL_ETIMEOUT, .token = op->request.token,
+                        .epoch = epoch_newest(op->engine)};
+    if (late)
+        event.peer = late->id;
+    engine_emit(op->engine, &event);
+}

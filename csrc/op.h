@@ -1,0 +1,128 @@
+/* op.h - the op table and the life of an op; the algorithms plug in as struct algorithm.
+ *
+ * QUEUED -> RUNNING -> FINISHED -> ended (committed), with two side ways: a freeze suspends any of them until the coordinator's
+ * verdict, and a change of membership sends it back to QUEUED (restarted from its preserved input). An op ends
+ * exactly once, with one event. Engine thread only. */
+#ifndef PCCL_OP_H
+#define PCCL_OP_H
+
+#include "link.h"
+
+enum op_state { OP_QUEUED, OP_RUNNING, OP_FINISHED, OP_STATE_COUNT };
+
+struct epoch;
+
+struct algorithm {
+    const char *name;
+    /* Lays out the op (op->peers, rank, n are set), takes its memory, pushes its first segments. */
+    pccl_err (*start)(struct op *op);
+    /* Where does this segment go? *target_p NULL: into scratch. PCCL_EPROTO: no such segment. */
+    pccl_err (*place)(struct op *op, uint32_t from, const struct frame *frame, uint8_t **target_p);
+    /* The segment is complete; `payload` is *target_p or scratch, valid during the call only. */
+    void (*arrived)(struct op *op, uint32_t from, const struct frame *frame, const uint8_t *payload);
+};
+
+extern const struct algorithm ring_all_reduce, mesh_reduce, direct_exchange;
+
+struct ring_state {
+    uint64_t left;             /* segments still to arrive */
+};
+
+struct mesh_state {
+    uint8_t *slots;            /* (n - 1) * slot_count segments of scratch; NULL for n == 2 */
+    uint64_t slots_bytes;
+    uint32_t slot_count;
+    uint32_t *arrived;         /* per segment of the own span: contributions so far */
+    uint32_t first_open;       /* every segment below is reduced */
+    uint32_t granted;
+    uint8_t *order;            /* only under PCCL_DEFECT_ARRIVAL_ORDER */
+    uint64_t left;             /* reductions and results still to come */
+};
+
+struct direct_state {
+    uint64_t left;
+};
+
+struct op {
+    pccl_engine *engine;
+    struct op *hash_next;
+    struct op *prev, *next;    /* engine->ops, in the order of submission */
+    pccl_op_request request;
+    pccl_peer_id *origin;
+    enum op_state state;
+    int frozen;
+    uint32_t retries;
+    uint64_t started_ns;
+    int told_mismatch, told_overdue;
+
+    /* of the current attempt */
+    struct epoch *epoch;
+    const struct algorithm *algorithm;
+    uint64_t desc;
+    uint32_t n, rank;
+    struct link **peers;       /* n; NULL at the own rank */
+    struct flow *flows;        /* n */
+    uint8_t *fins;             /* n */
+    uint32_t fin_count;
+    uint32_t element_bytes;
+    uint32_t segment_elements;
+    union {
+        struct ring_state ring;
+        struct mesh_state mesh;
+        struct direct_state direct;
+    } u;
+
+    /* in-place inputs */
+    uint8_t *backup;
+    uint64_t backup_bytes;
+    uint8_t *backed;           /* per segment of the op: 1 = in the backup */
+    uint32_t segments_per_span;
+
+    uint64_t sent_bytes, received_bytes;
+};
+
+struct op_table {
+    struct op **buckets;
+    uint32_t bucket_count, count;
+};
+
+/* op_table.c */
+pccl_err op_table_init(struct op_table *t);
+void op_table_free(struct op_table *t);
+struct op *op_table_find(const struct op_table *t, const pccl_op_name *name);
+void op_table_add(struct op_table *t, struct op *op);
+void op_table_remove(struct op_table *t, struct op *op);
+
+/* op.c */
+pccl_err op_submit(pccl_engine *e, const pccl_op_request *request, const pccl_peer_id *origin);
+/* Runs a QUEUED op if an epoch for it is there. */
+void op_try_start(struct op *op);
+/* Back to QUEUED with its input restored. */
+void op_reset(struct op *op);
+void op_end(struct op *op, pccl_err status);
+void op_freeze(struct op *op);
+/* The algorithm calls it when this peer holds its whole result. */
+void op_finished(struct op *op);
+void op_on_fin(struct op *op, uint32_t from);
+/* The other side described the op otherwise. */
+void op_on_mismatch(struct op *op, const struct link *from, const struct frame *frame);
+void op_on_overdue(struct op *op);
+/* Rank of the link's peer among the participants; n if it is none. */
+uint32_t op_rank_of(const struct op *op, const struct link *l);
+int op_is_pair(const struct op *op);
+
+/* op_memory.c: the geometry of spans and segments, and the backup of in-place inputs */
+uint64_t span_begin(uint64_t count, uint32_t n, uint32_t index);    /* first element of a span */
+uint32_t span_segments(const struct op *op, uint32_t span);         /* how many segments it has */
+struct extent { uint64_t offset; uint32_t bytes; };
+struct extent span_segment(const struct op *op, uint32_t span, uint32_t segment);
+/* Which segment of the span does (offset, bytes) name? PCCL_EPROTO if it is none. */
+pccl_err span_locate(const struct op *op, uint32_t span, uint64_t offset, uint32_t bytes, uint32_t *segment_p);
+pccl_err backup_prepare(struct op *op);
+/* Keeps the bytes of a segment of an in-place op before they are overwritten the first time. */
+void backup_segment(struct op *op, uint32_t span, uint32_t segment);
+void backup_restore(struct op *op);
+void backup_drop(struct op *op);
+void op_push(struct op *op, uint32_t to, const struct segment *segment);
+
+#endif

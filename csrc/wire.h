@@ -1,0 +1,88 @@
+/* wire.h - what travels between engines: frame headers and handshake messages. Pure; fuzzed.
+ *
+ * Everything is little-endian and of fixed size (docs/protocol.md section 2). Decoders accept any bytes and either
+ * fill a struct whose every field is in range, or return PCCL_EPROTO. */
+#ifndef PCCL_WIRE_H
+#define PCCL_WIRE_H
+
+#include "include/pccl.h"
+
+enum {
+    WIRE_VERSION = 1,
+    WIRE_HEADER_BYTES = 64,
+    WIRE_PAYLOAD_BYTES_MAX = 1 << 20,
+    WIRE_HELLO_BYTES = 104,
+    WIRE_CHALLENGE_BYTES = 76,
+    WIRE_PROOF_BYTES = 44,
+    WIRE_READY_BYTES = 12,
+    WIRE_HANDSHAKE_BYTES_MAX = WIRE_HELLO_BYTES,
+    WIRE_NONCE_BYTES = 32
+};
+
+enum frame_type {
+    FRAME_DATA = 1,   /* a segment of an op */
+    FRAME_GRANT = 2,  /* the receiver has called the op; offset = segments it has room for */
+    FRAME_FIN = 3,    /* the sender holds its whole result of the op */
+    FRAME_ACK = 4,    /* nothing but link_ack */
+    FRAME_PING = 5,   /* offset = time stamp, given back by PONG */
+    FRAME_PONG = 6,
+    FRAME_VOID = 7,   /* stands for a numbered frame that nobody needs any more */
+    FRAME_TYPE_END = 8
+};
+
+struct frame {
+    uint32_t payload_crc;
+    uint32_t payload_bytes;
+    uint8_t type;
+    uint16_t step;
+    uint32_t epoch;
+    pccl_op_name name;
+    uint32_t shape;
+    uint64_t desc;
+    uint64_t offset;
+    uint32_t link_seq;
+    uint32_t link_ack;
+};
+
+void wire_encode(const struct frame *frame, uint8_t bytes[WIRE_HEADER_BYTES]);
+pccl_err wire_decode(const uint8_t bytes[WIRE_HEADER_BYTES], struct frame *frame_p);
+/* Is a frame of this type numbered, kept and sent again? */
+static inline int wire_numbered(uint8_t type)
+{
+    return type == FRAME_DATA || type == FRAME_GRANT || type == FRAME_FIN || type == FRAME_VOID;
+}
+
+/* The description of an op, packed into the header's `desc`. */
+struct desc {
+    uint8_t kind, dtype, redop, algorithm, codec;
+    uint64_t count;            /* below 2^45 */
+};
+
+#define DESC_COUNT_MAX ((1ULL << 45) - 1)
+
+uint64_t desc_pack(const struct desc *desc);
+pccl_err desc_unpack(uint64_t packed, struct desc *desc_p);
+
+struct hello {
+    uint8_t run[16];
+    pccl_peer_id dialler, acceptor;
+    uint32_t epoch, stream, streams;
+    uint8_t nonce[WIRE_NONCE_BYTES];
+};
+
+void wire_encode_hello(const struct hello *hello, uint8_t bytes[WIRE_HELLO_BYTES]);
+pccl_err wire_decode_hello(const uint8_t bytes[WIRE_HELLO_BYTES], struct hello *hello_p);
+void wire_encode_challenge(const uint8_t nonce[32], const uint8_t mac[32], uint8_t bytes[WIRE_CHALLENGE_BYTES]);
+pccl_err wire_decode_challenge(const uint8_t bytes[WIRE_CHALLENGE_BYTES], uint8_t nonce[32], uint8_t mac[32]);
+void wire_encode_proof(const uint8_t mac[32], uint8_t bytes[WIRE_PROOF_BYTES]);
+pccl_err wire_decode_proof(const uint8_t bytes[WIRE_PROOF_BYTES], uint8_t mac[32]);
+void wire_encode_ready(uint8_t bytes[WIRE_READY_BYTES]);
+pccl_err wire_decode_ready(const uint8_t bytes[WIRE_READY_BYTES]);
+
+/* The two proofs. `challenge_nonce` is the acceptor's. */
+void wire_acceptor_mac(const uint8_t key[32], const uint8_t hello[WIRE_HELLO_BYTES], const uint8_t challenge_nonce[32],
+                       uint8_t mac[32]);
+void wire_dialler_mac(const uint8_t key[32], const uint8_t hello[WIRE_HELLO_BYTES],
+                      const uint8_t challenge[WIRE_CHALLENGE_BYTES], uint8_t mac[32]);
+
+#endif
