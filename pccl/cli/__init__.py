@@ -7,8 +7,11 @@ command does not need the dependencies of another.
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
+
+from pccl.errors import PcclError
 
 COMMANDS = {
     "bench": "Measure collectives on this machine, against gloo if asked.",
@@ -37,6 +40,13 @@ class LazyGroup(click.Group):
         """The list of --help, written without importing any command."""
         with formatter.section("Commands"):
             formatter.write_dl(sorted(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """What the world did wrong is one line, not a traceback."""
+        try:
+            return super().invoke(ctx)
+        except PcclError as error:
+            raise click.ClickException(str(error)) from error
 
 
 def print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

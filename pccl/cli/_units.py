@@ -53,7 +53,7 @@ def format_age(seconds: float) -> str:
     return f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
-class ListOf(click.ParamType):
+class ListOf(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has no parameter there
     """A comma-separated list of sizes or positive integers."""
 
     def __init__(self, kind: str) -> None:

@@ -21,12 +21,12 @@ def show_log() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
 
 
-def wait_for_the_end() -> None:
-    """Until SIGINT or SIGTERM."""
+def end_on_signals() -> threading.Event:
+    """Set by SIGINT and SIGTERM from now on."""
     end = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda number, frame: end.set())
-    end.wait()
+    return end
 
 
 @click.command("coordinator")
@@ -42,11 +42,12 @@ def command(bind: str, run: str, min_peers: int, lease: float, secret_file: Path
     """
     from pccl.coordinator.server import Coordinator
 
+    end = end_on_signals()
     show_log()
     coordinator = Coordinator(bind=bind, run=run, secret=read_secret(secret_file), min_peers=min_peers, lease_s=lease)
     coordinator.start()
     try:
         click.echo(f"run {run!r} at {coordinator.address}, at least {min_peers} peers; Ctrl-C ends it")
-        wait_for_the_end()
+        end.wait()
     finally:
         coordinator.close()
