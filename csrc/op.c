@@ -178,8 +178,9 @@ void op_reset(struct op *op)
         op->retries++;
         op->engine->stats.ops_retried++;
     }
-    attempt_drop(op);
+    detach(op);
     backup_restore(op);
+    attempt_drop(op);
     op->state = OP_QUEUED;
     op->frozen = 0;
     op->told_mismatch = 0;

@@ -1,0 +1,242 @@
+/* test_engine.c - engines that reduce together over the simulated network: every algorithm, loss of streams, freeze and verdicts. */
+#include "cluster.h"
+
+static struct cluster c;
+static float in[CLUSTER_NODES_MAX][8192], out[CLUSTER_NODES_MAX][8192 * CLUSTER_NODES_MAX];
+
+static void fill(uint64_t count)
+{
+    for (uint32_t i = 0; i < CLUSTER_NODES_MAX; i++)
+        for (uint64_t k = 0; k < count; k++)
+            in[i][k] = (float)((i + 1) * 1000 + k % 97);
+    memset(out, 0, sizeof out);
+}
+
+static float sum_at(uint32_t mask, uint64_t k)
+{
+    float sum = 0;
+    for (uint32_t i = 0; i < CLUSTER_NODES_MAX; i++)
+        if (mask & 1u << i)
+            sum += (float)((i + 1) * 1000 + k % 97);
+    return sum;
+}
+
+static pccl_op_request all_reduce(uint32_t node, uint64_t count, uint32_t seq, pccl_algorithm algorithm, int in_place)
+{
+    return (pccl_op_request){
+        .kind = PCCL_ALL_REDUCE, .dtype = PCCL_FLOAT32, .redop = PCCL_SUM, .algorithm = (uint8_t)algorithm,
+        .name = {.seq = seq}, .count = count, .in = in_place ? out[node] : in[node], .out = out[node], .token = seq + 1,
+    };
+}
+
+static void check_sums(uint32_t mask, uint64_t count, uint64_t token)
+{
+    for (uint32_t i = 0; i < c.n; i++) {
+        if (!(mask & 1u << i))
+            continue;
+        const pccl_event *e = cluster_event(&c, i, PCCL_EVENT_OP, token);
+        CHECK(e != NULL);
+        if (!e)
+            continue;
+        CHECK_EQ_INT(e->status, PCCL_OK);
+        for (uint64_t k = 0; k < count; k++)
+            if (out[i][k] != sum_at(mask, k)) {
+                CHECK_EQ_INT((int)out[i][k], (int)sum_at(mask, k));
+                break;
+            }
+    }
+}
+
+static void reduce_everywhere(uint32_t n, uint64_t count, pccl_algorithm algorithm, const char *transport)
+{
+    cluster_open(&c, n, n * 1000 + count, transport, 0);
+    fill(count);
+    cluster_epoch(&c, 1, 0, 0, (1u << n) - 1, ~0u, NULL, 0);
+    for (uint32_t i = 0; i < n; i++) {
+        pccl_op_request r = all_reduce(i, count, 0, algorithm, 0);
+        cluster_submit(&c, i, &r);
+    }
+    cluster_run(&c, 10 * SECOND);
+    check_sums((1u << n) - 1, count, 1);
+    cluster_close(&c);
+}
+
+TEST(all_reduce_of_every_shape)
+{
+    static const uint64_t counts[] = {0, 1, 3, 5, 97, 256, 1000, 4099};
+    for (uint32_t n = 1; n <= 5; n++)
+        for (size_t k = 0; k < sizeof counts / sizeof counts[0]; k++) {
+            reduce_everywhere(n, counts[k], PCCL_ALGORITHM_RING, "sim");
+            reduce_everywhere(n, counts[k], PCCL_ALGORITHM_MESH, "sim");
+            reduce_everywhere(n, counts[k], PCCL_ALGORITHM_AUTO, "faulty+sim");
+        }
+}
+
+/* A peer that calls late finds what was sent to it parked, and the window keeps the rest away. */
+TEST(late_caller)
+{
+    for (int algorithm = PCCL_ALGORITHM_RING; algorithm <= PCCL_ALGORITHM_MESH; algorithm++) {
+        cluster_open(&c, 4, 7, "sim", 0);
+        fill(8192);
+        cluster_epoch(&c, 1, 0, 0, 15, ~0u, NULL, 0);
+        for (uint32_t i = 0; i < 4; i++) {
+            if (i)
+                cluster_run(&c, SECOND);
+            for (uint32_t seq = 0; seq < 3; seq++) {
+                pccl_op_request r = all_reduce(i, 8192, seq, (pccl_algorithm)algorithm, 0);
+                r.out = (uint8_t *)out[i] + (size_t)seq * 8192 * 4;
+                cluster_submit(&c, i, &r);
+            }
+        }
+        cluster_run(&c, 5 * SECOND);
+        check_sums(15, 8192, 1);
+        check_sums(15, 8192, 3);
+        pccl_stats stats;
+        pccl_engine_stats(c.engines[1], &stats);
+        CHECK_EQ_INT(stats.parked_bytes, 0);
+        CHECK_EQ_INT(stats.ops_pending, 0);
+        cluster_close(&c);
+    }
+}
+
+TEST(lost_streams_lose_nothing)
+{
+    for (int algorithm = PCCL_ALGORITHM_RING; algorithm <= PCCL_ALGORITHM_MESH; algorithm++)
+        for (uint32_t round = 0; round < 20; round++) {
+            cluster_open(&c, 3, round, "sim", 0);
+            fill(8192);
+            for (uint32_t i = 0; i < 3; i++)
+                memcpy(out[i], in[i], 8192 * sizeof(float));
+            cluster_epoch(&c, 1, 0, 0, 7, ~0u, NULL, 0);
+            cluster_run(&c, SECOND);
+            for (uint32_t i = 0; i < 3; i++) {
+                pccl_op_request r = all_reduce(i, 8192, 0, (pccl_algorithm)algorithm, 1);
+                cluster_submit(&c, i, &r);
+            }
+            for (uint32_t k = 0; k < 6; k++) {
+                cluster_run(&c, SECOND / 1500);
+                (void)pccl_sim_reset(c.sim, k % 3, (k + 1) % 3, k + round);
+            }
+            cluster_run(&c, 10 * SECOND);
+            check_sums(7, 8192, 1);
+            cluster_close(&c);
+        }
+}
+
+/* One of four dies in the middle; the others are frozen, told that nothing is committed, and finish among themselves. */
+TEST(survivors_retry_from_their_inputs)
+{
+    for (int algorithm = PCCL_ALGORITHM_RING; algorithm <= PCCL_ALGORITHM_MESH; algorithm++)
+        for (uint32_t round = 0; round < 12; round++) {
+            cluster_open(&c, 4, round, "sim", 0);
+            fill(8192);
+            for (uint32_t i = 0; i < 4; i++)
+                memcpy(out[i], in[i], 8192 * sizeof(float));
+            cluster_epoch(&c, 1, 0, 0, 15, ~0u, NULL, 0);
+            cluster_run(&c, SECOND);
+            for (uint32_t i = 0; i < 4; i++) {
+                pccl_op_request r = all_reduce(i, 8192, 0, (pccl_algorithm)algorithm, 1);
+                cluster_submit(&c, i, &r);
+            }
+            cluster_run(&c, round * SECOND / 1000);
+            int early = 0;
+            for (uint32_t i = 0; i < 4; i++)
+                early |= cluster_event(&c, i, PCCL_EVENT_OP, 1) != NULL;
+            c.stopped[3] = 1;
+            CHECK(pccl_sim_crash(c.sim, 3) == PCCL_OK);
+            for (uint32_t i = 0; i < 3; i++)
+                CHECK(pccl_engine_freeze(c.engines[i], 1) == PCCL_OK);
+            cluster_run(&c, SECOND / 10);
+            if (!early) {
+                cluster_epoch(&c, 2, 1, 0, 7, ~0u, NULL, 0);
+                cluster_run(&c, 10 * SECOND);
+                check_sums(7, 8192, 1);
+                CHECK_EQ_INT(cluster_event(&c, 0, PCCL_EVENT_OP, 1)->retries, 1);
+            }
+            cluster_close(&c);
+        }
+}
+
+TEST(mismatch_is_reported_on_both_sides)
+{
+    cluster_open(&c, 2, 3, "sim", 0);
+    fill(100);
+    cluster_epoch(&c, 1, 0, 0, 3, ~0u, NULL, 0);
+    for (uint32_t i = 0; i < 2; i++) {
+        pccl_op_request r = all_reduce(i, 100 + i, 0, PCCL_ALGORITHM_AUTO, 0);
+        cluster_submit(&c, i, &r);
+    }
+    cluster_run(&c, SECOND);
+    for (uint32_t i = 0; i < 2; i++) {
+        const pccl_event *e = cluster_event(&c, i, PCCL_EVENT_MISMATCH, 1);
+        CHECK(e != NULL);
+        char text[96];
+        if (e) {
+            pccl_desc_text(e->desc, text, sizeof text);
+            CHECK_EQ_STR(text, i ? "all_reduce sum float32 x 100" : "all_reduce sum float32 x 101");
+        }
+        CHECK(pccl_engine_fail_all(c.engines[i], PCCL_EMISMATCH) == PCCL_OK);
+    }
+    cluster_run(&c, SECOND);
+    cluster_close(&c);
+}
+
+/* A verdict on an op that this peer calls only later ends it at once. */
+TEST(verdict_before_the_call)
+{
+    cluster_open(&c, 2, 3, "sim", 0);
+    fill(10);
+    cluster_epoch(&c, 1, 0, 0, 3, ~0u, NULL, 0);
+    cluster_run(&c, SECOND);
+    pccl_verdict verdict = {.name = {.seq = 0}, .status = PCCL_ETIMEOUT};
+    for (uint32_t i = 0; i < 2; i++)
+        CHECK(pccl_engine_freeze(c.engines[i], 1) == PCCL_OK);
+    cluster_epoch(&c, 2, 1, 0, 3, ~0u, &verdict, 1);
+    pccl_op_request r = all_reduce(0, 10, 0, PCCL_ALGORITHM_AUTO, 0);
+    cluster_submit(&c, 0, &r);
+    cluster_run(&c, SECOND);
+    CHECK(cluster_event(&c, 0, PCCL_EVENT_OP, 1) != NULL);
+    CHECK_EQ_INT(cluster_event(&c, 0, PCCL_EVENT_OP, 1)->status, PCCL_ETIMEOUT);
+    cluster_close(&c);
+}
+
+TEST(exchanges)
+{
+    for (uint32_t n = 1; n <= 4; n++)
+        for (int kind = PCCL_ALL_GATHER; kind <= PCCL_BARRIER; kind++) {
+            if (kind == PCCL_SEND_RECV && n < 2)
+                continue;
+            cluster_open(&c, n, 11, "sim", 0);
+            fill(2000);
+            cluster_epoch(&c, 1, 0, 0, (1u << n) - 1, ~0u, NULL, 0);
+            pccl_peer_id origin[CLUSTER_NODES_MAX];
+            for (uint32_t i = 0; i < n; i++)
+                origin[i] = node_id(i);
+            uint64_t count = kind == PCCL_BARRIER ? 0 : 2000;
+            for (uint32_t i = 0; i < n; i++) {
+                pccl_op_request r = {
+                    .kind = (uint8_t)kind, .dtype = PCCL_FLOAT32, .count = count, .in = in[i], .out = out[i], .token = 1,
+                    .root = node_id(n - 1), .target = node_id(0), .origin = origin, .origin_count = n,
+                };
+                if (kind == PCCL_ALL_TO_ALL)
+                    r.count = count / 4;
+                if (kind != PCCL_SEND_RECV || i == 0 || i == n - 1)
+                    cluster_submit(&c, i, &r);
+            }
+            cluster_run(&c, 5 * SECOND);
+            for (uint32_t i = 0; i < n; i++) {
+                if (kind == PCCL_SEND_RECV && i != 0 && i != n - 1)
+                    continue;
+                CHECK(cluster_event(&c, i, PCCL_EVENT_OP, 1) && cluster_event(&c, i, PCCL_EVENT_OP, 1)->status == PCCL_OK);
+                for (uint32_t j = 0; kind == PCCL_ALL_GATHER && j < n; j++)
+                    CHECK(memcmp(out[i] + j * count, in[j], count * 4) == 0);
+                for (uint32_t j = 0; kind == PCCL_ALL_TO_ALL && j < n; j++)
+                    CHECK(memcmp(out[i] + j * count / 4, in[j] + i * count / 4, count) == 0);
+                if ((kind == PCCL_BROADCAST && i != n - 1) || (kind == PCCL_SEND_RECV && i == 0))
+                    CHECK(memcmp(out[i], in[n - 1], count * 4) == 0);
+            }
+            cluster_close(&c);
+        }
+}
+
+TEST_MAIN("engine")
