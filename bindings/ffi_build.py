@@ -1,7 +1,8 @@
-"""The cffi builder of pccl._core: the declarations are csrc/include/pccl_api.h as it stands, the sources are the engine.
+"""The cffi builder of pccl._core: the declarations are csrc/include/pccl_api.h as it stands, the sources the engine.
 
-setuptools finds it as `bindings/ffi_build.py:ffibuilder`; `cffi-gen-src exec-python` would take it too. Paths are relative to
-the root of the repository, which is where build back ends run. The rules of the border are in README.md beside this file.
+setuptools finds it as `bindings/ffi_build.py:ffibuilder`; `cffi-gen-src exec-python` would take it too. Paths are
+relative to the root of the repository, which is where build back ends run. The rules of the border are in README.md
+beside this file.
 """
 
 from pathlib import Path

@@ -1,0 +1,627 @@
+"""The C engine in Python's words: the only importer of pccl._core.
+
+Nothing here decides anything. `Engine` owns one handle and turns arguments into the structs of csrc/include/pccl_api.h,
+and return codes into the exceptions of pccl/errors.py. No call blocks: whoever waits does so on `Engine.event_fd` or on
+a lock, where Ctrl-C works.
+
+Addresses handed to `submit` must stay valid until the op's event; keeping the tensors alive is the caller's duty
+(communicator.py). One lock guards the handle and the reused request, another the reused event array; both are held for
+microseconds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from pccl._core import ffi, lib
+from pccl.errors import Closed, error_of
+from pccl.types import PEER_ID_BYTES, EpochConfig, Event, MemberConfig, OpName, OpState, Status
+
+__all__ = [
+    "Algorithm",
+    "Engine",
+    "EngineConfig",
+    "EngineStats",
+    "Kind",
+    "LinkStats",
+    "OpRequest",
+    "RedOp",
+    "Sim",
+    "SimPath",
+    "byte_array",
+    "crc32c",
+    "describe_op",
+    "err_name",
+    "hmac_sha256",
+    "kernels",
+    "now_ns",
+    "pin",
+    "reduce",
+    "wire_version",
+]
+
+_EVENTS_PER_CALL = 256
+_LINKS_FIRST = 64
+_TEXT_BYTES = 128
+_NULL = ffi.NULL
+_NO_PEER = bytes(PEER_ID_BYTES)
+_UNNAMED = OpName(0, 0, 0)
+
+
+class Kind(IntEnum):
+    """pccl_kind."""
+
+    ALL_REDUCE = lib.PCCL_ALL_REDUCE
+    REDUCE_SCATTER = lib.PCCL_REDUCE_SCATTER
+    ALL_GATHER = lib.PCCL_ALL_GATHER
+    BROADCAST = lib.PCCL_BROADCAST
+    ALL_TO_ALL = lib.PCCL_ALL_TO_ALL
+    SEND_RECV = lib.PCCL_SEND_RECV
+    BARRIER = lib.PCCL_BARRIER
+
+
+class RedOp(IntEnum):
+    """pccl_redop."""
+
+    SUM = lib.PCCL_SUM
+    AVG = lib.PCCL_AVG
+    PROD = lib.PCCL_PROD
+    MIN = lib.PCCL_MIN
+    MAX = lib.PCCL_MAX
+
+
+class Algorithm(IntEnum):
+    """pccl_algorithm."""
+
+    AUTO = lib.PCCL_ALGORITHM_AUTO
+    RING = lib.PCCL_ALGORITHM_RING
+    MESH = lib.PCCL_ALGORITHM_MESH
+
+
+@dataclass(slots=True, frozen=True)
+class EngineConfig:
+    """How an engine is made (pccl_config)."""
+
+    peer_id: bytes
+    run: bytes  # 16 bytes
+    key: bytes  # 32 bytes
+    transport: str = "tcp"
+    listen: str = "[::]:0"
+    congestion: str = ""
+    fault_seed: int = 0
+    eager_bytes: int = 4 << 20
+    handshake_timeout_s: float = 5.0
+    silence_s: float = 10.0
+    defects: int = 0
+    sim: Sim | None = None
+
+
+@dataclass(slots=True)
+class OpRequest:
+    """One op as the engine takes it (pccl_op_request). Addresses are borrowed until the op's event; 0 is NULL.
+
+    Not frozen only because one is made for every op and a frozen dataclass takes three times as long to make.
+    """
+
+    token: int
+    kind: int
+    dtype: int
+    redop: int
+    algorithm: int
+    raise_on_loss: bool
+    shape: int
+    count: int
+    input: int
+    output: int
+    root: bytes = _NO_PEER
+    target: bytes = _NO_PEER
+    origin: tuple[bytes, ...] = ()
+    name: OpName = _UNNAMED
+    deadline_ns: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class EngineStats:
+    """Counters of an engine since it was made (pccl_stats)."""
+
+    links: int
+    streams: int
+    ops_pending: int
+    ops_committed: int
+    ops_failed: int
+    ops_retried: int
+    sent_bytes: int
+    received_bytes: int
+    frames_resent: int
+    frames_duplicate: int
+    frames_stale: int
+    frames_corrupt: int
+    parked_bytes: int
+    pool_bytes: int
+
+
+@dataclass(slots=True, frozen=True)
+class LinkStats:
+    """One link of an engine (pccl_link_stats). `rtt_us` 0: not yet known."""
+
+    peer: bytes
+    streams: int
+    rtt_us: int
+    sent_bytes: int
+    received_bytes: int
+    unacked_frames: int
+
+
+# -- helpers -----------------------------------------------------------------------------------------------------
+
+
+def _text(value: Any) -> str:
+    return str(ffi.string(value).decode(errors="replace"))
+
+
+def _check(code: int, doing: str) -> None:
+    """Raises the typed error of a return code; the reason is read in the thread of the failed call."""
+    if code != 0:
+        raise error_of(code, f"{doing}: {_text(lib.pccl_last_error()) or err_name(code)}")
+
+
+def _exact(value: bytes, length: int, what: str) -> bytes:
+    if len(value) != length:
+        raise error_of(Status.EINVAL, f"{what} must be {length} bytes, got {len(value)}")
+    return value
+
+
+def _fitting(value: str, room: int, what: str) -> bytes:
+    """Text for a fixed char array, terminated."""
+    data = value.encode()
+    if len(data) >= room or b"\0" in data:
+        raise error_of(Status.EINVAL, f"{what} {value!r} must have fewer than {room} bytes")
+    return data
+
+
+def err_name(code: int) -> str:
+    """The name of a pccl_err."""
+    return _text(lib.pccl_err_name(code))
+
+
+def describe_op(desc: int) -> str:
+    """A packed description of an op in words, such as "all_reduce sum float32 x 1024 mesh"."""
+    text = ffi.new("char[]", _TEXT_BYTES)
+    length = lib.pccl_desc_text(desc, text, _TEXT_BYTES)
+    return bytes(ffi.buffer(text)[0 : max(0, min(length, _TEXT_BYTES - 1))]).decode(errors="replace")
+
+
+def now_ns() -> int:
+    """The engine's monotonic clock, the clock of deadlines."""
+    return int(lib.pccl_now_ns())
+
+
+def kernels() -> str:
+    """The instruction set in use: "avx512", "avx2", "neon" or "scalar"."""
+    return _text(lib.pccl_kernels())
+
+
+def wire_version() -> int:
+    """Version of the data plane's format."""
+    return int(lib.pccl_wire_version())
+
+
+def pin(array: Any) -> tuple[int, Any]:
+    """(address, hold) of a C-contiguous object with the buffer protocol; `hold` keeps the memory where it is."""
+    hold = ffi.from_buffer(array)
+    return int(ffi.cast("uintptr_t", hold)), hold
+
+
+def byte_array(address: int, nbytes: int) -> np.ndarray[Any, Any]:
+    """A uint8 view of raw memory. Does not keep it alive."""
+    if nbytes == 0:
+        return np.empty(0, np.uint8)
+    return np.frombuffer(ffi.buffer(ffi.cast("uint8_t *", address), nbytes), np.uint8)
+
+
+def reduce(
+    output: Any, inputs: Sequence[Any], *, dtype: int, redop: int, count: int, divisor: int = 1, isa: str | None = None
+) -> None:
+    """Folds `count` elements of the inputs, in their order, into the output; contiguous buffers. See csrc/reduce.h."""
+    holds = [ffi.from_buffer(value) for value in inputs]
+    sources = ffi.new("const void *[]", holds)
+    name = _NULL if isa is None else isa.encode()
+    _check(
+        lib.pccl_reduce(
+            name, dtype, redop, ffi.from_buffer(output, require_writable=True), sources, len(holds), count, divisor
+        ),
+        "reduce",
+    )
+
+
+def crc32c(data: Any, crc: int = 0) -> int:
+    """CRC32C of a contiguous buffer, continuing `crc`."""
+    hold = ffi.from_buffer(data)
+    return int(lib.pccl_crc32c(crc, hold, len(hold)))
+
+
+def hmac_sha256(key: bytes, data: bytes) -> bytes:
+    """HMAC-SHA256, as the handshake computes it."""
+    mac = ffi.new("uint8_t[32]")
+    lib.pccl_hmac_sha256(ffi.from_buffer(key), len(key), ffi.from_buffer(data), len(data), mac)
+    return bytes(ffi.buffer(mac))
+
+
+# -- the engine --------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """One engine: its listening socket, its thread (after `start`), its ops. Life: new, start, close, closed, free.
+
+    Every method returns at once and may be called from any thread, `step` and `free` excepted. After `free` every
+    method raises Closed, `close`, `closed`, `free` and `events` excepted, which do nothing.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_event_array",
+        "_event_lock",
+        "_handle",
+        "_lock",
+        "_name",
+        "_request",
+        "_root",
+        "_sim",
+        "_target",
+        "event_fd",
+        "peer_id",
+        "port",
+    )
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Makes the engine and begins to listen. Raises ArgumentError, ResourceError, or PcclError when the system says
+        no.
+        """
+        handle_p = ffi.new("pccl_engine **")
+        _check(lib.pccl_engine_new(_c_config(config), handle_p), f"cannot listen at {config.listen}")
+        self._handle = handle_p[0]
+        self._sim = config.sim  # must outlive the engine
+        self._lock = threading.Lock()
+        self._event_lock = threading.Lock()
+        self._event_array = ffi.new("pccl_event[]", _EVENTS_PER_CALL)
+        self._request = ffi.new("pccl_op_request *")
+        self._request.size = ffi.sizeof("pccl_op_request")
+        self._name = self._request.name
+        self._root = ffi.buffer(self._request.root.bytes)
+        self._target = ffi.buffer(self._request.target.bytes)
+        self.peer_id = config.peer_id
+        self.port = int(lib.pccl_engine_port(self._handle))
+        self.event_fd = int(lib.pccl_engine_event_fd(self._handle))
+
+    # -- life --
+
+    def start(self) -> None:
+        """Starts the engine's thread."""
+        with self._lock:
+            _check(lib.pccl_engine_start(self._live()), "cannot start the engine's thread")
+
+    def close(self) -> None:
+        """Asks the thread to end: pending ops end with Closed, sockets close. Idempotent."""
+        with self._lock:
+            if self._handle is not None:
+                lib.pccl_engine_close(self._handle)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the thread has ended (or was never started)."""
+        with self._lock:
+            return self._handle is None or lib.pccl_engine_closed(self._handle) == 1
+
+    def free(self) -> None:
+        """Frees the handle; only when `closed`. Idempotent."""
+        with self._event_lock, self._lock:
+            handle = self._handle
+            if handle is None:
+                return
+            if lib.pccl_engine_closed(handle) != 1:
+                raise error_of(Status.EINVAL, "an engine can only be freed when it is closed")
+            self._handle = None
+            lib.pccl_engine_free(handle)
+
+    def drop(self) -> None:
+        """Forgets the handle without freeing it: in a forked child, where the engine's thread does not exist."""
+        self._handle = None
+        self._lock = threading.Lock()
+        self._event_lock = threading.Lock()
+
+    def step(self, at_ns: int) -> int:
+        """One turn of an engine without a thread; returns when it wants the next (2**64 - 1: never)."""
+        return int(lib.pccl_engine_step(self._live(), at_ns))
+
+    def _live(self) -> Any:
+        if self._handle is None:
+            raise Closed("the engine is closed")
+        return self._handle
+
+    # -- ops --
+
+    def submit(self, op: OpRequest) -> None:
+        """Starts an op. Raises ArgumentError, ResourceError or Closed; then nothing is borrowed, no event will come."""
+        cast = ffi.cast
+        with self._lock:
+            handle = self._live()
+            request = self._request
+            request.kind = op.kind
+            request.dtype = op.dtype
+            request.redop = op.redop
+            request.algorithm = op.algorithm
+            request.raise_on_loss = op.raise_on_loss
+            name = self._name
+            name.boundary, name.lane, name.seq = op.name
+            request.shape = op.shape
+            request.count = op.count
+            setattr(request, "in", cast("void *", op.input))
+            request.out = cast("void *", op.output)
+            self._root[:] = op.root
+            self._target[:] = op.target
+            origin = _c_ids(op.origin) if op.origin else _NULL
+            request.origin_count = len(op.origin)
+            request.origin = origin
+            request.deadline_ns = op.deadline_ns
+            request.token = op.token
+            code = lib.pccl_engine_submit(handle, request)
+            if code != 0:
+                _check(code, "the op was refused")
+
+    def abandon(self, token: int, status: int) -> None:
+        """Ends one pending op without asking anybody."""
+        with self._lock:
+            _check(lib.pccl_engine_abandon(self._live(), token, status), "abandon")
+
+    def fail_all(self, status: int) -> None:
+        """Ends every pending op with this status, inputs restored."""
+        with self._lock:
+            _check(lib.pccl_engine_fail_all(self._live(), status), "fail_all")
+
+    # -- epochs --
+
+    def advance(self, boundary: int) -> None:
+        """This peer has reached a boundary."""
+        with self._lock:
+            _check(lib.pccl_engine_advance(self._live(), boundary), "advance")
+
+    def prepare(self, members: Sequence[MemberConfig], streams: int) -> None:
+        """Opens links ahead of an epoch that will need them."""
+        array = _c_members(members)
+        with self._lock:
+            _check(lib.pccl_engine_prepare(self._live(), array, len(members), streams), "prepare")
+
+    def freeze(self, change: int) -> None:
+        """Stops all epochs; a FROZEN event with token == change follows."""
+        with self._lock:
+            _check(lib.pccl_engine_freeze(self._live(), change), "freeze")
+
+    def frozen(self) -> tuple[list[OpState], dict[int, int]]:
+        """After FROZEN: the pending ops, and per lane how many were posted since the boundary."""
+        op_count, lane_count = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        with self._lock:
+            handle = self._live()
+            ops, lanes, room = _NULL, _NULL, (0, 0)
+            while True:
+                op_count[0], lane_count[0] = room
+                code = lib.pccl_engine_frozen(handle, ops, op_count, lanes, lane_count)
+                needed = (op_count[0], lane_count[0])
+                if needed[0] <= room[0] and needed[1] <= room[1]:
+                    _check(code, "frozen")
+                    break
+                room = needed
+                ops = ffi.new("pccl_op_state[]", max(1, room[0]))
+                lanes = ffi.new("pccl_lane_state[]", max(1, room[1]))
+        return (
+            [_op_state(ops[i]) for i in range(needed[0])],
+            {lanes[i].lane: lanes[i].posted for i in range(needed[1])},
+        )
+
+    def configure(self, config: EpochConfig) -> None:
+        """Installs an epoch."""
+        members = _c_members(config.members)
+        verdicts = ffi.new("pccl_verdict[]", max(1, len(config.verdicts)))
+        for verdict, (name, status) in zip(verdicts, config.verdicts, strict=False):
+            verdict.name.boundary, verdict.name.lane, verdict.name.seq = name
+            verdict.status = status
+        epoch = ffi.new("pccl_epoch *")
+        epoch.size = ffi.sizeof("pccl_epoch")
+        epoch.epoch = config.epoch
+        epoch.from_boundary = config.from_boundary
+        epoch.change = config.change
+        epoch.member_count, epoch.members = len(config.members), members
+        epoch.verdict_count, epoch.verdicts = len(config.verdicts), verdicts
+        epoch.streams = config.streams
+        epoch.segment_bytes = config.segment_bytes
+        epoch.mesh_bytes_max = config.mesh_bytes_max
+        with self._lock:
+            _check(lib.pccl_engine_configure(self._live(), epoch), f"epoch {config.epoch}")
+
+    def kill_stream(self, peer: bytes, index: int = 0) -> None:
+        """Fault injection: kills one stream of the link to a peer."""
+        peer_id = _c_ids((peer,))
+        with self._lock:
+            _check(lib.pccl_engine_kill_stream(self._live(), peer_id, index), "kill_stream")
+
+    # -- facts --
+
+    def events(self) -> list[Event]:
+        """Takes all waiting events."""
+        taken: list[Event] = []
+        array = self._event_array
+        with self._event_lock:
+            while self._handle is not None:
+                count = lib.pccl_engine_events(self._handle, array, _EVENTS_PER_CALL)
+                taken.extend([_event(array[i]) for i in range(count)])
+                if count < _EVENTS_PER_CALL:
+                    break
+        return taken
+
+    def desc_text(self, desc: int) -> str:
+        """A packed description in words."""
+        return describe_op(desc)
+
+    def stats(self) -> EngineStats:
+        """Counters since the engine was made."""
+        raw = ffi.new("pccl_stats *")
+        raw.size = ffi.sizeof("pccl_stats")
+        with self._lock:
+            lib.pccl_engine_stats(self._live(), raw)
+        return EngineStats(*(getattr(raw, name) for name in EngineStats.__slots__))
+
+    def links(self) -> list[LinkStats]:
+        """Every link of the engine."""
+        room = _LINKS_FIRST
+        while True:
+            array = ffi.new("pccl_link_stats[]", room)
+            with self._lock:
+                count = lib.pccl_engine_links(self._live(), array, room)
+            if count <= room:
+                return [_link(array[i]) for i in range(count)]
+            room = count
+
+
+def _c_config(config: EngineConfig) -> Any:
+    raw = ffi.new("pccl_config *")
+    raw.size = ffi.sizeof("pccl_config")
+    raw.self.bytes = list(_exact(config.peer_id, PEER_ID_BYTES, "a peer id"))
+    raw.run = list(_exact(config.run, 16, "the run's id"))
+    raw.key = list(_exact(config.key, 32, "the key"))
+    raw.transport = _fitting(config.transport, 16, "transport")
+    raw.listen = _fitting(config.listen, 64, "listen address")
+    raw.congestion = _fitting(config.congestion, 16, "congestion control")
+    raw.fault_seed = config.fault_seed
+    raw.eager_bytes = config.eager_bytes
+    raw.handshake_timeout_ns = int(config.handshake_timeout_s * 1e9)
+    raw.silence_ns = int(config.silence_s * 1e9)
+    raw.defects = config.defects
+    raw.sim = _NULL if config.sim is None else config.sim.handle
+    return raw
+
+
+def _c_ids(ids: Sequence[bytes]) -> Any:
+    """An array of pccl_peer_id."""
+    array = ffi.new("pccl_peer_id[]", len(ids))
+    ffi.buffer(array)[:] = b"".join([_exact(peer, PEER_ID_BYTES, "a peer id") for peer in ids])
+    return array
+
+
+def _c_members(members: Sequence[MemberConfig]) -> Any:
+    """An array of pccl_member; never of length 0."""
+    array = ffi.new("pccl_member[]", max(1, len(members)))
+    for raw, member in zip(array, members, strict=False):
+        ffi.buffer(raw.id.bytes)[:] = _exact(member.id, PEER_ID_BYTES, "a peer id")
+        raw.since = member.since
+        raw.dial = member.dial
+        raw.address = _fitting(member.address, 80, "address")
+    return array
+
+
+def _event(raw: Any) -> Event:
+    return Event(
+        raw.kind,
+        raw.status,
+        raw.token,
+        raw.epoch,
+        raw.retries,
+        bytes(ffi.buffer(raw.peer.bytes)),
+        raw.cause,
+        raw.sys_errno,
+        raw.desc,
+        raw.shape,
+        raw.member_count,
+        raw.span_offset,
+        raw.span_count,
+        raw.sent_bytes,
+        raw.received_bytes,
+        raw.duration_ns,
+    )
+
+
+def _op_state(raw: Any) -> OpState:
+    return OpState(OpName(raw.name.boundary, raw.name.lane, raw.name.seq), raw.token, bool(raw.finished))
+
+
+def _link(raw: Any) -> LinkStats:
+    peer = bytes(ffi.buffer(raw.peer.bytes))
+    return LinkStats(peer, raw.streams, raw.rtt_us, raw.sent_bytes, raw.received_bytes, raw.unacked_frames)
+
+
+# -- the simulated network ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, frozen=True)
+class SimPath:
+    """One direction between two nodes (pccl_sim_path)."""
+
+    delay_ns: int = 0
+    jitter_ns: int = 0
+    bytes_per_s: int = 0
+    reset_ppm: int = 0
+    corrupt_ppm: int = 0
+    duplicate_ppm: int = 0
+    cut: bool = False
+
+
+class Sim:
+    """A simulated network under a virtual clock, for engines made with transport "sim". One thread drives it.
+
+    Every engine on it must be freed before `free`.
+    """
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, seed: int) -> None:
+        sim_p = ffi.new("pccl_sim **")
+        _check(lib.pccl_sim_new(seed, sim_p), "cannot make a simulated network")
+        self._handle = sim_p[0]
+
+    @property
+    def handle(self) -> Any:
+        """The C handle, for `EngineConfig`."""
+        if self._handle is None:
+            raise Closed("the simulated network is gone")
+        return self._handle
+
+    def free(self) -> None:
+        """Frees the network. Idempotent."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            lib.pccl_sim_free(handle)
+
+    def set_path(self, source: int, target: int, path: SimPath) -> None:
+        """Sets one direction between two nodes."""
+        raw = ffi.new("pccl_sim_path *")
+        for name in SimPath.__slots__:
+            setattr(raw, name, getattr(path, name))
+        _check(lib.pccl_sim_set_path(self.handle, source, target, raw), f"path {source} -> {target}")
+
+    def crash(self, node: int) -> None:
+        """The process at a node is gone."""
+        _check(lib.pccl_sim_crash(self.handle, node), f"crash of node {node}")
+
+    def reset(self, a: int, b: int, index: int = 0) -> bool:
+        """Resets one live stream between two nodes; False if there is none."""
+        code = lib.pccl_sim_reset(self.handle, a, b, index)
+        if code == Status.EAGAIN:
+            return False
+        _check(code, f"reset between {a} and {b}")
+        return True
+
+    def next(self) -> int:
+        """Time of the next delivery, 2**64 - 1 for none."""
+        return int(lib.pccl_sim_next(self.handle))
+
+    def advance(self, at_ns: int) -> int:
+        """Delivers everything due by then; returns how many."""
+        return int(lib.pccl_sim_advance(self.handle, at_ns))
+
+    def digest(self) -> int:
+        """Running digest of every delivery."""
+        return int(lib.pccl_sim_digest(self.handle))

@@ -1,0 +1,668 @@
+"""The public face: `connect` and `Communicator`.
+
+Every collective has one implementation: it describes the op (buffers, kind, who it cannot do without), the runtime
+names and submits it, and the caller either waits here (the default) or takes the Work (`async_op=True`). Options that
+all of them share:
+
+`tag`           None: the op is matched with the others' by order: the k-th untagged op since the last `advance()` on
+                one peer meets the k-th on every other. A str, bytes or int: matched by name, in any order; a tag can be
+                used again once its op has ended here.
+`async_op`      True: return a Work at once. The tensors belong to the op until the Work is done.
+`timeout`       seconds until the op ends with Timeout on every peer (default: the communicator's `op_timeout`).
+`on_peer_loss`  "retry" (default): start again with the survivors, from the preserved input; "raise": end with PeerLost
+                on every peer.
+
+Tensors are torch CPU tensors, numpy arrays, or anything with DLPack or the buffer protocol; contiguous; float64,
+float32, float16, bfloat16, (u)int8 to (u)int64. Any size, 0 included. After an error inputs hold what they held, also
+in place; an output that is not the input is undefined (see pccl/errors.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from pccl import _native, keys
+from pccl._native import Algorithm, Kind, OpRequest, RedOp
+from pccl.buffers import DTYPE_NAMES, Buffer, as_buffer, empty_like, flat_slice
+from pccl.config import Settings, TooFew, settings_from
+from pccl.control import Control
+from pccl.errors import ArgumentError, PcclError, PeerLost
+from pccl.runtime import Op, Runtime, Tag, shape_hash
+from pccl.types import EpochView, Event
+from pccl.work import Result, Work
+
+if TYPE_CHECKING:
+    from pccl.state import Strategy, SyncReport
+
+__all__ = ["Communicator", "connect"]
+
+OnPeerLoss = Literal["retry", "raise"]
+RedOpName = Literal["sum", "avg", "prod", "min", "max"]
+AlgorithmName = Literal["auto", "ring", "mesh"]
+Peer = int | bytes
+
+_REDOPS = {op.name.lower(): op for op in RedOp}
+_ALGORITHMS = {algorithm.name.lower(): algorithm for algorithm in Algorithm}
+_LOSS = {"retry": False, "raise": True}
+_FIRST_INTEGER = DTYPE_NAMES.index("int8")
+_CLOSE_TIMEOUT_S = 5.0
+
+
+def connect(
+    address: str | None = None,
+    *,
+    run: str | None = None,
+    secret: str | bytes | None = None,
+    group: int | None = None,
+    timeout: float = 60.0,
+    listen: str | None = None,
+    advertise: str | Sequence[str] | None = None,
+    congestion: str | None = None,
+    too_few: TooFew = "wait",
+    op_timeout: float = 300.0,
+    transport: str = "tcp",
+    fault_seed: int = 0,
+) -> Communicator:
+    """Joins a run and returns its communicator; blocks until the first epoch, at most `timeout` seconds. Ctrl-C
+    interrupts.
+
+    `address`: the coordinator's, "tcp://host:29400". `run`, `secret`: must equal the coordinator's. `group`: the peers
+    that reduce together. These five fall back to PCCL_COORDINATOR, PCCL_RUN, PCCL_SECRET and PCCL_GROUP, `listen` to
+    PCCL_LISTEN and `advertise` to PCCL_ADVERTISE. `listen`: numeric host and port of the one port that this peer opens
+    ("[::]:0": all interfaces, any port). `advertise`: "host:port" or "host" under which the others reach it, if that
+    differs. `congestion`: TCP congestion control to ask for ("bbr"). `too_few`: what `advance()` does when fewer than
+    the run's minimum are left: "wait" for joiners or "raise" TooFewPeers. `op_timeout`: default deadline of an op, in
+    seconds. `transport`, `fault_seed`: for tests ("faulty+tcp").
+
+    Raises ArgumentError, Timeout, AuthError, ProtocolError, CoordinatorLost, or PcclError when it cannot listen.
+    """
+    settings = settings_from(
+        address,
+        run=run,
+        secret=secret,
+        group=group,
+        timeout=timeout,
+        listen=listen,
+        advertise=advertise,
+        congestion=congestion,
+        too_few=too_few,
+        op_timeout=op_timeout,
+        transport=transport,
+        fault_seed=fault_seed,
+    )
+    secret_bytes = keys.as_secret(settings.secret)
+    key = keys.derive(secret_bytes, settings.run, "data")
+    engine = _listen(settings, key)
+
+    def control_of(runtime: Runtime) -> Control:
+        return Control(
+            settings.coordinator,
+            settings.run,
+            secret_bytes,
+            settings.group,
+            engine,
+            [_advertised(address, engine.port) for address in settings.advertise],
+            runtime.describe,
+            runtime.on_op,
+            runtime.on_view,
+        )
+
+    runtime = Runtime(settings, engine, control_of, key)
+    try:
+        runtime.start(settings.join_timeout)
+    except BaseException:
+        runtime.close(timeout=1.0)
+        raise
+    return Communicator(runtime)
+
+
+def _listen(settings: Settings, key: bytes) -> _native.Engine:
+    """An engine at the first address that works."""
+    peer_id = secrets.token_bytes(16)
+    for address in settings.listen[:-1]:
+        try:
+            return _engine(settings, key, peer_id, address)
+        except PcclError:
+            continue
+    return _engine(settings, key, peer_id, settings.listen[-1])
+
+
+def _engine(settings: Settings, key: bytes, peer_id: bytes, listen: str) -> _native.Engine:
+    return _native.Engine(
+        _native.EngineConfig(
+            peer_id=peer_id,
+            run=keys.run_id(settings.run),
+            key=key,
+            transport=settings.transport,
+            listen=listen,
+            congestion=settings.congestion,
+            fault_seed=settings.fault_seed,
+        )
+    )
+
+
+def _advertised(address: str, port: int) -> str:
+    """The "host" or "host:port" as others dial it: numeric, with the engine's port where none is given."""
+    host, colon, service = address.rpartition(":")
+    if not colon or (address.count(":") > 1 and not host.startswith("[")):
+        host, service = address, str(port)
+    try:
+        number = socket.getaddrinfo(host.strip("[]"), int(service), type=socket.SOCK_STREAM)[0][4][0]
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"advertise: {address!r} is no address: {error}") from error
+    return f"[{number}]:{service}" if ":" in str(number) else f"{number}:{service}"
+
+
+class Communicator:
+    """This process's membership in one group of a run. Made by `connect`; a context manager; usable from any thread.
+
+    The module's header describes the options that all collectives share. Every collective may raise, besides what it
+    names itself: ArgumentError and TypeError (nothing has happened), MismatchError, PeerLost, TooFewPeers, Timeout,
+    Cancelled, CoordinatorLost, Evicted, Closed and ForkError. With `async_op=True` what goes wrong in flight is raised
+    by the Work.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._finalizer = weakref.finalize(self, _left_open, runtime)
+        self._finalizer.atexit = False
+
+    def __enter__(self) -> Communicator:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        runtime = self._runtime
+        if runtime.closed:
+            return f"<pccl.Communicator {runtime.peer_id.hex()[:8]} closed>"
+        where = f"rank {self.rank} of {self.world_size}, epoch {self.epoch}, boundary {self.boundary}"
+        return f"<pccl.Communicator {runtime.peer_id.hex()[:8]} {where}>"
+
+    # -- facts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def peer_id(self) -> bytes:
+        """This peer's id: 16 random bytes, never reused."""
+        return self._runtime.peer_id
+
+    @property
+    def peers(self) -> tuple[bytes, ...]:
+        """Ids of the peers that take part in an op called now, in the order of their ranks, this one included."""
+        self._runtime.check_pid()
+        with self._runtime.control.lock:
+            return self._runtime.view().participants(self._runtime.control.boundary)
+
+    @property
+    def rank(self) -> int:
+        """Position of this peer in `peers`; -1 if it is no longer a member. Ranks change with the epoch, ids do not."""
+        peers = self.peers
+        return peers.index(self.peer_id) if self.peer_id in peers else -1
+
+    @property
+    def world_size(self) -> int:
+        """Number of peers that take part in an op called now."""
+        return len(self.peers)
+
+    @property
+    def epoch(self) -> int:
+        """Number of the membership in which an op called now would run."""
+        self._runtime.check_pid()
+        return self._runtime.view().epoch
+
+    @property
+    def boundary(self) -> int:
+        """How many boundaries the run has passed here; a joiner enters at the run's boundary, not at 0."""
+        self._runtime.check_pid()
+        return self._runtime.control.boundary
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the communicator was made, and "links": one dict per peer. Never blocks."""
+        self._runtime.check()
+        engine = self._runtime.engine
+        totals = {name: getattr(stats, name) for stats in (engine.stats(),) for name in stats.__slots__}
+        links = [{name: getattr(link, name) for name in link.__slots__} for link in engine.links()]
+        return {**totals, "links": links}
+
+    # -- collectives -------------------------------------------------------------------------------------------------
+
+    @overload
+    def all_reduce(
+        self, tensor: Any, *, op: RedOpName = ..., out: Any = ..., algorithm: AlgorithmName = ...,
+        codec: str | None = ..., tag: Tag = ..., async_op: Literal[False] = ..., timeout: float | None = ...,
+        on_peer_loss: OnPeerLoss = ...,
+    ) -> Result: ...  # fmt: skip
+    @overload
+    def all_reduce(
+        self, tensor: Any, *, async_op: Literal[True], op: RedOpName = ..., out: Any = ...,
+        algorithm: AlgorithmName = ..., codec: str | None = ..., tag: Tag = ..., timeout: float | None = ...,
+        on_peer_loss: OnPeerLoss = ...,
+    ) -> Work: ...  # fmt: skip
+    def all_reduce(
+        self,
+        tensor: Any,
+        *,
+        op: RedOpName = "sum",
+        out: Any = None,
+        algorithm: AlgorithmName = "auto",
+        codec: str | None = None,
+        tag: Tag = None,
+        async_op: bool = False,
+        timeout: float | None = None,
+        on_peer_loss: OnPeerLoss = "retry",
+    ) -> Result | Work:
+        """Reduces tensors of one shape and dtype over all peers; every peer gets the same bytes.
+
+        In place, or into `out` (same dtype and size). `op`: "sum", "avg" (floating types only; divides by the number of
+        peers that took part), "prod", "min", "max". `algorithm`: "auto" leaves it to the plan. `codec`: None or "none".
+        The result's tensor is `out`, else `tensor`.
+        """
+        _check_codec(codec)
+        source = as_buffer(tensor, writable=out is None)
+        target = source if out is None else _output(out, source, source.count)
+        request = self._request(Kind.ALL_REDUCE, source, source, target, on_peer_loss)
+        request.redop = _redop(op, source)
+        request.algorithm = _choice("algorithm", algorithm, _ALGORITHMS)
+        label = f"all_reduce {op}" if algorithm == "auto" else f"all_reduce {op} {algorithm}"
+        work = self._submit(Op(request, (source, target), tensor if out is None else out, _whole, label), tag, timeout)
+        return work if async_op else work.wait()
+
+    @overload
+    def reduce_scatter(
+        self, tensor: Any, *, op: RedOpName = ..., out: Any = ..., tag: Tag = ...,
+        async_op: Literal[False] = ..., timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+    ) -> Result: ...  # fmt: skip
+    @overload
+    def reduce_scatter(
+        self, tensor: Any, *, async_op: Literal[True], op: RedOpName = ..., out: Any = ...,
+        tag: Tag = ..., timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+    ) -> Work: ...  # fmt: skip
+    def reduce_scatter(
+        self,
+        tensor: Any,
+        *,
+        op: RedOpName = "sum",
+        out: Any = None,
+        tag: Tag = None,
+        async_op: bool = False,
+        timeout: float | None = None,
+        on_peer_loss: OnPeerLoss = "retry",
+    ) -> Result | Work:
+        """Reduces tensors of one shape over all peers and leaves each peer one span of the flattened result.
+
+        The result's tensor is this peer's span, flat; `offset` is where it begins in the flattened input. The spans of
+        all peers cover the input; how they are cut depends on who took part. `out`: scratch of the input's dtype and
+        size, of which only the span is written; without it memory is reserved lazily. The input is not changed.
+        """
+        source = as_buffer(tensor, writable=False)
+        whole = empty_like(tensor, source.shape) if out is None else out
+        target = _output(whole, source, source.count)
+        request = self._request(Kind.REDUCE_SCATTER, source, source, target, on_peer_loss)
+        request.redop = _redop(op, source)
+        work = self._submit(Op(request, (source, target), whole, _span, f"reduce_scatter {op}"), tag, timeout)
+        return work if async_op else work.wait()
+
+    @overload
+    def all_gather(
+        self, tensor: Any, *, out: Any = ..., tag: Tag = ..., async_op: Literal[False] = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+    ) -> Result: ...  # fmt: skip
+    @overload
+    def all_gather(
+        self, tensor: Any, *, async_op: Literal[True], out: Any = ..., tag: Tag = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+    ) -> Work: ...  # fmt: skip
+    def all_gather(
+        self,
+        tensor: Any,
+        *,
+        out: Any = None,
+        tag: Tag = None,
+        async_op: bool = False,
+        timeout: float | None = None,
+        on_peer_loss: OnPeerLoss = "retry",
+    ) -> Result | Work:
+        """Gives every peer the tensors of all, which must have one shape and dtype.
+
+        The result's tensor has shape (result.world_size, *tensor.shape), rows in the order of `result.peers`. `out`:
+        room for (world_size, *tensor.shape) at the time of the call; if peers are lost only its first rows are used.
+        """
+        source = as_buffer(tensor, writable=False)
+        with self._runtime.control.lock:
+            world = len(self._participants())
+            whole = empty_like(tensor, (world, *source.shape)) if out is None else out
+            target = _output(whole, source, source.count * world)
+            request = self._request(Kind.ALL_GATHER, source, source, target, on_peer_loss)
+            work = self._submit(Op(request, (source, target), whole, _rows, "all_gather"), tag, timeout)
+        return work if async_op else work.wait()
+
+    @overload
+    def broadcast(
+        self, tensor: Any, root: Peer = ..., *, tag: Tag = ..., async_op: Literal[False] = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+    ) -> Result: ...  # fmt: skip
+    @overload
+    def broadcast(
+        self, tensor: Any, root: Peer = ..., *, async_op: Literal[True], tag: Tag = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+    ) -> Work: ...  # fmt: skip
+    def broadcast(
+        self,
+        tensor: Any,
+        root: Peer = 0,
+        *,
+        tag: Tag = None,
+        async_op: bool = False,
+        timeout: float | None = None,
+        on_peer_loss: OnPeerLoss = "retry",
+    ) -> Result | Work:
+        """Copies the root's tensor into everybody's, in place. `root`: a rank of the current epoch, or a peer's id.
+
+        Ends with PeerLost on every peer when the root is lost. The result's tensor is `tensor`.
+        """
+        with self._runtime.control.lock:
+            root_id = self._peer("root", root)
+            is_root = root_id == self.peer_id
+            buffer = as_buffer(tensor, writable=not is_root)
+            request = self._request(Kind.BROADCAST, buffer, buffer, buffer, on_peer_loss, root_id)
+            request.root = root_id
+            label = f"broadcast from {root_id.hex()[:8]}"
+            work = self._submit(Op(request, (buffer,), tensor, _whole, label, (root_id,)), tag, timeout)
+        return work if async_op else work.wait()
+
+    @overload
+    def all_to_all(
+        self, tensor: Any, *, out: Any = ..., tag: Tag = ..., async_op: Literal[False] = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+    ) -> Result: ...  # fmt: skip
+    @overload
+    def all_to_all(
+        self, tensor: Any, *, async_op: Literal[True], out: Any = ..., tag: Tag = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+    ) -> Work: ...  # fmt: skip
+    def all_to_all(
+        self,
+        tensor: Any,
+        *,
+        out: Any = None,
+        tag: Tag = None,
+        async_op: bool = False,
+        timeout: float | None = None,
+        on_peer_loss: OnPeerLoss = "retry",
+    ) -> Result | Work:
+        """Sends row i of the tensor to the peer of rank i; gives the rows that all peers had for this one.
+
+        `tensor`: shape (world_size, ...) by the ranks at the time of the call. The result's tensor has
+        result.world_size rows in the order of `result.peers`; rows for peers that were lost are dropped. `out`: room
+        for as many rows as the input; not the input itself.
+        """
+        source = as_buffer(tensor, writable=False)
+        with self._runtime.control.lock:
+            peers = self._participants()
+            if not source.shape or source.shape[0] != len(peers):
+                raise ArgumentError(
+                    f"all_to_all wants one row per peer, {len(peers)}, and got a tensor of shape {source.shape}"
+                )
+            whole = empty_like(tensor, source.shape) if out is None else out
+            target = _output(whole, source, source.count)
+            if source.count and target.address == source.address:
+                raise ArgumentError("all_to_all cannot work in place")
+            request = self._request(Kind.ALL_TO_ALL, source, source, target, on_peer_loss)
+            request.shape = shape_hash(source.shape[1:])
+            request.count = source.count // len(peers)
+            request.origin = peers
+            work = self._submit(Op(request, (source, target), whole, _rows, "all_to_all"), tag, timeout)
+        return work if async_op else work.wait()
+
+    # -- point to point, barrier -------------------------------------------------------------------------------------
+
+    @overload
+    def send(
+        self, tensor: Any, dst: Peer, *, tag: Tag = ..., async_op: Literal[False] = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+    ) -> Result: ...  # fmt: skip
+    @overload
+    def send(
+        self, tensor: Any, dst: Peer, *, async_op: Literal[True], tag: Tag = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+    ) -> Work: ...  # fmt: skip
+    def send(
+        self,
+        tensor: Any,
+        dst: Peer,
+        *,
+        tag: Tag = None,
+        async_op: bool = False,
+        timeout: float | None = None,
+        on_peer_loss: OnPeerLoss = "retry",
+    ) -> Result | Work:
+        """Sends a tensor to one peer, which must call `recv` with a tensor of the same shape and dtype.
+
+        Untagged transfers of one direction between two peers are matched by order. The sender succeeds when the
+        receiver has everything. The loss of either ends it with PeerLost; there is nobody to retry with. The result's
+        tensor is None.
+        """
+        buffer = as_buffer(tensor, writable=False)
+        request = self._request(Kind.SEND_RECV, buffer, buffer, None, on_peer_loss)
+        work = self._transfer(lambda *pair: _transfer_op(request, buffer, None, pair), dst, True, tag, timeout)
+        return work if async_op else work.wait()
+
+    @overload
+    def recv(
+        self, tensor: Any, src: Peer, *, tag: Tag = ..., async_op: Literal[False] = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+    ) -> Result: ...  # fmt: skip
+    @overload
+    def recv(
+        self, tensor: Any, src: Peer, *, async_op: Literal[True], tag: Tag = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+    ) -> Work: ...  # fmt: skip
+    def recv(
+        self,
+        tensor: Any,
+        src: Peer,
+        *,
+        tag: Tag = None,
+        async_op: bool = False,
+        timeout: float | None = None,
+        on_peer_loss: OnPeerLoss = "retry",
+    ) -> Result | Work:
+        """Receives what one peer sends, into `tensor`; see `send`. The result's tensor is `tensor`. After an error it
+        is undefined.
+        """
+        buffer = as_buffer(tensor, writable=True)
+        request = self._request(Kind.SEND_RECV, buffer, None, buffer, on_peer_loss)
+        work = self._transfer(lambda *pair: _transfer_op(request, buffer, tensor, pair), src, False, tag, timeout)
+        return work if async_op else work.wait()
+
+    @overload
+    def barrier(
+        self, *, tag: Tag = ..., async_op: Literal[False] = ..., timeout: float | None = ...,
+        on_peer_loss: OnPeerLoss = ...,
+    ) -> Result: ...  # fmt: skip
+    @overload
+    def barrier(
+        self, *, async_op: Literal[True], tag: Tag = ..., timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...
+    ) -> Work: ...  # fmt: skip
+    def barrier(
+        self,
+        *,
+        tag: Tag = None,
+        async_op: bool = False,
+        timeout: float | None = None,
+        on_peer_loss: OnPeerLoss = "retry",
+    ) -> Result | Work:
+        """Ends when every peer has called it. The result's tensor is None."""
+        request = self._request(Kind.BARRIER, None, None, None, on_peer_loss)
+        work = self._submit(Op(request, (), None, _whole, "barrier"), tag, timeout)
+        return work if async_op else work.wait()
+
+    # -- membership and state ----------------------------------------------------------------------------------------
+
+    def advance(self, timeout: float | None = None) -> EpochView:
+        """Passes a boundary: the point where joiners may enter. Call it once per step, on every peer; returns the epoch
+        from here on.
+
+        Costs no round trip when nobody waits to join; ops in flight go on. With fewer peers left than the run asks for
+        it waits for joiners, or raises TooFewPeers at once if the communicator was made with too_few="raise". Blocks at
+        most `timeout` seconds (default: the communicator's `op_timeout`), then raises Timeout without having passed.
+        Untagged ops are counted anew from each boundary.
+        """
+        runtime = self._runtime
+        runtime.check()
+        settings = runtime.settings
+        seconds = settings.op_timeout if timeout is None else timeout
+        return runtime.control.advance(seconds, wait_for_peers=settings.too_few == "wait")
+
+    def sync_state(
+        self,
+        entries: dict[str, Any],
+        strategy: Strategy = "majority",
+        allow_drift: Sequence[str] = (),
+        *,
+        timeout: float | None = None,
+    ) -> SyncReport:
+        """Makes the entries (tensors, arrays, scalars by name) equal on all peers, moving only what differs. See
+        pccl.state.sync_state.
+        """
+        from pccl.state import sync_state
+
+        self._runtime.check()
+        return sync_state(self, entries, strategy, allow_drift, timeout=timeout)
+
+    def close(self) -> None:
+        """Leaves the run. Idempotent; any thread; returns within seconds. Ops in flight end with Closed, their inputs
+        restored.
+        """
+        self._finalizer.detach()
+        self._runtime.close(_CLOSE_TIMEOUT_S)
+
+    # -- the inside --------------------------------------------------------------------------------------------------
+
+    def _submit(self, op: Op, tag: Tag, timeout: float | None, pair: tuple[bytes, bytes] | None = None) -> Work:
+        return self._runtime.submit(op, tag, pair, timeout)
+
+    def _participants(self) -> tuple[bytes, ...]:
+        self._runtime.check()
+        return self._runtime.participants()
+
+    def _request(
+        self,
+        kind: Kind,
+        described: Buffer | None,
+        source: Buffer | None,
+        target: Buffer | None,
+        on_peer_loss: str,
+        extra: bytes = b"",
+    ) -> OpRequest:
+        return OpRequest(
+            0,
+            kind,
+            0 if described is None else described.dtype,
+            0,
+            0,
+            _choice("on_peer_loss", on_peer_loss, _LOSS),
+            shape_hash(() if described is None else described.shape, extra),
+            0 if described is None else described.count,
+            0 if source is None else source.address,
+            0 if target is None else target.address,
+        )
+
+    def _peer(self, what: str, peer: Peer) -> bytes:
+        """The id of a peer given by rank or id. Raises ArgumentError for what is no rank or id, PeerLost for an id that
+        is gone.
+        """
+        peers = self._participants()
+        if isinstance(peer, bytes):
+            if len(peer) != 16:
+                raise ArgumentError(f"{what}: a peer's id has 16 bytes, got {len(peer)}")
+            if peer not in peers:
+                raise PeerLost(f"{what}: that peer is not a member", peer=peer, epoch=self.epoch)
+            return peer
+        if not 0 <= peer < len(peers):
+            raise ArgumentError(f"{what}: rank {peer} does not exist, the epoch has {len(peers)} peers")
+        return peers[peer]
+
+    def _transfer(
+        self, op_of: Callable[[bytes, bytes], Op], other: Peer, sending: bool, tag: Tag, timeout: float | None
+    ) -> Work:
+        with self._runtime.control.lock:
+            other_id = self._peer("dst" if sending else "src", other)
+            if other_id == self.peer_id:
+                raise ArgumentError("a peer cannot send to itself")
+            pair = (self.peer_id, other_id) if sending else (other_id, self.peer_id)
+            return self._submit(op_of(*pair), tag, timeout, pair)
+
+
+def _transfer_op(request: OpRequest, buffer: Buffer, tensor: Any, pair: tuple[bytes, bytes]) -> Op:
+    request.root, request.target = pair
+    return Op(request, (buffer,), tensor, _whole, f"send {pair[0].hex()[:8]} -> {pair[1].hex()[:8]}", pair, pair=True)
+
+
+# -- what the result shows of the memory that the engine wrote -------------------------------------------------------
+
+
+def _whole(tensor: Any, event: Event) -> Any:
+    return tensor
+
+
+def _rows(tensor: Any, event: Event) -> Any:
+    """The rows of those who took part."""
+    return tensor[: event.member_count]
+
+
+def _span(tensor: Any, event: Event) -> Any:
+    return flat_slice(tensor, event.span_offset, event.span_count)
+
+
+# -- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _choice(what: str, value: Any, choices: Mapping[str, Any]) -> Any:
+    try:
+        return choices[value]
+    except (KeyError, TypeError):
+        raise ArgumentError(f"{what} must be one of {', '.join(map(repr, choices))}, not {value!r}") from None
+
+
+def _redop(op: str, source: Buffer) -> RedOp:
+    redop: RedOp = _choice("op", op, _REDOPS)
+    if redop == RedOp.AVG and source.dtype >= _FIRST_INTEGER:
+        raise ArgumentError(
+            f"op='avg' does not exist for {source.dtype_name}: integers have no exact mean; take 'sum' and divide"
+        )
+    return redop
+
+
+def _check_codec(codec: str | None) -> None:
+    if codec not in (None, "none"):
+        raise ArgumentError(f"codec {codec!r} is not available; only None (or 'none') is")
+
+
+def _output(out: Any, source: Buffer, count: int) -> Buffer:
+    """The memory of a result: the input's dtype, exactly `count` elements, the input itself or apart from it."""
+    target = as_buffer(out, writable=True, what="out")
+    if target.dtype != source.dtype or target.count != count:
+        raise ArgumentError(
+            f"out must hold {count} elements of {source.dtype_name}, not {target.count} of {target.dtype_name}"
+        )
+    if target.overlaps(source):
+        raise ArgumentError("out overlaps the input without being the same memory")
+    return target
+
+
+def _left_open(runtime: Runtime) -> None:
+    """A communicator was dropped without close(): says so and closes in the background; never blocks the collector."""
+    if runtime.closed or runtime.is_foreign():
+        return
+    warnings.warn(
+        f"pccl.Communicator {runtime.peer_id.hex()[:8]} was dropped without close()", ResourceWarning, stacklevel=2
+    )
+    threading.Thread(target=runtime.close, args=(_CLOSE_TIMEOUT_S,), name="pccl-close", daemon=True).start()

@@ -1,0 +1,142 @@
+"""Settings of a communicator: one frozen object, made from arguments and, where they are missing, the environment.
+
+No other module reads the environment. `pccl launch` sets these variables for the processes it starts:
+
+PCCL_COORDINATOR  "tcp://host:29400"
+PCCL_RUN          name of the run
+PCCL_SECRET       the run's shared secret
+PCCL_GROUP        number of the group
+PCCL_LISTEN       where the engine listens, "host:port"; port 0: any free one
+PCCL_ADVERTISE    addresses under which others reach it, separated by commas
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pccl.errors import ArgumentError
+
+__all__ = ["DEFAULT_PORT", "Settings", "TooFew", "endpoint_of", "settings_from"]
+
+#: Port of a coordinator whose address names none.
+DEFAULT_PORT = 29400
+#: Where an engine listens when nothing is said: every interface, any free port, IPv6 and IPv4 where the host has both.
+DEFAULT_LISTEN = "[::]:0"
+
+TooFew = Literal["wait", "raise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that `pccl.connect` was told, checked."""
+
+    coordinator: str
+    run: str
+    secret: str | bytes
+    group: int
+    listen: tuple[str, ...]  # tried in this order
+    advertise: tuple[str, ...]  # empty: what the engine can find out by itself
+    congestion: str
+    too_few: TooFew
+    join_timeout: float
+    op_timeout: float
+    transport: str
+    fault_seed: int
+
+
+def settings_from(
+    address: str | None = None,
+    *,
+    run: str | None = None,
+    secret: str | bytes | None = None,
+    group: int | None = None,
+    timeout: float = 60.0,
+    listen: str | None = None,
+    advertise: str | Sequence[str] | None = None,
+    congestion: str | None = None,
+    too_few: TooFew = "wait",
+    op_timeout: float = 300.0,
+    transport: str = "tcp",
+    fault_seed: int = 0,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Arguments first, then the environment, then defaults. Raises ArgumentError (a ValueError) that names what is
+    missing or wrong.
+    """
+    env = os.environ if environ is None else environ
+    coordinator = address or env.get("PCCL_COORDINATOR")
+    if not coordinator:
+        raise ArgumentError(
+            "no coordinator: pass its address, as in pccl.connect('tcp://host:29400'), or set PCCL_COORDINATOR"
+        )
+    if too_few not in get_args(TooFew):
+        raise ArgumentError(f"too_few must be 'wait' or 'raise', not {too_few!r}")
+    for name, seconds in (("timeout", timeout), ("op_timeout", op_timeout)):
+        if not seconds > 0:
+            raise ArgumentError(f"{name} must be a positive number of seconds, not {seconds!r}")
+    return Settings(
+        coordinator=endpoint_of(coordinator),
+        run=_first(run, env.get("PCCL_RUN"), "default"),
+        secret=secret if secret is not None else env.get("PCCL_SECRET", ""),
+        group=_group(group, env.get("PCCL_GROUP")),
+        listen=_listen(_first(listen, env.get("PCCL_LISTEN"), DEFAULT_LISTEN)),
+        advertise=_addresses(advertise if advertise is not None else env.get("PCCL_ADVERTISE")),
+        congestion=congestion or "",
+        too_few=too_few,
+        join_timeout=float(timeout),
+        op_timeout=float(op_timeout),
+        transport=transport,
+        fault_seed=fault_seed,
+    )
+
+
+def endpoint_of(address: str) -> str:
+    """The ZeroMQ endpoint of an address such as "host", "host:29400", "[::1]:29400" or "tcp://host:29400"."""
+    scheme, separator, rest = address.rpartition("://")
+    if separator and scheme != "tcp":
+        raise ArgumentError(f"the coordinator's address {address!r} must begin with tcp://")
+    bracketed = rest.startswith("[")
+    if not rest or (bracketed and "]" not in rest):
+        raise ArgumentError(f"the coordinator's address {address!r} names no host")
+    if not bracketed and rest.count(":") > 1:
+        rest = f"[{rest}]"  # a bare IPv6 address
+    host, colon, port = rest.rpartition(":")
+    if not colon or rest.endswith("]"):
+        return f"tcp://{rest}:{DEFAULT_PORT}"
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ArgumentError(f"the coordinator's address {address!r} names no valid port")
+    return f"tcp://{rest}"
+
+
+def _first(*values: str | None) -> str:
+    return next(value for value in values if value)
+
+
+def _group(group: int | None, text: str | None) -> int:
+    try:
+        number = int(text or 0) if group is None else int(group)
+    except ValueError:
+        raise ArgumentError(f"PCCL_GROUP must be a number, not {text!r}") from None
+    if number < 0:
+        raise ArgumentError(f"group must not be negative, got {number}")
+    return number
+
+
+def _listen(address: str) -> tuple[str, ...]:
+    """The address itself; the default falls back to IPv4 on hosts without IPv6."""
+    if address == DEFAULT_LISTEN:
+        return (address, "0.0.0.0:0")
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise ArgumentError(
+            f"listen must be 'host:port' with a numeric host, as in '0.0.0.0:29500' or '[::]:0', not {address!r}"
+        )
+    return (address,)
+
+
+def _addresses(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value or ()
+    return tuple(part.strip() for part in parts if part.strip())

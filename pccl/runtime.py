@@ -1,0 +1,425 @@
+"""What lives behind a Communicator: the ops in flight, the engine, the control plane, and their common end.
+
+`Runtime` names ops and submits them, turns the engine's events into Results and errors, and shuts everything down in
+order. It is a separate object from the Communicator so that a communicator nobody holds any more can be noticed: the
+control thread refers to this one only.
+
+The op registry owns the tensors: an `Op` goes in before its submission and comes out with its event, and only then are
+the buffers let go. Naming and submitting happen under `Control.lock`, so that the order of names is the order of
+submissions. `on_op` takes no lock.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import itertools
+import logging
+import os
+import threading
+import weakref
+import zlib
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from pccl import _native
+from pccl.buffers import Buffer
+from pccl.config import Settings
+from pccl.control import Control
+from pccl.errors import (
+    ArgumentError,
+    Closed,
+    CoordinatorLost,
+    ForkError,
+    MismatchError,
+    PcclError,
+    TooFewPeers,
+    error_of,
+)
+from pccl.types import EpochView, Event, OpInfo, OpName, Status
+from pccl.work import Result, Work
+
+__all__ = ["Op", "Runtime", "Tag"]
+
+log = logging.getLogger("pccl")
+
+Tag = str | bytes | int | None
+Finish = Callable[[Any, Event], Any]
+
+#: An op that has not ended so long after its deadline is given up without the coordinator's word.
+GRACE_S = 15.0
+_WATCH_EVERY_S = 5.0
+_CLOSE_POLL_S = 0.001
+
+_live: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+class Op:
+    """One op in flight. Keeps its tensors alive; `tensor` is what the result shows, through `finish`."""
+
+    __slots__ = (
+        "buffers",
+        "expires_ns",
+        "finish",
+        "given_up",
+        "label",
+        "needs",
+        "pair",
+        "request",
+        "tag",
+        "tensor",
+        "work",
+    )
+
+    def __init__(
+        self,
+        request: _native.OpRequest,
+        buffers: tuple[Buffer, ...],
+        tensor: Any,
+        finish: Finish,
+        label: str,
+        needs: tuple[bytes, ...] = (),
+        pair: bool = False,
+    ) -> None:
+        self.request = request
+        self.buffers = buffers
+        self.tensor = tensor
+        self.finish = finish
+        self.label = label
+        self.needs = needs
+        self.pair = pair
+        self.tag: Tag = None
+        self.expires_ns = 0
+        self.given_up = 0
+        self.work: Work
+
+    def describe(self) -> str:
+        """The op in words, for people on other machines."""
+        name = self.request.name
+        tag = "" if self.tag is None else f" tag={self.tag!r}"
+        shape = f" {self.buffers[0].dtype_name}{list(self.buffers[0].shape)}" if self.buffers else ""
+        return f"{self.label}{shape}{tag} (boundary {name.boundary}, number {name.seq})"
+
+    def info(self) -> OpInfo:
+        """What the control plane tells the coordinator about it."""
+        return OpInfo(self.describe(), self.needs, self.pair, self.request.name)
+
+
+class Runtime:
+    """Engine, control plane and ops of one communicator. Any thread; see the header for locks."""
+
+    def __init__(
+        self, settings: Settings, engine: _native.Engine, control_of: Callable[[Runtime], Control], lane_key: bytes
+    ) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.peer_id = engine.peer_id
+        self.pid = os.getpid()
+        self._lane_key = lane_key
+        self._ops: dict[int, Op] = {}
+        self._tokens = itertools.count(1)
+        self._lanes: dict[int, int] = {}  # ops posted per lane since _lanes_boundary
+        self._lanes_boundary = -1
+        self._busy: set[int] = set()  # lanes of tags in flight
+        self._stop = threading.Event()
+        self._closing = False
+        self._close_lock = threading.Lock()
+        self.closed = False
+        self.control = control_of(self)
+        self._watcher = threading.Thread(
+            target=_watch, args=(weakref.ref(self), self._stop), name="pccl-watch", daemon=True
+        )
+        _live.add(self)
+
+    def start(self, timeout: float) -> None:
+        """Starts the threads and joins the run. Raises what Control.join raises; the caller then closes."""
+        self.engine.start()
+        self.control.start()
+        self._watcher.start()
+        self.control.join(timeout)
+
+    # -- what every entry asks first --
+
+    def is_foreign(self) -> bool:
+        """Whether this is a forked child of the process that made the communicator."""
+        return os.getpid() != self.pid
+
+    def check_pid(self) -> None:
+        """Raises ForkError in a forked child."""
+        if os.getpid() != self.pid:
+            raise ForkError(
+                "this communicator belongs to the parent process; make one in the child with pccl.connect()"
+            )
+
+    def check(self) -> None:
+        """Raises what forbids any further op: ForkError, Closed, or the reason why the control plane gave up."""
+        self.check_pid()
+        if self._closing:
+            raise Closed("the communicator is closed")
+        error = self.control.error
+        if error is not None:
+            raise error.with_traceback(None)
+
+    def view(self) -> EpochView:
+        """The epoch in which ops of the current boundary run."""
+        return self.control.view()
+
+    def participants(self) -> tuple[bytes, ...]:
+        """The peers that take part in an op called now, in the order of their ranks. Refuses when there are too few."""
+        view = self.control.view()
+        if view.paused:
+            raise TooFewPeers(
+                f"only {len(view.members)} peers are left, fewer than the run asks for; advance() waits for more",
+                epoch=view.epoch,
+            )
+        return view.participants(self.control.boundary)
+
+    # -- submission --
+
+    def submit(self, op: Op, tag: Tag, pair: tuple[bytes, bytes] | None, timeout: float | None) -> Work:
+        """Names the op and hands it to the engine.
+
+        Raises TooFewPeers, MismatchError (the tag is in flight), ArgumentError, ResourceError or Closed: then nothing
+        has happened.
+        """
+        lane = 0 if tag is None and pair is None else _lane(self._lane_key, tag, pair)
+        seconds = self.settings.op_timeout if timeout is None else timeout
+        if not seconds > 0:
+            raise ArgumentError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        request = op.request
+        with self.control.lock:
+            self.check()
+            self.participants()
+            name = self._next_name(lane, tag)
+            request.name = name
+            request.token = token = next(self._tokens)
+            request.deadline_ns = op.expires_ns = _native.now_ns() + int(seconds * 1e9)
+            op.tag = tag
+            op.work = Work(self, token)
+            verdict = self.control.verdict(name)
+            if verdict is None or verdict[0] == Status.OK:
+                self._hand_over(op)
+            else:  # the others called it before us, and it failed for all
+                op.work._resolve(None, error_of(*verdict, epoch=self.view().epoch, op=op.describe()))
+            self._lanes[lane] = name.seq + 1
+        return op.work
+
+    def _next_name(self, lane: int, tag: Tag) -> OpName:
+        boundary = self.control.boundary
+        if boundary != self._lanes_boundary:
+            self._lanes.clear()
+            self._lanes_boundary = boundary
+        if tag is not None and lane in self._busy:
+            raise MismatchError(f"tag {tag!r} is already in flight here; wait for that op, or use another tag")
+        return OpName(boundary, lane, self._lanes.get(lane, 0))
+
+    def _hand_over(self, op: Op) -> None:
+        """Into the registry first: the op may end before the engine's submit has returned."""
+        request = op.request
+        self._ops[request.token] = op
+        if op.tag is not None:
+            self._busy.add(request.name.lane)
+        try:
+            self.engine.submit(request)
+        except BaseException:
+            self._forget(op)
+            raise
+
+    def _forget(self, op: Op) -> bool:
+        """Takes an op off the registry; False if it was not there."""
+        if self._ops.pop(op.request.token, None) is None:
+            return False
+        if op.tag is not None:
+            self._busy.discard(op.request.name.lane)
+        return True
+
+    # -- called by Control, on its thread --
+
+    def describe(self, token: int) -> OpInfo | None:
+        """What is known about a pending op."""
+        op = self._ops.get(token)
+        return None if op is None else op.info()
+
+    def on_op(self, event: Event) -> None:
+        """An op ended: its buffers are ours again."""
+        op = self._ops.get(event.token)
+        if op is None or not self._forget(op):
+            return
+        if event.status == Status.OK:
+            op.work._resolve(self._result(op, event), None)
+        else:
+            op.work._resolve(None, self._error(op, event))
+
+    def on_view(self, view: EpochView) -> None:
+        """A new epoch: nothing to do, ops ask when they are called."""
+        log.debug("epoch %d: %d peers%s", view.epoch, len(view.members), ", too few" if view.paused else "")
+
+    def _result(self, op: Op, event: Event) -> Result:
+        peers = op.needs
+        if not op.pair:
+            view = self.control.epoch_view(event.epoch)
+            peers = () if view is None else view.participants(op.request.name.boundary)
+        return Result(
+            tensor=op.finish(op.tensor, event),
+            world_size=event.member_count,
+            peers=peers,
+            epoch=event.epoch,
+            retries=event.retries,
+            bytes_sent=event.sent_bytes,
+            bytes_received=event.received_bytes,
+            duration_s=event.duration_ns / 1e9,
+            offset=event.span_offset,
+        )
+
+    def _error(self, op: Op, event: Event) -> PcclError:
+        text = self.control.verdict_text(op.request.name)
+        if not text and event.status in (Status.EEVICTED, Status.ELOST) and self.control.error is not None:
+            text = self.control.error.message
+        if not text and op.given_up:
+            text = f"no end {GRACE_S:g} s after its deadline, and no word from the coordinator"
+        peer = event.peer if any(event.peer) else None
+        return error_of(
+            event.status,
+            text or _WORDS.get(event.status, _native.err_name(event.status)),
+            peer=peer,
+            epoch=event.epoch,
+            op=op.describe(),
+        )
+
+    # -- called by Work --
+
+    def describe_token(self, token: int) -> str:
+        """The op in words."""
+        op = self._ops.get(token)
+        return f"number {token}" if op is None else op.describe()
+
+    def cancel_token(self, token: int) -> bool:
+        """Asks the coordinator to settle an op; False if it has ended."""
+        if token not in self._ops:
+            return False
+        self.control.fault(token, "cancelled")
+        return True
+
+    # -- the second net under deadlines --
+
+    def give_up_overdue(self) -> None:
+        """Ends ops long past their deadline: by the engine, and should even its event not come, by ourselves."""
+        limit = _native.now_ns() - int(GRACE_S * 1e9)
+        for token, op in list(self._ops.items()):
+            if op.expires_ns > limit:
+                continue
+            op.given_up += 1
+            if op.given_up == 1:
+                self.engine.abandon(token, Status.ELOST)
+            elif op.given_up == 3 and not op.work.done():
+                # The registry keeps the buffers: without an event nobody knows that the engine has let go of them.
+                op.work._resolve(None, CoordinatorLost("the engine does not answer", op=op.describe()))
+
+    # -- the end --
+
+    def close(self, timeout: float) -> None:
+        """Leaves the run, ends every op, stops both threads, frees the engine. Bounded; idempotent; any thread."""
+        if os.getpid() != self.pid:
+            self.drop()
+            return
+        self._closing = True
+        with self._close_lock:
+            if self.closed:
+                return
+            self._stop.set()
+            self._leave(timeout)
+            self.engine.close()
+            freed = self._wait_closed(timeout)
+            self._end_all_ops()
+            if freed:
+                self.engine.free()
+            self.closed = True
+            _live.discard(self)
+
+    def _leave(self, timeout: float) -> None:
+        try:
+            if self.control.error is None:
+                self.control.leave(timeout)
+        except PcclError as error:
+            log.debug("left without goodbye: %s", error)
+        finally:
+            self.control.close()
+
+    def _wait_closed(self, timeout: float) -> bool:
+        """The engine has no descriptor for its own end, so this looks every millisecond."""
+        pause = threading.Event()
+        for _ in range(max(1, int(timeout / _CLOSE_POLL_S))):
+            if self.engine.closed:
+                return True
+            pause.wait(_CLOSE_POLL_S)
+        return self.engine.closed
+
+    def _end_all_ops(self) -> None:
+        """The control thread is gone: this one takes the last events, then resolves what is left."""
+        for event in self.engine.events():
+            self.on_op(event)
+        for token in list(self._ops):
+            self.on_op(Event(kind=1, status=Status.ECLOSED, token=token))
+
+    def drop(self) -> None:
+        """In a forked child: forgets the handles, frees nothing, waits for nobody."""
+        self._closing = self.closed = True
+        self.engine.drop()
+
+
+_WORDS: dict[int, str] = {
+    Status.EPEER: "a peer that the op cannot do without is gone",
+    Status.EFEW: "fewer peers are left than the run asks for",
+    Status.ETIMEOUT: "the op's deadline passed",
+    Status.ECLOSED: "the communicator was closed",
+    Status.EEVICTED: "the coordinator removed this peer",
+    Status.ELOST: "the coordinator could not be reached any more",
+    Status.EMISMATCH: "peers called this op differently",
+    Status.ECANCELLED: "the op was cancelled",
+}
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _lane(key: bytes, tag: Tag, pair: tuple[bytes, bytes] | None) -> int:
+    """The lane of a tag (and of a pair, for send/recv): never 0, which is the lane of everything without."""
+    if tag is not None and not isinstance(tag, str | bytes | int):
+        raise ArgumentError(f"tag must be a str, bytes or int, not {type(tag).__name__}")
+    text = f"{type(tag).__name__}:".encode() + (tag if isinstance(tag, bytes) else str(tag).encode())
+    digest = hashlib.blake2b(b"".join(pair or ()) + b"|" + text, key=key, digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1
+
+
+@lru_cache(maxsize=4096, typed=True)
+def shape_hash(shape: tuple[int, ...], extra: bytes = b"") -> int:
+    """What peers compare: the dimensions, and whatever else must be the same for all."""
+    return zlib.crc32(repr(tuple(map(int, shape))).encode() + extra)
+
+
+def _watch(reference: weakref.ref[Runtime], stop: threading.Event) -> None:
+    """The watcher's thread; holds the runtime only while it looks."""
+    while not stop.wait(_WATCH_EVERY_S):
+        runtime = reference()
+        if runtime is None:
+            return
+        try:
+            runtime.give_up_overdue()
+        except PcclError as error:
+            log.debug("watching ended: %s", error)
+            return
+        del runtime
+
+
+def _after_fork_in_child() -> None:
+    for runtime in list(_live):
+        runtime.drop()
+    _live.clear()
+
+
+@atexit.register
+def _close_leftovers() -> None:
+    for runtime in list(_live):
+        runtime.close(timeout=1.0)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,150 @@
+"""Work and Result: one op in flight, and what came of it.
+
+A Work is resolved exactly once, by the control thread (or by the thread that closes the communicator). Any number of
+threads may wait for it and any number of coroutines, on any loops, may await it. Waiting happens on a lock in Python,
+so Ctrl-C interrupts it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pccl.errors import PcclError, Timeout
+
+__all__ = ["Result", "Work"]
+
+
+@dataclass(slots=True, frozen=True)
+class Result:
+    """What an op gave, and who took part.
+
+    `tensor`: the result (None for send and barrier); see the op for its shape. `peers`: the ids of the participants in
+    the order of their ranks in `epoch`, the epoch in which the op ended; `world_size` is their number. `retries`: how
+    often the op was started again after a loss. `bytes_sent`, `bytes_received`: payload of this peer, retries included.
+    `duration_s`: from the call to the end, waiting for others included. `offset`: reduce_scatter only, the first
+    element of `tensor` within the flattened input.
+    """
+
+    tensor: Any
+    world_size: int
+    peers: tuple[bytes, ...]
+    epoch: int
+    retries: int
+    bytes_sent: int
+    bytes_received: int
+    duration_s: float
+    offset: int = 0
+
+
+class Owner(Protocol):
+    """What a Work needs of the communicator that it came from."""
+
+    def check_pid(self) -> None:
+        """Raises ForkError in a forked child."""
+
+    def describe_token(self, token: int) -> str:
+        """The op in words."""
+
+    def cancel_token(self, token: int) -> bool:
+        """Asks the coordinator to settle the op; False if it has ended."""
+
+
+class Work:
+    """An op in flight. The tensors it was called with belong to the engine until it is done."""
+
+    __slots__ = ("__weakref__", "_callbacks", "_done", "_error", "_gate", "_owner", "_result", "_token")
+
+    def __init__(self, owner: Owner, token: int) -> None:
+        self._owner = owner
+        self._token = token
+        self._done = False
+        self._result: Result | None = None
+        self._error: PcclError | None = None
+        self._callbacks: list[Callable[[], None]] = []
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def __repr__(self) -> str:
+        state = "in flight" if not self._done else "failed" if self._error is not None else "done"
+        return f"<pccl.Work {self._token} {state}>"
+
+    def done(self) -> bool:
+        """Whether the op has ended, well or not. Never blocks."""
+        return self._done
+
+    def wait(self, timeout: float | None = None) -> Result:
+        """Blocks until the op has ended; Ctrl-C interrupts.
+
+        Returns the result or raises the op's error. With `timeout` (seconds) raises Timeout when the op has not ended
+        by then: the op itself goes on, its tensors stay borrowed, and wait may be called again. Without, the op's own
+        deadline bounds the wait.
+        """
+        if not self._done:
+            self._owner.check_pid()
+            if not self._gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+                raise Timeout(f"not ended within {timeout:g} s; it goes on", op=self._owner.describe_token(self._token))
+            self._gate.release()
+        return self._outcome()
+
+    def cancel(self) -> bool:
+        """Asks the coordinator to end the op on every peer. Does not block.
+
+        Returns False if it has ended already. Otherwise the op soon ends with Cancelled on all peers, or well if all of
+        them had finished it: wait() tells which.
+        """
+        self._owner.check_pid()
+        return not self._done and self._owner.cancel_token(self._token)
+
+    def __await__(self) -> Generator[Any, None, Result]:
+        """Waits for the op from a coroutine on any asyncio loop. Cancelling the coroutine does not cancel the op."""
+        if not self._done:
+            self._owner.check_pid()
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[None] = loop.create_future()
+            self._when_done(lambda: _wake(loop, future))
+            yield from future.__await__()
+        return self._outcome()
+
+    def _outcome(self) -> Result:
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        assert self._result is not None
+        return self._result
+
+    def _when_done(self, callback: Callable[[], None]) -> None:
+        """Calls back once, from whichever thread resolves the op, or at once if it has ended."""
+        self._callbacks.append(callback)
+        if self._done:
+            self._run_callbacks()
+
+    def _resolve(self, result: Result | None, error: PcclError | None) -> None:
+        """Ends the op. Once only: the caller has taken it from the registry."""
+        self._result = result
+        self._error = error
+        self._done = True
+        self._gate.release()
+        self._run_callbacks()
+
+    def _run_callbacks(self) -> None:
+        """Both sides of the race take callbacks off the list, one at a time, so each runs once."""
+        while self._callbacks:
+            try:
+                callback = self._callbacks.pop()
+            except IndexError:
+                return
+            callback()
+
+
+def _wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits there any more
+        loop.call_soon_threadsafe(_set, future)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
