@@ -72,14 +72,20 @@ union tcp_address {
     struct sockaddr_storage room;
 };
 
-/* -- addresses ----------------------------------------------------------------------------------------------- */
+/* -- addresses ---------------------------------------------------------------------------------- */
+
+/* getaddrinfo would take 70000 for 4464. */
+static int is_port(const char *text)
+{
+    return strlen(text) <= 5 && strspn(text, "0123456789") == strlen(text) && atoi(text) <= UINT16_MAX;
+}
 
 /* Reads "127.0.0.1:80" or "[::1]:80"; numeric only, so that nothing waits for a name server. */
 static pccl_err address_parse(const char *text, union tcp_address *address_p, socklen_t *bytes_p)
 {
     char host[64];
     const char *colon = strrchr(text, ':');
-    if (!colon || colon == text || !colon[1])
+    if (!colon || colon == text || !colon[1] || !is_port(colon + 1))
         return PCCL_EINVAL;
     size_t host_bytes = (size_t)(colon - text);
     int bracketed = text[0] == '[' && colon[-1] == ']';
@@ -95,8 +101,9 @@ static pccl_err address_parse(const char *text, union tcp_address *address_p, so
         return PCCL_EINVAL;
 
     struct addrinfo *found = NULL;
-    struct addrinfo hints = { .ai_family = bracketed ? AF_INET6 : AF_INET, .ai_socktype = SOCK_STREAM,
-                              .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV };
+    struct addrinfo hints = {.ai_family = bracketed ? AF_INET6 : AF_INET,
+                             .ai_socktype = SOCK_STREAM,
+                             .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV};
     if (getaddrinfo(host, colon + 1, &hints, &found) != 0 || !found)
         return PCCL_EINVAL;
     memcpy(address_p, found->ai_addr, found->ai_addrlen);
@@ -136,13 +143,13 @@ static int address_port(int fd)
 /* A dial to a free port of this host may meet itself (simultaneous open): that is nobody listening. */
 static int connected_to_itself(int fd)
 {
-    union tcp_address here = { .room = { 0 } }, there = { .room = { 0 } };
+    union tcp_address here = {.room = {0}}, there = {.room = {0}};
     socklen_t here_bytes = sizeof here, there_bytes = sizeof there;
     return getsockname(fd, &here.any, &here_bytes) == 0 && getpeername(fd, &there.any, &there_bytes) == 0
         && here_bytes == there_bytes && memcmp(&here, &there, here_bytes) == 0;
 }
 
-/* -- sockets -------------------------------------------------------------------------------------------------- */
+/* -- sockets ------------------------------------------------------------------------------------ */
 
 static void set_option(int fd, int level, int name, int value)
 {
@@ -189,13 +196,13 @@ static int listen_open(const char *text, const char *congestion)
     int fd = listen_at(&address, bytes, congestion);
     if ((fd == -EAFNOSUPPORT || fd == -EADDRNOTAVAIL) && address.any.sa_family == AF_INET6
         && IN6_IS_ADDR_UNSPECIFIED(&address.v6.sin6_addr)) {
-        union tcp_address v4 = { .v4 = { .sin_family = AF_INET, .sin_port = address.v6.sin6_port } };
+        union tcp_address v4 = {.v4 = {.sin_family = AF_INET, .sin_port = address.v6.sin6_port}};
         fd = listen_at(&v4, sizeof v4.v4, congestion);
     }
     return fd;
 }
 
-/* -- the transport ---------------------------------------------------------------------------------------------- */
+/* -- the transport ------------------------------------------------------------------------------ */
 
 static int reserve_open(void)
 {
@@ -230,7 +237,7 @@ static void tcp_close(struct transport *transport)
 
 static int watch(struct tcp *t, int op, int fd, uint32_t mask, void *object)
 {
-    struct epoll_event event = { .events = mask, .data = { .ptr = object } };
+    struct epoll_event event = {.events = mask, .data = {.ptr = object}};
     return epoll_ctl(t->epoll_fd, op, fd, &event);
 }
 
@@ -282,7 +289,7 @@ static int tcp_port(const struct transport *transport)
     return ((const struct tcp *)transport)->port;
 }
 
-/* -- interest --------------------------------------------------------------------------------------------------- */
+/* -- interest ----------------------------------------------------------------------------------- */
 
 static uint32_t mask_of(const struct tcp_stream *s)
 {
@@ -310,7 +317,7 @@ static void tcp_want(struct stream *stream, unsigned interest)
     update_mask(s);
 }
 
-/* -- streams ---------------------------------------------------------------------------------------------------- */
+/* -- streams ------------------------------------------------------------------------------------ */
 
 /* Takes the fd, also on failure, when it closes it. */
 static struct tcp_stream *stream_new(struct tcp *t, int fd, int connecting)
@@ -389,7 +396,7 @@ static pccl_err tcp_accept(struct transport *transport, struct stream **stream_p
 {
     struct tcp *t = (struct tcp *)transport;
     for (int tries = 0; tries < TCP_BACKLOG && !t->accept_muted; tries++) {
-        union tcp_address address = { .room = { 0 } };
+        union tcp_address address = {.room = {0}};
         socklen_t bytes = sizeof address;
         int fd = accept4(t->listen_fd, &address.any, &bytes, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
@@ -435,7 +442,7 @@ static ssize_t tcp_writev(struct stream *stream, const struct iovec *iov, int io
     struct tcp_stream *s = (struct tcp_stream *)stream;
     if (s->error)
         return -s->error;
-    struct msghdr message = { .msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)iov_count };
+    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)iov_count};
     return moved(s, sendmsg(s->fd, &message, MSG_NOSIGNAL));
 }
 
@@ -454,7 +461,7 @@ static void tcp_stream_close(struct stream *stream, int abort)
     /* not left to close(): a forked child may hold the socket too, and epoll would go on naming freed memory */
     (void)watch(s->tcp, EPOLL_CTL_DEL, s->fd, 0, NULL);
     if (abort) {
-        struct linger reset = { .l_onoff = 1, .l_linger = 0 };
+        struct linger reset = {.l_onoff = 1, .l_linger = 0};
         (void)setsockopt(s->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
     } else {
         end_gently(s->fd);
@@ -481,12 +488,12 @@ static void tcp_info(const struct stream *stream, struct stream_info *info_p)
     memcpy(info_p->remote, s->remote, sizeof info_p->remote);
 }
 
-/* -- readiness ---------------------------------------------------------------------------------------------------- */
+/* -- readiness ---------------------------------------------------------------------------------- */
 
 static int wait_for_events(struct tcp *t, uint64_t timeout_ns, struct epoll_event *events, int cap)
 {
-    const struct timespec timeout = { .tv_sec = (time_t)(timeout_ns / 1000000000u),
-                                      .tv_nsec = (long)(timeout_ns % 1000000000u) };
+    const struct timespec timeout = {.tv_sec = (time_t)(timeout_ns / 1000000000u),
+                                     .tv_nsec = (long)(timeout_ns % 1000000000u)};
     int forever = timeout_ns == UINT64_MAX;
 #ifdef SYS_epoll_pwait2
     if (!t->no_pwait2) {
@@ -540,11 +547,11 @@ static unsigned take_readiness(struct tcp_stream *s, uint32_t events)
 static struct transport_ready translate(struct tcp *t, const struct epoll_event *event)
 {
     if (event->data.ptr == &t->wake_fd)
-        return (struct transport_ready){ .what = take_wake(t) };
+        return (struct transport_ready){.what = take_wake(t)};
     if (event->data.ptr == &t->listen_fd)
-        return (struct transport_ready){ .what = t->accept_muted ? 0 : TRANSPORT_ACCEPT };
+        return (struct transport_ready){.what = t->accept_muted ? 0 : TRANSPORT_ACCEPT};
     struct tcp_stream *s = event->data.ptr;
-    return (struct transport_ready){ .stream = &s->base, .what = take_readiness(s, event->events) };
+    return (struct transport_ready){.stream = &s->base, .what = take_readiness(s, event->events)};
 }
 
 static int tcp_poll(struct transport *transport, uint64_t timeout_ns, struct transport_ready *ready, int cap)
