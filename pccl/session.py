@@ -248,7 +248,7 @@ class Session:
         due = self._heard + self.identity.coordinator_timeout_s
         if self._leave is not None or (self.state is State.JOINING and not self.welcomed):
             return min(due, self._asked + JOIN_RETRY_S)
-        return min(due, self._beat + self.lease_s / 5)
+        return min(due, self._beat + self._beat_gap())
 
     @property
     def waits_for(self) -> str:
@@ -502,8 +502,12 @@ class Session:
         if self.state is State.JOINING and not self.welcomed:
             if self._now >= self._asked + JOIN_RETRY_S:
                 self._ask()
-        elif self._now >= self._beat + self.lease_s / 5:
+        elif self._now >= self._beat + self._beat_gap():
             self._pulse()
+
+    def _beat_gap(self) -> float:
+        """Often enough for the lease, and for the Acks that tell that the coordinator lives."""
+        return min(self.lease_s, self.identity.coordinator_timeout_s) / 5
 
     def _pulse(self) -> None:
         self._beat = self._now

@@ -163,8 +163,17 @@ class EpochView:
 class Engine(Protocol):
     """What the control plane needs of the engine. Every call returns at once; all may come from any thread."""
 
-    port: int
-    event_fd: int
+    @property
+    def peer_id(self) -> bytes:
+        """The 16 bytes it was made with."""
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+
+    @property
+    def event_fd(self) -> int:
+        """Readable while there are events."""
 
     def prepare(self, members: Sequence[MemberConfig], streams: int) -> None:
         """Opens links ahead of an epoch that will need them."""

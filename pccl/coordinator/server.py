@@ -1,0 +1,280 @@
+"""server.py - the coordinator as a process part: one ROUTER socket under CURVE, one thread, one Run.
+
+Decides nothing about membership. Its own duty is to know which control connection belongs to which peer: every
+message names the descriptor it came from (SRCFD), and the socket's monitor names the descriptors that were accepted
+and closed. The monitor's event of a connection precedes its first message, so the monitor is read before any message
+is looked at; a descriptor's number may be reused, and a message of a closed connection may come late.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import zmq
+import zmq.utils.z85
+
+from pccl import messages as m
+from pccl.coordinator.membership import Effect, Record, Send, Settings
+from pccl.coordinator.run import Run
+from pccl.errors import PcclError, ProtocolError
+from pccl.keys import RunKeys, as_secret, run_keys
+from pccl.loop import LoopThread, ZmqReader, monitor_event
+from pccl.types import short_id
+
+_log = logging.getLogger("pccl.coordinator")
+
+ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+HANDSHAKE_MS = 5000
+SEND_QUEUE_MAX = 10000
+
+
+class Connections:
+    """Which peer speaks over which descriptor. Gives the peers whose connection is gone or new; decides no more."""
+
+    def __init__(self) -> None:
+        self._open: set[int] = set()
+        self._peer_of: dict[int, bytes] = {}
+        self._fd_of: dict[bytes, int] = {}
+        self._closed: dict[bytes, None] = {}
+
+    def accepted(self, fd: int) -> bytes | None:
+        """A connection was accepted. Gives a peer whose own connection had that number and must be gone."""
+        self._open.add(fd)
+        return self._forget(fd)
+
+    def closed(self, fd: int) -> bytes | None:
+        """A connection was closed. Gives the peer that spoke over it."""
+        self._open.discard(fd)
+        return self._forget(fd)
+
+    def spoke(self, peer: bytes, fd: int) -> tuple[bytes | None, bool, bool]:
+        """A message came: (a peer that must have lost this descriptor, sender is back, sender's connection is open)."""
+        if fd not in self._open:
+            return None, False, False
+        if self._fd_of.get(peer) == fd:
+            return None, False, True
+        lost = self._forget(fd)
+        old = self._fd_of.get(peer)
+        if old is not None:
+            del self._peer_of[old]
+        back = old is not None or peer in self._closed
+        self._closed.pop(peer, None)
+        self._fd_of[peer], self._peer_of[fd] = fd, peer
+        return lost, back, True
+
+    def _forget(self, fd: int) -> bytes | None:
+        peer = self._peer_of.pop(fd, None)
+        if peer is not None:
+            del self._fd_of[peer]
+            self._closed[peer] = None
+            while len(self._closed) > SEND_QUEUE_MAX:
+                del self._closed[next(iter(self._closed))]
+        return peer
+
+
+class Coordinator:
+    """Serves one run. `start()` returns once it listens; `close()` once the thread and all sockets are gone."""
+
+    def __init__(
+        self,
+        bind: str = "tcp://127.0.0.1:0",
+        *,
+        run: str = "default",
+        secret: bytes | str | None = None,
+        min_peers: int = 1,
+        lease_s: float = 5.0,
+        probe: bool = True,
+        peers_max: int = 1024,
+    ) -> None:
+        self._bind = bind if "://" in bind else f"tcp://{bind}"
+        self._keys = run_keys(as_secret(secret), run)
+        settings = Settings(min_peers=min_peers, lease_s=lease_s, probe=probe, peers_max=peers_max)
+        self._run = Run(run, settings, time.monotonic())
+        self._lock = threading.Lock()  # guards _run: status() comes from other threads
+        self._connections = Connections()
+        self._thread: LoopThread | None = None
+        self._ticking = False
+        self.port = 0
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Listens and serves. PcclError if the address cannot be had."""
+        if self._thread is not None:
+            raise PcclError("the coordinator was started before")
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._zap = self._context.socket(zmq.REP)
+            self._zap.bind(ZAP_ENDPOINT)
+            self._router = _router(self._context, self._keys, self._run.settings.lease_s)
+            self._monitor = self._router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+            self.port = _bind(self._router, self._bind)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise PcclError(f"cannot listen at {self._bind}: {error}") from error
+        self._thread = LoopThread("pccl-coordinator", self._setup, self._teardown)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        """Where peers reach it."""
+        host = self._bind.split("://", 1)[1].rpartition(":")[0]
+        return f"tcp://{_own_address() if host in ('*', '0.0.0.0', '[::]') else host}:{self.port}"
+
+    def status(self) -> m.Status:
+        """What `pccl status` shows. Any thread."""
+        with self._lock:
+            return self._run.status(time.monotonic())
+
+    def close(self) -> None:
+        """Ends; the peers carry on without until they give up on it. Idempotent."""
+        if self._thread is not None:
+            self._thread.stop()
+
+    def __enter__(self) -> Coordinator:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # -- the loop's thread ------------------------------------------------------------------------------------
+
+    def _setup(self) -> None:
+        assert self._thread is not None
+        loop = self._thread.loop
+        self._zap_reader = ZmqReader(loop, self._zap, self._on_zap)
+        self._monitor_reader = ZmqReader(loop, self._monitor, self._on_monitor)
+        self._reader = ZmqReader(loop, self._router, self._on_frames)
+
+    def _teardown(self) -> None:
+        self._router.disable_monitor()
+        for reader in (self._reader, self._monitor_reader, self._zap_reader):
+            reader.close()
+        self._context.destroy(linger=0)
+
+    def _on_zap(self, frames: list[zmq.Frame]) -> None:
+        """Lets in who has the run's client key. Frames: version, request, domain, address, identity, mechanism, key."""
+        request = [frame.bytes for frame in frames]
+        key = zmq.utils.z85.encode(request[6]) if len(request) == 7 and len(request[6]) == 32 else b""
+        good = request[5:6] == [b"CURVE"] and key == self._keys.peer.public
+        code, text = (b"200", b"OK") if good else (b"400", b"not a key of this run")
+        self._zap.send_multipart([b"1.0", request[1] if len(request) > 1 else b"", code, text, b"", b""])
+
+    def _on_monitor(self, frames: list[zmq.Frame]) -> None:
+        event, fd = monitor_event(frames)
+        accepted = event == zmq.EVENT_ACCEPTED
+        gone = self._connections.accepted(fd) if accepted else self._connections.closed(fd)
+        if gone is not None:
+            self._tell(lambda now: self._run.disconnected(now, gone))
+
+    def _on_frames(self, frames: list[zmq.Frame]) -> None:
+        self._monitor_reader.drain()
+        if len(frames) != 2:
+            self._run.malformed += 1
+            return
+        peer = frames[0].bytes
+        lost, back, still_open = self._connections.spoke(peer, int(frames[1].get(zmq.SRCFD)))
+        if lost is not None:
+            self._tell(lambda now: self._run.disconnected(now, lost))
+        if back:
+            self._tell(lambda now: self._run.reconnected(now, peer))
+        self._tell(lambda now: self._run.bytes_from(now, peer, frames[1].bytes))
+        if not still_open:  # a late message of a connection that is closed: it proves nothing about now
+            self._tell(lambda now: self._run.disconnected(now, peer))
+
+    def _on_time(self) -> None:
+        """Messages that wait already are heard before anybody's lease is looked at."""
+        self._ticking = False
+        self._reader.drain()
+        self._tell(lambda now: self._run.tick(now))
+        self._reader.poke()
+
+    def _tell(self, step: Callable[[float], list[Effect]]) -> None:
+        with self._lock:
+            effects = step(time.monotonic())
+            deadline = self._run.next_deadline()
+        self._carry_out(effects)
+        if not self._ticking and deadline is not None:  # leases only grow: a timer that fires early is set anew
+            assert self._thread is not None
+            self._ticking = True
+            self._thread.arm(deadline, self._on_time)
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        last: m.ToPeer | None = None
+        data = b""
+        for effect in effects:
+            if isinstance(effect, Record):
+                _show(effect)
+                continue
+            if effect.message is not last:
+                last, data = effect.message, _encode(effect)
+            if data:
+                self._router.send_multipart([effect.peer, data], zmq.NOBLOCK)
+
+
+# -- small functions ------------------------------------------------------------------------------------------
+
+
+def _router(context: zmq.Context[zmq.Socket[bytes]], keys: RunKeys, lease_s: float) -> zmq.Socket[bytes]:
+    router = context.socket(zmq.ROUTER)
+    lease_ms = max(100, int(lease_s * 1000))
+    options = {
+        zmq.LINGER: 0,
+        zmq.IPV6: 1,
+        zmq.ROUTER_HANDOVER: 1,
+        zmq.MAXMSGSIZE: m.MESSAGE_BYTES_MAX,
+        zmq.SNDHWM: SEND_QUEUE_MAX,
+        zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
+        zmq.HEARTBEAT_IVL: max(20, lease_ms // 5),
+        zmq.HEARTBEAT_TIMEOUT: lease_ms,
+        zmq.CURVE_SERVER: 1,
+    }
+    for option, value in options.items():
+        router.setsockopt(option, value)
+    router.setsockopt(zmq.CURVE_SECRETKEY, keys.coordinator.secret)
+    router.setsockopt(zmq.CURVE_PUBLICKEY, keys.coordinator.public)
+    router.setsockopt(zmq.ZAP_DOMAIN, b"pccl")
+    return router
+
+
+def _bind(router: zmq.Socket[bytes], endpoint: str) -> int:
+    """Binds; a host without IPv6 gets the IPv4 wildcard instead of [::]."""
+    try:
+        router.bind(endpoint)
+    except zmq.ZMQError as error:
+        if "//[::]:" not in endpoint or error.errno not in (errno.EAFNOSUPPORT, errno.ENODEV, errno.EADDRNOTAVAIL):
+            raise
+        router.setsockopt(zmq.IPV6, 0)
+        router.bind(endpoint.replace("//[::]:", "//0.0.0.0:"))
+    last = router.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(last, bytes)
+    return int(last.rstrip(b"\0").rpartition(b":")[2])
+
+
+def _own_address() -> str:
+    """This host's address towards the outside; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+def _encode(effect: Send) -> bytes:
+    try:
+        return m.encode(effect.message)
+    except ProtocolError as error:
+        _log.error("to peer %s: %s", short_id(effect.peer), error)
+        return b""
+
+
+def _show(entry: Record) -> None:
+    about = f" peer {short_id(entry.peer)}" if entry.peer else ""
+    _log.info("group %d epoch %d%s: %s: %s", entry.group, entry.epoch, about, entry.what, entry.reason)
