@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -52,8 +53,9 @@ class Peer:
     def go(self) -> None:
         """Lets a peer that stands by connect."""
         assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it ended meanwhile, which its exit code tells
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
 
     def close(self) -> None:
         """Ends the process if it still lives, and closes its pipes."""
@@ -62,7 +64,8 @@ class Peer:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
 
 class Fleet:

@@ -8,6 +8,7 @@ the loss fell, the kill and the join took place, and nobody hung.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import queue
 import secrets
@@ -39,32 +40,31 @@ class Director:
         self.names = NAMES[: options.peers]
         self.victim = self.names[-2]
         self.joiner = NAMES[options.peers]
-        self.waiting = True  # the joiner still stands by
-        self.ready: set[str] = set()
+        self.loading: set[str] = set()
+        self.standing_by: set[str] = set()
         self.running: set[str] = set()
 
     def start(self) -> None:
-        """Starts all processes; the joiner loads everything, too, but connects only when its time has come."""
+        """Starts all processes; they load the text and stand by, and connect when they are told to."""
         common = [f"--{name.replace('_', '-')}={getattr(self.options, name)}" for name in ("steps", "batch", "seed")]
-        common.append(f"--start-with={self.options.peers}")
+        common += ["--standby", f"--start-with={self.options.peers}"]
         for name in self.names:
             self.fleet.start(name, [*common, f"--die-at={self.options.kill_at}"] if name == self.victim else common)
-        self.fleet.start(self.joiner, [*common, "--standby"])
+        self.fleet.start(self.joiner, common)
         self.running = set(self.fleet.peers)
-        self.story.tell("start", f"{self.options.peers} peers start; {self.joiner} stands by")
+        self.loading = set(self.fleet.peers)
+        self.standing_by = set(self.fleet.peers)
+        self.story.tell("start", f"{len(self.running)} processes start and load the text")
 
     def direct(self, dashboard: Dashboard) -> None:
         """Until every process has ended. Raises TimeoutError when the run hangs."""
         heard = self.story.now
         while self.running:
-            try:
+            self._check_time(self.story.now - heard)
+            with contextlib.suppress(queue.Empty):
                 name, record = self.fleet.records.get(timeout=TICK)
-            except queue.Empty:
-                self._check_time(self.story.now - heard)
-                dashboard.show()
-                continue
-            heard = self.story.now
-            self.take(name, record)
+                heard = self.story.now
+                self.take(name, record)
             if self.fleet.records.empty():
                 dashboard.show()
 
@@ -72,21 +72,29 @@ class Director:
         """Reacts to one record."""
         self.story.add(name, record)
         if record["kind"] == "ready":
-            self.ready.add(name)
+            self.loading.discard(name)
+            if not self.loading:
+                self._connect(*self.names)
         elif record["kind"] == "exit":
             self._on_exit(name, record["code"])
-        if self.waiting and self.joiner in self.ready and self.story.newest >= self.options.join_at:
-            self.waiting = False
-            self.story.tell("start", f"{self.joiner} is told to connect")
-            self.fleet.peers[self.joiner].go()
+        if self.joiner in self.standing_by and self.story.newest >= self.options.join_at:
+            self._connect(self.joiner)
+
+    def _connect(self, *names: str) -> None:
+        self.story.tell("start", f"{', '.join(names)} told to connect")
+        self.standing_by.difference_update(names)
+        for name in names:
+            self.fleet.peers[name].go()
 
     def _on_exit(self, name: str, code: int) -> None:
         self.running.discard(name)
         if code != 0 and not self.fleet.peers[name].killed:
             self.story.fail(f"{name} ended with exit code {code}; see {self.fleet.peers[name].log}")
-        if self.waiting and self.running == {self.joiner}:
-            self.story.fail(f"the run ended before {self.joiner} could join")
-            self.fleet.peers[self.joiner].kill()
+        if self.running and self.running <= self.standing_by:
+            self.story.fail(f"the run ended without {', '.join(sorted(self.running))}")
+            self.standing_by.clear()
+            for waiting in self.running:
+                self.fleet.peers[waiting].kill()
 
     def _check_time(self, silent: float) -> None:
         if silent > SILENCE or self.story.now > self.options.timeout:
@@ -131,7 +139,7 @@ def summary(story: Story, png: Path, wrong: Sequence[str]) -> dict[str, Any]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line; by default the kill comes after 40 % of the steps, the join after 65 %."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--peers", type=int, default=4)
     parser.add_argument("--batch", type=int, default=8, help="windows per peer and step")
     parser.add_argument("--seed", type=int, default=1)

@@ -9,7 +9,8 @@ What it does with pccl, once per step:
 4. The optimizer's step: the same gradients and the same state on all peers, so the same new state.
 5. `advance()`: the only point where newcomers enter.
 
-There is no code for the loss of a peer: the all-reduces start again among the survivors.
+There is no code for the loss of a peer. All-reduces that it leaves unfinished start again among the survivors, so in
+the step of its death some buckets hold the mean of four peers, others that of three; all survivors hold the same.
 
 Progress goes to standard output, one JSON object per line; run.py reads it.
 """
@@ -129,10 +130,11 @@ class Peer:
 
     def run(self) -> None:
         """Trains until all steps are done."""
-        while self.trainer.step < self.settings.steps:
+        while True:
             place, peers = self.agree()
-            gathered = self.trainer.step > 0 or peers >= self.settings.start_with
-            if gathered and self.trainer.step < self.settings.steps:
+            if self.trainer.step >= self.settings.steps:
+                return
+            if self.trainer.step > 0 or peers >= self.settings.start_with:
                 self.train_step(place, peers)
             self.comm.advance()
 
@@ -206,7 +208,7 @@ def say(kind: str, **fields: Any) -> None:
 def parse() -> Settings:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"steps": 150, "batch": 8, "layers": 6, "width": 128, "context": 128, "buckets": 4, "seed": 1}
+    sizes = {"steps": 240, "batch": 8, "layers": 6, "width": 128, "context": 128, "buckets": 4, "seed": 1}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--start-with", type=int, default=1, help="peers to wait for before the first step")

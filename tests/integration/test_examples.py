@@ -1,0 +1,69 @@
+"""The examples and a short demo, with real processes: they end well and show what they claim to show."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PCCL = [sys.executable, "-c", "from pccl.cli import main; main()"]
+PATIENCE_S = 150
+
+
+def run(tmp_path: Path, *command: str | Path) -> str:
+    """Standard output of a command that must succeed."""
+    done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def launch(tmp_path: Path, *arguments: str | Path) -> str:
+    return run(tmp_path, *PCCL, "launch", *arguments)
+
+
+def test_all_reduce_alone(tmp_path: Path) -> None:
+    output = run(tmp_path, sys.executable, EXAMPLES / "01_all_reduce.py")
+    assert "the sum of 1 ones is 1" in output
+
+
+def test_all_reduce_launched(tmp_path: Path) -> None:
+    output = launch(tmp_path, "-n", "4", EXAMPLES / "01_all_reduce.py")
+    assert output.count("the sum of 4 ones is 4") == 4
+    assert output.count("the means are [0.0, 1.0, 2.0, 3.0]") == 4
+    assert output.count("the highest rank is 3 of 4, 0 retries") == 4
+
+
+def test_elastic_alone(tmp_path: Path) -> None:
+    output = run(tmp_path, sys.executable, EXAMPLES / "02_elastic.py", "--steps", "20", "--pause", "0")
+    assert "done after 20 steps with 1 peers" in output
+
+
+def test_elastic_survives_a_kill_and_a_join(tmp_path: Path) -> None:
+    options = ["-n", "4", "--kill-at", "20", "--join-at", "40", "--lease", "1"]
+    output = launch(tmp_path, *options, EXAMPLES / "02_elastic.py", "--steps", "150")
+    last = [line.partition("] ")[2] for line in output.splitlines() if "done after" in line]
+    assert len(last) == 4, output
+    assert set(last) == {last[0]}, "the same weights on all peers print the same error"
+    assert last[0].startswith("done after 150 steps with 4 peers")
+    assert "3 peers: -" in output
+    assert "4 peers: +" in output
+
+
+@pytest.mark.slow
+def test_short_demo(tmp_path: Path) -> None:
+    output = run(tmp_path, sys.executable, EXAMPLES / "demo" / "run.py", "--steps", "24", "--out", tmp_path)
+    verdict = json.loads(output.splitlines()[-1])
+    assert verdict["failures"] == []
+    assert verdict["steps"] == 24
+    assert (verdict["kills"], verdict["joins"]) == (1, 1)
+    assert verdict["retries"] > 0
+    assert [peers for _, peers in verdict["peers_over_time"]] == [4, 3, 4]
+    assert verdict["equal"]
+    assert sorted(verdict["state_digests"]) == ["A", "B", "D", "E"]
+    assert len(set(verdict["state_digests"].values())) == 1
+    assert verdict["loss_last"] < 0.8 * verdict["loss_first"]
+    assert Path(verdict["png"]).read_bytes().startswith(b"\x89PNG")
