@@ -1,0 +1,682 @@
+"""The Membership machine, row by row, and then by a random walk with model peers that checks its invariants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pccl import messages as m
+from pccl.coordinator.membership import (
+    Disconnected,
+    Effect,
+    Event,
+    From,
+    Membership,
+    Reconnected,
+    Record,
+    Send,
+    Settings,
+    State,
+    Tick,
+)
+from pccl.coordinator.plan import MESH_ALWAYS, plan
+from pccl.coordinator.run import GROUPS_MAX, Run
+from pccl.coordinator.verdicts import Fault, Report, judge
+from pccl.types import Cause, MemberInfo, OpName, Status
+
+V = m.VERSION
+
+
+def pid(number: int) -> bytes:
+    return bytes([number]) * 16
+
+
+A, B, C, D = (pid(n) for n in (1, 2, 3, 4))
+
+
+def join(peer: bytes, wire: int = 1, run: str = "run", group: int = 0) -> m.Join:
+    return m.Join(V, run, group, peer, (f"10.0.0.{peer[0]}:1",), f"host{peer[0]}", 1, wire)
+
+
+class Table:
+    """A Membership with a clock and a mailbox per peer."""
+
+    def __init__(self, **options: object) -> None:
+        self.machine = Membership(0, Settings(**{"lease_s": 10.0, **options}))  # type: ignore[arg-type]
+        self.now = 100.0
+        self.effects: list[Effect] = []
+
+    def __call__(self, event: Event) -> list[tuple[bytes, m.ToPeer]]:
+        self.now += 0.001
+        self.effects = self.machine.handle(self.now, event)
+        return [(effect.peer, effect.message) for effect in self.effects if isinstance(effect, Send)]
+
+    def say(self, peer: bytes, message: m.ToCoordinator) -> list[tuple[bytes, m.ToPeer]]:
+        return self(From(peer, message))
+
+    def wait(self, seconds: float, *alive: bytes) -> list[tuple[bytes, m.ToPeer]]:
+        """Time passes; some peers send heartbeats."""
+        sent = []
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 1.0
+            for peer in alive:
+                sent += self.say(peer, m.Heartbeat(V, 0, self.machine.epoch, 0, 0))
+            sent += self(Tick())
+        return sent
+
+    def formed(self, *peers: bytes) -> Table:
+        for peer in peers:
+            self.say(peer, join(peer))
+        assert self.state is State.STABLE
+        return self
+
+    @property
+    def state(self) -> State:
+        return self.machine.state
+
+    @property
+    def members(self) -> list[bytes]:
+        return list(self.machine.members)
+
+
+def group(*peers: bytes, **options: object) -> Table:
+    return Table(min_peers=len(peers), **options).formed(*peers)
+
+
+def of(kind: type, sent: list[tuple[bytes, m.ToPeer]]) -> dict[bytes, m.ToPeer]:
+    return {peer: message for peer, message in sent if type(message) is kind}
+
+
+def frozen(change: int, boundary: int = 0, lanes: dict[int, int] | None = None, *pending: m.Pending) -> m.Frozen:
+    return m.Frozen(V, change, boundary, lanes or {}, pending)
+
+
+def pend(name: OpName, finished: bool = False, pair: bool = False, needs: tuple[bytes, ...] = ()) -> m.Pending:
+    return m.Pending(m.OpRef(*name), finished, pair, needs, f"op {name.seq}")
+
+
+def fault(kind: str, name: OpName, epoch: int, peer: bytes = b"") -> m.OpFault:
+    return m.OpFault(V, kind, m.OpRef(*name), epoch, peer, "mine", "theirs")  # type: ignore[arg-type]
+
+
+X = OpName(0, 0, 0)
+
+
+# -- forming ------------------------------------------------------------------------------------------------------
+
+
+def test_forms_when_min_peers_are_here() -> None:
+    table = Table(min_peers=2)
+    (welcome,) = of(m.Welcome, table.say(A, join(A))).values()
+    assert welcome == m.Welcome(V, 10.0, 2, 1) and table.state is State.FORMING
+    sent = of(m.Epoch, table.say(B, join(B)))
+    assert set(sent) == {A, B} and table.state is State.STABLE
+    epoch = sent[A]
+    assert isinstance(epoch, m.Epoch)
+    assert (epoch.epoch, epoch.from_boundary, epoch.change) == (1, 0, 0)
+    assert [member.peer for member in epoch.members] == [A, B] and epoch.plan.streams == 4
+
+
+def test_join_is_idempotent() -> None:
+    table = Table(min_peers=2)
+    table.say(A, join(A))
+    assert of(m.Welcome, table.say(A, join(A))) and len(table.machine.waiting) == 1
+    table.say(B, join(B))
+    assert set(of(m.Epoch, table.say(A, join(A)))) == {A}, "a member that asks again has missed its epoch"
+    assert table.machine.epoch == 1
+
+
+def test_a_waiting_peer_may_go() -> None:
+    table = Table(min_peers=2)
+    for event in (Disconnected(A), From(A, m.Leave(V, ""))):
+        table.say(A, join(A))
+        table(event)
+        assert not table.machine.waiting
+    table.say(A, join(A))
+    table.wait(11.0)
+    assert not table.machine.waiting and table.machine.next_deadline() is None
+
+
+def test_full_and_other_wire_are_refused() -> None:
+    table = group(A, peers_max=2)
+    table.say(B, join(B))
+    assert of(m.Refused, table.say(C, join(C)))
+    refused = of(m.Refused, group(A).say(B, join(B, wire=2)))[B]
+    assert isinstance(refused, m.Refused) and refused.kind == "version"
+
+
+# -- growth -------------------------------------------------------------------------------------------------------
+
+
+def test_growth_takes_the_largest_promise() -> None:
+    table = group(A, B)
+    sent = table.say(C, join(C))
+    assert set(of(m.Hold, sent)) == {A, B} and table.state is State.HOLDING
+    hold = of(m.Hold, sent)[A]
+    assert isinstance(hold, m.Hold) and [j.peer for j in hold.joiners] == [C] and hold.epoch == 1
+    assert not table.say(A, m.Held(V, hold.hold, 3))
+    assert not table.say(D, join(D))[1:], "a later joiner waits for the next turn"
+    sent = table.say(B, m.Held(V, hold.hold, 7))
+    epochs = of(m.Epoch, sent)
+    assert set(epochs) == {A, B, C}
+    epoch = epochs[C]
+    assert isinstance(epoch, m.Epoch) and (epoch.epoch, epoch.from_boundary, epoch.change) == (2, 7, 0)
+    assert [member.since for member in epoch.members] == [0, 0, 7]
+    assert set(of(m.Hold, sent)) == {A, B, C} and table.state is State.HOLDING, "the next turn, for D"
+
+
+def test_an_old_held_is_ignored() -> None:
+    table = group(A)
+    table.say(B, join(B))
+    assert not table.say(A, m.Held(V, 99, 5)) and table.state is State.HOLDING
+
+
+def test_release_when_the_joiner_is_gone() -> None:
+    table = group(A, B)
+    table.say(C, join(C))
+    assert set(of(m.Release, table(Disconnected(C)))) == {A, B} and table.state is State.STABLE
+    assert table.say(A, m.Held(V, 1, 1)) == []
+
+
+def test_a_loss_forgets_the_hold_and_asks_anew() -> None:
+    table = group(A, B)
+    table.say(C, join(C))
+    table.say(A, m.Held(V, 1, 4))
+    sent = table.say(B, m.Leave(V, "done"))
+    assert set(of(m.Goodbye, sent)) == {B} and set(of(m.Freeze, sent)) == {A} and table.state is State.FREEZING
+    assert not table.say(A, m.Held(V, 1, 4))
+    sent = table.say(A, frozen(1))
+    assert set(of(m.Epoch, sent)) == {A} and set(of(m.Hold, sent)) == {A} and table.state is State.HOLDING
+    table.say(A, m.Held(V, 2, 5))
+    assert table.members == [A, C]
+
+
+# -- changes ------------------------------------------------------------------------------------------------------
+
+
+def test_two_losses_are_two_changes_and_old_answers_count_no_more() -> None:
+    table = group(A, B, C)
+    freeze = of(m.Freeze, table.say(C, m.Leave(V, "")))
+    assert freeze[A] == m.Freeze(V, 1, 1)
+    table.say(A, frozen(1))
+    freeze = of(m.Freeze, table.say(B, m.Leave(V, "")))
+    assert freeze == {A: m.Freeze(V, 2, 1)}
+    assert not table.say(A, frozen(1)) and table.state is State.FREEZING
+    epoch = of(m.Epoch, table.say(A, frozen(2)))[A]
+    assert isinstance(epoch, m.Epoch) and (epoch.epoch, epoch.change, epoch.min_peers) == (2, 2, 3)
+
+
+def test_an_empty_group_forms_anew() -> None:
+    table = group(A)
+    table.say(A, m.Leave(V, ""))
+    assert table.state is State.FORMING and table.machine.epoch == 1
+    epoch = of(m.Epoch, table.say(B, join(B)))[B]
+    assert isinstance(epoch, m.Epoch) and (epoch.epoch, epoch.from_boundary, epoch.change) == (2, 0, 0)
+
+
+def test_who_waited_forms_the_group_when_the_last_member_goes() -> None:
+    table = group(A)
+    table.say(B, join(B))
+    assert set(of(m.Epoch, table.say(A, m.Leave(V, "")))) == {B} and table.state is State.STABLE
+
+
+def test_a_removed_peer_never_comes_back() -> None:
+    table = group(A, B)
+    table.wait(12.0, A)
+    assert table.members == [A]
+    for message in (m.Heartbeat(V, 0, 1, 0, 0), join(B), frozen(1)):
+        (answer,) = table.say(B, message)
+        assert isinstance(answer[1], m.Evicted) and "lease" in answer[1].reason
+    assert table.say(B, m.Leave(V, "")) == [(B, m.Goodbye(V))]
+
+
+# -- evidence (1.4) -----------------------------------------------------------------------------------------------
+
+
+def suspect(peer: bytes, cause: Cause) -> m.Suspect:
+    return m.Suspect(V, peer, cause, 104, 1)
+
+
+@pytest.mark.parametrize("cause", [Cause.EOF, Cause.RESET, Cause.REFUSED])
+@pytest.mark.parametrize("closed_first", [True, False])
+def test_closed_connection_and_dead_link_are_a_loss(cause: Cause, closed_first: bool) -> None:
+    table = group(A, B)
+    events: list[Event] = [Disconnected(B), From(A, suspect(B, cause))]
+    table(events[not closed_first])
+    assert table.state is State.STABLE
+    sent = table(events[closed_first])
+    assert table.members == [A] and table.state is State.FREEZING and set(of(m.Evicted, sent)) == {B}
+    entry = next(e for e in table.machine.log if e.what == "lost")
+    assert cause.name.lower() in entry.reason and A[:4].hex() in entry.reason
+    assert entry in [effect for effect in table.effects if isinstance(effect, Record)]
+
+
+@pytest.mark.parametrize("cause", [Cause.SILENT, Cause.PROTOCOL, Cause.UNREACHABLE])
+def test_weak_evidence_is_none(cause: Cause) -> None:
+    table = group(A, B)
+    table(Disconnected(B))
+    table.say(A, suspect(B, cause))
+    assert table.members == [A, B]
+
+
+def test_weak_evidence_does_not_replace_strong() -> None:
+    table = group(A, B)
+    table.say(A, suspect(B, Cause.EOF))
+    table.say(A, suspect(B, Cause.UNREACHABLE))
+    table(Disconnected(B))
+    assert table.members == [A]
+
+
+def test_a_link_fault_is_probed_and_no_more() -> None:
+    table = group(A, B)
+    assert of(m.Probe, table.say(A, suspect(B, Cause.EOF))) == {B: m.Probe(V, 1)}
+    table.say(B, m.ProbeReply(V, 1))
+    assert table.state is State.STABLE and table.machine.log[-1].what == "alive"
+    assert not table.say(A, suspect(B, Cause.EOF)), "one probe a second is enough"
+
+
+def test_healed_evidence_counts_no_more() -> None:
+    table = group(A, B)
+    table.say(A, suspect(B, Cause.EOF))
+    table.say(A, m.Healed(V, B))
+    table(Disconnected(B))
+    assert table.members == [A, B]
+
+
+def test_a_reconnected_peer_is_not_lost() -> None:
+    table = group(A, B)
+    table(Disconnected(B))
+    table(Reconnected(B))
+    table.say(A, suspect(B, Cause.EOF))
+    assert table.members == [A, B]
+
+
+def test_nobody_is_evicted_by_a_stranger_or_by_itself() -> None:
+    table = group(A, B)
+    table(Disconnected(B))
+    table.say(B, suspect(B, Cause.EOF))
+    table.say(D, suspect(B, Cause.EOF))
+    table.say(C, join(C))
+    table.say(C, suspect(B, Cause.EOF))
+    assert table.members == [A, B]
+
+
+def test_the_lease_decides_without_evidence() -> None:
+    table = group(A, B)
+    table(Disconnected(B))
+    table.wait(5.0, A)
+    assert table.members == [A, B]
+    table.wait(6.0, A)
+    assert table.members == [A]
+
+
+def test_leases_that_end_together_are_one_change() -> None:
+    table = group(A, B, C)
+    sent = table.wait(12.0, A)
+    assert {message.change for peer, message in sent if peer == A and type(message) is m.Freeze} == {1}
+
+
+def test_a_coordinator_that_slept_evicts_nobody() -> None:
+    table = group(A, B)
+    table.now += 60.0
+    table(Tick())
+    assert table.members == [A, B]
+    table.wait(12.0, A)
+    assert table.members == [A]
+
+
+def test_what_was_missed_is_sent_again() -> None:
+    table = group(A, B)
+    assert set(of(m.Epoch, table(Reconnected(A)))) == {A}, "it has not confirmed epoch 1"
+    table.say(A, m.Heartbeat(V, 0, 1, 0, 0))
+    assert not table(Reconnected(A))
+    table.say(C, join(C))
+    assert set(of(m.Hold, table(Reconnected(A)))) == {A}
+    table.say(C, m.Leave(V, ""))
+    table.say(B, m.Leave(V, ""))
+    assert set(of(m.Freeze, table(Reconnected(A)))) == {A}
+    table.now += 3.0
+    again = table.say(A, m.Heartbeat(V, 0, 1, 0, 0))
+    assert [type(message) for _, message in again] == [m.Ack, m.Freeze]
+
+
+# -- verdicts -----------------------------------------------------------------------------------------------------
+
+
+def verdict_of(
+    reports: dict[bytes, Report],
+    since: dict[bytes, int] | None = None,
+    faults: dict[OpName, m.OpFault] | None = None,
+    min_peers: int = 1,
+    name: OpName = X,
+) -> tuple[int, str] | None:
+    known = {op: Fault(A, report) for op, report in (faults or {}).items()}
+    verdicts = judge(since or dict.fromkeys(reports, 0), reports, known, min_peers)
+    found = [v for v in verdicts if v.op == m.OpRef(*name)]
+    return (found[0].status, found[0].text) if found else None
+
+
+def report(boundary: int, lanes: dict[int, int], *pending: m.Pending) -> Report:
+    return Report(boundary, lanes, {OpName(p.op.boundary, p.op.lane, p.op.seq): p for p in pending})
+
+
+HAS, DONE = report(0, {0: 1}, pend(X)), report(0, {0: 1}, pend(X, finished=True))
+OVER, UNCALLED, BEYOND = report(0, {0: 1}), report(0, {}), report(1, {})
+
+
+@pytest.mark.parametrize("other", [DONE, OVER, BEYOND])
+def test_rule_1_committed(other: Report) -> None:
+    assert verdict_of({A: DONE, B: other}) == (Status.OK, "")
+    assert verdict_of({A: DONE, B: other}, faults={X: fault("overdue", X, 1)}) == (Status.OK, "")
+    assert verdict_of({A: DONE, B: other}, min_peers=9) == (Status.OK, "")
+
+
+@pytest.mark.parametrize("other", [HAS, UNCALLED])
+def test_rule_5_starts_again(other: Report) -> None:
+    assert verdict_of({A: DONE, B: other}) is None
+
+
+def test_a_member_that_came_later_takes_no_part() -> None:
+    assert verdict_of({A: DONE, B: UNCALLED}, since={A: 0, B: 1}) == (Status.OK, "")
+
+
+def test_rule_2_a_needed_peer_is_gone() -> None:
+    needy = report(0, {0: 1}, pend(X, needs=(C,)))
+    status, text = verdict_of({A: needy, B: needy}, faults={X: fault("overdue", X, 1)}) or (0, "")
+    assert status == Status.EPEER and C[:4].hex() in text
+    done = report(0, {0: 1}, pend(X, True, needs=(C,)))
+    assert verdict_of({A: done, B: done}) == (Status.OK, ""), "it was finished before"
+
+
+def test_only_the_two_of_a_pair_count() -> None:
+    pair = report(0, {0: 1}, pend(X, True, pair=True, needs=(A, B)))
+    assert verdict_of({A: pair, B: pair, C: UNCALLED}) == (Status.OK, "")
+    half = report(0, {0: 1}, pend(X, False, pair=True, needs=(A, B)))
+    assert verdict_of({A: half, B: pair, C: UNCALLED}) is None
+    assert (verdict_of({A: half, C: UNCALLED}) or (0,))[0] == Status.EPEER
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "words"),
+    [
+        ("mismatch", Status.EMISMATCH, "called mine, peer 03030303 called theirs"),
+        ("overdue", Status.ETIMEOUT, "not called by peer 02020202, not finished by peer 01010101"),
+        ("cancelled", Status.ECANCELLED, "cancelled by peer 01010101"),
+    ],
+)
+def test_rule_3_faults(kind: str, status: Status, words: str) -> None:
+    found = verdict_of({A: HAS, B: UNCALLED}, faults={X: fault(kind, X, 1, C)}, min_peers=9)
+    assert found is not None and found[0] == status and words in found[1]
+
+
+def test_rule_4_too_few() -> None:
+    assert (verdict_of({A: HAS}, min_peers=2) or (0,))[0] == Status.EFEW
+
+
+def test_a_fault_starts_a_change_once() -> None:
+    table = group(A, B)
+    assert set(of(m.Freeze, table.say(A, fault("mismatch", X, 1, B)))) == {A, B}
+    assert not table.say(B, fault("mismatch", X, 1, A)), "it joins the change under way"
+    table.say(A, frozen(1, 0, {0: 1}, pend(X)))
+    epoch = of(m.Epoch, table.say(B, frozen(1, 0, {0: 1}, pend(X))))[B]
+    assert isinstance(epoch, m.Epoch) and [v.status for v in epoch.verdicts] == [Status.EMISMATCH]
+    assert not table.say(B, fault("overdue", X, 1)), "said before it knew the verdict"
+    assert of(m.Freeze, table.say(B, fault("overdue", X, 2))), "it called the op after the others were told"
+
+
+def test_a_fault_survives_a_second_change() -> None:
+    table = group(A, B, C)
+    table.say(A, fault("overdue", X, 1))
+    table.say(C, m.Leave(V, ""))
+    table.say(A, frozen(2, 0, {0: 1}, pend(X)))
+    epoch = of(m.Epoch, table.say(B, frozen(2)))[A]
+    assert isinstance(epoch, m.Epoch) and [v.status for v in epoch.verdicts] == [Status.ETIMEOUT]
+
+
+# -- status, plan, run --------------------------------------------------------------------------------------------
+
+
+def test_status_and_rates() -> None:
+    table = group(A, B)
+    table.say(A, m.Heartbeat(V, 1, 1, 10, 1000))
+    table.now += 1.0
+    table.say(A, m.Heartbeat(V, 5, 1, 20, 3000))
+    table.say(C, join(C))
+    status = table.machine.status(table.now)
+    assert m.decode_at_peer(m.encode(m.Status(V, "run", 1.0, 0, (status,)))).groups == (status,)
+    assert status.members[0].boundary == 5 and status.members[0].ops_per_s == pytest.approx(20, rel=0.1)
+    assert [peer.rank for peer in status.waiting] == [-1] and status.state == "holding"
+
+
+def test_plan() -> None:
+    near = [MemberInfo(pid(n), 0, f"127.0.0.{n}:1", f"h{n}") for n in range(1, 4)]
+    far = [MemberInfo(pid(n), 0, f"10.0.0.{n}:1", f"h{n}") for n in range(1, 4)]
+    same = [MemberInfo(pid(n), 0, f"10.0.0.{n}:1", "h") for n in range(1, 4)]
+    assert [plan(m).streams for m in (near, far, same)] == [1, 4, 1]
+    assert plan(far).order == tuple(member.id for member in far) and plan(far).mesh_bytes_max == 1 << 20
+    assert plan(far[:2]).mesh_bytes_max == MESH_ALWAYS and plan(far).segment_bytes % 64 == 0
+
+
+def test_run_routes_and_limits() -> None:
+    run = Run("run", Settings(peers_max=2), 0.0)
+
+    def answer(peer: bytes, message: m.ToCoordinator) -> m.ToPeer:
+        return next(e.message for e in run.message(1.0, peer, message) if isinstance(e, Send))
+
+    assert isinstance(answer(A, join(A, run="other")), m.Refused)
+    assert isinstance(answer(A, join(B)), m.Refused)
+    assert isinstance(answer(A, m.Healed(V, B)), m.Evicted)
+    assert isinstance(answer(A, m.Leave(V, "")), m.Goodbye)
+    assert isinstance(answer(A, join(A, group=0)), m.Welcome)
+    assert isinstance(answer(A, join(A, group=1)), m.Refused)
+    assert isinstance(answer(B, join(B, group=1)), m.Welcome)
+    assert isinstance(answer(C, join(C, group=2)), m.Refused)
+    status = answer(D, m.StatusRequest(V, "run"))
+    assert isinstance(status, m.Status) and [g.group for g in status.groups] == [0, 1]
+    assert run.bytes_from(1.0, D, b"garbage") == [] and run.malformed == 1
+    (told,) = run.bytes_from(1.0, D, b"\x92\xa4Join\x02")
+    assert isinstance(told, Send) and isinstance(told.message, m.Refused)
+    assert run.next_deadline() is not None and run.tick(2.0) == []
+    crowded = Run("run", Settings(peers_max=10**6), 0.0)
+    for number in range(GROUPS_MAX + 1):
+        peer = number.to_bytes(16, "big")
+        out = [e.message for e in crowded.message(1.0, peer, join(peer, group=number)) if isinstance(e, Send)]
+    assert isinstance(out[0], m.Refused) and len(crowded.groups) == GROUPS_MAX
+
+
+# -- a random walk ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Model:
+    """A peer as the protocol wants it, seen from the coordinator: answers late, in order, or never."""
+
+    inbox: list[m.ToPeer] = field(default_factory=list)
+    boundary: int = 0
+    epoch: int = 0
+    promise: int | None = None
+    change: int = 0
+    lanes: dict[int, int] = field(default_factory=dict)
+    pending: dict[OpName, bool] = field(default_factory=dict)
+    since: int = 0
+    member: bool = False
+
+
+class Walk(RuleBasedStateMachine):
+    """Peers join, post, finish, advance, vanish; the invariants are checked at every epoch."""
+
+    @initialize(min_peers=st.integers(1, 3))
+    def begin(self, min_peers: int) -> None:
+        self.machine = Membership(0, Settings(min_peers=min_peers, lease_s=10.0))
+        self.now = 0.0
+        self.peers: dict[bytes, Model] = {}
+        self.born = 0
+        self.epochs = 0
+        self.promised: dict[bytes, int] = {}
+        self.reported: dict[bytes, m.Frozen] = {}
+
+    def feed(self, event: Event) -> None:
+        self.now += 0.01
+        published: m.Epoch | None = None
+        for effect in self.machine.handle(self.now, event):
+            if isinstance(effect, Send) and effect.peer in self.peers:
+                self.peers[effect.peer].inbox.append(effect.message)
+                if isinstance(effect.message, m.Epoch) and effect.message.epoch > self.epochs:
+                    published = effect.message
+        if published is not None:
+            self.check(published)
+
+    def check(self, epoch: m.Epoch) -> None:
+        assert epoch.epoch == self.epochs + 1, "epochs go up by one"
+        self.epochs = epoch.epoch
+        assert {member.peer for member in epoch.members} == set(self.machine.members) <= set(self.peers)
+        if epoch.change == 0 and epoch.from_boundary:
+            assert all(epoch.from_boundary >= promise for promise in self.promised.values())
+        for verdict in epoch.verdicts:
+            name = OpName(verdict.op.boundary, verdict.op.lane, verdict.op.seq)
+            if verdict.status == Status.OK:
+                for member in epoch.members:
+                    if member.since <= name.boundary:
+                        assert self.has_finished(self.reported[member.peer], name)
+        self.promised.clear()
+
+    @staticmethod
+    def has_finished(answer: m.Frozen, name: OpName) -> bool:
+        for entry in answer.pending:
+            if entry.op == m.OpRef(*name):
+                return entry.finished
+        return name.boundary < answer.boundary or name.seq < answer.lanes.get(name.lane, 0)
+
+    # -- what peers do --
+
+    def pick(self, data: st.DataObject, *, member: bool = True) -> bytes | None:
+        fit = sorted(peer for peer, model in self.peers.items() if model.member or not member)
+        return data.draw(st.sampled_from(fit)) if fit else None
+
+    @precondition(lambda self: len(self.peers) < 5)
+    @rule()
+    def arrives(self) -> None:
+        self.born += 1
+        peer = pid(self.born % 250 + 1)[:8] + self.born.to_bytes(8, "big")
+        self.peers[peer] = Model()
+        self.feed(From(peer, join(peer)))
+
+    @rule(data=st.data())
+    def reads(self, data: st.DataObject) -> None:
+        peer = self.pick(data, member=False)
+        if peer is not None and self.peers[peer].inbox:
+            self.read(peer)
+
+    def read(self, peer: bytes) -> None:
+        model = self.peers[peer]
+        message = model.inbox.pop(0)
+        if isinstance(message, m.Epoch):
+            if not model.member:
+                model.member = True
+                model.since = model.boundary = next(p.since for p in message.members if p.peer == peer)
+            for verdict in message.verdicts:
+                model.pending.pop(OpName(verdict.op.boundary, verdict.op.lane, verdict.op.seq), None)
+            model.epoch, model.promise, model.change = message.epoch, None, 0
+        elif isinstance(message, m.Hold):
+            model.promise = model.boundary + 1
+            self.promised[peer] = model.promise
+            self.feed(From(peer, m.Held(V, message.hold, model.promise)))
+        elif isinstance(message, m.Release):
+            model.promise = None
+        elif isinstance(message, m.Freeze):
+            model.change, model.promise = message.change, None
+            self.promised.clear()
+            entries = tuple(pend(name, finished) for name, finished in sorted(model.pending.items()))
+            answer = m.Frozen(V, message.change, model.boundary, dict(model.lanes), entries)
+            self.reported[peer] = answer
+            self.feed(From(peer, answer))
+        elif isinstance(message, m.Evicted):
+            del self.peers[peer]
+
+    @rule(data=st.data(), lane=st.integers(0, 1))
+    def posts(self, data: st.DataObject, lane: int) -> None:
+        peer = self.pick(data)
+        if peer is not None and not self.peers[peer].change:
+            model = self.peers[peer]
+            seq = model.lanes.get(lane, 0)
+            model.lanes[lane] = seq + 1
+            model.pending[OpName(model.boundary, lane, seq)] = False
+
+    @rule(data=st.data())
+    def finishes(self, data: st.DataObject) -> None:
+        peer = self.pick(data)
+        if peer is not None and self.peers[peer].pending and not self.peers[peer].change:
+            model = self.peers[peer]
+            model.pending[data.draw(st.sampled_from(sorted(model.pending)))] = True
+
+    @rule(data=st.data())
+    def advances(self, data: st.DataObject) -> None:
+        peer = self.pick(data)
+        if peer is not None:
+            model = self.peers[peer]
+            if not model.change and (model.promise is None or model.boundary + 1 < model.promise):
+                model.boundary += 1
+                model.lanes.clear()
+
+    @rule(data=st.data())
+    def complains(self, data: st.DataObject) -> None:
+        peer = self.pick(data)
+        if peer is not None and self.peers[peer].pending:
+            name = data.draw(st.sampled_from(sorted(self.peers[peer].pending)))
+            self.feed(From(peer, fault("overdue", name, self.peers[peer].epoch)))
+
+    @rule(data=st.data(), graceful=st.booleans())
+    def vanishes(self, data: st.DataObject, graceful: bool) -> None:
+        peer = self.pick(data, member=False)
+        if peer is None:
+            return
+        del self.peers[peer]
+        self.promised.pop(peer, None)
+        if graceful:
+            self.feed(From(peer, m.Leave(V, "")))
+            return
+        self.feed(Disconnected(peer))
+        witness = next((p for p, model in sorted(self.peers.items()) if model.member), None)
+        if witness is not None:
+            self.feed(From(witness, m.Suspect(V, peer, Cause.EOF, 0, 0)))
+        while self.machine.knows(peer):
+            self.time_passes()
+
+    @rule()
+    def time_passes(self) -> None:
+        self.now += 2.0
+        for peer, model in sorted(self.peers.items()):
+            self.feed(From(peer, m.Heartbeat(V, model.boundary, model.epoch, 0, 0)))
+        self.feed(Tick())
+
+    # -- what always holds --
+
+    @invariant()
+    def members_live(self) -> None:
+        if hasattr(self, "machine"):
+            assert set(self.machine.members) <= set(self.peers)
+            assert (self.machine.state is State.FORMING) == (not self.machine.members)
+            assert (self.machine.state is State.FREEZING) == (self.machine.change is not None)
+            assert (self.machine.state is State.HOLDING) == (self.machine.growth is not None)
+
+    def teardown(self) -> None:
+        """Once everybody answers, every change and every growth ends."""
+        if not hasattr(self, "machine"):
+            return
+        for _ in range(200):
+            busy = [peer for peer, model in sorted(self.peers.items()) if model.inbox]
+            if not busy:
+                break
+            for peer in busy:
+                if peer in self.peers and self.peers[peer].inbox:
+                    self.read(peer)
+        assert self.machine.state in (State.STABLE, State.FORMING)
+
+
+Walk.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestWalk = Walk.TestCase

@@ -1,0 +1,330 @@
+"""The Session machine and the Peer around it: what each message and each event of the engine leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from unit.fake_engine import FakeEngine
+
+from pccl import errors
+from pccl import messages as m
+from pccl import session as s
+from pccl.peer import Peer
+from pccl.types import Cause, Event, EventKind, OpInfo, OpName, Status
+
+V = m.VERSION
+ME, LOW, HIGH, NEW = (bytes([n]) * 16 for n in (5, 1, 9, 7))
+PLAN = m.Plan(4, 256 << 10, 1 << 20)
+X = OpName(0, 0, 0)
+
+
+class Bench:
+    """A Peer with a clock and a fake engine; `say` gives what it answers."""
+
+    def __init__(self) -> None:
+        self.engine = FakeEngine(ME)
+        self.infos: dict[int, OpInfo] = {}
+        identity = s.Identity(ME, "run", 0, ("10.0.0.5:1",), "host", 1)
+        self.peer = Peer(identity, self.engine, self.infos.get)
+        self.now = 50.0
+
+    def sent(self) -> list[m.ToCoordinator]:
+        messages = list(self.peer.outbox)
+        self.peer.outbox.clear()
+        return messages
+
+    def say(self, *messages: m.ToPeer) -> list[m.ToCoordinator]:
+        for message in messages:
+            self.now += 0.001
+            self.peer.on_message(self.now, message)
+        return self.sent()
+
+    def engine_says(self, *events: Event) -> list[m.ToCoordinator]:
+        self.peer.on_engine(self.now, events)
+        return self.sent()
+
+    def tick_until(self, end: float) -> list[m.ToCoordinator]:
+        while (due := self.peer.deadline) is not None and due <= end:
+            self.now = max(self.now, due)
+            self.peer.on_tick(self.now)
+        self.now = end
+        return self.sent()
+
+    @property
+    def state(self) -> s.State:
+        return self.peer.state
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.engine.close()
+
+
+@pytest.fixture
+def member(bench: Bench) -> Bench:
+    """In epoch 1 with LOW and HIGH, min_peers 2."""
+    bench.peer.start(bench.now)
+    bench.say(m.Welcome(V, 5.0, 2, 1), epoch(1))
+    assert bench.state is s.State.MEMBER
+    return bench
+
+
+def epoch(
+    number: int,
+    boundary: int = 0,
+    change: int = 0,
+    peers: tuple[bytes, ...] = (LOW, ME, HIGH),
+    verdicts: tuple[m.Verdict, ...] = (),
+    since: int = 0,
+) -> m.Epoch:
+    members = tuple(m.Member(p, since if p in (NEW, ME) else 0, f"10.0.0.{p[0]}:1", "h") for p in peers)
+    return m.Epoch(V, number, boundary, change, members, PLAN, verdicts, "why", 2)
+
+
+def hold(number: int, at: int = 1) -> m.Hold:
+    return m.Hold(V, number, at, 4, (m.Member(NEW, 0, "10.0.0.7:1", "h"),))
+
+
+# -- joining ------------------------------------------------------------------------------------------------------
+
+
+def test_joining(bench: Bench) -> None:
+    bench.peer.start(bench.now)
+    (join,) = bench.sent()
+    assert isinstance(join, m.Join) and join.peer == ME and join.addresses == ("10.0.0.5:1",)
+    assert bench.tick_until(bench.now + s.JOIN_RETRY_S + 0.01) == [join], "repeated until answered"
+    bench.say(m.Welcome(V, 5.0, 3, 2))
+    assert bench.peer.session.waiting_for == 2
+    assert [type(x) for x in bench.tick_until(bench.now + 1.1)] == [m.Heartbeat]
+    bench.say(epoch(4, boundary=9, since=9))
+    config = bench.engine.configs[0]
+    assert bench.peer.boundary == 9 == bench.engine.boundary
+    assert [(c.id, c.dial, c.address) for c in config.members] == [
+        (LOW, False, "10.0.0.1:1"),
+        (ME, False, ""),
+        (HIGH, True, "10.0.0.9:1"),
+    ]
+    assert (config.epoch, config.from_boundary, config.streams) == (4, 9, 4)
+    assert bench.peer.view(8) is None and bench.peer.view(9) is bench.peer.session.epoch_view(4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("version", errors.ProtocolError), ("run", errors.ProtocolError), ("closed", errors.Closed)]
+)
+def test_refused(bench: Bench, kind: str, error: type[errors.PcclError]) -> None:
+    bench.peer.start(bench.now)
+    bench.say(m.Refused(V, kind, "because"))  # type: ignore[arg-type]
+    assert bench.state is s.State.FENCED and isinstance(bench.peer.error, error)
+
+
+def test_a_rejected_handshake(bench: Bench, member: Bench) -> None:
+    member.peer.on_rejected(member.now, "wrong secret")
+    assert member.state is s.State.MEMBER, "who was let in before waits for the coordinator"
+    other = Bench()
+    other.peer.start(0.0)
+    other.peer.on_rejected(0.1, "wrong secret")
+    other.engine.close()
+    assert isinstance(other.peer.error, errors.AuthError)
+
+
+def test_turned_away_while_joining_asks_again_and_then_gives_up(bench: Bench) -> None:
+    bench.peer.start(bench.now)
+    bench.sent()
+    for _ in range(s.TURNED_AWAY_MAX - 1):
+        assert [type(x) for x in bench.say(m.Evicted(V, "who?"))] == [m.Join]
+    bench.say(m.Evicted(V, "who?"))
+    assert isinstance(bench.peer.error, errors.Evicted)
+
+
+# -- boundaries and growth ----------------------------------------------------------------------------------------
+
+
+def test_advance_is_free_and_fresh(member: Bench) -> None:
+    member.sent()
+    assert member.peer.advance(member.now) == 1 and not member.sent()
+    member.now += 2 * s.FRESH_S
+    assert member.peer.advance(member.now) == 2 == member.engine.boundary
+    assert member.sent() == [m.Heartbeat(V, 2, 1, 0, 0)]
+    assert member.peer.advance(member.now) == 3 and not member.sent()
+
+
+def test_hold_and_growth(member: Bench) -> None:
+    member.peer.advance(member.now)
+    assert member.say(hold(1)) == [m.Held(V, 1, 2)]
+    ((_, joiners, streams),) = [call for call in member.engine.calls if call[0] == "prepare"]
+    assert [c.id for c in joiners] == [NEW] and joiners[0].dial and streams == 4  # type: ignore[attr-defined]
+    assert member.peer.advance(member.now) is None and "growth" in member.peer.session.waits_for
+    assert member.say(hold(1)) == [m.Held(V, 1, 2)], "asked twice, answered twice, promised once"
+    member.say(epoch(2, boundary=3, peers=(LOW, ME, HIGH, NEW), since=3))
+    assert member.peer.advance(member.now) == 2
+    assert member.peer.view().epoch == 1  # type: ignore[union-attr]
+    assert member.peer.advance(member.now) == 3
+    assert member.peer.view().epoch == 2 and member.peer.view(2).epoch == 1  # type: ignore[union-attr]
+
+
+def test_release(member: Bench) -> None:
+    member.say(hold(1))
+    member.say(m.Release(V, 99))
+    assert member.peer.advance(member.now) is None
+    member.say(m.Release(V, 1))
+    assert member.peer.advance(member.now) == 1
+
+
+def test_who_has_missed_an_epoch_says_so_instead_of_answering(member: Bench) -> None:
+    for message in (hold(1, at=2), m.Freeze(V, 1, 2)):
+        (beat,) = member.say(message)
+        assert isinstance(beat, m.Heartbeat) and beat.epoch == 1 and member.state is s.State.MEMBER
+    member.say(epoch(3, boundary=4))
+    assert member.peer.session.epoch == 1, "an epoch out of turn is ignored"
+
+
+# -- changes ------------------------------------------------------------------------------------------------------
+
+
+def test_freeze_report_and_verdicts(member: Bench) -> None:
+    member.infos[7] = OpInfo("broadcast", (LOW,), False, X)
+    member.engine.post(X, 7, finished=True)
+    assert member.say(hold(1)) and not member.say(m.Freeze(V, 1, 1))
+    assert member.state is s.State.FROZEN and member.peer.advance(member.now) is None
+    (frozen,) = member.engine_says(*member.engine.events())
+    entry = m.Pending(m.OpRef(*X), True, False, (LOW,), "broadcast")
+    assert frozen == m.Frozen(V, 1, 0, {0: 1}, (entry,))
+    assert member.say(m.Freeze(V, 1, 1)) == [frozen], "asked twice, answered twice"
+    verdict = m.Verdict(m.OpRef(*X), Status.EPEER, "it is gone")
+    member.say(epoch(2, change=1, peers=(ME, HIGH), verdicts=(verdict,)))
+    assert member.state is s.State.MEMBER and member.engine.configs[-1].verdicts == [(X, Status.EPEER)]
+    assert member.peer.verdict_text(X) == "it is gone" and member.peer.verdict(X) == (Status.EPEER, "it is gone")
+    assert [e.token for e in member.peer.on_engine(member.now, member.engine.events())] == [7]
+    assert member.peer.advance(member.now) == 1, "the hold was forgotten with the change"
+    assert member.peer.verdict_text(OpName(9, 9, 9)) == ""
+
+
+def test_a_second_freeze_overtakes_the_first(member: Bench) -> None:
+    member.engine.auto_freeze = False
+    member.say(m.Freeze(V, 1, 1), m.Freeze(V, 2, 1))
+    assert member.engine_says(Event(kind=EventKind.FROZEN, token=1)) == []
+    (frozen,) = member.engine_says(Event(kind=EventKind.FROZEN, token=2))
+    assert isinstance(frozen, m.Frozen) and frozen.change == 2
+    assert member.say(m.Freeze(V, 1, 1)) == []
+    member.say(epoch(2, change=1))
+    assert member.state is s.State.FROZEN
+    member.say(epoch(2, change=2))
+    assert member.state is s.State.MEMBER
+
+
+def test_an_epoch_nobody_froze_for_is_ignored(member: Bench) -> None:
+    member.say(epoch(2, change=1))
+    assert member.peer.session.epoch == 1
+
+
+def test_too_few_peers_pause_until_a_growth(member: Bench) -> None:
+    member.say(m.Freeze(V, 1, 1))
+    member.engine_says(*member.engine.events())
+    member.say(epoch(2, change=1, peers=(ME,)))
+    view = member.peer.view()
+    assert view is not None and view.paused and member.peer.session.paused
+    assert member.peer.advance(member.now) is None and "asks for 2" in member.peer.session.waits_for
+    assert member.say(hold(1, at=2))[-1] == m.Held(V, 1, 1)
+    member.say(epoch(3, boundary=5, peers=(ME, NEW), since=5))
+    assert member.peer.advance(member.now) == 5, "straight to where ops run again"
+
+
+# -- links and faults ---------------------------------------------------------------------------------------------
+
+
+def down(peer: bytes, cause: Cause) -> Event:
+    return Event(kind=EventKind.LINK_DOWN, peer=peer, cause=cause, sys_errno=104)
+
+
+def test_links(member: Bench) -> None:
+    assert member.engine_says(down(NEW, Cause.EOF)) == [], "no member"
+    assert member.engine_says(down(LOW, Cause.SILENT)) == [m.Suspect(V, LOW, Cause.SILENT, 104, 1)]
+    assert member.engine_says(down(LOW, Cause.SILENT)) == []
+    assert member.engine_says(down(LOW, Cause.EOF)) == [m.Suspect(V, LOW, Cause.EOF, 104, 1)]
+    assert member.engine_says(down(LOW, Cause.UNREACHABLE)) == []
+    assert member.engine_says(Event(kind=EventKind.LINK_UP, peer=LOW)) == [m.Healed(V, LOW)]
+    assert member.engine_says(Event(kind=EventKind.LINK_UP, peer=LOW)) == []
+    assert member.say(m.Probe(V, 3)) == [m.ProbeReply(V, 3)]
+
+
+def test_faults(member: Bench) -> None:
+    member.infos[7] = OpInfo("mine", (), False, X)
+    mismatch = Event(kind=EventKind.MISMATCH, token=7, peer=LOW, desc=3)
+    assert member.engine_says(mismatch) == [
+        m.OpFault(V, "mismatch", m.OpRef(*X), 1, LOW, "mine", "op of description 3")
+    ]
+    assert member.engine_says(Event(kind=EventKind.OVERDUE, token=8)) == [], "ended meanwhile"
+    member.peer.fault(member.now, 7, "cancelled")
+    assert member.sent() == [m.OpFault(V, "cancelled", m.OpRef(*X), 1, b"", "mine", "")]
+    with pytest.raises(ValueError, match="no such kind"):
+        member.peer.fault(member.now, 7, "bored")
+
+
+def test_what_awaits_an_answer_is_sent_again_after_a_reconnect(member: Bench) -> None:
+    member.infos[7] = OpInfo("mine", (), False, X)
+    first = member.engine_says(down(LOW, Cause.EOF), Event(kind=EventKind.OVERDUE, token=7)) + member.say(hold(1))
+    member.peer.leave(member.now)
+    first += member.sent()
+    member.peer.on_connected(member.now)
+    again = member.sent()
+    assert isinstance(again[0], m.Heartbeat) and again[1:] == first
+    assert [type(x) for x in first] == [m.Suspect, m.OpFault, m.Held, m.Leave]
+    assert m.Leave(V, "closed by the user") in member.tick_until(member.now + 0.6), "and repeated"
+
+
+def test_counters_reach_the_heartbeat(member: Bench) -> None:
+    done = Event(kind=EventKind.OP, token=1, status=Status.OK, sent_bytes=10, received_bytes=20)
+    failed = Event(kind=EventKind.OP, token=2, status=Status.EPEER, sent_bytes=1)
+    assert member.peer.on_engine(member.now, [done, failed]) == [done, failed]
+    member.sent()
+    assert m.Heartbeat(V, 0, 1, 1, 31) in member.tick_until(member.now + 1.1)
+
+
+# -- the end ------------------------------------------------------------------------------------------------------
+
+
+def test_evicted(member: Bench) -> None:
+    member.say(m.Evicted(V, "its lease ran out"))
+    assert member.state is s.State.FENCED and ("fail_all", Status.EEVICTED) in member.engine.calls
+    assert isinstance(member.peer.error, errors.Evicted) and member.peer.error.epoch == 1
+    assert member.peer.advance(member.now) is None and member.peer.deadline is None
+    assert member.say(epoch(2, change=1)) == [] and member.state is s.State.FENCED
+
+
+def test_an_epoch_without_this_peer(member: Bench) -> None:
+    member.say(epoch(2, boundary=1, peers=(LOW, HIGH)))
+    assert isinstance(member.peer.error, errors.Evicted)
+
+
+def test_the_coordinator_is_silent(member: Bench) -> None:
+    beats = member.tick_until(member.now + 59.0)
+    assert len(beats) >= 55 and member.state is s.State.MEMBER
+    member.tick_until(member.now + 2.0)
+    assert isinstance(member.peer.error, errors.CoordinatorLost)
+    assert ("fail_all", Status.ELOST) in member.engine.calls
+
+
+def test_a_peer_that_slept_blames_nobody(member: Bench) -> None:
+    member.now += 500.0
+    member.peer.on_tick(member.now)
+    assert member.state is s.State.MEMBER
+    member.say(m.Ack(V, 0))
+    member.tick_until(member.now + 59.0)
+    assert member.state is s.State.MEMBER
+
+
+def test_leaving(member: Bench) -> None:
+    member.peer.leave(member.now)
+    assert m.Leave(V, "closed by the user") in member.sent()
+    member.say(m.Goodbye(V))
+    assert member.state is s.State.CLOSED and ("fail_all", Status.ECLOSED) in member.engine.calls
+
+
+def test_closing_before_anything(bench: Bench) -> None:
+    bench.peer.close(bench.now)
+    assert bench.state is s.State.CLOSED and isinstance(bench.peer.error, errors.Closed)
+    bench.peer.start(bench.now)
+    assert bench.sent() == []
