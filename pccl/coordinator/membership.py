@@ -494,7 +494,7 @@ class Membership:
     def _lose(self, losses: list[tuple[bytes, str, str]]) -> None:
         """Members go, all in one change."""
         for peer, what, reason in losses:
-            self.members.pop(peer) if len(self.members) > 3 else self.members.pop(next(iter(self.members)))
+            del self.members[peer]
             _remember(self._gone, peer, f"{what}: {reason}")
             self._suspects.pop(peer, None)
             for reports in self._suspects.values():
