@@ -223,6 +223,18 @@ class Communicator:
         self._runtime.check_pid()
         return self._runtime.control.boundary
 
+    @property
+    def entered(self) -> int:
+        """The boundary at which this peer entered the run; equal to `boundary` until its first `advance()`."""
+        self._runtime.check_pid()
+        members = self._runtime.view().members
+        return next((member.since for member in members if member.id == self.peer_id), 0)
+
+    @property
+    def op_timeout(self) -> float:
+        """Default deadline of an op, in seconds."""
+        return self._runtime.settings.op_timeout
+
     def stats(self) -> dict[str, Any]:
         """Counters since the communicator was made, and "links": one dict per peer. Never blocks."""
         self._runtime.check()

@@ -1,0 +1,73 @@
+"""A cluster in one process: a real coordinator, real engines, real sockets; one thread per peer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import pccl
+from pccl.coordinator.server import Coordinator
+
+SECRET = "a secret of tests"
+JOIN_S = 60.0
+
+
+class Cluster:
+    """Runs a function on n peers at once; everything is closed at the end of the test."""
+
+    secret = SECRET
+
+    def __init__(self) -> None:
+        self._coordinators: list[Coordinator] = []
+
+    def coordinator(self, min_peers: int, **options: Any) -> Coordinator:
+        """A coordinator that lives until the end of the test."""
+        coordinator = Coordinator(min_peers=min_peers, secret=SECRET, **options)
+        coordinator.start()
+        self._coordinators.append(coordinator)
+        return coordinator
+
+    def connect(self, coordinator: Coordinator, **options: Any) -> pccl.Communicator:
+        """One more peer."""
+        settings = {"secret": SECRET, "listen": "127.0.0.1:0", "timeout": 20.0, "op_timeout": 20.0} | options
+        return pccl.connect(coordinator.address, **settings)
+
+    def __call__(self, n: int, body: Callable[[pccl.Communicator], Any], **options: Any) -> list[Any]:
+        """Results of `body(comm)` in the order of the first ranks. Raises what the first failing peer raised."""
+        coordinator = self.coordinator(n)
+        outcomes: list[tuple[int, Any]] = []
+        errors: list[BaseException] = []
+
+        def peer() -> None:
+            try:
+                with self.connect(coordinator, **options) as comm:
+                    rank = comm.rank
+                    outcomes.append((rank, body(comm)))
+            except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
+                errors.append(error)
+
+        threads = [threading.Thread(target=peer, daemon=True) for _ in range(n)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(JOIN_S)
+        if errors:
+            raise errors[0]
+        assert not any(thread.is_alive() for thread in threads), "a peer hangs"
+        return [outcome for _, outcome in sorted(outcomes, key=lambda pair: pair[0])]
+
+    def close(self) -> None:
+        """Ends the coordinators."""
+        for coordinator in self._coordinators:
+            coordinator.close()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """See Cluster."""
+    made = Cluster()
+    yield made
+    made.close()
