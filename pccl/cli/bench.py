@@ -135,8 +135,8 @@ def show_table(rows: Sequence[Row]) -> None:
     from rich.table import Table
 
     table = Table(title="all-reduce, median of the slowest peer")
-    for heading in ("peers", "size", "dtype", "in flight", "pccl ms", "gloo ms", "pccl/gloo", "pccl op/s"):
-        table.add_column(heading, justify="left" if heading == "dtype" else "right")
+    for heading in ("peers", "size", "dtype", "at once", "pccl ms", "gloo ms", "ratio", "pccl op/s"):
+        table.add_column(heading, justify="left" if heading == "dtype" else "right", no_wrap=True)
     for row in rows:
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
         place = " in place" if row["in_place"] else ""

@@ -64,6 +64,7 @@ class Launch:
         self.steps = steps
         self.grace_s = grace_s
         self.fleet = Fleet(prefixed_sink(colour_wanted()))
+        self.count = 0  # peers from the start; those with higher indices are joiners
         self.next_index = 0
         self.exit_code = 0
         self.signalled = False
@@ -72,6 +73,7 @@ class Launch:
 
     def run(self, count: int) -> int:
         """The exit code: of the first peer that failed and was not killed by us."""
+        self.count = count
         try:
             self.fleet.catch_signals(FORWARDED)
             for _ in range(count):
@@ -83,6 +85,8 @@ class Launch:
                 self.on_deadlines(time.monotonic())
                 if self.steps and not self.ending:
                     self.on_boundary(run_boundary(self.coordinator))
+                if self.only_joiners and not self.ending and run_is_empty(self.coordinator):
+                    self.on_late_joiners()
         finally:
             self.fleet.close()
         if self.steps and self.exit_code == 0 and not self.signalled:
@@ -94,6 +98,11 @@ class Launch:
     def ending(self) -> bool:
         return self.term_at is not None or self.kill_at is not None
 
+    @property
+    def only_joiners(self) -> bool:
+        """All peers from the start have ended."""
+        return bool(self.fleet.living) and all(process.index >= self.count for process in self.fleet.living)
+
     def start_peer(self) -> None:
         index = self.next_index
         self.next_index += 1
@@ -104,7 +113,7 @@ class Launch:
         deadlines = [at for at in (self.term_at, self.kill_at) if at is not None]
         if deadlines:
             return max(0.0, min(deadlines) - time.monotonic())
-        return POLL_S if self.steps else None
+        return POLL_S if self.steps or self.only_joiners else None
 
     def on_end(self, process: Process) -> None:
         if process.exit_code == 0 or process.killed_by_us:
@@ -142,6 +151,14 @@ class Launch:
         for process in self.fleet.living:
             process.signal(signal.SIGKILL)
 
+    def on_late_joiners(self) -> None:
+        """Nobody is left in the run: those that still wait to join it would wait in vain."""
+        for process in self.fleet.living:
+            say(f"peer {process.index} came too late: the run is over")
+            process.killed_by_us = True
+            process.signal(signal.SIGTERM)
+        self.kill_at = time.monotonic() + TERM_S
+
     def on_boundary(self, boundary: int) -> None:
         for kind, step in self.steps.due(boundary):
             if kind == "join":
@@ -159,6 +176,12 @@ def run_boundary(coordinator: Coordinator) -> int:
     """The furthest boundary that a member of the run has reported."""
     groups = coordinator.status().groups
     return max((member.boundary for group in groups for member in group.members), default=0)
+
+
+def run_is_empty(coordinator: Coordinator) -> bool:
+    """It has begun, and all its members have left or are lost."""
+    groups = coordinator.status().groups
+    return any(group.epoch for group in groups) and not any(group.members for group in groups)
 
 
 def describe_end(process: Process) -> str:

@@ -183,3 +183,50 @@ def test_what_a_peer_leaves_behind_goes_with_it(tmp_path: Path) -> None:
         assert pipe.read() == b""
     code, _, err = finish(process)
     assert code == 0, err
+
+
+LOOP = """
+import sys
+import numpy as np
+import pccl
+
+with pccl.connect() as comm:
+    x = np.empty(1000, np.float32)
+    sizes = []
+    while comm.boundary < int(sys.argv[1]):
+        x[:] = 1
+        result = comm.all_reduce(x, op="sum")
+        assert x[0] == x[-1] == result.world_size
+        if not sizes or sizes[-1] != result.world_size:
+            sizes.append(result.world_size)
+            print("world", result.world_size)
+        if result.world_size >= int(sys.argv[2]):
+            break
+        comm.advance()
+    print("end")
+"""
+
+
+def worlds(out: str, index: int) -> list[int]:
+    """The sizes of the world that a peer saw, in order."""
+    return [int(line.split()[2]) for line in out.splitlines() if line.startswith(f"[{index}] world")]
+
+
+def test_a_run_survives_the_peer_that_kill_at_takes(tmp_path: Path) -> None:
+    code, out, err = finish(launch(tmp_path, LOOP, "-n", "3", "--kill-at", "200", arguments=("2000", "9")))
+    assert code == 0, err
+    assert "peer 2" in err
+    assert "--kill-at 200" in err
+    for index in (0, 1):
+        assert worlds(out, index)[-2:] == [3, 2]
+        assert f"[{index}] end" in out
+    assert "[2] end" not in out
+
+
+def test_a_run_takes_in_the_peer_that_join_at_starts(tmp_path: Path) -> None:
+    """The loop goes on until all three are in: no boundary is high enough to be out of reach by luck."""
+    process = launch(tmp_path, LOOP, "-n", "2", "--join-at", "100", arguments=("10000000", "3"))
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert "peer 2 joins at boundary" in err
+    assert [worlds(out, index) for index in range(3)] == [[2, 3], [2, 3], [3]]
