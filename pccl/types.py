@@ -16,7 +16,7 @@ ADDRESS_BYTES_MAX = 79
 
 
 class Status(IntEnum):
-    """pccl_err. CANCELLED exists in verdicts only: the engine passes a verdict's status on as it is."""
+    """pccl_err."""
 
     OK = 0
     EINVAL = 1

@@ -228,7 +228,7 @@ def test_garbage_changes_nothing(fleet: Fleet) -> None:
     a, b = fleet.joined(2)
     for garbage in (b"\0" * 10_000, b"GET / HTTP/1.1\r\n\r\n", b"\xff\0\0\0\0\0\0\0\1\x7f\3\1CURVE" + b"\0" * 100, b""):
         with socket.create_connection(("127.0.0.1", fleet.coordinator.port), LONG) as stranger:
-            with suppress(ConnectionError):
+            with suppress(OSError):  # closed by the other side at any point
                 stranger.sendall(garbage)
                 stranger.shutdown(socket.SHUT_WR)
                 while stranger.recv(4096):
