@@ -11,7 +11,8 @@ same knowledge on every peer, because a collective gives the same result to all 
 5. vote       all_gather of one byte. Only if every survivor holds everything is anything written to the user's tensors.
 
 If a peer is lost on the way, the survivors finish the round without a commit and begin another; what was received and
-verified is kept. Replacing step 4 (`_plan`, `_Transfer`) is enough to move less than whole entries.
+verified is kept if the same content is chosen again. Replacing step 4 (`plan_pieces`, `_Transfer`) is enough to move
+less than whole entries.
 """
 
 from __future__ import annotations
@@ -466,7 +467,8 @@ class _Sync:
         self.timeout = timeout
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.nonce = b""
-        self.staged: dict[int, _Staged] = {}
+        self.staged: dict[int, _Staged] = {}  # received and verified, of the content `chosen`
+        self.chosen = b""
         self.sent_bytes = 0
         self.received_bytes = 0
 
@@ -495,6 +497,9 @@ class _Sync:
 
     def _round(self, chosen: bytes, content_of: Mapping[bytes, bytes], number: int) -> tuple[str, ...] | None:
         """Steps 4 and 5. Names of the entries written here, or None if the round must be repeated."""
+        if chosen != self.chosen:
+            self.chosen = chosen
+            self.staged.clear()
         catalog = self._catalog(number)
         holders = [rank for rank, peer in enumerate(catalog.peers) if content_of[peer] == chosen]
         outdated = [rank for rank, peer in enumerate(catalog.peers) if content_of[peer] != chosen]
@@ -549,7 +554,7 @@ class _Sync:
     # -- step 4 --
 
     def _catalog(self, number: int) -> _Catalog:
-        """Exchanges the digests of all entries; of those received in an earlier round, the received ones'."""
+        """Exchanges the digests of all entries; of those received in an earlier round, what was received."""
         rows = bytearray()
         for index, entry in enumerate(self.local.entries):
             staged = self.staged.get(index)
