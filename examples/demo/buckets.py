@@ -30,7 +30,6 @@ class GradientBuckets:
 
     def __init__(self, model: nn.Module, count: int) -> None:
         parameters = list(reversed(list(model.parameters())))
-        self.bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
         self._buckets = [self._fill(f"grads{number}", group) for number, group in enumerate(_split(parameters, count))]
         self._works: list[pccl.Work] = []
         self._submit: Submit | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from types import TracebackType
 
 from rich.columns import Columns
@@ -73,10 +74,15 @@ class Dashboard:
             ("validation loss", f"{validations[-1]:.3f}" if validations else "-"),
             ("peers", str(step.peers)),
             ("epoch", str(step.epoch)),
-            ("reduced", f"{step.mb_per_s:.0f} MB/s"),
+            ("all-reduce", f"{self._recent_rate():.0f} MB/s"),
             ("retries", str(self._story.retries)),
             ("seconds", f"{self._story.now:.0f}"),
         ]
+
+    def _recent_rate(self) -> float:
+        """Median of the last steps: in one step alone it depends on who shares the processor."""
+        recent = [step.mb_per_s for _, step in sorted(self._story.steps.items())[-PLAIN_EVERY:]]
+        return statistics.median(recent)
 
     def _peers(self) -> Table:
         table = Table.grid(padding=(0, 2))

@@ -22,9 +22,8 @@ def plot(story: Story, path: Path) -> None:
     figure, (top, bottom) = pyplot.subplots(
         2, 1, figsize=(10, 6), sharex=True, height_ratios=[4, 1], layout="constrained", dpi=130
     )
-    figure.suptitle(
-        "A small GPT trained by peers that come and go: state equal on all of them, bit for bit", fontsize=12
-    )
+    outcome = "state equal on all of them, bit for bit" if story.equal else "their states differ!"
+    figure.suptitle(f"A small GPT trained by peers that come and go: {outcome}", fontsize=12)
     _draw_losses(top, story)
     _draw_peers(bottom, story)
     for event in story.events:
@@ -63,8 +62,8 @@ def _mark(top: Axes, bottom: Axes, event: Event) -> None:
     label = event.text.replace(": ", ":\n", 1)
     height = 0.62 if event.kind == "kill" else 0.45
     place = (event.step, height)
-    top.annotate(label, place, (6, 0), xycoords=top.get_xaxis_transform(), textcoords="offset points", color=color,
-                 fontsize=8, va="top")  # fmt: skip
+    text = top.annotate(label, place, (6, 0), xycoords=top.get_xaxis_transform(), textcoords="offset points")
+    text.set(color=color, fontsize=8, va="top", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
 
 
 def _tidy(axes: Axes) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import queue
 import secrets
 import sys
@@ -122,10 +123,11 @@ def summary(story: Story, png: Path, wrong: Sequence[str]) -> dict[str, Any]:
     return {
         "loss_first": round(story.loss_first, 4),
         "loss_last": round(story.loss_last, 4),
-        "val_loss": next(reversed(story.validations().values()), None),
+        "val_loss": round(next(reversed(story.validations().values()), math.nan), 4),
         "steps": len(story.steps),
         "peers_over_time": story.peers_over_time(),
         "retries": story.retries,
+        "mb_per_s": round(story.mb_per_s),
         "kills": len(story.killed),
         "joins": len(story.joined),
         "state_digests": story.digests,
@@ -139,7 +141,7 @@ def summary(story: Story, png: Path, wrong: Sequence[str]) -> dict[str, Any]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line; by default the kill comes after 40 % of the steps, the join after 65 %."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--peers", type=int, default=4)
     parser.add_argument("--batch", type=int, default=8, help="windows per peer and step")
     parser.add_argument("--seed", type=int, default=1)

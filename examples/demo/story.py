@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,11 @@ AVERAGED = 10  # steps in the mean that stands for the last loss
 
 @dataclass
 class Step:
-    """One training step, as the first peer that reported it saw it; retries are the most that any peer saw."""
+    """One training step, as the first peer that reported it saw it.
+
+    Two are gathered from all peers: retries are the most that any saw; mb_per_s is the rate of the last bucket's
+    all-reduce for the peer that called it last, which is the one that had to wait for nobody.
+    """
 
     loss: float
     peers: int
@@ -61,6 +66,11 @@ class Story:
     def retries(self) -> int:
         """All-reduces that had to start again, counted once for the whole group."""
         return sum(step.retries for step in self.steps.values())
+
+    @property
+    def mb_per_s(self) -> float:
+        """The median over the steps."""
+        return statistics.median(step.mb_per_s for step in self.steps.values()) if self.steps else math.nan
 
     @property
     def equal(self) -> bool:
@@ -117,6 +127,7 @@ class Story:
                 text = f"{known.retries} of the step's all-reduces started again, among the {known.peers} survivors"
                 self.tell("retry", text, number)
         known.retries = max(known.retries, record["retries"])
+        known.mb_per_s = max(known.mb_per_s, record["mb_per_s"])
 
     def _on_sync(self, name: str, record: Record) -> None:
         if record["new"] and record["step"] > 0:
@@ -128,8 +139,8 @@ class Story:
 
     def _on_kill_me(self, name: str, record: Record) -> None:
         self.killed.append(name)
-        submitted = f"{record['submitted']} of {record['buckets']} gradient buckets"
-        self.tell("kill", f"SIGKILL to {name} amid its all-reduces: it had submitted {submitted}", record["step"])
+        submitted = f"{record['submitted']} of {record['buckets']} gradient buckets submitted"
+        self.tell("kill", f"SIGKILL to {name} amid its all-reduces: {submitted}", record["step"])
 
     def _on_done(self, name: str, record: Record) -> None:
         self.digests[name] = record["digest"]

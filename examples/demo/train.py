@@ -2,9 +2,10 @@
 
 What it does with pccl, once per step:
 
-1. A one-element all-reduce, the *roster*. Its result names the peers that took part, and that list is the same on all
-   of them: it says whose share of the step's windows is whose. The value reduced says whether anybody wants a sync.
-2. `sync_state()` when anybody does: newcomers always do; all do every few steps, to prove that they still agree.
+1. `sync_state()`: a newcomer receives model, optimizer and place in the data; for all others it proves, step by step,
+   that they still agree to the last bit.
+2. `barrier()`, the *roster*: its result names the peers that took part, and that list is the same on all of them, so it
+   can say whose share of the step's windows is whose.
 3. Forward, backward, and an asynchronous all-reduce per gradient bucket while the backward pass is still running.
 4. The optimizer's step: the same gradients and the same state on all peers, so the same new state.
 5. `advance()`: the only point where newcomers enter.
@@ -50,7 +51,6 @@ class Settings:
     buckets: int
     seed: int
     learning_rate: float
-    sync_every: int
     evaluate_every: int
     start_with: int
     die_at: int | None
@@ -126,34 +126,31 @@ class Peer:
         self.trainer = trainer
         self.settings = trainer.settings
         self.new = True  # until the first sync
-        self.first_submit = 0.0
 
     def run(self) -> None:
         """Trains until all steps are done."""
         while True:
-            place, peers = self.agree()
+            self.sync()
             if self.trainer.step >= self.settings.steps:
                 return
+            place, peers = self.call_the_roll()
             if self.trainer.step > 0 or peers >= self.settings.start_with:
                 self.train_step(place, peers)
             self.comm.advance()
 
-    def agree(self) -> tuple[int, int]:
-        """Agrees on who takes part in this step, and synchronises the state if anybody asks for it."""
-        due = self.trainer.step % self.settings.sync_every == 0
-        ask = torch.tensor([int(self.new or due)], dtype=torch.int32)
-        roster = self.comm.all_reduce(ask, op="max", tag="roster")
-        if int(ask[0]):
-            self.sync()
-        return roster.peers.index(self.comm.peer_id), roster.world_size
-
     def sync(self) -> None:
-        """Makes the state equal on all peers: the majority's wins."""
+        """Makes the state equal on all peers. A newcomer's own does not count."""
         begun = time.monotonic()
-        report = self.comm.sync_state(self.trainer.state(), strategy="majority")
+        report = self.comm.sync_state(self.trainer.state())
         seconds = time.monotonic() - begun
-        say("sync", step=self.trainer.step, new=self.new, bytes=report.received_bytes, seconds=seconds)
+        if self.new or report.received_bytes:
+            say("sync", step=self.trainer.step, new=self.new, bytes=report.received_bytes, seconds=seconds)
         self.new = False
+
+    def call_the_roll(self) -> tuple[int, int]:
+        """(place of this peer, number of peers) in a list that all of them have alike."""
+        roster = self.comm.barrier()
+        return roster.peers.index(self.comm.peer_id), roster.world_size
 
     def train_step(self, place: int, peers: int) -> None:
         """One step of data-parallel training."""
@@ -163,18 +160,18 @@ class Peer:
         loss = loss_of(trainer.model, trainer.windows(place, peers))
         loss.backward()
         results = trainer.buckets.finish()
-        rate = trainer.buckets.bytes / (time.monotonic() - self.first_submit) / 1e6
+        mb_per_s = results[-1].tensor.nbytes / results[-1].duration_s / 1e6
         trainer.update(peers)
         mean_loss = loss.detach().reshape(1)
         results.append(self.comm.all_reduce(mean_loss, op="avg", tag="loss"))
-        outcome = {
+        outcome: dict[str, float] = {
             "peers": min(result.world_size for result in results),
             "epoch": max(result.epoch for result in results),
             "retries": sum(result.retries for result in results),
         }
         validation = self.evaluate(step, place, peers)
-        seconds = time.monotonic() - begun
-        say("step", step=step, loss=float(mean_loss), validation=validation, seconds=seconds, mb_per_s=rate, **outcome)
+        outcome["seconds"] = time.monotonic() - begun
+        say("step", step=step, loss=float(mean_loss), validation=validation, mb_per_s=mb_per_s, **outcome)
 
     def evaluate(self, step: int, place: int, peers: int) -> float | None:
         """Validation loss every few steps and after the last one; each peer works on its share."""
@@ -186,8 +183,6 @@ class Peer:
 
     def submit(self, tag: str, gradients: Tensor) -> pccl.Work:
         """Begins the all-reduce of a bucket."""
-        if tag == "grads0":
-            self.first_submit = time.monotonic()
         if self.trainer.step == self.settings.die_at and tag == f"grads{len(self.trainer.buckets) - 1}":
             await_execution(self.trainer.step, len(self.trainer.buckets))
         return self.comm.all_reduce(gradients, op="avg", tag=tag, async_op=True)
@@ -208,12 +203,11 @@ def say(kind: str, **fields: Any) -> None:
 def parse() -> Settings:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"steps": 240, "batch": 8, "layers": 6, "width": 128, "context": 128, "buckets": 4, "seed": 1}
+    sizes = {"steps": 200, "batch": 8, "layers": 6, "width": 128, "context": 128, "buckets": 4, "seed": 1}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--start-with", type=int, default=1, help="peers to wait for before the first step")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--sync-every", type=int, default=25, help="steps between proofs that all states are equal")
     parser.add_argument("--evaluate-every", type=int, default=10)
     parser.add_argument("--die-at", type=int, help="step in which this peer asks to be killed")
     parser.add_argument("--standby", action="store_true", help="connect only when a line arrives on standard input")
