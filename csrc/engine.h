@@ -72,7 +72,7 @@ struct pccl_engine {
     struct command *commands_first, *commands_last;
     pccl_event *events;        /* ring */
     uint32_t event_head, event_count, event_cap;
-    int event_fd;
+    int event_fd, event_signalled;
     pccl_stats stats_shared;
     pccl_link_stats *links_shared;
     uint32_t links_shared_count, links_shared_cap;
@@ -102,7 +102,8 @@ void engine_fail_all(pccl_engine *e, pccl_err status);
 
 /* events.c */
 void engine_emit(pccl_engine *e, const pccl_event *event);
-/* Makes the counters visible to other threads. */
+/* Makes the turn visible to other threads: counters, and the event descriptor. Comes after sending, so that what a peer
+ * waits for has left before its own program is woken. */
 void engine_publish(pccl_engine *e);
 
 /* commands.c: carries out what other threads asked for */

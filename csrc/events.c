@@ -26,13 +26,18 @@ void engine_emit(pccl_engine *e, const pccl_event *event)
     if (e->event_count == e->event_cap)
         grow_events(e);
     e->events[(e->event_head + e->event_count++) % e->event_cap] = *event;
-    int first = e->event_count == 1;
     pthread_mutex_unlock(&e->lock);
-    if (first) {
-        uint64_t one = 1;
-        ssize_t n = write(e->event_fd, &one, sizeof one);
-        ASSERT(n == (ssize_t)sizeof one);
-    }
+}
+
+/* Under the lock, so that a reader that has just emptied the ring cannot be left with a descriptor that says otherwise. */
+static void signal_events(pccl_engine *e)
+{
+    if (!e->event_count || e->event_signalled)
+        return;
+    uint64_t one = 1;
+    ssize_t n = write(e->event_fd, &one, sizeof one);
+    ASSERT(n == (ssize_t)sizeof one);
+    e->event_signalled = 1;
 }
 
 int pccl_engine_events(pccl_engine *engine, pccl_event *events, int cap)
@@ -45,10 +50,11 @@ int pccl_engine_events(pccl_engine *engine, pccl_event *events, int cap)
         e->event_head = (e->event_head + 1) % e->event_cap;
         e->event_count--;
     }
-    if (!e->event_count) {
+    if (!e->event_count && e->event_signalled) {
         uint64_t drained;
         ssize_t n = read(e->event_fd, &drained, sizeof drained);
-        (void)n; /* EAGAIN: it was clear already */
+        ASSERT(n == (ssize_t)sizeof drained);
+        e->event_signalled = 0;
     }
     pthread_mutex_unlock(&e->lock);
     return count;
@@ -88,6 +94,7 @@ void engine_publish(pccl_engine *e)
     e->stats.pool_bytes = e->pool.held_bytes;
     count_links(e);
     pthread_mutex_lock(&e->lock);
+    signal_events(e);
     e->stats_shared = e->stats;
     if (with_links) {
         publish_links(e);

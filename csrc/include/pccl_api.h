@@ -22,7 +22,8 @@ typedef enum {
     PCCL_ETIMEOUT = 10,    /* the op's deadline passed */
     PCCL_ECLOSED = 11,     /* the engine or the communicator was closed */
     PCCL_EEVICTED = 12,    /* the coordinator removed this very peer */
-    PCCL_ELOST = 13        /* the coordinator could not be reached any more */
+    PCCL_ELOST = 13,       /* the coordinator could not be reached any more */
+    PCCL_ECANCELLED = 14   /* a peer took its call back */
 } pccl_err;
 
 typedef enum {

@@ -1,0 +1,183 @@
+/* engine_bench.c - the engine alone, without Python: all-reduces between processes on loopback.
+ *
+ *     engine_bench PEERS BYTES ITERATIONS [--in-place] [--ring|--mesh] [--streams N] [--congestion cubic] [--in-flight K]
+ * Every process is one peer; rank 0 prints the median and the best time of an op. Tells where the time of `pccl bench` goes. */
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "include/pccl.h"
+
+enum { PEERS_MAX = 16 };
+
+struct options {
+    uint32_t peers, iterations, streams, in_flight;
+    uint64_t bytes;
+    int in_place, algorithm;
+    const char *congestion;
+};
+
+static pccl_peer_id id_of(uint32_t rank)
+{
+    pccl_peer_id id;
+    memset(id.bytes, (int)rank + 1, sizeof id.bytes);
+    return id;
+}
+
+static void die(const char *what)
+{
+    fprintf(stderr, "engine_bench: %s: %s\n", what, pccl_last_error());
+    exit(1);
+}
+
+static pccl_engine *open_engine(const struct options *o, uint32_t rank)
+{
+    pccl_engine *engine;
+    pccl_config config = {.size = sizeof config, .self = id_of(rank), .transport = "tcp", .listen = "127.0.0.1:0"};
+    snprintf(config.congestion, sizeof config.congestion, "%s", o->congestion);
+    if (pccl_engine_new(&config, &engine) != PCCL_OK || pccl_engine_start(engine) != PCCL_OK)
+        die("engine");
+    return engine;
+}
+
+static void configure(const struct options *o, pccl_engine *engine, uint32_t rank, const int *ports)
+{
+    pccl_member members[PEERS_MAX];
+    for (uint32_t i = 0; i < o->peers; i++) {
+        members[i] = (pccl_member){.id = id_of(i), .dial = rank < i};
+        snprintf(members[i].address, sizeof members[i].address, "127.0.0.1:%d", ports[i]);
+    }
+    pccl_epoch epoch = {
+        .size = sizeof epoch, .epoch = 1, .member_count = o->peers, .members = members, .streams = o->streams,
+        .segment_bytes = 256 << 10, .mesh_bytes_max = 1 << 20,
+    };
+    if (pccl_engine_configure(engine, &epoch) != PCCL_OK)
+        die("configure");
+}
+
+static uint32_t take_ended(pccl_engine *engine)
+{
+    struct pollfd fd = {.fd = pccl_engine_event_fd(engine), .events = POLLIN};
+    pccl_event events[64];
+    uint32_t ended = 0;
+    poll(&fd, 1, -1);
+    int count = pccl_engine_events(engine, events, 64);
+    for (int i = 0; i < count; i++) {
+        if (events[i].kind != PCCL_EVENT_OP)
+            continue;
+        if (events[i].status != PCCL_OK)
+            die(pccl_err_name(events[i].status));
+        ended++;
+    }
+    return ended;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void run_peer(const struct options *o, uint32_t rank, int port_in, int port_out)
+{
+    int ports[PEERS_MAX];
+    pccl_engine *engine = open_engine(o, rank);
+    int port = pccl_engine_port(engine);
+    if (write(port_out, &port, sizeof port) != sizeof port || read(port_in, ports, sizeof ports) != sizeof ports)
+        die("ports");
+    configure(o, engine, rank, ports);
+    char **in = calloc(o->in_flight, sizeof *in), **out = calloc(o->in_flight, sizeof *out);
+    for (uint32_t k = 0; k < o->in_flight; k++) {
+        in[k] = malloc(o->bytes + 1);
+        out[k] = o->in_place ? in[k] : malloc(o->bytes + 1);
+        memset(in[k], 0, o->bytes);
+        memset(out[k], 0, o->bytes);
+    }
+    uint64_t *times = calloc(o->iterations, sizeof *times);
+    uint32_t seq = 0;
+    for (uint32_t i = 0; i < o->iterations; i++) {
+        uint64_t begin = pccl_now_ns();
+        for (uint32_t k = 0; k < o->in_flight; k++) {
+            pccl_op_request r = {
+                .size = sizeof r, .kind = PCCL_ALL_REDUCE, .dtype = PCCL_FLOAT32, .algorithm = (uint8_t)o->algorithm,
+                .name = {.seq = seq++}, .count = o->bytes / 4, .in = in[k], .out = out[k], .token = seq,
+            };
+            if (pccl_engine_submit(engine, &r) != PCCL_OK)
+                die("submit");
+        }
+        for (uint32_t ended = 0; ended < o->in_flight;)
+            ended += take_ended(engine);
+        times[i] = pccl_now_ns() - begin;
+    }
+    qsort(times, o->iterations, sizeof *times, by_value);
+    if (rank == 0) {
+        double median = (double)times[o->iterations / 2] / 1e6;
+        printf("peers %u bytes %llu in_flight %u: median %.3f ms, best %.3f ms, %.0f ops/s\n", o->peers,
+               (unsigned long long)o->bytes, o->in_flight, median, (double)times[0] / 1e6, o->in_flight / median * 1e3);
+        struct rusage used;
+        getrusage(RUSAGE_SELF, &used);
+        printf("CPU per op: user %.3f ms, system %.3f ms\n",
+               ((double)used.ru_utime.tv_sec * 1e3 + (double)used.ru_utime.tv_usec / 1e3) / seq,
+               ((double)used.ru_stime.tv_sec * 1e3 + (double)used.ru_stime.tv_usec / 1e3) / seq);
+        pccl_stats stats;
+        pccl_engine_stats(engine, &stats);
+        printf("streams %u resent %llu stale %llu pool %llu\n", stats.streams, (unsigned long long)stats.frames_resent,
+               (unsigned long long)stats.frames_stale, (unsigned long long)stats.pool_bytes);
+    }
+    fflush(stdout);
+    pccl_engine_close(engine);
+    while (!pccl_engine_closed(engine))
+        poll(NULL, 0, 1);
+    _exit(0);
+}
+
+static struct options parse(int argc, char **argv)
+{
+    if (argc < 4) {
+        fprintf(stderr, "usage: engine_bench PEERS BYTES ITERATIONS [options]\n");
+        exit(2);
+    }
+    struct options o = {.peers = (uint32_t)atoi(argv[1]), .bytes = strtoull(argv[2], NULL, 0),
+                        .iterations = (uint32_t)atoi(argv[3]), .streams = 1, .in_flight = 1, .congestion = ""};
+    for (int i = 4; i < argc; i++) {
+        const char *next = i + 1 < argc ? argv[i + 1] : "";
+        if (strcmp(argv[i], "--in-place") == 0)
+            o.in_place = 1;
+        else if (strcmp(argv[i], "--ring") == 0)
+            o.algorithm = PCCL_ALGORITHM_RING;
+        else if (strcmp(argv[i], "--mesh") == 0)
+            o.algorithm = PCCL_ALGORITHM_MESH;
+        else if (strcmp(argv[i], "--streams") == 0)
+            o.streams = (uint32_t)atoi(next);
+        else if (strcmp(argv[i], "--in-flight") == 0)
+            o.in_flight = (uint32_t)atoi(next);
+        else if (strcmp(argv[i], "--congestion") == 0)
+            o.congestion = next;
+    }
+    return o;
+}
+
+int main(int argc, char **argv)
+{
+    struct options o = parse(argc, argv);
+    int up[PEERS_MAX][2], down[PEERS_MAX][2], ports[PEERS_MAX] = {0}, status, failed = 0;
+    for (uint32_t i = 0; i < o.peers; i++) {
+        if (pipe(up[i]) || pipe(down[i]))
+            die("pipe");
+        if (fork() == 0)
+            run_peer(&o, i, down[i][0], up[i][1]);
+    }
+    for (uint32_t i = 0; i < o.peers; i++)
+        if (read(up[i][0], &ports[i], sizeof ports[i]) != sizeof ports[i])
+            die("a peer died");
+    for (uint32_t i = 0; i < o.peers; i++)
+        if (write(down[i][1], ports, sizeof ports) != sizeof ports)
+            die("pipe");
+    while (wait(&status) > 0)
+        failed |= status != 0;
+    return failed;
+}
