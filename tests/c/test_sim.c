@@ -276,6 +276,23 @@ TEST(a_cut_holds_bytes_until_it_is_healed)
     finish();
 }
 
+TEST(a_cut_that_ends_in_time_delays_nothing)
+{
+    begin(1);
+    struct stream *x, *y;
+    connect_pair(&x, &y);
+    CHECK_EQ_INT(write_some(x, "x", 1), 1);
+    uint64_t due_ns = pccl_sim_next(sim);
+    set_path(0, 1, (pccl_sim_path){.delay_ns = 10 * MS, .cut = 1});
+    go_by(9 * MS);
+    set_path(0, 1, (pccl_sim_path){.delay_ns = 10 * MS});
+    CHECK_EQ_INT(pccl_sim_next(sim), due_ns);
+    go_to(due_ns);
+    CHECK_EQ_INT(read_some(y, buffer, 8), 1);
+    close_pair(x, y);
+    finish();
+}
+
 TEST(a_dial_into_a_cut_times_out)
 {
     for (int direction = 0; direction < 2; direction++) {
