@@ -263,7 +263,7 @@ import numpy as np
 import pccl
 from pccl import state
 
-state._PIECE_BYTES = 1 << 20
+state._PIECE_BYTES = 1 << 20  # as in the parent: both ends must cut alike
 comm = pccl.connect(sys.argv[1], secret=sys.argv[2], listen="127.0.0.1:0", op_timeout=30)
 while comm.world_size < 3:
     comm.barrier()
@@ -284,8 +284,11 @@ comm.sync_state(ours, strategy="send")
 """
 
 
-def test_the_death_of_the_only_source_leaves_everything_whole(cluster: Any, tmp_path: Path) -> None:
+def test_the_death_of_the_only_source_leaves_everything_whole(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The survivors begin another round and agree on what they hold themselves; nothing of the dead source is left."""
+    monkeypatch.setattr(state, "_PIECE_BYTES", 1 << 20)
     coordinator = cluster.coordinator(2)
     command = [sys.executable, "-c", CHILD, coordinator.address, cluster.secret]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as child:
