@@ -221,8 +221,8 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     trainer = Trainer(settings)
     say("ready", pid=os.getpid(), parameters=sum(parameter.numel() for parameter in trainer.model.parameters()))
-    if settings.standby:
-        sys.stdin.readline()
+    if settings.standby and not sys.stdin.readline():
+        sys.exit("standard input was closed: nobody needs this peer")
     with pccl.connect(op_timeout=TIMEOUT) as comm:
         say("joined", epoch=comm.epoch, boundary=comm.boundary)
         Peer(comm, trainer).run()

@@ -55,7 +55,8 @@ def test_elastic_survives_a_kill_and_a_join(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_short_demo(tmp_path: Path) -> None:
-    output = run(tmp_path, sys.executable, EXAMPLES / "demo" / "run.py", "--steps", "24", "--out", tmp_path)
+    options = ["--steps", "24", "--batch", "4", "--out", tmp_path]
+    output = run(tmp_path, sys.executable, EXAMPLES / "demo" / "run.py", *options)
     verdict = json.loads(output.splitlines()[-1])
     assert verdict["failures"] == []
     assert verdict["steps"] == 24
