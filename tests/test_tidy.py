@@ -25,9 +25,7 @@ PYTHON_FUNCTION_LINES_MAX = 45
 
 # Call -> where it may still stand.
 BANNED_C_CALLS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("strcpy", "strcat", "sprintf", "vsprintf", "strncpy", "gets", "atoi", "strtok", "rand", "alloca"), ()
-    ),
+    **dict.fromkeys(("strcpy", "strcat", "sprintf", "vsprintf", "strncpy", "gets", "strtok", "rand", "alloca"), ()),
     **dict.fromkeys(
         ("malloc", "calloc", "realloc", "free", "aligned_alloc", "posix_memalign"),
         ("csrc/mem.c", "transports/", "tests/c/"),
@@ -35,6 +33,7 @@ BANNED_C_CALLS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("sleep", "usleep", "nanosleep"), ()),
     **dict.fromkeys(("printf", "puts"), ("tests/c/",)),
     "pthread_create": ("csrc/engine_thread.c", "tests/c/"),
+    "atoi": ("transports/tcp.c",),  # of at most five digits that were checked
     "getenv": (),
 }
 

@@ -22,6 +22,7 @@ from pccl.cli._fleet import Fleet, Process, prefixed_sink
 
 if TYPE_CHECKING:
     from pccl.coordinator.server import Coordinator
+    from pccl.messages import Status
 
 POLL_S = 0.01  # how often the run's boundary is looked at while a --kill-at or --join-at waits for it
 TERM_S = 5.0  # from SIGTERM to SIGKILL
@@ -65,6 +66,7 @@ class Launch:
         self.grace_s = grace_s
         self.fleet = Fleet(prefixed_sink(colour_wanted()))
         self.count = 0  # peers from the start; those with higher indices are joiners
+        self.complete = False  # all of them were members at once
         self.next_index = 0
         self.exit_code = 0
         self.signalled = False
@@ -84,8 +86,8 @@ class Launch:
                 self.on_signals()
                 self.on_deadlines(time.monotonic())
                 if self.steps and not self.ending:
-                    self.on_boundary(run_boundary(self.coordinator))
-                if self.only_joiners and not self.ending and run_is_empty(self.coordinator):
+                    self.on_progress(self.coordinator.status())
+                if self.only_joiners and not self.ending and run_is_empty(self.coordinator.status()):
                     self.on_late_joiners()
         finally:
             self.fleet.close()
@@ -159,6 +161,12 @@ class Launch:
             process.signal(signal.SIGTERM)
         self.kill_at = time.monotonic() + TERM_S
 
+    def on_progress(self, status: Status) -> None:
+        """Steps count once all peers from the start are in: a kill is to hit the run that was asked for."""
+        self.complete = self.complete or member_count(status) >= self.count
+        if self.complete:
+            self.on_boundary(run_boundary(status))
+
     def on_boundary(self, boundary: int) -> None:
         for kind, step in self.steps.due(boundary):
             if kind == "join":
@@ -172,16 +180,18 @@ class Launch:
                 victim.signal(signal.SIGKILL)
 
 
-def run_boundary(coordinator: Coordinator) -> int:
+def run_boundary(status: Status) -> int:
     """The furthest boundary that a member of the run has reported."""
-    groups = coordinator.status().groups
-    return max((member.boundary for group in groups for member in group.members), default=0)
+    return max((member.boundary for group in status.groups for member in group.members), default=0)
 
 
-def run_is_empty(coordinator: Coordinator) -> bool:
+def member_count(status: Status) -> int:
+    return sum(len(group.members) for group in status.groups)
+
+
+def run_is_empty(status: Status) -> bool:
     """It has begun, and all its members have left or are lost."""
-    groups = coordinator.status().groups
-    return any(group.epoch for group in groups) and not any(group.members for group in groups)
+    return any(group.epoch for group in status.groups) and not member_count(status)
 
 
 def describe_end(process: Process) -> str:
