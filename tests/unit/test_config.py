@@ -1,0 +1,76 @@
+"""Settings: arguments first, then the environment, then defaults; wrong ones are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pccl.config import endpoint_of, settings_from
+from pccl.errors import ArgumentError
+
+
+@pytest.mark.parametrize(
+    ("address", "endpoint"),
+    [
+        ("host", "tcp://host:29400"),
+        ("host:5", "tcp://host:5"),
+        ("tcp://host:5", "tcp://host:5"),
+        ("10.0.0.1", "tcp://10.0.0.1:29400"),
+        ("[::1]:5", "tcp://[::1]:5"),
+        ("[::1]", "tcp://[::1]:29400"),
+        ("::1", "tcp://[::1]:29400"),
+        ("tcp://[fe80::1]:29500", "tcp://[fe80::1]:29500"),
+    ],
+)
+def test_endpoints(address: str, endpoint: str) -> None:
+    assert endpoint_of(address) == endpoint
+
+
+@pytest.mark.parametrize(
+    "address", ["", "tcp://", "udp://host:5", "host:", "host:x", "host:0", "host:65536", ":5", "[::1"]
+)
+def test_bad_endpoints(address: str) -> None:
+    with pytest.raises(ArgumentError):
+        endpoint_of(address)
+
+
+def test_the_environment_fills_what_is_not_said() -> None:
+    env = {
+        "PCCL_COORDINATOR": "there:7",
+        "PCCL_RUN": "llama",
+        "PCCL_SECRET": "s",
+        "PCCL_GROUP": "3",
+        "PCCL_LISTEN": "127.0.0.1:0",
+        "PCCL_ADVERTISE": "a:1, b:2",
+    }
+    found = settings_from(environ=env)
+    assert (found.coordinator, found.run, found.secret, found.group) == ("tcp://there:7", "llama", "s", 3)
+    assert (found.listen, found.advertise) == (("127.0.0.1:0",), ("a:1", "b:2"))
+    said = settings_from("here:8", run="r", secret=b"t", group=0, listen="0.0.0.0:9", advertise=["c:3"], environ=env)
+    assert (said.coordinator, said.run, said.secret, said.group) == ("tcp://here:8", "r", b"t", 0)
+    assert (said.listen, said.advertise) == (("0.0.0.0:9",), ("c:3",))
+
+
+def test_defaults() -> None:
+    found = settings_from("host", environ={})
+    assert (found.run, found.secret, found.group, found.too_few) == ("default", "", 0, "wait")
+    assert found.listen == ("[::]:0", "0.0.0.0:0")
+    assert found.advertise == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"address": None}, "PCCL_COORDINATOR"),
+        ({"too_few": "panic"}, "too_few"),
+        ({"timeout": 0}, "timeout"),
+        ({"op_timeout": float("nan")}, "op_timeout"),
+        ({"group": -1}, "group"),
+        ({"listen": "nowhere"}, "listen"),
+        ({"environ": {"PCCL_GROUP": "x"}}, "PCCL_GROUP"),
+    ],
+)
+def test_what_is_wrong_is_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        settings_from(**({"address": "host", "environ": {}} | changes))

@@ -1,0 +1,162 @@
+"""The binding: numbers agree with the header, errors are typed, one engine lives and dies in order. No network of
+others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pccl import _native, types
+from pccl.errors import ArgumentError, Closed, PcclError
+from pccl.types import EpochConfig, MemberConfig, OpName, Status
+
+HEADER = Path(__file__).resolve().parents[2] / "csrc" / "include" / "pccl_api.h"
+ME = bytes(range(16))
+
+
+def config(**changes: object) -> _native.EngineConfig:
+    settings: dict[str, object] = {"peer_id": ME, "run": bytes(16), "key": bytes(32), "listen": "127.0.0.1:0"}
+    return _native.EngineConfig(**(settings | changes))  # type: ignore[arg-type]
+
+
+def close(engine: _native.Engine) -> None:
+    engine.close()
+    while not engine.closed:
+        pass
+    engine.free()
+
+
+@pytest.mark.parametrize(
+    ("enum", "prefix"), [(types.Status, "PCCL_"), (types.EventKind, "PCCL_EVENT_"), (types.Cause, "PCCL_CAUSE_")]
+)
+def test_numbers_are_those_of_the_header(enum: type, prefix: str) -> None:
+    numbers = {name: int(number) for name, number in re.findall(r"\b(PCCL_\w+) = (\d+)", HEADER.read_text())}
+    for member in enum:
+        if member.name != "ECANCELLED":  # exists in verdicts only
+            assert numbers[prefix + member.name] == member, member
+
+
+def test_facts() -> None:
+    assert _native.kernels() in ("avx512", "avx2", "neon", "scalar")
+    assert _native.wire_version() == 1
+    assert _native.crc32c(b"123456789") == 0xE3069283
+    assert _native.crc32c(b"6789", _native.crc32c(b"12345")) == 0xE3069283
+    assert _native.hmac_sha256(b"key", b"data") == hmac.new(b"key", b"data", hashlib.sha256).digest()
+    assert len({_native.err_name(status) for status in Status}) >= 14
+    assert _native.describe_op(0)
+    first = _native.now_ns()
+    assert first <= _native.now_ns()
+
+
+def test_reduce() -> None:
+    a, b = np.arange(5, dtype=np.float32), np.full(5, 2, np.float32)
+    out = np.empty(5, np.float32)
+    _native.reduce(out, [a, b], dtype=1, redop=_native.RedOp.AVG, count=5, divisor=2)
+    assert out.tolist() == [1.0, 1.5, 2.0, 2.5, 3.0]
+    with pytest.raises(ArgumentError):
+        _native.reduce(out, [a, b], dtype=6, redop=_native.RedOp.AVG, count=5, divisor=2)
+    with pytest.raises(ArgumentError):
+        _native.reduce(out, [a, b], dtype=1, redop=_native.RedOp.SUM, count=5, isa="abacus")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"peer_id": b"short"},
+        {"key": b"short"},
+        {"listen": "x" * 64},
+        {"listen": "nonsense"},
+        {"transport": "carrier pigeon"},
+    ],
+)
+def test_a_bad_configuration_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(PcclError):
+        _native.Engine(config(**changes))
+
+
+def test_one_peer_alone() -> None:
+    """Life, an epoch, an op, a freeze with its report, the end: every command of the API on one engine."""
+    engine = _native.Engine(config())
+    assert engine.port > 0 and engine.event_fd > 0
+    engine.start()
+    with pytest.raises(ArgumentError):
+        engine.free()
+    me = MemberConfig(id=ME, since=0, dial=False, address="")
+    engine.prepare([me], 1)
+    data = np.arange(4, dtype=np.int64)
+    address, _hold = _native.pin(data)
+    request = _native.OpRequest(7, _native.Kind.ALL_REDUCE, 7, 0, 0, False, 0, 4, address, address)
+    request.name = OpName(0, 0, 0)
+    engine.submit(request)
+    engine.freeze(1)
+    wait_for(engine, types.EventKind.FROZEN)
+    states, lanes = engine.frozen()
+    assert [(state.name, state.token) for state in states] == [(OpName(0, 0, 0), 7)]
+    assert lanes == {0: 1}
+    engine.configure(EpochConfig(1, 0, 1, [me], [], 1, 65536, 1 << 20))
+    event = wait_for(engine, types.EventKind.OP)
+    assert (event.token, event.status, event.member_count) == (7, Status.OK, 1)
+    assert data.tolist() == [0, 1, 2, 3]
+    assert engine.stats().ops_committed == 1
+    assert engine.links() == []
+    engine.kill_stream(bytes(16))
+    engine.advance(1)
+    close(engine)
+    engine.close()
+    engine.free()
+    assert engine.events() == []
+    for call in (engine.stats, engine.links, lambda: engine.submit(request), lambda: engine.advance(2)):
+        with pytest.raises(Closed):
+            call()
+
+
+def wait_for(engine: _native.Engine, kind: int) -> types.Event:
+    """The next event of a kind; waits on the descriptor, as the control thread does."""
+    import select
+
+    poller = select.poll()
+    poller.register(engine.event_fd, select.POLLIN)
+    while poller.poll(5000):
+        for event in engine.events():
+            if event.kind == kind:
+                return event
+    raise AssertionError(f"no event {kind} came")
+
+
+@pytest.mark.parametrize("how", ["abandon", "fail_all", "close"])
+def test_ops_that_cannot_run_end_once(how: str) -> None:
+    engine = _native.Engine(config())
+    engine.start()
+    request = _native.OpRequest(9, _native.Kind.BARRIER, 0, 0, 0, False, 0, 0, 0, 0)
+    engine.submit(request)
+    if how == "abandon":
+        engine.abandon(9, Status.ELOST)
+    elif how == "fail_all":
+        engine.fail_all(Status.ELOST)
+    else:
+        engine.close()
+    event = wait_for(engine, types.EventKind.OP)
+    assert (event.token, event.status) == (9, Status.ECLOSED if how == "close" else Status.ELOST)
+    close(engine)
+
+
+def test_a_simulated_engine() -> None:
+    sim = _native.Sim(5)
+    engine = _native.Engine(config(transport="sim", listen="sim:1", sim=sim))
+    assert engine.closed
+    sim.set_path(1, 2, _native.SimPath(delay_ns=1000, cut=True))
+    assert engine.step(0) >= 0
+    assert sim.advance(10) == 0
+    assert sim.next() == 2**64 - 1
+    assert not sim.reset(1, 2)
+    sim.crash(2)
+    assert sim.digest() == sim.digest()
+    close(engine)
+    sim.free()
+    sim.free()
