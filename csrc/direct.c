@@ -133,6 +133,8 @@ static pccl_err start_with_peer(struct op *op, uint32_t peer)
 static pccl_err start(struct op *op)
 {
     copy_own(op);
+    if (arrivals_prepare(op, op->n, row_segments(op)) != PCCL_OK)
+        return PCCL_ENOMEM;
     for (uint32_t k = 1; k < op->n; k++) {
         pccl_err err = start_with_peer(op, (op->rank + k) % op->n);
         if (err != PCCL_OK)
@@ -149,7 +151,7 @@ static pccl_err place(struct op *op, uint32_t from, const struct frame *frame, u
     uint64_t left = row_bytes(op) > frame->offset ? row_bytes(op) - frame->offset : 0;
     uint64_t expected = left < segment_bytes ? left : segment_bytes;
     if (!receives_row(op, from) || frame->step != 0 || frame->offset % segment_bytes != 0 ||
-        frame->payload_bytes != expected)
+        frame->payload_bytes != expected || !arrival_is_new(op, from, frame->offset / segment_bytes))
         return PCCL_EPROTO;
     *target_p = out_row(op, from) + frame->offset;
     return PCCL_OK;
@@ -157,8 +159,9 @@ static pccl_err place(struct op *op, uint32_t from, const struct frame *frame, u
 
 static void arrived(struct op *op, uint32_t from, const struct frame *frame, const uint8_t *payload)
 {
-    (void)from;
     uint32_t next = (op->rank + 1) % op->n;
+    if (!arrival_take(op, from, frame->offset / ((uint64_t)op->segment_elements * op->element_bytes)))
+        return;
     if (is_chain(op) && !is_root(op, next))
         push(op, next, payload - frame->offset, frame->offset, frame->payload_bytes, &frame->payload_crc);
     if (op->u.direct.left && --op->u.direct.left == 0)

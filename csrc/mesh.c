@@ -83,7 +83,8 @@ static void send_contributions(struct op *op, uint32_t to)
 static pccl_err start(struct op *op)
 {
     struct mesh_state *m = &op->u.mesh;
-    if (take_slots(op) != PCCL_OK || backup_prepare(op) != PCCL_OK)
+    if (take_slots(op) != PCCL_OK || backup_prepare(op) != PCCL_OK ||
+        arrivals_prepare(op, 2 * op->n, span_segments_max(op)) != PCCL_OK)
         return PCCL_ENOMEM;
     for (uint32_t i = 0; i < op->n; i++)
         if (i != op->rank && reserve_flow(op, i) != PCCL_OK)
@@ -102,6 +103,11 @@ static pccl_err start(struct op *op)
     return PCCL_OK;
 }
 
+static uint32_t arrival_group(const struct op *op, uint32_t from, const struct frame *frame)
+{
+    return frame->step * op->n + from;
+}
+
 static pccl_err place(struct op *op, uint32_t from, const struct frame *frame, uint8_t **target_p)
 {
     const struct mesh_state *m = &op->u.mesh;
@@ -109,7 +115,8 @@ static pccl_err place(struct op *op, uint32_t from, const struct frame *frame, u
     int result = frame->step == STEP_RESULT && sends_result(op);
     if (frame->step != STEP_CONTRIBUTION && !result)
         return PCCL_EPROTO;
-    if (span_locate(op, result ? from : op->rank, frame->offset, frame->payload_bytes, &segment) != PCCL_OK)
+    if (span_locate(op, result ? from : op->rank, frame->offset, frame->payload_bytes, &segment) != PCCL_OK ||
+        !arrival_is_new(op, arrival_group(op, from, frame), segment))
         return PCCL_EPROTO;
     if (result) {
         backup_segment(op, from, segment);
@@ -165,12 +172,9 @@ static void slide_window(struct op *op)
             link_notify(op->peers[i], op, FRAME_GRANT, room);
 }
 
-static void on_contribution(struct op *op, uint32_t from, const struct frame *frame, const uint8_t *payload)
+static void on_contribution(struct op *op, uint32_t from, uint32_t segment, const uint8_t *payload)
 {
     struct mesh_state *m = &op->u.mesh;
-    uint32_t segment;
-    if (span_locate(op, op->rank, frame->offset, frame->payload_bytes, &segment) != PCCL_OK)
-        return;
     uint32_t *arrived = &m->arrived[segment];
     if (m->order && *arrived < op->n - 1)
         m->order[(size_t)segment * op->n + 1 + *arrived] = (uint8_t)from;
@@ -190,8 +194,12 @@ static void on_contribution(struct op *op, uint32_t from, const struct frame *fr
 static void arrived(struct op *op, uint32_t from, const struct frame *frame, const uint8_t *payload)
 {
     struct mesh_state *m = &op->u.mesh;
+    uint32_t segment, span = frame->step == STEP_RESULT ? from : op->rank;
+    if (span_locate(op, span, frame->offset, frame->payload_bytes, &segment) != PCCL_OK ||
+        !arrival_take(op, arrival_group(op, from, frame), segment))
+        return;
     if (frame->step == STEP_CONTRIBUTION)
-        on_contribution(op, from, frame, payload);
+        on_contribution(op, from, segment, payload);
     else if (m->left && --m->left == 0)
         op_finished(op);
 }

@@ -135,9 +135,11 @@ static void attempt_drop(struct op *op)
         mem_free(op->u.mesh.order);
     }
     memset(&op->u, 0, sizeof op->u);
+    mem_free(op->arrivals);
     mem_free(op->peers);
     mem_free(op->flows);
     mem_free(op->fins);
+    op->arrivals = NULL;
     op->peers = NULL;
     op->flows = NULL;
     op->fins = NULL;

@@ -66,6 +66,8 @@ struct op {
     uint32_t fin_count;
     uint32_t element_bytes;
     uint32_t segment_elements;
+    uint8_t *arrivals;         /* per segment that is to arrive: 1 = taken; NULL under PCCL_DEFECT_NO_DEDUPE */
+    uint32_t arrivals_per_group;
     union {
         struct ring_state ring;
         struct mesh_state mesh;
@@ -123,6 +125,13 @@ pccl_err backup_prepare(struct op *op);
 void backup_segment(struct op *op, uint32_t span, uint32_t segment);
 void backup_restore(struct op *op);
 void backup_drop(struct op *op);
+/* Each segment is taken once: a peer that sends one again under a new number is refused. A group is a step, a source, ... */
+pccl_err arrivals_prepare(struct op *op, uint32_t groups, uint64_t segments_per_group);
+int arrival_is_new(const struct op *op, uint32_t group, uint64_t segment);
+/* 1 the first time. */
+int arrival_take(struct op *op, uint32_t group, uint64_t segment);
+/* At least the number of segments of any span. */
+uint64_t span_segments_max(const struct op *op);
 void op_push(struct op *op, uint32_t to, const struct segment *segment);
 
 #endif

@@ -48,6 +48,36 @@ pccl_err span_locate(const struct op *op, uint32_t span, uint64_t offset, uint32
     return PCCL_OK;
 }
 
+uint64_t span_segments_max(const struct op *op)
+{
+    return (op->request.count / op->n + op->segment_elements) / op->segment_elements;
+}
+
+/* -- arrivals -------------------------------------------------------------------------------------------------- */
+
+pccl_err arrivals_prepare(struct op *op, uint32_t groups, uint64_t segments_per_group)
+{
+    if (engine_defect(op->engine, PCCL_DEFECT_NO_DEDUPE))
+        return PCCL_OK;
+    op->arrivals_per_group = (uint32_t)segments_per_group;
+    op->arrivals = mem_alloc(groups * segments_per_group);
+    return op->arrivals ? PCCL_OK : PCCL_ENOMEM;
+}
+
+int arrival_is_new(const struct op *op, uint32_t group, uint64_t segment)
+{
+    return !op->arrivals || !op->arrivals[(uint64_t)group * op->arrivals_per_group + segment];
+}
+
+int arrival_take(struct op *op, uint32_t group, uint64_t segment)
+{
+    if (!arrival_is_new(op, group, segment))
+        return 0;
+    if (op->arrivals)
+        op->arrivals[(uint64_t)group * op->arrivals_per_group + segment] = 1;
+    return 1;
+}
+
 /* -- backup ---------------------------------------------------------------------------------------------------- */
 
 pccl_err backup_prepare(struct op *op)

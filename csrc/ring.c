@@ -57,7 +57,8 @@ static pccl_err start(struct op *op)
     struct flow *f = &op->flows[next_rank(op)];
     f->cap = to_send ? to_send : 1;
     f->segments = mem_alloc(f->cap * sizeof *f->segments);
-    if (!f->segments || backup_prepare(op) != PCCL_OK)
+    if (!f->segments || backup_prepare(op) != PCCL_OK ||
+        arrivals_prepare(op, steps, span_segments_max(op)) != PCCL_OK)
         return PCCL_ENOMEM;
     if (r->left)
         link_notify(op->peers[prev_rank(op)], op, FRAME_GRANT, UINT32_MAX);
@@ -75,23 +76,24 @@ static pccl_err place(struct op *op, uint32_t from, const struct frame *frame, u
     if (from != prev_rank(op) || frame->step >= 2 * hops)
         return PCCL_EPROTO;
     uint32_t span = received_span(op, frame->step);
-    if (span_locate(op, span, frame->offset, frame->payload_bytes, &segment) != PCCL_OK)
+    if (span_locate(op, span, frame->offset, frame->payload_bytes, &segment) != PCCL_OK ||
+        !arrival_is_new(op, frame->step, segment))
         return PCCL_EPROTO;
     if (frame->step < hops) {
         *target_p = NULL;
         return PCCL_OK;
     }
+    /* A result contains what this peer folded before; only its own first span it never folds. */
+    if (frame->step > hops && op->arrivals && arrival_is_new(op, frame->step - hops - 1, segment))
+        return PCCL_EPROTO;
     backup_segment(op, span, segment);
     *target_p = (uint8_t *)op->request.out + frame->offset;
     return PCCL_OK;
 }
 
 /* Folds a partial sum with the own input, into the output. */
-static void fold(struct op *op, const struct frame *frame, const uint8_t *payload, int last)
+static void fold(struct op *op, const struct frame *frame, uint32_t segment, const uint8_t *payload, int last)
 {
-    uint32_t segment;
-    pccl_err err = span_locate(op, received_span(op, frame->step), frame->offset, frame->payload_bytes, &segment);
-    ASSERT(err == PCCL_OK);
     backup_segment(op, received_span(op, frame->step), segment);
     pccl_redop redop = (pccl_redop)op->request.redop;
     if (redop == PCCL_AVG && !last)
@@ -105,10 +107,13 @@ static void arrived(struct op *op, uint32_t from, const struct frame *frame, con
 {
     (void)from;
     struct ring_state *r = &op->u.ring;
-    uint32_t hops = op->n - 1;
+    uint32_t segment, hops = op->n - 1;
     struct extent x = {frame->offset, frame->payload_bytes};
+    if (span_locate(op, received_span(op, frame->step), frame->offset, frame->payload_bytes, &segment) != PCCL_OK ||
+        !arrival_take(op, frame->step, segment))
+        return;
     if (frame->step < hops)
-        fold(op, frame, payload, frame->step + 1u == hops);
+        fold(op, frame, segment, payload, frame->step + 1u == hops);
     if (frame->step + 1u < 2 * hops)
         push(op, frame->step + 1u, x, op->request.out, frame->step < hops ? NULL : &frame->payload_crc);
     if (r->left && --r->left == 0)
