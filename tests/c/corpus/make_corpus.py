@@ -1,0 +1,142 @@
+"""make_corpus.py - writes the seed inputs of fuzz_wire.c and fuzz_engine.c into the directories beside this file.
+
+The engine's inputs are programs in the byte code of fuzz_engine.c's command(): they carry ops through to their commit,
+through changes of epoch, lost streams and spoiled handshakes, so that mutation starts from deep states.
+
+    python tests/c/corpus/make_corpus.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SEGMENT_BYTES = 64
+RAW, SUBMIT, TIME, CLOSE, DIAL, ANSWER, CHANGE, GIVE_UP = 6, 7, 9, 10, 11, 12, 13, 14
+DATA, GRANT, FIN, ACK, PING, PONG, VOID = range(1, 8)
+# (name, algorithm, element bytes, count) in the order of shapes[] in fuzz_engine.c
+SHAPES = [
+    ("all_reduce", "ring", 4, 100),
+    ("all_reduce", "mesh", 4, 100),
+    ("all_reduce", "mesh", 4, 400),
+    ("all_reduce", "mesh", 2, 77),
+    ("reduce_scatter", "mesh", 4, 90),
+    ("all_gather", "mesh", 1, 300),
+    ("broadcast", "ring", 4, 70),
+    ("broadcast", "mesh", 4, 70),
+    ("all_to_all", "mesh", 4, 40),
+    ("send_recv", "mesh", 4, 50),
+    ("barrier", "mesh", 1, 0),
+    ("all_reduce", "ring", 4, 2),
+]
+
+
+def order_of(choice: int) -> list[int]:
+    """Nodes by rank in the epoch that this choice byte configures."""
+    nodes = [(i + (choice >> 4 & 3)) % 3 for i in range(3)]
+    return [node for node in nodes if node == 0 or choice & 1 << node]
+
+
+def span_segments(count: int, n: int, span: int, size: int) -> int:
+    """How many segments a span has."""
+    elements = count * (span + 1) // n - count * span // n
+    return -(-elements * size // SEGMENT_BYTES)
+
+
+def frame(shape: int, kind: int, side: int, step: int = 0, segment: int = 0, flags: int = 0) -> bytes:
+    """The command for one frame from a side (0: node 1, 1: node 2, unless streams came and went)."""
+    return bytes([0, side << 5 | shape, kind | flags, step << 4 | segment])
+
+
+def row_sources(name: str, algorithm: str, order: list[int]) -> list[int]:
+    """Who sends the engine a row in an exchange."""
+    if name in ("all_gather", "all_to_all"):
+        return [node for node in order if node]
+    if name == "broadcast" and algorithm == "ring":
+        return [order[order.index(0) - 1]]
+    return [1] if name in ("broadcast", "send_recv") else []
+
+
+def segments(shape: int, order: list[int]) -> list[tuple[int, int, int]]:
+    """(node, step, segment) of everything that the engine is to receive for the op."""
+    name, algorithm, size, count = SHAPES[shape]
+    n, rank = len(order), order.index(0)
+    if name == "all_reduce" and algorithm == "ring":
+        hops, node = n - 1, order[rank - 1]
+        spans = [(rank - s - 1) % n if s < hops else (rank - (s - hops)) % n for s in range(2 * hops)]
+        return [(node, s, i) for s, span in enumerate(spans) for i in range(span_segments(count, n, span, size))]
+    if name in ("all_reduce", "reduce_scatter"):
+        own = span_segments(count, n, rank, size)
+        out = [(node, 0, i) for node in order if node for i in range(own)]
+        if name == "all_reduce":
+            out += [(node, 1, i) for r, node in enumerate(order) if node
+                    for i in range(span_segments(count, n, r, size))]  # fmt: skip
+        return out
+    return [(node, 0, i) for node in row_sources(name, algorithm, order) for i in range(-(-count * size // SEGMENT_BYTES))]
+
+
+def op_frames(shape: int, choice: int) -> list[bytes]:
+    """All frames that bring the op to its commit."""
+    order = order_of(choice)
+    partners = [1] if SHAPES[shape][0] == "send_recv" else [node for node in order if node]
+    grants = [frame(shape, GRANT, node - 1) for node in partners]
+    fins = [frame(shape, FIN, node - 1) for node in partners]
+    return grants + [frame(shape, DATA, node - 1, step, i) for node, step, i in segments(shape, order)] + fins
+
+
+def engine_inputs() -> list[bytes]:
+    """The programs."""
+    out: list[bytes] = []
+    for choice in (2, 6, 0x16, 0x26, 0x86):
+        for shape in range(len(SHAPES)):
+            head, frames = bytes([choice]), op_frames(shape, choice)
+            half = len(frames) // 2
+            call = bytes([SUBMIT, shape])
+            out.append(head + call + b"".join(frames))
+            if choice != 6:
+                continue
+            out.append(head + b"".join(frames) + call)  # parked first
+            out.append(head + call + b"".join(frames + frames))  # everything again with new numbers
+            out.append(head + call + b"".join(frames[:half]) + bytes([CHANGE, 0x80 | choice]) + b"".join(frames))
+            out.append(head + call + b"".join(frames[:half]) + bytes([CHANGE, 0x82]) + b"".join(op_frames(shape, 2)))
+            out.append(head + call + b"".join(frames[:half]) + bytes([CHANGE, 0x87, 0, 1, 2]) + call)
+            out.append(head + call + bytes([CHANGE, choice]) + call + b"".join(frames))
+            out.append(head + call + b"".join(frames[:half]) + bytes([CLOSE, 0, DIAL]) + b"".join(frames[half:]))
+            out.append(head + call + b"".join(frames[:half]) + bytes([GIVE_UP, half % 16]) + b"".join(frames[half:]))
+            out.append(head + call + bytes([TIME, 13, TIME, 13]) + b"".join(frames))
+    for kind in range(DATA, VOID + 1):
+        for flags in (8, 16, 32, 64, 128, 0xF0):
+            out.append(bytes([6, SUBMIT, 1]) + frame(1, kind, 0, 0, 0, flags) + bytes(range(20)))
+    for start in (0, 1):
+        for how in (0x00, 0x40, 0x80):
+            out.append(bytes([6 | start, DIAL | how, 3, 5, 9, DIAL | how | 0x10, 1, 60, 1]))
+            out.append(bytes([6 | start, ANSWER | how | 0x10, 2, 5, 9, ANSWER | how, 1, 60, 1, TIME, 12]))
+        out.append(bytes([6 | start, DIAL, RAW, 0, 200]) + bytes(range(200)))
+    return out
+
+
+def wire_inputs() -> list[bytes]:
+    """Messages that decode once their checksum is made, and some that do not."""
+    desc = 1 | 2 << 12 | 100 << 19
+    out = [bytes(80), bytes([3]) + bytes(110), bytes([1]) + b"\xff" * 110]
+    for kind in range(9):
+        head = struct.pack("<IIIBBHIIQIIQQII", 0, 7, 64 if kind == 1 else 0, kind, 0, 1, 2, 3, 4, 5, 6, desc, 0, 9, 8)
+        out.append(bytes([1]) + head)
+    for stream, streams in ((0, 1), (3, 4), (4, 4)):
+        out.append(bytes([3]) + b"PCCL\1\0\1\0" + bytes(48) + struct.pack("<III", 1, stream, streams) + bytes(36))
+    return out
+
+
+def main() -> None:
+    """Writes every input under the hash of its bytes."""
+    for name, inputs in (("wire", wire_inputs()), ("engine", engine_inputs())):
+        directory = HERE / name
+        directory.mkdir(exist_ok=True)
+        for data in inputs:
+            (directory / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
