@@ -203,6 +203,7 @@ with pccl.connect() as comm:
         if result.world_size >= int(sys.argv[2]):
             break
         comm.advance()
+    comm.barrier()  # nobody leaves while another may still need it
     print("end")
 """
 
