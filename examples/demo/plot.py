@@ -22,7 +22,7 @@ def plot(story: Story, path: Path) -> None:
     figure, (top, bottom) = pyplot.subplots(
         2, 1, figsize=(10, 6), sharex=True, height_ratios=[4, 1], layout="constrained", dpi=130
     )
-    outcome = "state equal on all of them, bit for bit" if story.equal else "their states differ!"
+    outcome = "state equal on all of them, bit for bit" if story.equal else "not all of them ended with the same state"
     figure.suptitle(f"A small GPT trained by peers that come and go: {outcome}", fontsize=12)
     _draw_losses(top, story)
     _draw_peers(bottom, story)

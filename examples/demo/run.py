@@ -108,7 +108,7 @@ def verdict(story: Story) -> list[str]:
     if not story.steps:
         return [*wrong, "no step was made"]
     if not story.equal:
-        wrong.append("the surviving peers hold different states")
+        wrong.append("the surviving peers did not all report the same state")
     if not story.killed or not story.retries:
         wrong.append("no peer was killed amid an all-reduce")
     if not story.joined:
@@ -167,8 +167,8 @@ def rehearse(options: argparse.Namespace, story: Story) -> None:
             director.start()
             try:
                 director.direct(dashboard)
-            except TimeoutError as error:
-                story.fail(str(error))
+            except (TimeoutError, KeyboardInterrupt) as error:
+                story.fail(str(error) or "interrupted")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
