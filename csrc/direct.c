@@ -140,7 +140,7 @@ static pccl_err start(struct op *op)
         if (err != PCCL_OK)
             return err;
     }
-    if (!op->u.direct.left)
+    if (!op->u.direct.left && !op_awaits_receipt(op))
         op_finished(op);
     return PCCL_OK;
 }

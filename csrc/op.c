@@ -14,6 +14,11 @@ int op_is_pair(const struct op *op)
     return op->request.kind == PCCL_SEND_RECV;
 }
 
+int op_awaits_receipt(const struct op *op)
+{
+    return op_is_pair(op) && peer_id_compare(&op->request.root, &op->engine->config.self) == 0;
+}
+
 uint32_t op_rank_of(const struct op *op, const struct link *l)
 {
     for (uint32_t i = 0; i < op->n; i++)
@@ -324,7 +329,10 @@ void op_on_fin(struct op *op, uint32_t from)
         op->fins[from] = 1;
         op->fin_count++;
     }
-    try_commit(op);
+    if (op->state == OP_RUNNING && op_awaits_receipt(op))
+        op_finished(op);
+    else
+        try_commit(op);
 }
 
 /* -- trouble ------------------------------------------------------------------------------------------------------------ */

@@ -112,6 +112,8 @@ void op_on_overdue(struct op *op);
 /* Rank of the link's peer among the participants; n if it is none. */
 uint32_t op_rank_of(const struct op *op, const struct link *l);
 int op_is_pair(const struct op *op);
+/* A sender waits for nothing but the receiver's FIN: only then has it finished. */
+int op_awaits_receipt(const struct op *op);
 
 /* op_memory.c: the geometry of spans and segments, and the backup of in-place inputs */
 uint64_t span_begin(uint64_t count, uint32_t n, uint32_t index);    /* first element of a span */

@@ -85,9 +85,9 @@ def _decide(
         participants = [peer for peer in participants if peer in needs]
     unfinished = [peer for peer in participants if not reports[peer].done(name)]
     what = entries[0].what
-    gone = [peer for peer in needs if peer not in since]
-    if not unfinished and not _sent_to_nobody(entries, gone):
+    if not unfinished:
         return Status.OK, ""
+    gone = [peer for peer in needs if peer not in since]
     if gone:
         return Status.EPEER, f"{what}: it needs {_people(gone)}, which is gone"
     if fault is not None:
@@ -95,11 +95,6 @@ def _decide(
     if len(since) < min_peers:
         return Status.EFEW, f"{what}: {len(since)} peers are left, the run asks for {min_peers}"
     return None
-
-
-def _sent_to_nobody(entries: list[Pending], gone: list[bytes]) -> bool:
-    """A sender has nothing to wait for, so that it has finished says nothing of a receiver that is gone."""
-    return any(entry.pair and entry.needs[-1:] == (peer,) for entry in entries for peer in gone)
 
 
 def _fault_verdict(
