@@ -51,7 +51,7 @@ _REDOPS = {op.name.lower(): op for op in RedOp}
 _ALGORITHMS = {algorithm.name.lower(): algorithm for algorithm in Algorithm}
 _LOSS = {"retry": False, "raise": True}
 _FIRST_INTEGER = DTYPE_NAMES.index("int8")
-_CLOSE_TIMEOUT_S = 5.0
+_CLOSE_TIMEOUT_S = 2.0  # for the goodbye, and once more for the engine's thread
 
 
 def connect(

@@ -50,6 +50,7 @@ Finish = Callable[[Any, Event], Any]
 #: An op that has not ended so long after its deadline is given up without the coordinator's word.
 GRACE_S = 15.0
 _WATCH_EVERY_S = 5.0
+_NEEDS_MAX = 64  # what a Frozen message has room for
 _CLOSE_POLL_S = 0.001
 
 _live: weakref.WeakSet[Runtime] = weakref.WeakSet()
@@ -125,6 +126,7 @@ class Runtime:
         self._stop = threading.Event()
         self._closing = False
         self._close_lock = threading.Lock()
+        self._joined = False
         self.closed = False
         self.control = control_of(self)
         self._watcher = threading.Thread(
@@ -138,6 +140,7 @@ class Runtime:
         self.control.start()
         self._watcher.start()
         self.control.join(timeout)
+        self._joined = True
 
     # -- what every entry asks first --
 
@@ -190,7 +193,9 @@ class Runtime:
         request = op.request
         with self.control.lock:
             self.check()
-            self.participants()
+            peers = self.participants()
+            if request.raise_on_loss and not op.pair:  # it cannot do without anybody; whom it names already comes first
+                op.needs = (*op.needs, *(peer for peer in peers if peer not in op.needs))[:_NEEDS_MAX]
             name = self._next_name(lane, tag)
             request.name = name
             request.token = token = next(self._tokens)
@@ -339,7 +344,7 @@ class Runtime:
 
     def _leave(self, timeout: float) -> None:
         try:
-            if self.control.error is None:
+            if self._joined and self.control.error is None:
                 self.control.leave(timeout)
         except PcclError as error:
             log.debug("left without goodbye: %s", error)

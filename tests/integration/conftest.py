@@ -35,15 +35,21 @@ class Cluster:
         settings = {"secret": SECRET, "listen": "127.0.0.1:0", "timeout": 20.0, "op_timeout": 20.0} | options
         return pccl.connect(coordinator.address, **settings)
 
-    def __call__(self, n: int, body: Callable[[pccl.Communicator], Any], **options: Any) -> list[Any]:
-        """Results of `body(comm)` in the order of the first ranks. Raises what the first failing peer raised."""
-        coordinator = self.coordinator(n)
+    def __call__(
+        self, n: int, body: Callable[[pccl.Communicator], Any], *, min_peers: int | None = None, **options: Any
+    ) -> list[Any]:
+        """Results of `body(comm)` in the order of the ranks that the n peers begin with.
+
+        Raises what the first failing peer raised. `min_peers`: so few may go on without the others; default n.
+        """
+        coordinator = self.coordinator(n if min_peers is None else min_peers)
         outcomes: list[tuple[int, Any]] = []
         errors: list[BaseException] = []
 
         def peer() -> None:
             try:
                 with self.connect(coordinator, **options) as comm:
+                    gather(comm, n)
                     rank = comm.rank
                     outcomes.append((rank, body(comm)))
             except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
@@ -63,6 +69,13 @@ class Cluster:
         """Ends the coordinators."""
         for coordinator in self._coordinators:
             coordinator.close()
+
+
+def gather(comm: pccl.Communicator, n: int) -> None:
+    """Passes boundaries until n peers are there; all of them leave at the same boundary."""
+    while comm.world_size < n:
+        comm.barrier()
+        comm.advance()
 
 
 @pytest.fixture
