@@ -1,0 +1,554 @@
+"""cluster.py - real engines, real peers and the real coordinator in one thread, under one virtual clock and one seed.
+
+    cluster = Cluster(seed=7)
+    for _ in range(4):
+        cluster.add(program)
+    cluster.run()                       # until every program has ended, or 60 virtual seconds have passed
+    assert not cluster.watch.finish()   # what the checkers found
+
+The only moving parts that are not the product's are the clock, the network and the faults. Everything that happens is
+drawn from `random` or follows from it, so a seed replays; `digest` tells two runs apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from pccl import _native as native
+from pccl import messages as m
+from pccl.coordinator.membership import Effect, Membership, Record, Settings
+from pccl.coordinator.plan import Plan
+from pccl.coordinator.run import Run
+from pccl.errors import Timeout
+from pccl.peer import Peer
+from pccl.session import Identity, Session, State
+from pccl.testing.checkers import Watch
+from pccl.testing.clock import MILLISECOND, NEVER, SECOND, Clock, Future, Task, Timer, ns
+from pccl.testing.network import Connection, ControlOptions, Ends
+from pccl.testing.program import Ops, Program, SimPeer, is_over
+from pccl.types import Event, EventKind, MemberInfo
+
+RUN = "simulation"
+TRACE_KEPT = 400
+TURNS_MAX = 2_000_000
+
+
+@dataclass(slots=True)
+class Options:
+    """How a simulated run is laid out. Small segments and budgets make much happen in little data."""
+
+    min_peers: int = 1
+    lease_s: float = 1.0
+    coordinator_timeout_s: float = 8.0
+    join_timeout_s: float = 20.0
+    streams: int = 2
+    segment_bytes: int = 1024
+    mesh_bytes_max: int = 4096
+    eager_bytes: int = 16 << 10
+    silence_s: float = 1.0
+    handshake_timeout_s: float = 2.0
+    transport: str = "sim"
+    harmful: bool = False  # "faulty+sim": also corrupt bytes and reset streams
+    defects: int = 0
+    quantum_ns: int = 0  # 0: every delivery is a turn of its own
+    path: native.SimPath = field(default_factory=lambda: native.SimPath(MILLISECOND, MILLISECOND // 2))
+    control: ControlOptions = field(default_factory=ControlOptions)
+    session: type[Session] = Session
+    membership: type[Membership] = Membership
+
+
+class Node:
+    """One simulated process."""
+
+    def __init__(self, cluster: Cluster, index: int, host: str, program: Program | None) -> None:
+        self.cluster = cluster
+        self.index = index
+        self.id = hashlib.blake2b(f"{cluster.seed}:{index}".encode(), digest_size=16).digest()
+        self.alive = True
+        self.frozen = False
+        self.slow_ns = 0
+        self.not_before_ns = 0
+        self.wake_ns = 0
+        self.changes = 0
+        self.engine = native.Engine(cluster.engine_config(self.id, index))
+        self.ops = Ops(self)
+        options = cluster.options
+        identity = Identity(
+            self.id, RUN, 0, (f"sim:{index}",), host, index, 1, coordinator_timeout_s=options.coordinator_timeout_s
+        )
+        self.peer = Peer(identity, self.engine, self.ops.describe)
+        self.peer.session = options.session(identity)
+        self.ready: deque[Task] = deque()
+        self.tasks: list[Task] = []
+        self.face = SimPeer(self, Random(f"{cluster.seed}:peer:{index}"))
+        self._program = program
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._advancing: list[tuple[Future, bool]] = []
+        self._leaving: list[Future] = []
+        self._tick: Timer | None = None
+        self._configured = 0
+        ends = Ends(
+            to_peer=self._hear,
+            to_coordinator=lambda data: cluster.coordinator.hear(self.id, data),
+            peer_connected=self._connected,
+            coordinator_lost=lambda: cluster.coordinator.lost(self.id),
+        )
+        self.connection = Connection(cluster.clock, cluster.random, options.control, ends)
+        self._do(lambda: self.peer.start(cluster.clock.now))
+        cluster.clock.after(options.join_timeout_s, self._stop_joining)
+
+    def __repr__(self) -> str:
+        return f"peer {self.index}"
+
+    # -- what the world does to it ----------------------------------------------------------------------------
+
+    def crash(self) -> None:
+        """The process is gone, at once and without a word."""
+        if not self.alive:
+            return
+        self.alive = False
+        self.cluster.trace("crash", self.index)
+        self.cluster.sim.crash(self.index)
+        self.connection.close()
+
+    def freeze(self) -> None:
+        """The process stands still: SIGSTOP, a page fault storm, a suspended machine."""
+        self.frozen = True
+        self.cluster.trace("freeze", self.index)
+
+    def thaw(self) -> None:
+        """The process goes on, with everything that waits at its doors."""
+        if not self.frozen:
+            return
+        self.frozen = False
+        self.cluster.trace("thaw", self.index)
+        if self.alive:
+            inbox, self._inbox = self._inbox, deque()
+            for action in inbox:
+                action()
+            self._on_tick()
+            self.wake()
+
+    def _stop_joining(self) -> None:
+        """As a caller of connect() would."""
+        if self.peer.state is State.JOINING:
+            self.cluster.watch.excuse(self, "gave up joining")
+            self._do(lambda: self.peer.close(self.cluster.clock.now))
+
+    def _hear(self, data: bytes) -> None:
+        self._do(lambda: self._on_message(m.decode_at_peer(data)))
+
+    def _on_message(self, message: m.ToPeer) -> None:
+        if isinstance(message, m.Epoch) and message.change:
+            self.cluster.watch.thawing(self)
+        self.peer.on_message(self.cluster.clock.now, message)
+
+    def _connected(self) -> None:
+        self.cluster.coordinator.connected(self.id)
+        self._do(lambda: self.peer.on_connected(self.cluster.clock.now))
+
+    # -- its loop ---------------------------------------------------------------------------------------------
+
+    def _do(self, action: Callable[[], None]) -> None:
+        """Something for the session; a frozen process does it when it thaws."""
+        if not self.alive:
+            return
+        if self.frozen:
+            self._inbox.append(action)
+            return
+        action()
+        self.after_session()
+
+    def after_session(self) -> None:
+        """Carries on what the session has decided."""
+        self._flush()
+        if self.peer.configured != self._configured:
+            self._configured = self.peer.configured
+            self._on_view()
+        self._try_advance()
+        if is_over(self.peer.state):
+            self._on_over()
+        self._arm()
+        self.wake()
+
+    def _flush(self) -> None:
+        while self.peer.outbox:
+            message = self.peer.outbox.popleft()
+            self.cluster.trace("up", self.index, type(message).__name__)
+            self.connection.send_up(m.encode(message))
+
+    def _on_view(self) -> None:
+        view = self.peer.view()
+        session = self.peer.session
+        if view is not None and session.epoch_view(session.epoch) is not None:
+            newest = session.epoch_view(session.epoch)
+            assert newest is not None
+            self.changes += newest.from_boundary == 0
+            self.cluster.trace("epoch", self.index, session.epoch, newest.from_boundary)
+            self.cluster.watch.configured(self, newest)
+        if self._program is not None:
+            program, self._program = self._program, None
+            self.tasks.append(Task(self._main(program), self.ready))
+
+    async def _main(self, program: Program) -> None:
+        await program(self.face)
+
+    def spawn(self, program: Program) -> Task:
+        """Runs a further coroutine in this process."""
+        task = Task(self._main(program), self.ready)
+        self.tasks.append(task)
+        self.wake()
+        return task
+
+    def _on_over(self) -> None:
+        error = self.peer.error
+        for future, _ in self._advancing:
+            future.resolve(None, error)
+        self._advancing = []
+        for future in self._leaving:
+            future.resolve()
+        self._leaving = []
+
+    def _arm(self) -> None:
+        deadline = self.peer.deadline
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        if deadline is not None:
+            clock = self.cluster.clock
+            self._tick = clock.at(max(ns(deadline) + 1, clock.now_ns + 1), self._on_tick)
+
+    def _on_tick(self) -> None:
+        if self.alive and not self.frozen:
+            self._do(lambda: self.peer.on_tick(self.cluster.clock.now))
+
+    def wake(self) -> None:
+        """The engine has something to do now."""
+        self.wake_ns = 0
+
+    @property
+    def due_ns(self) -> int:
+        """When it wants its next turn."""
+        if not self.alive or self.frozen:
+            return NEVER
+        return max(self.wake_ns, self.not_before_ns)
+
+    def turn(self) -> None:
+        """One turn of the process: engine, its events, the program."""
+        now_ns = self.cluster.clock.now_ns
+        if not self.alive or self.frozen:
+            return
+        if now_ns < self.not_before_ns:
+            self.wake()
+            return
+        self.not_before_ns = now_ns + self.slow_ns
+        self.wake_ns = self.engine.step(now_ns)
+        events = self.engine.events()
+        if events:
+            self._take(events)
+        while self.ready and self.alive:
+            self.ready.popleft().step()
+            self.wake()
+
+    def _take(self, events: list[Event]) -> None:
+        for event in events:
+            self.cluster.trace("event", self.index, event.kind, event.status, event.token, event.epoch, event.cause)
+            if event.kind == EventKind.FROZEN:
+                self.cluster.watch.frozen(self)
+        for event in self.peer.on_engine(self.cluster.clock.now, events):
+            self.ops.ended(event)
+        self.after_session()
+
+    # -- what the program asks for ----------------------------------------------------------------------------
+
+    def resolve(self, future: Future) -> None:
+        """Wakes a coroutine of this process, when it runs again."""
+
+        def wake() -> None:
+            future.resolve()
+            self.wake()
+
+        if self.frozen:
+            self._inbox.append(wake)
+        elif self.alive:
+            wake()
+
+    def advance(self, timeout: float) -> Future:
+        """Passes to the next boundary, or waits for it."""
+        future = Future()
+        before = len(self.peer.outbox)
+        passed = self.peer.advance(self.cluster.clock.now)
+        self.cluster.watch.advanced(self, passed is not None, list(self.peer.outbox)[before:])
+        if passed is not None:
+            self.cluster.trace("advance", self.index, passed)
+            self.after_session()
+            future.resolve(passed)
+            return future
+        self._advancing.append((future, True))
+        self.cluster.clock.after(timeout, lambda: self._give_up(future))
+        self.after_session()
+        return future
+
+    def _try_advance(self) -> None:
+        if not self._advancing:
+            return
+        passed = self.peer.advance(self.cluster.clock.now)
+        if passed is None:
+            return
+        self.cluster.trace("advance", self.index, passed)
+        future, _ = self._advancing.pop(0)
+        future.resolve(passed)
+        self._flush()
+
+    def _give_up(self, future: Future) -> None:
+        waiting = [entry for entry in self._advancing if entry[0] is future]
+        if waiting:
+            self._advancing.remove(waiting[0])
+            reason = f"advance() did not pass boundary {self.peer.boundary}: waits for {self.peer.session.waits_for}"
+            future.resolve(None, Timeout(reason, peer=self.id, epoch=self.peer.session.epoch))
+            self.wake()
+
+    def leave(self) -> Future:
+        """Says goodbye; resolved when the coordinator has answered."""
+        future = Future()
+        self._leaving.append(future)
+        self.cluster.trace("leave", self.index)
+        self._do(lambda: self.peer.leave(self.cluster.clock.now))
+        return future
+
+
+class Coordinator:
+    """The real Run, reached over the control network. `stall_until_ns`: it is busy until then."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self.cluster = cluster
+        self.run = Run(RUN, settings, cluster.clock.now)
+        self.run.groups[0] = cluster.options.membership(0, settings)
+        self.stall_until_ns = 0
+        self.slow_ns = 0
+        self._backlog: deque[Callable[[float], list[Effect]]] = deque()
+        self._ticking = False
+        self._lost: set[bytes] = set()
+
+    @property
+    def group(self) -> Membership:
+        """The one group."""
+        return self.run.groups[0]
+
+    def hear(self, peer: bytes, data: bytes) -> None:
+        """A message has come."""
+
+        def step(now: float) -> list[Effect]:
+            effects = []
+            if peer in self._lost:
+                self._lost.discard(peer)
+                effects = self.run.reconnected(now, peer)
+            return effects + self.run.bytes_from(now, peer, data)
+
+        self._tell(step)
+
+    def lost(self, peer: bytes) -> None:
+        """A connection has closed."""
+
+        def step(now: float) -> list[Effect]:
+            self._lost.add(peer)
+            return self.run.disconnected(now, peer)
+
+        self._tell(step)
+
+    def connected(self, peer: bytes) -> None:
+        """A connection has opened: the coordinator knows who it is with the first message."""
+
+    def stall(self, seconds: float) -> None:
+        """The process does nothing for so long."""
+        self.cluster.trace("stall", seconds)
+        self.stall_until_ns = max(self.stall_until_ns, self.cluster.clock.now_ns + ns(seconds))
+
+    def _tell(self, step: Callable[[float], list[Effect]]) -> None:
+        clock = self.cluster.clock
+        due_ns = max(self.stall_until_ns, clock.now_ns + self.slow_ns)
+        if due_ns <= clock.now_ns and not self._backlog:
+            self._take(step)
+            return
+        self._backlog.append(step)
+        clock.at(due_ns, self._work_off)
+
+    def _work_off(self) -> None:
+        """A timer per entry: whichever comes first takes the oldest."""
+        if self.cluster.clock.now_ns < self.stall_until_ns:
+            self.cluster.clock.at(self.stall_until_ns, self._work_off)
+        elif self._backlog:
+            self._take(self._backlog.popleft())
+
+    def _take(self, step: Callable[[float], list[Effect]]) -> None:
+        effects = step(self.cluster.clock.now)
+        encoded: tuple[m.ToPeer | None, bytes] = (None, b"")
+        for effect in effects:
+            if isinstance(effect, Record):
+                self.cluster.trace("log", effect.what, effect.peer.hex()[:8], effect.reason)
+                self.cluster.watch.decided(effect)
+                continue
+            if effect.message is not encoded[0]:
+                encoded = (effect.message, m.encode(effect.message))
+            node = self.cluster.by_id.get(effect.peer)
+            self.cluster.trace("down", -1 if node is None else node.index, type(effect.message).__name__)
+            if node is not None:
+                node.connection.send_down(encoded[1])
+        self._arm()
+
+    def _arm(self) -> None:
+        deadline = self.run.next_deadline()
+        if self._ticking or deadline is None:
+            return
+        self._ticking = True
+        clock = self.cluster.clock
+        clock.at(max(ns(deadline) + 1, clock.now_ns + 1), self._on_time)
+
+    def _on_time(self) -> None:
+        self._ticking = False
+        self._tell(lambda now: self.run.tick(now))
+
+
+class Cluster:
+    """The whole simulated world."""
+
+    def __init__(self, seed: int, options: Options | None = None) -> None:
+        self.seed = seed
+        self.options = options if options is not None else Options()
+        self.clock = Clock()
+        self.random = Random(f"{seed}:cluster")
+        self.sim = native.Sim(seed)
+        self.nodes: list[Node] = []
+        self.by_id: dict[bytes, Node] = {}
+        self.watch = Watch(self)
+        self.log: deque[str] = deque(maxlen=TRACE_KEPT)
+        self.turns = 0
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._tokens = 0
+        self._free = False
+        self.coordinator = Coordinator(self, self._settings())
+
+    def _settings(self) -> Settings:
+        return Settings(min_peers=self.options.min_peers, lease_s=self.options.lease_s, planner=self._plan)
+
+    def _plan(self, members: Sequence[MemberInfo]) -> Plan:
+        options = self.options
+        order = tuple(member.id for member in members)
+        return Plan(options.streams, options.segment_bytes, options.mesh_bytes_max, order)
+
+    def engine_config(self, peer_id: bytes, index: int) -> native.EngineConfig:
+        """How the engine of a node is made."""
+        options = self.options
+        return native.EngineConfig(
+            peer_id=peer_id,
+            run=hashlib.blake2b(RUN.encode(), digest_size=16).digest(),
+            key=hashlib.blake2b(b"key", digest_size=32).digest(),
+            transport=options.transport,
+            listen=f"sim:{index}",
+            fault_seed=(self.seed * 1000 + index) % (1 << 63) | (options.harmful << 63),
+            eager_bytes=options.eager_bytes,
+            handshake_timeout_s=options.handshake_timeout_s,
+            silence_s=options.silence_s,
+            defects=options.defects,
+            sim=self.sim,
+        )
+
+    # -- peers ------------------------------------------------------------------------------------------------
+
+    def add(self, program: Program | None = None, host: str = "") -> Node:
+        """A new process, which asks to join at once; its program begins when it is a member."""
+        index = len(self.nodes)
+        for other in range(index):
+            self.set_path(other, index, self.options.path)
+        node = Node(self, index, host or f"host{index}", program)
+        self.nodes.append(node)
+        self.by_id[node.id] = node
+        self.trace("add", index)
+        return node
+
+    def add_later(self, seconds: float, program: Program | None = None) -> None:
+        """The same at a later time."""
+        self.clock.after(seconds, lambda: self.add(program))
+
+    @property
+    def members(self) -> list[Node]:
+        """Who is in the group as the coordinator sees it."""
+        return [self.by_id[peer] for peer in self.coordinator.group.members]
+
+    def set_path(self, a: int, b: int, path: native.SimPath, *, both: bool = True) -> None:
+        """The data network between two nodes."""
+        self.sim.set_path(a, b, path)
+        if both:
+            self.sim.set_path(b, a, path)
+
+    def next_token(self) -> int:
+        """Names an op within the simulation."""
+        self._tokens += 1
+        return self._tokens
+
+    # -- the loop ---------------------------------------------------------------------------------------------
+
+    def run(self, seconds: float = 60.0, until: Callable[[], bool] | None = None) -> bool:
+        """Runs so much virtual time at most; True once `until` holds (default: every program has ended)."""
+        end_ns = self.clock.now_ns + ns(seconds)
+        done = self.programs_ended if until is None else until
+        while True:
+            self._turn()
+            if done():
+                return True
+            next_ns = min(self.clock.next_ns, self.sim.next(), *(node.due_ns for node in self.nodes))
+            next_ns = max(next_ns, self.clock.now_ns + 1)
+            if self.options.quantum_ns:
+                next_ns = -(-next_ns // self.options.quantum_ns) * self.options.quantum_ns
+            self.turns += 1
+            if next_ns > end_ns or self.turns > TURNS_MAX:
+                self.clock.now_ns = min(end_ns, max(next_ns, self.clock.now_ns))
+                return False
+            self.clock.now_ns = next_ns
+
+    def _turn(self) -> None:
+        self.sim.advance(self.clock.now_ns)
+        self.clock.run_due()
+        for node in self.nodes:
+            node.turn()
+
+    def programs_ended(self) -> bool:
+        """Every process that can still do something has done it."""
+        return all(
+            not node.alive
+            or (not node.frozen and is_over(node.peer.state) and not node.tasks)
+            or (bool(node.tasks) and all(task.done for task in node.tasks))
+            for node in self.nodes
+        )
+
+    def trace(self, what: str, *facts: object) -> None:
+        """One line of the run's story; part of the digest."""
+        line = f"{self.clock.now_ns / SECOND:.9f} {what} {' '.join(map(str, facts))}"
+        self._digest.update(line.encode())
+        self.log.append(line)
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal runs."""
+        both = self._digest.copy()
+        both.update(self.sim.digest().to_bytes(8, "little"))
+        return both.hexdigest()
+
+    def close(self) -> None:
+        """Frees everything. The engine asserts that its pool is whole again."""
+        if self._free:
+            return
+        self._free = True
+        for node in self.nodes:
+            for task in node.tasks:
+                task.coroutine.close()
+            node.engine.close()
+            node.engine.free()
+        self.sim.free()
+
+
+__all__ = ["Cluster", "Coordinator", "Node", "Options", "State"]
