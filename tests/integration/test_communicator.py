@@ -267,6 +267,35 @@ def test_a_wait_that_times_out_leaves_the_op_in_flight(cluster: Any) -> None:
     cluster(2, body)
 
 
+def test_an_op_does_not_wait_for_ever_for_a_coordinator_that_is_gone(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pccl.runtime.GRACE_S", 0.1)
+    monkeypatch.setattr("pccl.runtime._WATCH_EVERY_S", 0.05)
+    coordinator = cluster.coordinator(2)
+    gone = threading.Barrier(2, action=coordinator.close)
+
+    def peer(outcomes: list[Any]) -> None:
+        with cluster.connect(coordinator) as comm:
+            gone.wait(10)
+            array = ones()
+            try:
+                comm.all_reduce(array, tag=comm.rank, timeout=0.2)  # nobody else calls it
+            except pccl.PcclError as error:
+                outcomes.append((error, array))
+
+    outcomes: list[Any] = []
+    threads = [threading.Thread(target=peer, args=(outcomes,), daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(outcomes) == 2
+    for error, array in outcomes:
+        assert isinstance(error, pccl.CoordinatorLost) and "no word from the coordinator" in str(error)
+        assert (array == 1).all()
+
+
 def test_cancelling(cluster: Any) -> None:
     def body(comm: pccl.Communicator) -> None:
         array = ones()
@@ -482,7 +511,7 @@ def test_control_c_interrupts_a_wait(cluster: Any, tmp_path: Path) -> None:
         assert process.stdout.readline() == "ready\n"
         sent = time.time()
         os.kill(process.pid, signal.SIGINT)
-        assert float(process.stdout.readline()) - sent < 0.1 + SOON_S * (os.getloadavg()[0] > 4)
+        assert float(process.stdout.readline()) - sent < 0.1 + SOON_S * (os.getloadavg()[0] > (os.cpu_count() or 1))
         assert process.stdout.readline() == "closed\n"
         assert process.wait(20) == 0
 
