@@ -3,14 +3,14 @@
 #   make demo     build, then watch four peers reduce while one is killed and one joins
 #   make test     build, then every test
 #
-# The rest: venv bench sim examples test-c test-py lint dist clean. Nothing is installed outside this directory.
+# The rest: venv test-c test-py sim bench lint dist clean. Nothing is installed outside this directory.
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 2000
 
-# The C tests run as they ship, then under the address and undefined-behaviour, then under the thread sanitizer.
+# The C tests run as the code ships, then under the address and undefined-behaviour, then under the thread sanitizer.
 VARIANTS ?= release asan tsan
 
 SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \
@@ -19,7 +19,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test test-c test-py examples demo bench sim lint dist clean
+.PHONY: help venv test test-c test-py demo bench sim lint dist clean
 .DELETE_ON_ERROR:
 
 help:
@@ -62,20 +62,15 @@ $(VENV)/.installed: $(VENV)/.base $(SOURCES)
 # -- tests -------------------------------------------------------------------------------------------------------
 
 test: venv
-	$(MAKE) test-c
-	$(MAKE) examples
-	$(MAKE) test-py
+	$(MAKE) --no-print-directory test-c
+	$(MAKE) --no-print-directory test-py
 
 test-c:
 	@set -e; for variant in $(VARIANTS); do echo "== C tests, $$variant"; \
-	    $(MAKE) --silent -C csrc test SAN=$${variant#release}; done
+	    $(MAKE) --silent -C csrc test fuzz-corpus SAN=$${variant#release}; done
 
 test-py: venv
 	$(BIN)/pytest
-
-# Every numbered example once, as two local peers.
-examples: venv
-	@set -e; for script in $(wildcard examples/[0-9]*.py); do echo "== $$script"; $(BIN)/pccl launch -n 2 $$script; done
 
 # More seeds than the tests take: make sim SEEDS=10000
 sim: venv

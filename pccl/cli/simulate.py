@@ -17,8 +17,11 @@ def command(seeds: int, start: int, scenario: str | None) -> None:
 
     The last line is a JSON object: seeds, ops, commits, faults, broken. Exit code 1 if a promise was broken.
     """
-    from pccl.testing import simulate
+    from pccl.testing.simulate import simulate
 
-    summary = simulate(seeds, start, scenario)
+    try:
+        summary = simulate(seeds, start, scenario)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     click.echo(json.dumps(summary))
     sys.exit(1 if summary["broken"] else 0)
