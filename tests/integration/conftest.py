@@ -36,11 +36,18 @@ class Cluster:
         return pccl.connect(coordinator.address, **settings)
 
     def __call__(
-        self, n: int, body: Callable[[pccl.Communicator], Any], *, min_peers: int | None = None, **options: Any
+        self,
+        n: int,
+        body: Callable[[pccl.Communicator], Any],
+        *,
+        min_peers: int | None = None,
+        together: bool = True,
+        **options: Any,
     ) -> list[Any]:
         """Results of `body(comm)` in the order of the ranks that the n peers begin with.
 
         Raises what the first failing peer raised. `min_peers`: so few may go on without the others; default n.
+        `together`: nobody leaves before all have ended the body, so that ranks stay what they are.
         """
         coordinator = self.coordinator(n if min_peers is None else min_peers)
         outcomes: list[tuple[int, Any]] = []
@@ -52,6 +59,8 @@ class Cluster:
                     gather(comm, n)
                     rank = comm.rank
                     outcomes.append((rank, body(comm)))
+                    if together:
+                        comm.barrier(tag="the end of the body")
             except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
                 errors.append(error)
 

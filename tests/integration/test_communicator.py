@@ -338,7 +338,7 @@ def test_a_peer_that_leaves(cluster: Any) -> None:
             comm.recv(array, gone)
         comm.barrier()
 
-    cluster(3, body, min_peers=2)
+    cluster(3, body, min_peers=2, together=False)
 
 
 def test_too_few_peers(cluster: Any) -> None:
