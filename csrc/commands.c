@@ -22,7 +22,7 @@ struct command {
         struct { pccl_peer_id peer; uint32_t index; } kill;
         uint32_t number;           /* boundary or change */
     } u;
-    /* SUBMIT: origin ids; PREPARE: members; CONFIGURE: members, then verdicts */
+    /* SUBMIT: origin ids; PREPARE: members; CONFIGURE: members, then verdicts, then detours */
     uint64_t tail[];
 };
 
@@ -103,12 +103,18 @@ static void do_kill_stream(pccl_engine *e, const struct command *c)
     }
 }
 
+static size_t tail_bytes(size_t bytes)
+{
+    return (bytes + 7) / 8 * 8;
+}
+
 static void do_configure(pccl_engine *e, struct command *c)
 {
     pccl_epoch *config = &c->u.configure;
     config->members = (const pccl_member *)c->tail;
-    config->verdicts = (const pccl_verdict *)((const uint8_t *)c->tail +
-                                              (config->member_count * sizeof(pccl_member) + 7) / 8 * 8);
+    const uint8_t *tail = (const uint8_t *)c->tail + tail_bytes(config->member_count * sizeof(pccl_member));
+    config->verdicts = (const pccl_verdict *)tail;
+    config->detours = (const pccl_detour *)(tail + tail_bytes(config->verdict_count * sizeof(pccl_verdict)));
     epoch_install(e, config);
 }
 
@@ -263,13 +269,22 @@ static pccl_err check_epoch(const pccl_engine *e, const pccl_epoch *epoch)
     pccl_err err = check_members(epoch->members, epoch->member_count, epoch->streams);
     if (err != PCCL_OK)
         return err;
-    int self = 0;
+    int self = 0, detours_ok = 1;
     for (uint32_t i = 0; i < epoch->member_count; i++)
         self |= peer_id_compare(&epoch->members[i].id, &e->config.self) == 0;
+    for (uint32_t i = 0; i < epoch->detour_count; i++) {
+        const pccl_detour *d = &epoch->detours[i];
+        detours_ok &= d->a < epoch->member_count && d->b < epoch->member_count && d->via < epoch->member_count &&
+                      d->a != d->b && d->via != d->a && d->via != d->b;
+    }
     if (epoch->size != sizeof *epoch)
         err_set("pccl_epoch.size is %u, expected %zu", epoch->size, sizeof *epoch);
     else if (!self)
         err_set("epoch %u does not name this peer", epoch->epoch);
+    else if (!detours_ok)
+        err_set("epoch %u has a detour that is none", epoch->epoch);
+    else if (epoch->large_algorithm >= PCCL_ALGORITHM_COUNT)
+        err_set("unknown algorithm %u", epoch->large_algorithm);
     else if (epoch->segment_bytes == 0 || epoch->segment_bytes % 64 || epoch->segment_bytes > LIMIT_SEGMENT_BYTES)
         err_set("segment_bytes %u is not a multiple of 64 up to %d", epoch->segment_bytes, LIMIT_SEGMENT_BYTES);
     else
@@ -283,14 +298,18 @@ pccl_err pccl_engine_configure(pccl_engine *engine, const pccl_epoch *epoch)
     pccl_err err = check_epoch(e, epoch);
     if (err != PCCL_OK)
         return err;
-    size_t members = (epoch->member_count * sizeof(pccl_member) + 7) / 8 * 8;
+    size_t members = epoch->member_count * sizeof(pccl_member);
     size_t verdicts = epoch->verdict_count * sizeof(pccl_verdict);
-    struct command *c = command_new(COMMAND_CONFIGURE, members + verdicts);
+    size_t detours = epoch->detour_count * sizeof(pccl_detour);
+    struct command *c = command_new(COMMAND_CONFIGURE, tail_bytes(members) + tail_bytes(verdicts) + detours);
     if (c) {
+        uint8_t *tail = (uint8_t *)c->tail;
         c->u.configure = *epoch;
-        memcpy(c->tail, epoch->members, epoch->member_count * sizeof(pccl_member));
+        memcpy(tail, epoch->members, members);
         if (verdicts)
-            memcpy((uint8_t *)c->tail + members, epoch->verdicts, verdicts);
+            memcpy(tail + tail_bytes(members), epoch->verdicts, verdicts);
+        if (detours)
+            memcpy(tail + tail_bytes(members) + tail_bytes(verdicts), epoch->detours, detours);
     }
     return command_push(e, c);
 }

@@ -168,4 +168,4 @@ static void arrived(struct op *op, uint32_t from, const struct frame *frame, con
         op_finished(op);
 }
 
-const struct algorithm direct_exchange = {"direct", start, place, arrived};
+const struct algorithm direct_exchange = {"direct", start, place, arrived, NULL};

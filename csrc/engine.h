@@ -21,6 +21,9 @@ struct epoch {
     pccl_member *members;
     uint32_t streams, segment_bytes;
     uint64_t mesh_bytes_max;
+    uint8_t large_algorithm;
+    uint32_t detour_count;
+    pccl_detour *detours;
     uint32_t ops;              /* that run in it */
 };
 

@@ -36,6 +36,7 @@ uint32_t epoch_oldest(const pccl_engine *e)
 static void epoch_free(struct epoch *epoch)
 {
     mem_free(epoch->members);
+    mem_free(epoch->detours);
     mem_free(epoch);
 }
 
@@ -162,12 +163,16 @@ static struct epoch *epoch_new(const pccl_epoch *config)
 {
     struct epoch *epoch = mem_alloc(sizeof *epoch);
     pccl_member *members = mem_alloc(config->member_count * sizeof *members);
-    ASSERT(epoch && members);
+    pccl_detour *detours = mem_alloc(config->detour_count * sizeof *detours);
+    ASSERT(epoch && members && detours);
     memcpy(members, config->members, config->member_count * sizeof *members);
+    if (config->detour_count)
+        memcpy(detours, config->detours, config->detour_count * sizeof *detours);
     *epoch = (struct epoch){
         .number = config->epoch, .from_boundary = config->from_boundary, .member_count = config->member_count,
         .members = members, .streams = config->streams, .segment_bytes = config->segment_bytes,
-        .mesh_bytes_max = config->mesh_bytes_max,
+        .mesh_bytes_max = config->mesh_bytes_max, .large_algorithm = config->large_algorithm,
+        .detour_count = config->detour_count, .detours = detours,
     };
     return epoch;
 }
@@ -177,7 +182,7 @@ static void want_links(pccl_engine *e, const struct epoch *epoch)
     for (uint32_t i = 0; i < epoch->member_count; i++) {
         const pccl_member *m = &epoch->members[i];
         if (peer_id_compare(&m->id, &e->config.self) != 0)
-            ASSERT(link_want(e, m, epoch->streams));
+            ASSERT(link_want(e, m, m->streams ? m->streams : epoch->streams));
     }
 }
 

@@ -204,4 +204,11 @@ static void arrived(struct op *op, uint32_t from, const struct frame *frame, con
         op_finished(op);
 }
 
-const struct algorithm mesh_reduce = {"mesh", start, place, arrived};
+static void drop(struct op *op)
+{
+    pool_give(&op->engine->pool, op->u.mesh.slots, op->u.mesh.slots_bytes);
+    mem_free(op->u.mesh.arrived);
+    mem_free(op->u.mesh.order);
+}
+
+const struct algorithm mesh_reduce = {"mesh", start, place, arrived, drop};

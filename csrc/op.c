@@ -64,9 +64,10 @@ static pccl_err attempt_layout(struct op *op, struct epoch *epoch)
     op->peers = mem_alloc(n * sizeof *op->peers);
     op->flows = mem_alloc(n * sizeof *op->flows);
     op->fins = mem_alloc(n);
+    op->members = mem_alloc(n * sizeof *op->members);
     op->epoch = epoch;
     epoch->ops++;
-    if (!op->peers || !op->flows || !op->fins)
+    if (!op->peers || !op->flows || !op->fins || !op->members)
         return PCCL_ENOMEM;
     op->fin_count = 0;
     op->n = 0;
@@ -75,6 +76,7 @@ static pccl_err attempt_layout(struct op *op, struct epoch *epoch)
         if (!takes_part(op, m))
             continue;
         uint32_t rank = op->n++;
+        op->members[rank] = m;
         if (peer_id_compare(&m->id, &e->config.self) == 0) {
             op->rank = rank;
             continue;
@@ -87,21 +89,56 @@ static pccl_err attempt_layout(struct op *op, struct epoch *epoch)
     return PCCL_OK;
 }
 
-static pccl_algorithm resolve(const struct op *op)
+static int is_large(const struct op *op)
 {
-    if (op->request.kind != PCCL_ALL_REDUCE && op->request.kind != PCCL_BROADCAST)
-        return PCCL_ALGORITHM_MESH;
-    if (op->request.algorithm != PCCL_ALGORITHM_AUTO)
-        return (pccl_algorithm)op->request.algorithm;
-    if (op->n <= 2)
-        return PCCL_ALGORITHM_MESH;
-    int narrow = op->request.dtype == PCCL_FLOAT16 || op->request.dtype == PCCL_BFLOAT16;
-    if (narrow && op->request.kind == PCCL_ALL_REDUCE)
-        return PCCL_ALGORITHM_MESH;   /* one rounding instead of one per hop */
-    return op->request.count * op->element_bytes <= op->epoch->mesh_bytes_max ? PCCL_ALGORITHM_MESH : PCCL_ALGORITHM_RING;
+    return op->n > 2 && op->request.count * op->element_bytes > op->epoch->mesh_bytes_max;
 }
 
-static void attempt_describe(struct op *op)
+static int one_region(const struct op *op)
+{
+    for (uint32_t i = 1; i < op->n; i++)
+        if (op->members[i]->region != op->members[0]->region)
+            return 0;
+    return 1;
+}
+
+/* Every participant comes to the same answer: it sees the same epoch and the same op. */
+static pccl_algorithm resolve(const struct op *op)
+{
+    int reduces = op->request.kind == PCCL_ALL_REDUCE;
+    if (!reduces && op->request.kind != PCCL_BROADCAST)
+        return PCCL_ALGORITHM_MESH;
+    if (op->epoch->detour_count)
+        return PCCL_ALGORITHM_RING;   /* the only one that can do without a link between some pair */
+    pccl_algorithm asked = (pccl_algorithm)op->request.algorithm;
+    if (asked == PCCL_ALGORITHM_AUTO && is_large(op))
+        asked = op->epoch->large_algorithm ? (pccl_algorithm)op->epoch->large_algorithm : PCCL_ALGORITHM_RING;
+    if (asked == PCCL_ALGORITHM_TWO_LEVEL && (!reduces || one_region(op)))
+        asked = PCCL_ALGORITHM_RING;
+    int narrow = op->request.dtype == PCCL_FLOAT16 || op->request.dtype == PCCL_BFLOAT16;
+    if (asked == PCCL_ALGORITHM_RING && op->request.algorithm == PCCL_ALGORITHM_AUTO && narrow && reduces)
+        asked = PCCL_ALGORITHM_MESH;  /* one rounding instead of one per hop */
+    return asked == PCCL_ALGORITHM_AUTO ? PCCL_ALGORITHM_MESH : asked;
+}
+
+static pccl_err cut_spans(struct op *op, pccl_algorithm algorithm)
+{
+    uint32_t weights[LIMIT_PEERS];
+    int weighted = op->request.kind == PCCL_ALL_REDUCE && algorithm != PCCL_ALGORITHM_RING && is_large(op);
+    for (uint32_t i = 0; i < op->n; i++)
+        weights[i] = op->members[i]->weight;
+    return spans_prepare(op, weighted ? weights : NULL);
+}
+
+static const struct algorithm *implementation(const struct op *op, pccl_algorithm algorithm)
+{
+    if (op->n > 1 && op->request.kind == PCCL_ALL_REDUCE)
+        return algorithm == PCCL_ALGORITHM_RING ? &ring_all_reduce
+               : algorithm == PCCL_ALGORITHM_TWO_LEVEL ? &two_level_reduce : &mesh_reduce;
+    return op->n > 1 && op->request.kind == PCCL_REDUCE_SCATTER ? &mesh_reduce : &direct_exchange;
+}
+
+static pccl_err attempt_describe(struct op *op)
 {
     op->element_bytes = (uint32_t)dtype_bytes((pccl_dtype)op->request.dtype);
     op->segment_elements = op->epoch->segment_bytes / op->element_bytes;
@@ -111,12 +148,8 @@ static void attempt_describe(struct op *op)
         .algorithm = (uint8_t)algorithm, .count = op->request.count,
     };
     op->desc = desc_pack(&desc);
-    if (op->n > 1 && op->request.kind == PCCL_ALL_REDUCE)
-        op->algorithm = algorithm == PCCL_ALGORITHM_RING ? &ring_all_reduce : &mesh_reduce;
-    else if (op->n > 1 && op->request.kind == PCCL_REDUCE_SCATTER)
-        op->algorithm = &mesh_reduce;
-    else
-        op->algorithm = &direct_exchange;
+    op->algorithm = implementation(op, algorithm);
+    return cut_spans(op, algorithm);
 }
 
 static void detach(struct op *op)
@@ -134,16 +167,17 @@ static void attempt_drop(struct op *op)
     detach(op);
     for (uint32_t i = 0; op->flows && i < op->n; i++)
         mem_free(op->flows[i].segments);
-    if (op->algorithm == &mesh_reduce) {
-        pool_give(&op->engine->pool, op->u.mesh.slots, op->u.mesh.slots_bytes);
-        mem_free(op->u.mesh.arrived);
-        mem_free(op->u.mesh.order);
-    }
+    if (op->algorithm && op->algorithm->drop)
+        op->algorithm->drop(op);
     memset(&op->u, 0, sizeof op->u);
     mem_free(op->arrivals);
     mem_free(op->peers);
     mem_free(op->flows);
     mem_free(op->fins);
+    mem_free(op->members);
+    mem_free(op->spans);
+    op->members = NULL;
+    op->spans = NULL;
     op->arrivals = NULL;
     op->peers = NULL;
     op->flows = NULL;
@@ -163,8 +197,9 @@ void op_try_start(struct op *op)
     pccl_err err = check_needs(op, epoch);
     if (err == PCCL_OK)
         err = attempt_layout(op, epoch);
+    if (err == PCCL_OK)
+        err = attempt_describe(op);
     if (err == PCCL_OK) {
-        attempt_describe(op);
         op->state = OP_RUNNING;
         pccl_op_name name = op->request.name;
         err = op->algorithm->start(op);
@@ -274,9 +309,9 @@ static void describe_end(const struct op *op, pccl_err status, pccl_event *event
         .shape = op->request.shape, .member_count = op->n, .sent_bytes = op->sent_bytes,
         .received_bytes = op->received_bytes, .duration_ns = op->engine->now_ns - op->started_ns,
     };
-    if (op->request.kind == PCCL_REDUCE_SCATTER && op->n) {
-        event->span_offset = span_begin(op->request.count, op->n, op->rank);
-        event->span_count = span_begin(op->request.count, op->n, op->rank + 1) - event->span_offset;
+    if (op->request.kind == PCCL_REDUCE_SCATTER && op->spans) {
+        event->span_offset = op->spans[op->rank];
+        event->span_count = op->spans[op->rank + 1] - event->span_offset;
     }
 }
 
@@ -303,6 +338,29 @@ void op_end(struct op *op, pccl_err status)
     engine_emit(e, &event);
 }
 
+/* -- detours -------------------------------------------------------------------------------------------------------- */
+
+static uint32_t rank_of_member(const struct op *op, uint32_t member)
+{
+    for (uint32_t i = 0; i < op->n; i++)
+        if (op->members[i] == &op->epoch->members[member])
+            return i;
+    return op->n;
+}
+
+/* How two participants reach each other; NULL: directly. A detour through a peer that takes no part is none. */
+static const pccl_detour *detour_of(const struct op *op, uint32_t a, uint32_t b)
+{
+    const struct epoch *epoch = op->epoch;
+    for (uint32_t i = 0; i < epoch->detour_count; i++) {
+        const pccl_detour *d = &epoch->detours[i];
+        uint32_t x = rank_of_member(op, d->a), y = rank_of_member(op, d->b);
+        if (((x == a && y == b) || (x == b && y == a)) && rank_of_member(op, d->via) < op->n)
+            return d;
+    }
+    return NULL;
+}
+
 /* -- finishing ---------------------------------------------------------------------------------------------------------- */
 
 static void try_commit(struct op *op)
@@ -318,16 +376,34 @@ void op_finished(struct op *op)
         return;
     op->state = OP_FINISHED;
     for (uint32_t i = 0; i < op->n; i++)
-        if (op->peers[i])
+        if (op->peers[i] && !detour_of(op, op->rank, i))
             link_notify(op->peers[i], op, FRAME_FIN, 0);
     try_commit(op);
 }
 
-void op_on_fin(struct op *op, uint32_t from)
+/* This peer may be the one through which `from` reaches others: they hear of its FIN from us. */
+static void pass_on_fin(const struct op *op, uint32_t from)
 {
+    for (uint32_t i = 0; op->epoch->detour_count && i < op->n; i++) {
+        const pccl_detour *d = detour_of(op, from, i);
+        if (op->peers[i] && d && rank_of_member(op, d->via) == op->rank)
+            link_notify(op->peers[i], op, FRAME_FIN, (uint64_t)(op->members[from] - op->epoch->members) + 1);
+    }
+}
+
+void op_on_fin(struct op *op, uint32_t from, uint64_t origin)
+{
+    if (origin > op->epoch->member_count)
+        return;
+    if (origin)
+        from = rank_of_member(op, (uint32_t)origin - 1);
+    if (from >= op->n || from == op->rank)
+        return;
     if (!op->fins[from]) {
         op->fins[from] = 1;
         op->fin_count++;
+        if (!origin)
+            pass_on_fin(op, from);
     }
     if (op->state == OP_RUNNING && op_awaits_receipt(op))
         op_finished(op);

@@ -20,9 +20,11 @@ struct algorithm {
     pccl_err (*place)(struct op *op, uint32_t from, const struct frame *frame, uint8_t **target_p);
     /* The segment is complete; `payload` is *target_p or scratch, valid during the call only. */
     void (*arrived)(struct op *op, uint32_t from, const struct frame *frame, const uint8_t *payload);
+    /* Gives back what start took; NULL if that is nothing. */
+    void (*drop)(struct op *op);
 };
 
-extern const struct algorithm ring_all_reduce, mesh_reduce, direct_exchange;
+extern const struct algorithm ring_all_reduce, mesh_reduce, two_level_reduce, direct_exchange;
 
 struct ring_state {
     uint64_t left;             /* segments still to arrive */
@@ -37,6 +39,14 @@ struct mesh_state {
     uint32_t granted;
     uint8_t *order;            /* only under PCCL_DEFECT_ARRIVAL_ORDER */
     uint64_t left;             /* reductions and results still to come */
+};
+
+struct two_level_state {
+    uint8_t *slots;            /* contributions and partial sums of the spans that this peer collects */
+    uint64_t slots_bytes;
+    uint64_t *slots_begin;     /* per span: where its slots begin */
+    uint32_t *arrived;         /* per span and segment: sources so far */
+    uint64_t left;             /* results still to come or to be made */
 };
 
 struct direct_state {
@@ -62,6 +72,8 @@ struct op {
     uint32_t n, rank;
     struct link **peers;       /* n; NULL at the own rank */
     struct flow *flows;        /* n */
+    const pccl_member **members;  /* n; of the epoch */
+    uint64_t *spans;           /* n + 1: first elements */
     uint8_t *fins;             /* n */
     uint32_t fin_count;
     uint32_t element_bytes;
@@ -71,6 +83,7 @@ struct op {
     union {
         struct ring_state ring;
         struct mesh_state mesh;
+        struct two_level_state two_level;
         struct direct_state direct;
     } u;
 
@@ -105,7 +118,8 @@ void op_end(struct op *op, pccl_err status);
 void op_freeze(struct op *op);
 /* The algorithm calls it when this peer holds its whole result. */
 void op_finished(struct op *op);
-void op_on_fin(struct op *op, uint32_t from);
+/* `from` is the link's peer; origin 0: it speaks for itself, else for the (origin - 1)-th member of the epoch. */
+void op_on_fin(struct op *op, uint32_t from, uint64_t origin);
 /* The other side described the op otherwise. */
 void op_on_mismatch(struct op *op, const struct link *from, const struct frame *frame);
 void op_on_overdue(struct op *op);
@@ -116,7 +130,7 @@ int op_is_pair(const struct op *op);
 int op_awaits_receipt(const struct op *op);
 
 /* op_memory.c: the geometry of spans and segments, and the backup of in-place inputs */
-uint64_t span_begin(uint64_t count, uint32_t n, uint32_t index);    /* first element of a span */
+pccl_err spans_prepare(struct op *op, const uint32_t *weights);     /* weights NULL: equal spans */
 uint32_t span_segments(const struct op *op, uint32_t span);         /* how many segments it has */
 struct extent { uint64_t offset; uint32_t bytes; };
 struct extent span_segment(const struct op *op, uint32_t span, uint32_t segment);

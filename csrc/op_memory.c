@@ -1,7 +1,7 @@
 /* op_memory.c - spans and segments of an op, and the backup of in-place inputs.
  *
- * A reduction's elements are cut into n spans, the i-th beginning at count * i / n; a span is cut into segments of
- * segment_elements. For exchanges (direct.c) there is one span per participant of `count` elements. Offsets on the wire are bytes
+ * A reduction's elements are cut into n spans, equal ones or by the weights that the plan gives the participants (a peer with
+ * a slow uplink owns less of a mesh); a span is cut into segments of segment_elements. For exchanges (direct.c) there is one span per participant of `count` elements. Offsets on the wire are bytes
  * from the beginning of the op's data. An in-place input is copied segment by segment, just before the segment is
  * overwritten for the first time, while its bytes are in the cache anyway. */
 #include <string.h>
@@ -9,14 +9,26 @@
 #include "engine.h"
 #include "err.h"
 
-uint64_t span_begin(uint64_t count, uint32_t n, uint32_t index)
+pccl_err spans_prepare(struct op *op, const uint32_t *weights)
 {
-    return count / n * index + count % n * index / n;
+    uint64_t total = 0, before = 0;
+    for (uint32_t i = 0; weights && i < op->n; i++)
+        total += weights[i];
+    op->spans = mem_alloc((op->n + 1) * sizeof *op->spans);
+    if (!op->spans)
+        return PCCL_ENOMEM;
+    for (uint32_t i = 0; i <= op->n; i++) {
+        op->spans[i] = total ? (uint64_t)((unsigned __int128)op->request.count * before / total)
+                             : op->request.count / op->n * i + op->request.count % op->n * i / op->n;
+        if (total && i < op->n)
+            before += weights[i];
+    }
+    return PCCL_OK;
 }
 
 static uint64_t span_elements(const struct op *op, uint32_t span)
 {
-    return span_begin(op->request.count, op->n, span + 1) - span_begin(op->request.count, op->n, span);
+    return op->spans[span + 1] - op->spans[span];
 }
 
 uint32_t span_segments(const struct op *op, uint32_t span)
@@ -30,14 +42,14 @@ struct extent span_segment(const struct op *op, uint32_t span, uint32_t segment)
     uint64_t left = span_elements(op, span) - first;
     uint32_t elements = left < op->segment_elements ? (uint32_t)left : op->segment_elements;
     return (struct extent){
-        .offset = (span_begin(op->request.count, op->n, span) + first) * op->element_bytes,
+        .offset = (op->spans[span] + first) * op->element_bytes,
         .bytes = elements * op->element_bytes,
     };
 }
 
 pccl_err span_locate(const struct op *op, uint32_t span, uint64_t offset, uint32_t bytes, uint32_t *segment_p)
 {
-    uint64_t begin = span_begin(op->request.count, op->n, span) * op->element_bytes;
+    uint64_t begin = op->spans[span] * op->element_bytes;
     uint64_t segment_bytes = (uint64_t)op->segment_elements * op->element_bytes;
     if (offset < begin || (offset - begin) % segment_bytes != 0)
         return PCCL_EPROTO;
@@ -50,7 +62,10 @@ pccl_err span_locate(const struct op *op, uint32_t span, uint64_t offset, uint32
 
 uint64_t span_segments_max(const struct op *op)
 {
-    return (op->request.count / op->n + op->segment_elements) / op->segment_elements;
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < op->n; i++)
+        most = span_segments(op, i) > most ? span_segments(op, i) : most;
+    return most;
 }
 
 /* -- arrivals -------------------------------------------------------------------------------------------------- */
@@ -84,10 +99,7 @@ pccl_err backup_prepare(struct op *op)
 {
     if (op->request.in != op->request.out || engine_defect(op->engine, PCCL_DEFECT_NO_BACKUP))
         return PCCL_OK;
-    op->segments_per_span = 0;
-    for (uint32_t i = 0; i < op->n; i++)
-        if (span_segments(op, i) > op->segments_per_span)
-            op->segments_per_span = span_segments(op, i);
+    op->segments_per_span = (uint32_t)span_segments_max(op);
     op->backup_bytes = op->request.count * op->element_bytes;
     op->backed = mem_alloc((size_t)op->n * op->segments_per_span);
     op->backup = pool_take(&op->engine->pool, op->backup_bytes);

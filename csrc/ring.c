@@ -120,4 +120,4 @@ static void arrived(struct op *op, uint32_t from, const struct frame *frame, con
         op_finished(op);
 }
 
-const struct algorithm ring_all_reduce = {"ring", start, place, arrived};
+const struct algorithm ring_all_reduce = {"ring", start, place, arrived, NULL};

@@ -52,7 +52,8 @@ typedef enum {
     PCCL_ALGORITHM_AUTO = 0,  /* the epoch's plan decides, from the op's size */
     PCCL_ALGORITHM_RING = 1,
     PCCL_ALGORITHM_MESH = 2,
-    PCCL_ALGORITHM_COUNT = 3
+    PCCL_ALGORITHM_TWO_LEVEL = 3,  /* all-reduce over regions, see pccl_member.region */
+    PCCL_ALGORITHM_COUNT = 4
 } pccl_algorithm;
 
 typedef struct { uint8_t bytes[16]; } pccl_peer_id;   /* random, one per process and communicator, never reused */
@@ -93,9 +94,17 @@ typedef enum {
 typedef struct {
     pccl_peer_id id;
     uint32_t since;       /* the boundary at which it entered: it takes part in ops of boundaries >= since */
+    uint32_t weight;      /* its share of a mesh all-reduce, relative to the others'; all 0: equal shares */
+    uint16_t region;      /* members of one region are close to each other (two-level all-reduce) */
+    uint16_t streams;     /* TCP connections of the link to it; 0: the epoch's */
     uint8_t dial;         /* 1: this side dials it; 0: it dials us */
     char address[80];     /* where its engine listens: "host:port" with a numeric host; "" for self */
 } pccl_member;
+
+/* Two members without a link between them: what one tells the other about ops goes through `via` (ranks). */
+typedef struct {
+    uint32_t a, b, via;
+} pccl_detour;
 
 /* The name of an op within a group: the same on every peer, kept when the op is retried in a later epoch. */
 typedef struct {
@@ -123,7 +132,10 @@ typedef struct {
     const pccl_verdict *verdicts;
     uint32_t streams;              /* TCP connections per link */
     uint32_t segment_bytes;        /* multiple of 64, at most 1 MiB */
-    uint64_t mesh_bytes_max;       /* all-reduces of at most so many bytes use the mesh, larger ones the ring */
+    uint64_t mesh_bytes_max;       /* all-reduces of at most so many bytes use the mesh with equal shares, */
+    uint8_t large_algorithm;       /* larger ones this pccl_algorithm (AUTO: the ring), with the members' weights */
+    uint32_t detour_count;
+    const pccl_detour *detours;
 } pccl_epoch;
 
 /* An op. Copied; `in` and `out` are borrowed until the op's PCCL_EVENT_OP event. */
@@ -133,7 +145,7 @@ typedef struct {
     uint8_t dtype;                 /* pccl_dtype */
     uint8_t redop;                 /* pccl_redop; 0 for kinds that do not reduce */
     uint8_t algorithm;             /* pccl_algorithm */
-    uint8_t raise_on_loss;         /* 1: end with PCCL_EPEER when a participant is lost; 0: retry with the survivors */
+    uint8_t codec;                 /* what float32 all-reduces travel as: 0 plain, or a codec of codec.h (mesh only) */
     pccl_op_name name;
     uint32_t shape;                /* hash of the dimensions: compared between peers, not interpreted */
     uint64_t count;                /* elements, as said at pccl_kind */

@@ -25,6 +25,11 @@ struct cluster {
     uint64_t now_ns;
     uint32_t streams, segment_bytes;
     uint64_t mesh_bytes_max;
+    uint32_t weights[CLUSTER_NODES_MAX];
+    uint16_t regions[CLUSTER_NODES_MAX];
+    pccl_algorithm large_algorithm;
+    const pccl_detour *detours;
+    uint32_t detour_count;
 };
 
 static inline pccl_peer_id node_id(uint32_t node)
@@ -67,13 +72,15 @@ static inline void cluster_epoch(struct cluster *c, uint32_t epoch, uint32_t cha
         for (uint32_t j = 0; j < c->n; j++) {
             if (!(mask & 1u << j))
                 continue;
-            members[count] = (pccl_member){.id = node_id(j), .dial = i < j};
+            members[count] = (pccl_member){.id = node_id(j), .dial = i < j, .weight = c->weights[j],
+                                           .region = c->regions[j]};
             snprintf(members[count++].address, sizeof members[0].address, "sim:%u", j);
         }
         pccl_epoch config = {
             .size = sizeof config, .epoch = epoch, .from_boundary = from, .change = change, .member_count = count,
             .members = members, .verdict_count = verdict_count, .verdicts = verdicts, .streams = c->streams,
             .segment_bytes = c->segment_bytes, .mesh_bytes_max = c->mesh_bytes_max,
+            .large_algorithm = (uint8_t)c->large_algorithm, .detours = c->detours, .detour_count = c->detour_count,
         };
         CHECK(pccl_engine_configure(c->engines[i], &config) == PCCL_OK);
         c->wake_ns[i] = 0;

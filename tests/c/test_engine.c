@@ -72,6 +72,75 @@ TEST(all_reduce_of_every_shape)
         }
 }
 
+static void reduce_by_plan(uint32_t n, uint64_t count, pccl_algorithm large, const uint16_t *regions, const uint32_t *weights,
+                           int in_place)
+{
+    cluster_open(&c, n, n + count, "sim", 0);
+    fill(count);
+    for (uint32_t i = 0; i < n; i++) {
+        c.regions[i] = regions ? regions[i] : 0;
+        c.weights[i] = weights ? weights[i] : 0;
+        memcpy(out[i], in[i], count * sizeof(float));
+    }
+    c.large_algorithm = large;
+    c.mesh_bytes_max = 64;
+    cluster_epoch(&c, 1, 0, 0, (1u << n) - 1, ~0u, NULL, 0);
+    for (uint32_t i = 0; i < n; i++) {
+        pccl_op_request r = all_reduce(i, count, 0, PCCL_ALGORITHM_AUTO, in_place);
+        cluster_submit(&c, i, &r);
+    }
+    cluster_run(&c, 10 * SECOND);
+    check_sums((1u << n) - 1, count, 1);
+    pccl_stats stats;
+    pccl_engine_stats(c.engines[0], &stats);
+    CHECK_EQ_INT(stats.ops_pending, 0);
+    cluster_close(&c);
+}
+
+TEST(two_levels_of_every_shape)
+{
+    static const uint16_t regions[][6] = {{0, 0, 0, 1, 1, 1}, {0, 1, 0, 1, 0, 1}, {0, 1, 2, 3, 4, 5}, {7, 7, 7, 7, 7, 1},
+                                          {2, 2, 1, 1, 0, 0}, {3, 3, 3, 3, 3, 3}};
+    static const uint64_t counts[] = {1, 17, 97, 1000, 4099};
+    for (size_t r = 0; r < sizeof regions / sizeof regions[0]; r++)
+        for (uint32_t n = 2; n <= 6; n++)
+            for (size_t k = 0; k < sizeof counts / sizeof counts[0]; k++)
+                reduce_by_plan(n, counts[k], PCCL_ALGORITHM_TWO_LEVEL, regions[r], NULL, (int)k & 1);
+}
+
+TEST(unequal_shares_of_a_mesh)
+{
+    static const uint32_t weights[][5] = {{1, 2, 3, 4, 5}, {0, 1, 0, 1, 1}, {1000000, 1, 1, 1, 1}, {0, 0, 7, 0, 0}};
+    for (size_t w = 0; w < sizeof weights / sizeof weights[0]; w++)
+        for (uint32_t n = 3; n <= 5; n++) {
+            reduce_by_plan(n, 4099, PCCL_ALGORITHM_MESH, NULL, weights[w], 0);
+            reduce_by_plan(n, 33, PCCL_ALGORITHM_MESH, NULL, weights[w], 1);
+        }
+}
+
+/* Two peers without a link: a ring that avoids the pair, FINs through a third. */
+TEST(detour_around_a_dead_link)
+{
+    static const pccl_detour detour = {.a = 0, .b = 2, .via = 1};
+    cluster_open(&c, 4, 5, "sim", 0);
+    pccl_sim_path cut = {.cut = 1};
+    CHECK(pccl_sim_set_path(c.sim, 0, 2, &cut) == PCCL_OK && pccl_sim_set_path(c.sim, 2, 0, &cut) == PCCL_OK);
+    fill(4099);
+    c.detours = &detour;
+    c.detour_count = 1;
+    cluster_epoch(&c, 1, 0, 0, 15, ~0u, NULL, 0);
+    for (uint32_t seq = 0; seq < 2; seq++)
+        for (uint32_t i = 0; i < 4; i++) {
+            pccl_op_request r = all_reduce(i, seq ? 5 : 4099, seq, PCCL_ALGORITHM_AUTO, 0);
+            r.out = (uint8_t *)out[i] + (size_t)seq * 4099 * 4;
+            cluster_submit(&c, i, &r);
+        }
+    cluster_run(&c, 10 * SECOND);
+    check_sums(15, 4099, 1);
+    check_sums(15, 4099, 2);
+    cluster_close(&c);
+}
+
 /* A peer that calls late finds what was sent to it parked, and the window keeps the rest away. */
 TEST(late_caller)
 {
