@@ -233,12 +233,21 @@ uint64_t link_on_time(struct link *l, uint64_t now_ns)
     if (l->ping_at_ns <= now_ns) {
         l->ping_at_ns = now_ns + PING_EVERY_NS;
         l->ping_now = l->open != 0;
+        meter_ask(l);
         if (l->ping_now)
             link_mark_dirty(l);
     }
     uint64_t next = l->ping_at_ns;
     next = l->redial_at_ns < next ? l->redial_at_ns : next;
     return l->ack_at_ns < next ? l->ack_at_ns : next;
+}
+
+static int all_blocked(const struct link *l)
+{
+    for (uint32_t i = 0; i < l->streams; i++)
+        if (l->conns[i] && l->conns[i]->state == CONN_OPEN && !l->conns[i]->blocked)
+            return 0;
+    return l->open != 0;
 }
 
 void link_pump(struct link *l)
@@ -250,4 +259,5 @@ void link_pump(struct link *l)
     }
     if (l->streams)
         l->next_conn = (l->next_conn + 1) % l->streams;
+    meter_sent(l, link_wants_to_send(l) && all_blocked(l));
 }

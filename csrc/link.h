@@ -62,6 +62,15 @@ struct parked {
     uint8_t payload[];
 };
 
+/* What a link can carry, learned from what it carries (link_meter.c). */
+struct meter {
+    uint64_t busy_since_ns;    /* 0: not busy */
+    uint64_t busy_bytes;       /* sent when it became busy */
+    uint64_t bytes_per_s;
+    uint64_t packets, packets_again;
+    uint32_t loss_ppm;
+};
+
 struct link {
     pccl_engine *engine;
     struct link *next;         /* engine->links */
@@ -105,6 +114,7 @@ struct link {
     uint64_t pong_stamp;
     int ping_now, pong_now;
     uint32_t rtt_us;
+    struct meter meter;
     uint64_t sent_bytes, received_bytes;
 };
 
@@ -120,6 +130,12 @@ void link_stream_lost(struct link *l, struct conn *c, pccl_cause cause, int sys_
 uint64_t link_on_time(struct link *l, uint64_t now_ns);
 void link_mark_dirty(struct link *l);
 void link_pump(struct link *l);
+
+/* link_meter.c */
+/* After each round of sending: `saturated` if there is more to send than the streams take. */
+void meter_sent(struct link *l, int saturated);
+/* Now and then: asks the transport. */
+void meter_ask(struct link *l);
 
 /* link_send.c */
 void link_notify(struct link *l, const struct op *op, uint8_t type, uint64_t offset);

@@ -31,6 +31,7 @@ struct transport_ready {
 struct stream_info {
     uint64_t rtt_us;           /* the transport's own estimate; 0: none */
     uint64_t unsent_bytes;     /* taken from us, not yet given to the network */
+    uint64_t packets, packets_again;  /* sent so far, and sent again so far; 0: the transport does not tell */
     char remote[80];           /* "host:port" */
 };
 

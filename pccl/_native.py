@@ -148,11 +148,13 @@ class EngineStats:
 
 @dataclass(slots=True, frozen=True)
 class LinkStats:
-    """One link of an engine (pccl_link_stats). `rtt_us` 0: not yet known."""
+    """One link of an engine (pccl_link_stats). `rtt_us`, `bytes_per_s` 0: not yet known."""
 
     peer: bytes
     streams: int
     rtt_us: int
+    bytes_per_s: int
+    loss_ppm: int
     sent_bytes: int
     received_bytes: int
     unacked_frames: int
@@ -550,7 +552,16 @@ def _op_state(raw: Any) -> OpState:
 
 def _link(raw: Any) -> LinkStats:
     peer = bytes(ffi.buffer(raw.peer.bytes))
-    return LinkStats(peer, raw.streams, raw.rtt_us, raw.sent_bytes, raw.received_bytes, raw.unacked_frames)
+    return LinkStats(
+        peer,
+        raw.streams,
+        raw.rtt_us,
+        raw.bytes_per_s,
+        raw.loss_ppm,
+        raw.sent_bytes,
+        raw.received_bytes,
+        raw.unacked_frames,
+    )
 
 
 # -- the simulated network ---------------------------------------------------------------------------------------

@@ -484,6 +484,8 @@ static void tcp_info(const struct stream *stream, struct stream_info *info_p)
     if (getsockopt(s->fd, IPPROTO_TCP, TCP_INFO, &kernel, &bytes) == 0) {
         info_p->rtt_us = kernel.tcpi_rtt;
         info_p->unsent_bytes = kernel.tcpi_notsent_bytes;
+        info_p->packets = kernel.tcpi_segs_out;
+        info_p->packets_again = kernel.tcpi_total_retrans;
     }
     memcpy(info_p->remote, s->remote, sizeof info_p->remote);
 }
