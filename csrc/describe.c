@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "codec.h"
 #include "crc32c.h"
 #include "engine.h"
 #include "err.h"
@@ -23,9 +24,10 @@ int pccl_desc_text(uint64_t packed, char *text, int cap)
     if (d.kind == PCCL_BARRIER)
         return snprintf(text, (size_t)cap, "barrier");
     int reduces = d.kind == PCCL_ALL_REDUCE || d.kind == PCCL_REDUCE_SCATTER;
-    return snprintf(text, (size_t)cap, "%s%s%s %s x %llu%s", kind_name(d.kind), reduces ? " " : "",
+    return snprintf(text, (size_t)cap, "%s%s%s %s x %llu%s%s%s", kind_name(d.kind), reduces ? " " : "",
                     reduces ? redop_name((pccl_redop)d.redop) : "", dtype_name((pccl_dtype)d.dtype),
-                    (unsigned long long)d.count, d.algorithm == PCCL_ALGORITHM_RING ? " (ring)" : "");
+                    (unsigned long long)d.count, d.algorithm == PCCL_ALGORITHM_RING ? " (ring)" : "",
+                    d.codec ? " as " : "", d.codec ? codec_name((pccl_codec)d.codec) : "");
 }
 
 const char *pccl_kernels(void)

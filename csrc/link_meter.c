@@ -2,11 +2,27 @@
  *
  * Bandwidth is what was written during a time in which every stream was full and more was waiting: then the writes
  * keep the pace of the network. Shorter times than METER_SHORTEST_NS say more about socket buffers than about the link and do not
- * count; the buffers' first filling is not counted either, because the clock starts when they are full. */
+ * count; the buffers' first filling is not counted either, because the clock starts when they are full.
+ *
+ * On a long link the streams are then paced a little above the measured rate, each with its part: several streams that all
+ * look for bandwidth by themselves overfill the bottleneck's queue and lose what they gain. The margin is
+ * how a link that has become faster is noticed. */
 #include "engine.h"
 
 #define METER_SHORTEST_NS (50 * MILLISECOND)
 #define METER_LONGEST_NS (500 * MILLISECOND)
+
+#define PACE_FROM_RTT_US 5000
+#define PACE_MARGIN(rate) ((rate) + (rate) / 8)
+
+static void pace_streams(const struct link *l)
+{
+    if (!l->engine->ops->pace || l->rtt_us < PACE_FROM_RTT_US)
+        return;
+    for (uint32_t i = 0; i < l->streams; i++)
+        if (l->conns[i] && l->conns[i]->state == CONN_OPEN)
+            l->engine->ops->pace(l->conns[i]->stream, PACE_MARGIN(l->meter.bytes_per_s) / l->open);
+}
 
 static void take_sample(struct link *l)
 {
@@ -16,6 +32,7 @@ static void take_sample(struct link *l)
         return;
     uint64_t sample = (uint64_t)((unsigned __int128)(l->sent_bytes - m->busy_bytes) * 1000000000U / elapsed_ns);
     m->bytes_per_s = m->bytes_per_s ? (3 * m->bytes_per_s + sample) / 4 : sample;
+    pace_streams(l);
 }
 
 void meter_sent(struct link *l, int saturated)

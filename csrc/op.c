@@ -108,6 +108,8 @@ static pccl_algorithm resolve(const struct op *op)
     int reduces = op->request.kind == PCCL_ALL_REDUCE;
     if (!reduces && op->request.kind != PCCL_BROADCAST)
         return PCCL_ALGORITHM_MESH;
+    if (op->request.codec)
+        return PCCL_ALGORITHM_MESH;   /* a ring would encode again at every hop */
     if (op->epoch->detour_count)
         return PCCL_ALGORITHM_RING;   /* the only one that can do without a link between some pair */
     pccl_algorithm asked = (pccl_algorithm)op->request.algorithm;
@@ -145,7 +147,7 @@ static pccl_err attempt_describe(struct op *op)
     pccl_algorithm algorithm = resolve(op);
     struct desc desc = {
         .kind = op->request.kind, .dtype = op->request.dtype, .redop = op->request.redop,
-        .algorithm = (uint8_t)algorithm, .count = op->request.count,
+        .algorithm = (uint8_t)algorithm, .codec = op->request.codec, .count = op->request.count,
     };
     op->desc = desc_pack(&desc);
     op->algorithm = implementation(op, algorithm);

@@ -34,6 +34,8 @@ struct mesh_state {
     uint8_t *slots;            /* (n - 1) * slot_count segments of scratch; NULL for n == 2 */
     uint64_t slots_bytes;
     uint32_t slot_count;
+    uint8_t *encoded;          /* with a codec: what this peer sends */
+    uint64_t encoded_bytes, encoded_stride;
     uint32_t *arrived;         /* per segment of the own span: contributions so far */
     uint32_t first_open;       /* every segment below is reduced */
     uint32_t granted;
@@ -134,6 +136,8 @@ pccl_err spans_prepare(struct op *op, const uint32_t *weights);     /* weights N
 uint32_t span_segments(const struct op *op, uint32_t span);         /* how many segments it has */
 struct extent { uint64_t offset; uint32_t bytes; };
 struct extent span_segment(const struct op *op, uint32_t span, uint32_t segment);
+/* Bytes of a segment on the wire: fewer than its extent with a codec. */
+uint32_t span_wire_bytes(const struct op *op, struct extent x);
 /* Which segment of the span does (offset, bytes) name? PCCL_EPROTO if it is none. */
 pccl_err span_locate(const struct op *op, uint32_t span, uint64_t offset, uint32_t bytes, uint32_t *segment_p);
 pccl_err backup_prepare(struct op *op);

@@ -6,6 +6,7 @@
  * overwritten for the first time, while its bytes are in the cache anyway. */
 #include <string.h>
 
+#include "codec.h"
 #include "engine.h"
 #include "err.h"
 
@@ -47,6 +48,13 @@ struct extent span_segment(const struct op *op, uint32_t span, uint32_t segment)
     };
 }
 
+uint32_t span_wire_bytes(const struct op *op, struct extent x)
+{
+    if (!op->request.codec)
+        return x.bytes;
+    return (uint32_t)codec_bytes((pccl_codec)op->request.codec, x.bytes / sizeof(float));
+}
+
 pccl_err span_locate(const struct op *op, uint32_t span, uint64_t offset, uint32_t bytes, uint32_t *segment_p)
 {
     uint64_t begin = op->spans[span] * op->element_bytes;
@@ -54,7 +62,7 @@ pccl_err span_locate(const struct op *op, uint32_t span, uint64_t offset, uint32
     if (offset < begin || (offset - begin) % segment_bytes != 0)
         return PCCL_EPROTO;
     uint64_t segment = (offset - begin) / segment_bytes;
-    if (segment >= span_segments(op, span) || span_segment(op, span, (uint32_t)segment).bytes != bytes)
+    if (segment >= span_segments(op, span) || span_wire_bytes(op, span_segment(op, span, (uint32_t)segment)) != bytes)
         return PCCL_EPROTO;
     *segment_p = (uint32_t)segment;
     return PCCL_OK;

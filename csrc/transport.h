@@ -51,6 +51,8 @@ struct transport_ops {
     void (*want)(struct stream *s, unsigned interest);   /* TRANSPORT_READ | TRANSPORT_WRITE; a new stream wants READ */
     void (*stream_close)(struct stream *s, int abort);   /* abort 1: reset if the transport can; 0: flush in the background */
     void (*info)(const struct stream *s, struct stream_info *info_p);
+    /* Asks not to send faster than this; 0: no limit. May do nothing; NULL: the transport cannot. */
+    void (*pace)(struct stream *s, uint64_t bytes_per_s);
     /* Waits at most timeout_ns (0: not at all; UINT64_MAX: for ever) for readiness; fills at most cap entries. */
     int (*poll)(struct transport *t, uint64_t timeout_ns, struct transport_ready *ready, int cap);
     void (*wake)(struct transport *t);                   /* any thread: makes the current or next poll return WAKE */

@@ -77,7 +77,7 @@ pccl_err desc_unpack(uint64_t packed, struct desc *desc_p)
         .codec = packed >> 15 & 15, .count = packed >> 19,
     };
     if (d.kind == 0 || d.kind >= PCCL_KIND_COUNT || d.dtype >= PCCL_DTYPE_COUNT || d.redop >= PCCL_REDOP_COUNT ||
-        d.algorithm >= PCCL_ALGORITHM_COUNT || d.codec != 0)
+        d.algorithm >= PCCL_ALGORITHM_COUNT || d.codec >= PCCL_CODEC_COUNT)
         return PCCL_EPROTO;
     *desc_p = d;
     return PCCL_OK;

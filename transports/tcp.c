@@ -30,6 +30,7 @@ enum {
     TCP_BACKLOG = 512,
     TCP_BATCH = 128,                    /* most events that one poll takes from epoll */
     TCP_DEAD_AFTER_MS = 30000,          /* bytes unacknowledged for so long end the connection */
+    TCP_UNSENT_BYTES = 512 << 10,       /* a socket with more than this in its queue is not writable: short queues */
     TCP_KEEPALIVE_IDLE_S = 10,
     TCP_KEEPALIVE_INTERVAL_S = 5,
     TCP_KEEPALIVE_PROBES = 4,
@@ -161,6 +162,7 @@ static void tune(int fd, const char *congestion)
 {
     set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
     set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, TCP_DEAD_AFTER_MS);
+    set_option(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, TCP_UNSENT_BYTES);
     set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
     set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, TCP_KEEPALIVE_IDLE_S);
     set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, TCP_KEEPALIVE_INTERVAL_S);
@@ -490,6 +492,13 @@ static void tcp_info(const struct stream *stream, struct stream_info *info_p)
     memcpy(info_p->remote, s->remote, sizeof info_p->remote);
 }
 
+static void tcp_pace(struct stream *stream, uint64_t bytes_per_s)
+{
+    const struct tcp_stream *s = (const struct tcp_stream *)stream;
+    uint64_t rate = bytes_per_s ? bytes_per_s : UINT64_MAX;
+    (void)!setsockopt(s->fd, SOL_SOCKET, SO_MAX_PACING_RATE, &rate, sizeof rate);
+}
+
 /* -- readiness ---------------------------------------------------------------------------------- */
 
 static int wait_for_events(struct tcp *t, uint64_t timeout_ns, struct epoll_event *events, int cap)
@@ -587,5 +596,6 @@ static void tcp_wake(struct transport *transport)
 const struct transport_ops tcp_ops = {
     .scheme = "tcp", .open = tcp_open, .close = tcp_close, .port = tcp_port, .dial = tcp_dial, .accept = tcp_accept,
     .readv = tcp_readv, .writev = tcp_writev, .want = tcp_want, .stream_close = tcp_stream_close, .info = tcp_info,
+    .pace = tcp_pace,
     .poll = tcp_poll, .wake = tcp_wake,
 };

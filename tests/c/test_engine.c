@@ -118,6 +118,37 @@ TEST(unequal_shares_of_a_mesh)
         }
 }
 
+/* Encoded once by each peer, once by the owner: all hold the same bytes, near the sum, and fewer bytes have travelled. */
+TEST(codecs_give_everybody_the_same_bytes)
+{
+    static const double most[PCCL_CODEC_COUNT] = {0, 0.01, 0.002, 0.02, 0.4}, bytes[PCCL_CODEC_COUNT] = {1, 0.5, 0.5, 0.27, 0.14};
+    for (uint8_t codec = PCCL_CODEC_BF16; codec < PCCL_CODEC_COUNT; codec++)
+        for (uint32_t n = 2; n <= 4; n++) {
+            cluster_open(&c, n, codec, "sim", 0);
+            fill(8192);
+            cluster_epoch(&c, 1, 0, 0, (1u << n) - 1, ~0u, NULL, 0);
+            for (uint32_t i = 0; i < n; i++) {
+                pccl_op_request r = all_reduce(i, 8192, 0, PCCL_ALGORITHM_AUTO, 0);
+                r.codec = codec;
+                cluster_submit(&c, i, &r);
+            }
+            cluster_run(&c, 10 * SECOND);
+            for (uint32_t i = 0; i < n; i++) {
+                const pccl_event *e = cluster_event(&c, i, PCCL_EVENT_OP, 1);
+                CHECK(e && e->status == PCCL_OK && memcmp(out[i], out[0], 8192 * sizeof(float)) == 0);
+                CHECK(e && (double)e->sent_bytes <= bytes[codec] * 1.03 * 8192 * 4 * 2 * (n - 1) / n);
+            }
+            for (uint32_t k = 0; k < 8192; k++) {
+                double exact = sum_at((1u << n) - 1, k), error = exact - out[0][k];
+                if (error > most[codec] * exact || error < -most[codec] * exact) {
+                    CHECK_EQ_INT((int)out[0][k], (int)exact);
+                    break;
+                }
+            }
+            cluster_close(&c);
+        }
+}
+
 /* Two peers without a link: a ring that avoids the pair, FINs through a third. */
 TEST(detour_around_a_dead_link)
 {

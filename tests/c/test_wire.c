@@ -169,7 +169,7 @@ TEST(descriptions_out_of_range)
         CHECK_EQ_INT(desc_unpack(desc_pack(&d), &again), v >= 1 && v < PCCL_KIND_COUNT ? PCCL_OK : PCCL_EPROTO);
         d = base;
         d.codec = (uint8_t)v;
-        CHECK_EQ_INT(desc_unpack(desc_pack(&d), &again), v == 0 ? PCCL_OK : PCCL_EPROTO);
+        CHECK_EQ_INT(desc_unpack(desc_pack(&d), &again), v < PCCL_CODEC_COUNT ? PCCL_OK : PCCL_EPROTO);
     }
     for (int v = 0; v < 32; v++) {
         struct desc d = base;
