@@ -21,7 +21,17 @@ import numpy as np
 
 from pccl._core import ffi, lib
 from pccl.errors import Closed, error_of
-from pccl.types import PEER_ID_BYTES, EpochConfig, Event, MemberConfig, OpName, OpState, Status
+from pccl.types import (
+    PEER_ID_BYTES,
+    Algorithm,
+    EpochConfig,
+    Event,
+    LinkStats,
+    MemberConfig,
+    OpName,
+    OpState,
+    Status,
+)
 
 __all__ = [
     "Algorithm",
@@ -76,14 +86,6 @@ class RedOp(IntEnum):
     MAX = lib.PCCL_MAX
 
 
-class Algorithm(IntEnum):
-    """pccl_algorithm."""
-
-    AUTO = lib.PCCL_ALGORITHM_AUTO
-    RING = lib.PCCL_ALGORITHM_RING
-    MESH = lib.PCCL_ALGORITHM_MESH
-
-
 @dataclass(slots=True, frozen=True)
 class EngineConfig:
     """How an engine is made (pccl_config)."""
@@ -114,7 +116,6 @@ class OpRequest:
     dtype: int
     redop: int
     algorithm: int
-    raise_on_loss: bool
     shape: int
     count: int
     input: int
@@ -124,6 +125,7 @@ class OpRequest:
     origin: tuple[bytes, ...] = ()
     name: OpName = _UNNAMED
     deadline_ns: int = 0
+    codec: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -144,20 +146,6 @@ class EngineStats:
     frames_corrupt: int
     parked_bytes: int
     pool_bytes: int
-
-
-@dataclass(slots=True, frozen=True)
-class LinkStats:
-    """One link of an engine (pccl_link_stats). `rtt_us`, `bytes_per_s` 0: not yet known."""
-
-    peer: bytes
-    streams: int
-    rtt_us: int
-    bytes_per_s: int
-    loss_ppm: int
-    sent_bytes: int
-    received_bytes: int
-    unacked_frames: int
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------
@@ -358,7 +346,7 @@ class Engine:
             request.dtype = op.dtype
             request.redop = op.redop
             request.algorithm = op.algorithm
-            request.raise_on_loss = op.raise_on_loss
+            request.codec = op.codec
             name = self._name
             name.boundary, name.lane, name.seq = op.name
             request.shape = op.shape
@@ -432,6 +420,9 @@ class Engine:
         for verdict, (name, status) in zip(verdicts, config.verdicts, strict=False):
             verdict.name.boundary, verdict.name.lane, verdict.name.seq = name
             verdict.status = status
+        detours = ffi.new("pccl_detour[]", max(1, len(config.detours)))
+        for detour, (a, b, via) in zip(detours, config.detours, strict=False):
+            detour.a, detour.b, detour.via = a, b, via
         epoch = ffi.new("pccl_epoch *")
         epoch.size = ffi.sizeof("pccl_epoch")
         epoch.epoch = config.epoch
@@ -442,6 +433,8 @@ class Engine:
         epoch.streams = config.streams
         epoch.segment_bytes = config.segment_bytes
         epoch.mesh_bytes_max = config.mesh_bytes_max
+        epoch.large_algorithm = config.large_algorithm
+        epoch.detour_count, epoch.detours = len(config.detours), detours
         with self._lock:
             _check(lib.pccl_engine_configure(self._live(), epoch), f"epoch {config.epoch}")
 
@@ -520,6 +513,9 @@ def _c_members(members: Sequence[MemberConfig]) -> Any:
     for raw, member in zip(array, members, strict=False):
         ffi.buffer(raw.id.bytes)[:] = _exact(member.id, PEER_ID_BYTES, "a peer id")
         raw.since = member.since
+        raw.weight = member.weight
+        raw.region = member.region
+        raw.streams = member.streams
         raw.dial = member.dial
         raw.address = _fitting(member.address, 80, "address")
     return array

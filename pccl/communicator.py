@@ -44,7 +44,7 @@ __all__ = ["Communicator", "connect"]
 
 OnPeerLoss = Literal["retry", "raise"]
 RedOpName = Literal["sum", "avg", "prod", "min", "max"]
-AlgorithmName = Literal["auto", "ring", "mesh"]
+AlgorithmName = Literal["auto", "ring", "mesh", "two_level"]
 Peer = int | bytes
 
 _REDOPS = {op.name.lower(): op for op in RedOp}
@@ -279,11 +279,13 @@ class Communicator:
         _check_codec(codec)
         source = as_buffer(tensor, writable=out is None)
         target = source if out is None else _output(out, source, source.count)
-        request = self._request(Kind.ALL_REDUCE, source, source, target, on_peer_loss)
+        request = self._request(Kind.ALL_REDUCE, source, source, target)
         request.redop = _redop(op, source)
         request.algorithm = _choice("algorithm", algorithm, _ALGORITHMS)
         label = f"all_reduce {op}" if algorithm == "auto" else f"all_reduce {op} {algorithm}"
-        work = self._submit(Op(request, (source, target), tensor if out is None else out, _whole, label), tag, timeout)
+        work = self._submit(
+            Op(request, (source, target), tensor if out is None else out, _whole, label), on_peer_loss, tag, timeout
+        )
         return work if async_op else work.wait()
 
     @overload
@@ -316,9 +318,11 @@ class Communicator:
         source = as_buffer(tensor, writable=False)
         whole = empty_like(tensor, source.shape) if out is None else out
         target = _output(whole, source, source.count)
-        request = self._request(Kind.REDUCE_SCATTER, source, source, target, on_peer_loss)
+        request = self._request(Kind.REDUCE_SCATTER, source, source, target)
         request.redop = _redop(op, source)
-        work = self._submit(Op(request, (source, target), whole, _span, f"reduce_scatter {op}"), tag, timeout)
+        work = self._submit(
+            Op(request, (source, target), whole, _span, f"reduce_scatter {op}"), on_peer_loss, tag, timeout
+        )
         return work if async_op else work.wait()
 
     @overload
@@ -351,8 +355,8 @@ class Communicator:
             world = len(self._participants())
             whole = empty_like(tensor, (world, *source.shape)) if out is None else out
             target = _output(whole, source, source.count * world)
-            request = self._request(Kind.ALL_GATHER, source, source, target, on_peer_loss)
-            work = self._submit(Op(request, (source, target), whole, _rows, "all_gather"), tag, timeout)
+            request = self._request(Kind.ALL_GATHER, source, source, target)
+            work = self._submit(Op(request, (source, target), whole, _rows, "all_gather"), on_peer_loss, tag, timeout)
         return work if async_op else work.wait()
 
     @overload
@@ -383,10 +387,10 @@ class Communicator:
             root_id = self._peer("root", root)
             is_root = root_id == self.peer_id
             buffer = as_buffer(tensor, writable=not is_root)
-            request = self._request(Kind.BROADCAST, buffer, buffer, buffer, on_peer_loss, root_id)
+            request = self._request(Kind.BROADCAST, buffer, buffer, buffer, root_id)
             request.root = root_id
             label = f"broadcast from {root_id.hex()[:8]}"
-            work = self._submit(Op(request, (buffer,), tensor, _whole, label, (root_id,)), tag, timeout)
+            work = self._submit(Op(request, (buffer,), tensor, _whole, label, (root_id,)), on_peer_loss, tag, timeout)
         return work if async_op else work.wait()
 
     @overload
@@ -426,11 +430,11 @@ class Communicator:
             target = _output(whole, source, source.count)
             if source.count and target.address == source.address:
                 raise ArgumentError("all_to_all cannot work in place")
-            request = self._request(Kind.ALL_TO_ALL, source, source, target, on_peer_loss)
+            request = self._request(Kind.ALL_TO_ALL, source, source, target)
             request.shape = shape_hash(source.shape[1:])
             request.count = source.count // len(peers)
             request.origin = peers
-            work = self._submit(Op(request, (source, target), whole, _rows, "all_to_all"), tag, timeout)
+            work = self._submit(Op(request, (source, target), whole, _rows, "all_to_all"), on_peer_loss, tag, timeout)
         return work if async_op else work.wait()
 
     # -- point to point, barrier -------------------------------------------------------------------------------------
@@ -462,8 +466,10 @@ class Communicator:
         tensor is None.
         """
         buffer = as_buffer(tensor, writable=False)
-        request = self._request(Kind.SEND_RECV, buffer, buffer, None, on_peer_loss)
-        work = self._transfer(lambda *pair: _transfer_op(request, buffer, None, pair), dst, True, tag, timeout)
+        request = self._request(Kind.SEND_RECV, buffer, buffer, None)
+        work = self._transfer(
+            lambda *pair: _transfer_op(request, buffer, None, pair), dst, True, on_peer_loss, tag, timeout
+        )
         return work if async_op else work.wait()
 
     @overload
@@ -490,8 +496,10 @@ class Communicator:
         is undefined.
         """
         buffer = as_buffer(tensor, writable=True)
-        request = self._request(Kind.SEND_RECV, buffer, None, buffer, on_peer_loss)
-        work = self._transfer(lambda *pair: _transfer_op(request, buffer, tensor, pair), src, False, tag, timeout)
+        request = self._request(Kind.SEND_RECV, buffer, None, buffer)
+        work = self._transfer(
+            lambda *pair: _transfer_op(request, buffer, tensor, pair), src, False, on_peer_loss, tag, timeout
+        )
         return work if async_op else work.wait()
 
     @overload
@@ -512,8 +520,8 @@ class Communicator:
         on_peer_loss: OnPeerLoss = "retry",
     ) -> Result | Work:
         """Ends when every peer has called it. The result's tensor is None."""
-        request = self._request(Kind.BARRIER, None, None, None, on_peer_loss)
-        work = self._submit(Op(request, (), None, _whole, "barrier"), tag, timeout)
+        request = self._request(Kind.BARRIER, None, None, None)
+        work = self._submit(Op(request, (), None, _whole, "barrier"), on_peer_loss, tag, timeout)
         return work if async_op else work.wait()
 
     # -- membership and state ----------------------------------------------------------------------------------------
@@ -558,7 +566,10 @@ class Communicator:
 
     # -- the inside --------------------------------------------------------------------------------------------------
 
-    def _submit(self, op: Op, tag: Tag, timeout: float | None, pair: tuple[bytes, bytes] | None = None) -> Work:
+    def _submit(
+        self, op: Op, on_peer_loss: str, tag: Tag, timeout: float | None, pair: tuple[bytes, bytes] | None = None
+    ) -> Work:
+        op.needs_all = _choice("on_peer_loss", on_peer_loss, _LOSS)
         return self._runtime.submit(op, tag, pair, timeout)
 
     def _participants(self) -> tuple[bytes, ...]:
@@ -571,7 +582,6 @@ class Communicator:
         described: Buffer | None,
         source: Buffer | None,
         target: Buffer | None,
-        on_peer_loss: str,
         extra: bytes = b"",
     ) -> OpRequest:
         return OpRequest(
@@ -580,7 +590,6 @@ class Communicator:
             0 if described is None else described.dtype,
             0,
             0,
-            _choice("on_peer_loss", on_peer_loss, _LOSS),
             shape_hash(() if described is None else described.shape, extra),
             0 if described is None else described.count,
             0 if source is None else source.address,
@@ -603,14 +612,20 @@ class Communicator:
         return peers[peer]
 
     def _transfer(
-        self, op_of: Callable[[bytes, bytes], Op], other: Peer, sending: bool, tag: Tag, timeout: float | None
+        self,
+        op_of: Callable[[bytes, bytes], Op],
+        other: Peer,
+        sending: bool,
+        on_peer_loss: str,
+        tag: Tag,
+        timeout: float | None,
     ) -> Work:
         with self._runtime.control.lock:
             other_id = self._peer("dst" if sending else "src", other)
             if other_id == self.peer_id:
                 raise ArgumentError("a peer cannot send to itself")
             pair = (self.peer_id, other_id) if sending else (other_id, self.peer_id)
-            return self._submit(op_of(*pair), tag, timeout, pair)
+            return self._submit(op_of(*pair), on_peer_loss, tag, timeout, pair)
 
 
 def _transfer_op(request: OpRequest, buffer: Buffer, tensor: Any, pair: tuple[bytes, bytes]) -> Op:

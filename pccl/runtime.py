@@ -66,6 +66,7 @@ class Op:
         "given_up",
         "label",
         "needs",
+        "needs_all",
         "pair",
         "request",
         "tag",
@@ -89,6 +90,7 @@ class Op:
         self.finish = finish
         self.label = label
         self.needs = needs
+        self.needs_all = False
         self.pair = pair
         self.tag: Tag = None
         self.expires_ns = 0
@@ -194,7 +196,7 @@ class Runtime:
         with self.control.lock:
             self.check()
             peers = self.participants()
-            if request.raise_on_loss and not op.pair:  # it cannot do without anybody; whom it names already comes first
+            if op.needs_all and not op.pair:  # it cannot do without anybody; whom it names already comes first
                 op.needs = (*op.needs, *(peer for peer in peers if peer not in op.needs))[:_NEEDS_MAX]
             name = self._next_name(lane, tag)
             request.name = name

@@ -59,6 +59,15 @@ class Cause(IntEnum):
     UNREACHABLE = 6
 
 
+class Algorithm(IntEnum):
+    """pccl_algorithm."""
+
+    AUTO = 0
+    RING = 1
+    MESH = 2
+    TWO_LEVEL = 3
+
+
 class OpName(NamedTuple):
     """The name of an op within a group: the same on every peer, kept when the op is retried."""
 
@@ -92,17 +101,26 @@ class OpInfo:
 
 @dataclass(slots=True, frozen=True)
 class MemberConfig:
-    """One member of an epoch as the engine wants it (pccl_member). `dial`: this side dials; `address` "": self."""
+    """One member of an epoch as the engine wants it (pccl_member). `dial`: this side dials; `address` "": self.
+
+    `weight`: its share of a large mesh all-reduce, all 0 for equal ones. `streams` of the link to it, 0: the epoch's.
+    """
 
     id: bytes
     since: int
     dial: bool
     address: str
+    weight: int = 0
+    region: int = 0
+    streams: int = 0
 
 
 @dataclass(slots=True, frozen=True)
 class EpochConfig:
-    """An epoch as the engine wants it (pccl_epoch). Rank = position in `members`; verdicts: (op, Status)."""
+    """An epoch as the engine wants it (pccl_epoch). Rank = position in `members`; verdicts: (op, Status).
+
+    `detours`: (a, b, via) by rank, for each pair without a link.
+    """
 
     epoch: int
     from_boundary: int
@@ -112,6 +130,22 @@ class EpochConfig:
     streams: int
     segment_bytes: int
     mesh_bytes_max: int
+    large_algorithm: int = 0
+    detours: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class LinkStats:
+    """One link of an engine (pccl_link_stats). `rtt_us`, `bytes_per_s` 0: not yet known."""
+
+    peer: bytes
+    streams: int
+    rtt_us: int
+    bytes_per_s: int
+    loss_ppm: int
+    sent_bytes: int
+    received_bytes: int
+    unacked_frames: int
 
 
 @dataclass(slots=True, frozen=True)
@@ -198,6 +232,9 @@ class Engine(Protocol):
 
     def events(self) -> list[Event]:
         """Takes all waiting events."""
+
+    def links(self) -> Sequence[LinkStats]:
+        """Every link, with what has been measured on it."""
 
     def desc_text(self, desc: int) -> str:
         """A packed description in words."""

@@ -253,7 +253,6 @@ class SimPeer:
             dtype=DTYPES[dtype],
             redop=0,
             algorithm=0,
-            raise_on_loss=False,
             shape=shape,
             count=count,
             input=0 if source is None else source.ctypes.data,

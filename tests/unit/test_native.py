@@ -91,7 +91,7 @@ def test_one_peer_alone() -> None:
     engine.prepare([me], 1)
     data = np.arange(4, dtype=np.int64)
     address, _hold = _native.pin(data)
-    request = _native.OpRequest(7, _native.Kind.ALL_REDUCE, 7, 0, 0, False, 0, 4, address, address)
+    request = _native.OpRequest(7, _native.Kind.ALL_REDUCE, 7, 0, 0, 0, 4, address, address)
     request.name = OpName(0, 0, 0)
     engine.submit(request)
     engine.freeze(1)
@@ -133,7 +133,7 @@ def wait_for(engine: _native.Engine, kind: int) -> types.Event:
 def test_ops_that_cannot_run_end_once(how: str) -> None:
     engine = _native.Engine(config())
     engine.start()
-    request = _native.OpRequest(9, _native.Kind.BARRIER, 0, 0, 0, False, 0, 0, 0, 0)
+    request = _native.OpRequest(9, _native.Kind.BARRIER, 0, 0, 0, 0, 0, 0, 0)
     engine.submit(request)
     if how == "abandon":
         engine.abandon(9, Status.ELOST)
