@@ -74,7 +74,8 @@ def segments(shape: int, order: list[int]) -> list[tuple[int, int, int]]:
             out += [(node, 1, i) for r, node in enumerate(order) if node
                     for i in range(span_segments(count, n, r, size))]  # fmt: skip
         return out
-    return [(node, 0, i) for node in row_sources(name, algorithm, order) for i in range(-(-count * size // SEGMENT_BYTES))]
+    per_row = -(-count * size // SEGMENT_BYTES)
+    return [(node, 0, i) for node in row_sources(name, algorithm, order) for i in range(per_row)]
 
 
 def op_frames(shape: int, choice: int) -> list[bytes]:
