@@ -299,15 +299,19 @@ static int settle_at(const char *directory, int wanted)
 
 TEST(two_hundred_lives_leave_nothing)
 {
-    int fds = entries_of("/proc/self/fd"), threads = entries_of("/proc/self/task");
-    for (int life = 0; life < 200; life++) {
+    int fds = 0, threads = 0;
+    for (int life = 0; life <= 200; life++) {
         open_engines();
         if (life % 2)
             configure(1, 0);
         close_engines();
+        if (life) /* the first one counts what a sanitizer starts for itself, too */
+            continue;
+        fds = entries_of("/proc/self/fd");
+        threads = entries_of("/proc/self/task");
     }
-    CHECK_EQ_INT(settle_at("/proc/self/fd", fds), fds);
-    CHECK_EQ_INT(settle_at("/proc/self/task", threads), threads);
+    CHECK(settle_at("/proc/self/fd", fds) <= fds);
+    CHECK(settle_at("/proc/self/task", threads) <= threads);
 }
 
 TEST_MAIN("engine_tcp")
