@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from pccl.errors import Timeout
-from pccl.testing import Cluster, Faults, Options, SimPeer
+from pccl.testing import SCENARIOS, Cluster, Faults, Options, SimPeer, run_seed
 
 
 @pytest.fixture
@@ -82,3 +86,14 @@ def test_a_join_is_a_growth(cluster: Cluster) -> None:
     assert cluster.run()
     assert not cluster.watch.finish()
     assert set(sizes) == {2, 3} and sizes == sorted(sizes)
+
+
+def test_the_guide_is_true() -> None:
+    guide = Path(__file__).resolve().parents[2] / "docs" / "testing.md"
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", guide.read_text("utf-8"), re.DOTALL):
+        exec(block, names)
+    outcomes = [run_seed(seed, "two_at_once") for seed in range(5)]
+    del SCENARIOS["two_at_once"]
+    assert not any(outcome.broken for outcome in outcomes)
+    assert any(outcome.marks for outcome in outcomes)
