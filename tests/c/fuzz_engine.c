@@ -537,10 +537,8 @@ static void submit(void)
     pccl_op_request request = {
         .size = sizeof request, .kind = shape->kind, .dtype = shape->dtype, .redop = shape->redop,
         .algorithm = shape->algorithm, .name = {.lane = lane, .boundary = w.boundary, .seq = op->seq}, .count = shape->count,
-        .in = op->in, .out = op->out,
-        .root = id_of(shape->own_root ? 0 : 1), .target = id_of(shape->own_root ? 1 : 0), .origin = origin,
-        .origin_count = PEERS,
-        .token = w.op_count, .deadline_ns = choice & 128 ? w.now_ns + MILLISECOND : 0,
+        .in = op->in, .out = op->out, .root = id_of(!shape->own_root), .target = id_of(shape->own_root), .origin = origin,
+        .origin_count = PEERS, .token = w.op_count, .deadline_ns = choice & 128 ? w.now_ns + MILLISECOND : 0,
     };
     REQUIRE(pccl_engine_submit(w.engine, &request) == PCCL_OK);
     settle();
