@@ -45,8 +45,8 @@ def leave(fleet: Fleet, process: Process) -> None:
     process.popen.wait(PATIENCE_S)
 
 
-def trial(fleet: Fleet) -> tuple[float, int]:
-    """(milliseconds from connect() to the first result, ops of the others that were started again meanwhile)."""
+def trial(fleet: Fleet) -> tuple[float, float, int]:
+    """(milliseconds from connect() to its return and to the first result, ops of the others started again meanwhile)."""
     fleet.prepare()
     fleet.wait_until_together(time.monotonic())
     joiner = fleet.join()
@@ -59,13 +59,14 @@ def trial(fleet: Fleet) -> tuple[float, int]:
     fleet.wait_until_together(first.at)
     retries = aborted(fleet, joiner.connect_at, first.at)
     leave(fleet, joiner)
-    return (first.at - joiner.connect_at) * 1000, retries
+    connected = joiner.connected_at - joiner.connect_at
+    return connected * 1000, (first.at - joiner.connect_at) * 1000, retries
 
 
 def main() -> int:
     options = arguments()
     fleet = Fleet(int(options.mib * (1 << 20)), options.in_flight)
-    rows: list[tuple[float, int]] = []
+    rows: list[tuple[float, float, int]] = []
     wrong: list[str] = []
     try:
         for _ in range(options.peers):
@@ -75,16 +76,17 @@ def main() -> int:
             rows.append(trial(fleet))
             wrong += fleet.wrong()
             fleet.forget()
-            print(f"{number + 1:4d} {rows[-1][0]:7.0f} ms, {rows[-1][1]} aborted", file=sys.stderr)
+            print(f"{number + 1:4d} {rows[-1][0]:7.0f} {rows[-1][1]:7.0f} ms, {rows[-1][2]} aborted", file=sys.stderr)
     finally:
         fleet.close()
-    times = [row[0] for row in rows]
+    times = [row[1] for row in rows]
     row = {
         "trials": len(rows),
         "wrong": len(wrong),
+        "median_connect_ms": round(statistics.median(row[0] for row in rows), 1),
         "median_ms": round(statistics.median(times), 1),
         "worst_ms": round(max(times), 1),
-        "aborted": sum(row[1] for row in rows),
+        "aborted": sum(row[2] for row in rows),
         "in_flight": options.in_flight,
         "mib": options.mib,
     }

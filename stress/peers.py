@@ -51,6 +51,7 @@ class Process:
     records: dict[Name, Record] = field(default_factory=dict)
     killed_at: float | None = None
     connect_at: float = 0.0
+    connected_at: float = 0.0
     ended: bool = False
     rest: bytes = b""
 
@@ -116,7 +117,8 @@ class Fleet:
 
     def _take(self, process: Process, line: dict[str, Any]) -> None:
         if "peer" in line:
-            process.peer, process.connect_at = line["peer"], line["connect_at"]
+            process.peer = line["peer"]
+            process.connect_at, process.connected_at = line["connect_at"], line["connected_at"]
             return
         record = Record(
             (line["boundary"], line["seq"]), line["epoch"], tuple(line["peers"]), line["first"], line["digest"],
@@ -230,7 +232,7 @@ def peer_main(address: str, bit: int, op_bytes: int, in_flight: int) -> None:
     os.read(0, 1)
     connect_at = time.monotonic()
     with pccl.connect(address, secret=SECRET, listen="127.0.0.1:0") as comm:
-        _say({"peer": comm.peer_id.hex(), "connect_at": connect_at})
+        _say({"peer": comm.peer_id.hex(), "connect_at": connect_at, "connected_at": time.monotonic()})
         while not _told():
             boundary, works = comm.boundary, []
             for buffer in buffers:
