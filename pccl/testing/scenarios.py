@@ -245,7 +245,7 @@ def late_caller(cluster: Cluster, faults: Faults, random: Random) -> None:
 
 def _late(traffic: Traffic, seconds: float) -> Program:
     async def program(peer: SimPeer) -> None:
-        await peer.sleep(seconds)
+        await peer.compute(seconds)
         await traffic(peer)
 
     return program
@@ -281,7 +281,7 @@ def overdue_peer(cluster: Cluster, faults: Faults, random: Random) -> None:
             error = await settled(peer.all_reduce(np.ones(700, "int64"), timeout=random.choice((0.1, 1.0))))
             cluster.marks["overdue"] += error is not None and "not called" in error.message
         else:
-            await peer.sleep(8.0)
+            await peer.compute(8.0)
         await peer.advance()
         await peer.all_reduce(np.ones(10, "int64"))
 

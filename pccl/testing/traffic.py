@@ -91,7 +91,7 @@ class Traffic:
 
     async def _think(self, peer: SimPeer) -> None:
         if self.shape.gap_s and peer.random.random() < 0.6:
-            await peer.sleep(peer.random.random() * self.shape.gap_s)
+            await peer.compute(peer.random.random() * self.shape.gap_s)
 
     # -- what is called ---------------------------------------------------------------------------------------
 

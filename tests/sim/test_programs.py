@@ -28,7 +28,7 @@ def test_a_loop_survives_a_crash(cluster: Cluster) -> None:
         while peer.boundary < 5:
             result = await peer.all_reduce(weights.copy())
             sums.append((result.world_size, float(result.tensor[0])))
-            await peer.sleep(0.01)
+            await peer.compute(0.01)
             await peer.advance()
 
     for _ in range(3):
@@ -52,7 +52,7 @@ def test_errors_are_the_real_ones(cluster: Cluster) -> None:
             except Timeout as error:
                 errors.append(error)
         else:
-            await peer.sleep(2.0)
+            await peer.compute(2.0)
 
     for _ in range(2):
         cluster.add(program)
