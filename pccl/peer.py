@@ -15,6 +15,7 @@ from pccl.errors import PcclError
 from pccl.types import Engine, EpochView, Event, EventKind, OpInfo, OpName, OpState, Status
 
 VERDICTS_MAX = 65536
+FAILED_MAX = 1024
 
 Describe = Callable[[int], "OpInfo | None"]
 
@@ -29,6 +30,7 @@ class Peer:
         self._engine = engine
         self._describe = describe
         self._verdicts: OrderedDict[OpName, tuple[int, str]] = OrderedDict()
+        self._failed: OrderedDict[OpName, m.Pending] = OrderedDict()
 
     # -- facts ------------------------------------------------------------------------------------------------
 
@@ -94,6 +96,7 @@ class Peer:
         for event in events:
             if event.kind == EventKind.OP:
                 self._count(event)
+                self._note_failure(event)
                 ended.append(event)
             else:
                 self._on_fact(now, event)
@@ -137,12 +140,19 @@ class Peer:
 
     def _on_frozen(self, now: float, change: int) -> None:
         states, lanes = self._engine.frozen()
-        self._do(now, s.EngineFrozen(change, dict(lanes), tuple(self._pending(state) for state in states)))
+        pending = (*(self._pending(state) for state in states), *self._failed.values())
+        self._do(now, s.EngineFrozen(change, dict(lanes), pending))
 
     def _pending(self, state: OpState) -> m.Pending:
-        info = self._describe(state.token)
-        what, needs, pair = (info.what, info.needs, info.pair) if info is not None else ("an op", (), False)
-        return m.Pending(m.OpRef(*state.name), bool(state.finished), pair, needs, m.clip(what, 120))
+        return _entry(state.name, bool(state.finished), self._describe(state.token))
+
+    def _note_failure(self, event: Event) -> None:
+        """An op that failed here alone is not over: reported as unfinished, lest it be committed for the others."""
+        info = None if event.status == Status.OK else self._describe(event.token)
+        if info is not None and info.name not in self._verdicts:
+            self._failed[info.name] = _entry(info.name, False, info)
+            while len(self._failed) > FAILED_MAX:
+                self._failed.popitem(last=False)
 
     def _fault(self, now: float, token: int, kind: str, peer: bytes, theirs: str) -> None:
         info = self._describe(token)
@@ -180,5 +190,11 @@ class Peer:
         """Kept for the communicator until the op's event comes, or until it calls an op that has failed elsewhere."""
         for name, status in effect.config.verdicts:
             self._verdicts[name] = (status, effect.texts.get(name, ""))
+            self._failed.pop(name, None)
         while len(self._verdicts) > VERDICTS_MAX:
             self._verdicts.popitem(last=False)
+
+
+def _entry(name: OpName, finished: bool, info: OpInfo | None) -> m.Pending:
+    what, needs, pair = (info.what, info.needs, info.pair) if info is not None else ("an op", (), False)
+    return m.Pending(m.OpRef(*name), finished, pair, needs, m.clip(what, 120))

@@ -38,6 +38,13 @@ typedef enum {
 } pccl_redop;
 
 typedef enum {
+    PCCL_CODEC_NONE = 0, PCCL_CODEC_BF16 = 1, PCCL_CODEC_FP16 = 2,
+    PCCL_CODEC_INT8 = 3,      /* blocks, by their greatest magnitude */
+    PCCL_CODEC_E3M0 = 4,      /* 4 bits: sign and power of two, by the block's greatest magnitude */
+    PCCL_CODEC_COUNT = 5
+} pccl_codec;
+
+typedef enum {
     PCCL_ALL_REDUCE = 1,      /* in: count elements; out: count elements; out may equal in */
     PCCL_REDUCE_SCATTER = 2,  /* in: count; out: room for count, only this peer's span is written */
     PCCL_ALL_GATHER = 3,      /* in: count; out: count per participant, in the order of their ranks */
@@ -310,6 +317,13 @@ pccl_err pccl_engine_kill_stream(pccl_engine *engine, const pccl_peer_id *peer, 
  * PCCL_EINVAL: unknown isa, dtype or op, or an avg of integers. */
 pccl_err pccl_reduce(const char *isa, int dtype, int redop, void *dst, const void *const *srcs, uint32_t src_count,
                      uint64_t count, uint32_t divisor);
+/* float32 values encoded and back; see csrc/codec.h for the formats, their errors, and what becomes of NaNs. */
+/* Encoded size of count values; 0 for an unknown codec. */
+uint64_t pccl_codec_bytes(int codec, uint64_t count);
+/* dst: room for that. isa NULL: the best one. PCCL_EINVAL: unknown isa or codec. */
+pccl_err pccl_codec_encode(const char *isa, int codec, const void *src, uint64_t count, void *dst);
+/* PCCL_EPROTO, and dst untouched: these bytes are no count encoded values. */
+pccl_err pccl_codec_decode(const char *isa, int codec, const void *src, uint64_t bytes, void *dst, uint64_t count);
 uint32_t pccl_crc32c(uint32_t crc, const void *data, uint64_t bytes);
 void pccl_hmac_sha256(const uint8_t *key, uint64_t key_bytes, const uint8_t *data, uint64_t bytes, uint8_t mac[32]);
 

@@ -1,1 +1,32 @@
-"""The simulator and fault injection, public, so that users test their own loops."""
+"""The simulator and fault injection, public, so that users test their own loops.
+
+    from pccl.testing import Cluster, Faults, simulate
+
+`simulate(seeds)` runs the built-in programs under a swarm of faults; `Cluster` runs yours. docs/testing.md has both.
+"""
+
+from pccl.testing.checkers import Broken
+from pccl.testing.cluster import Cluster, Node, Options
+from pccl.testing.faults import Faults
+from pccl.testing.program import SimPeer, Work
+from pccl.testing.scenarios import SCENARIOS, scenario
+from pccl.testing.simulate import Outcome, SimReport, run_seed, simulate
+from pccl.testing.traffic import Shape, Traffic
+
+__all__ = [
+    "SCENARIOS",
+    "Broken",
+    "Cluster",
+    "Faults",
+    "Node",
+    "Options",
+    "Outcome",
+    "Shape",
+    "SimPeer",
+    "SimReport",
+    "Traffic",
+    "Work",
+    "run_seed",
+    "scenario",
+    "simulate",
+]

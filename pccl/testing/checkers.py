@@ -81,6 +81,7 @@ class Watch:
 
     def ended(self, work: Work) -> None:
         """An op has its event."""
+        self.cluster.trace("ended", work.node.index, _name(work), work.retries, work.describe())
         self._check_input(work)
         self._check_status(work)
         changes = work.node.changes - work.changes_before

@@ -13,9 +13,9 @@ drawn from `random` or follows from it, so a seed replays; `digest` tells two ru
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from pccl import _native as native
@@ -53,6 +53,7 @@ class Options:
     handshake_timeout_s: float = 2.0
     transport: str = "sim"
     harmful: bool = False  # "faulty+sim": also corrupt bytes and reset streams
+    rank_by_index: bool = False  # else by order of arrival
     defects: int = 0
     quantum_ns: int = 0  # 0: every delivery is a turn of its own
     path: native.SimPath = field(default_factory=lambda: native.SimPath(MILLISECOND, MILLISECOND // 2))
@@ -427,6 +428,8 @@ class Cluster:
         self.watch = Watch(self)
         self.log: deque[str] = deque(maxlen=TRACE_KEPT)
         self.turns = 0
+        self.marks: Counter[str] = Counter()  # what a scenario was named for has happened
+        self.observers: list[Callable[[str, tuple[object, ...]], None]] = []
         self._digest = hashlib.blake2b(digest_size=16)
         self._tokens = 0
         self._free = False
@@ -438,6 +441,8 @@ class Cluster:
     def _plan(self, members: Sequence[MemberInfo]) -> Plan:
         options = self.options
         order = tuple(member.id for member in members)
+        if options.rank_by_index:
+            order = tuple(sorted(order, key=lambda peer: self.by_id[peer].index))
         return Plan(options.streams, options.segment_bytes, options.mesh_bytes_max, order)
 
     def engine_config(self, peer_id: bytes, index: int) -> native.EngineConfig:
@@ -485,6 +490,21 @@ class Cluster:
         if both:
             self.sim.set_path(b, a, path)
 
+    def form_with(self, peers: int) -> None:
+        """The group waits for so many before it forms; afterwards `Options.min_peers` counts."""
+
+        def ask(min_peers: int) -> None:
+            settings = replace(self.coordinator.run.settings, min_peers=min_peers)
+            self.coordinator.run.settings = self.coordinator.group.settings = settings
+
+        def look(what: str, facts: tuple[object, ...]) -> None:
+            if what == "log" and facts[0] == "epoch":
+                self.clock.after(0.0, lambda: ask(self.options.min_peers))
+                self.observers.remove(look)
+
+        ask(peers)
+        self.observers.append(look)
+
     def next_token(self) -> int:
         """Names an op within the simulation."""
         self._tokens += 1
@@ -526,7 +546,9 @@ class Cluster:
         )
 
     def trace(self, what: str, *facts: object) -> None:
-        """One line of the run's story; part of the digest."""
+        """One line of the run's story; part of the digest. Observers hear of it at once: they may only plan."""
+        for observer in tuple(self.observers):
+            observer(what, facts)
         line = f"{self.clock.now_ns / SECOND:.9f} {what} {' '.join(map(str, facts))}"
         self._digest.update(line.encode())
         self.log.append(line)

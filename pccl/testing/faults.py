@@ -35,6 +35,26 @@ class Faults:
         """Does it later."""
         self.cluster.clock.after(seconds, action)
 
+    def when(self, what: str, *facts: object, then: Callable[[], object], after_s: float = 0.0) -> None:
+        """Does it so long after the first line of the story that begins like this."""
+        due = [True]
+
+        def look(said: str, about: tuple[object, ...]) -> None:
+            if due and said == what and about[: len(facts)] == facts:
+                due.clear()
+                self.at(after_s, then)
+
+        self.cluster.observers.append(look)
+
+    def mark(self, name: str, what: str, *facts: object) -> None:
+        """Counts the lines of the story that begin like this."""
+
+        def look(said: str, about: tuple[object, ...]) -> None:
+            if said == what and about[: len(facts)] == facts:
+                self.cluster.marks[name] += 1
+
+        self.cluster.observers.append(look)
+
     def _note(self, what: str, *facts: object) -> None:
         self.count += 1
         self.cluster.trace("fault", what, *facts)

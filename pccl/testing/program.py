@@ -153,7 +153,7 @@ class SimPeer:
 
     # -- time and boundaries ----------------------------------------------------------------------------------
 
-    def sleep(self, seconds: float) -> Future:
+    def compute(self, seconds: float) -> Future:
         """Computes for so long."""
         future = Future()
         self.node.cluster.clock.after(seconds, lambda: self.node.resolve(future))

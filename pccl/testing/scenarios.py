@@ -1,7 +1,316 @@
-"""scenarios.py - named experiments."""
+"""scenarios.py - named experiments: a few peers, one program, and the one thing that goes wrong.
+
+A scenario is a function of (cluster, faults, random) that sets the stage; the seed varies sizes and moments. Each marks
+(`faults.mark`) what it is named for when that really happens, so that a test can tell that it does.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from random import Random
 
-SCENARIOS: dict[str, Any] = {}
+import numpy as np
+
+from pccl.testing.cluster import Cluster
+from pccl.testing.faults import Faults
+from pccl.testing.network import ControlOptions
+from pccl.testing.program import Program, SimPeer
+from pccl.testing.traffic import Shape, Traffic, settled
+from pccl.types import Status
+
+Scenario = Callable[[Cluster, Faults, Random], None]
+SCENARIOS: dict[str, Scenario] = {}
+
+
+def scenario(play: Scenario) -> Scenario:
+    """Makes it known by its name."""
+    SCENARIOS[play.__name__] = play
+    return play
+
+
+def _start(cluster: Cluster, peers: int, shape: Shape | None = None) -> Traffic:
+    traffic = Traffic(cluster, shape)
+    for _ in range(peers):
+        cluster.add(traffic)
+    cluster.form_with(peers)
+    return traffic
+
+
+def _delay_s(cluster: Cluster) -> float:
+    return cluster.options.path.delay_ns / 1e9
+
+
+def _reductions(boundaries: int = 4, algorithm: str = "ring", ops_max: int = 3) -> Shape:
+    return Shape(
+        boundaries=boundaries,
+        ops_max=ops_max,
+        kinds=("all_reduce",),
+        counts=(1000, 2500, 5000),
+        algorithms=(algorithm,),
+    )
+
+
+# -- losses ---------------------------------------------------------------------------------------------------
+
+
+@scenario
+def kill_during_reduce_scatter(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """A peer dies while partial sums are under way: the survivors start again from their inputs."""
+    peers = random.randint(3, 5)
+    _start(cluster, peers, _reductions())
+    victim = random.randrange(peers)
+    faults.when("epoch", 0, then=lambda: faults.crash(victim), after_s=random.uniform(2, 12) * _delay_s(cluster))
+    for index in range(peers):
+        faults.mark("retried", "ended", index, "OK", 1)
+
+
+@scenario
+def kill_after_fin_before_commit(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """Peer 0 has committed; the dead peer's FIN is still on its way to peer 1, and the freeze will be faster."""
+    cluster.options.rank_by_index = True
+    _start(cluster, 3, Shape(boundaries=1, ops_max=1, kinds=("all_reduce",), counts=(300, 1000), algorithms=("ring",)))
+    slow_ns = 10 * cluster.options.path.delay_ns + 20_000_000
+
+    def slow_way() -> None:
+        path = faults.path(2, 1)
+        faults.set_path(2, 1, type(path)(delay_ns=slow_ns))
+
+    def kill() -> None:
+        cluster.marks["one committed, one waits"] += bool(cluster.nodes[1].ops.pending)
+        faults.crash(2)
+
+    faults.when("epoch", 2, then=slow_way, after_s=random.choice((0.0, 4 * _delay_s(cluster))))
+    faults.when("ended", 0, "OK", then=kill)
+
+
+@scenario
+def double_failure_during_change(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """A second peer dies while the survivors of the first are being asked, or have just been told."""
+    _start(cluster, 5, _reductions())
+    first, second = random.sample(range(5), 2)
+    faults.when("epoch", 0, then=lambda: faults.crash(first), after_s=random.uniform(2, 8) * _delay_s(cluster))
+    after_s = random.choice((0.0, 0.001, 0.002, 0.004))
+    faults.when("log", "freeze", then=lambda: faults.crash(second), after_s=after_s)
+    faults.mark("frozen", "log", "freeze")
+
+
+@scenario
+def staggered_freeze(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """The freeze reaches each survivor at another time, while their FINs go on crossing."""
+    peers = random.randint(3, 5)
+    _start(cluster, peers, _reductions(boundaries=6))
+    for node in cluster.nodes:
+        node.connection.options = ControlOptions(delay_s=random.choice((0.0002, 0.002, 0.01, 0.03)))
+    victim = random.randrange(peers)
+    faults.when("epoch", victim, then=lambda: faults.crash(victim), after_s=random.uniform(2, 30) * _delay_s(cluster))
+    faults.mark("frozen", "log", "freeze")
+
+
+@scenario
+def leave_in_flight(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """A peer leaves in good order, its ops unfinished."""
+    _start(cluster, 4, _reductions(boundaries=6))
+    after_s = random.uniform(1, 10) * _delay_s(cluster)
+    faults.when("epoch", 3, then=lambda: faults.leave(3), after_s=after_s)
+    faults.mark("in flight", "ended", 3, "ECLOSED")
+
+
+# -- silence --------------------------------------------------------------------------------------------------
+
+
+@scenario
+def freeze_beyond_lease(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """A process stands still for longer than its lease: the others go on without it."""
+    peers = random.randint(3, 4)
+    _start(cluster, peers, _reductions())
+    after_s = random.uniform(1, 10) * _delay_s(cluster)
+    faults.when("epoch", 1, then=lambda: faults.freeze(1, random.uniform(1.2, 3.0)), after_s=after_s)
+    faults.mark("evicted", "log", "lease")
+
+
+@scenario
+def zombie_return(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """It wakes up with full sockets, long after the others have gone on; they are still busy."""
+    traffic = _start(cluster, 4, Shape(boundaries=40, ops_max=2, gap_s=0.2, leave=False))
+    after_s = random.uniform(1, 10) * _delay_s(cluster)
+    faults.when("epoch", 2, then=lambda: faults.freeze(2, 1.5), after_s=after_s)
+    faults.when("thaw", 2, then=lambda: cluster.add(traffic))
+    faults.mark("returned", "log", "lease")
+
+
+@scenario
+def partition_of_control_plane(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """A peer and the coordinator do not hear each other; its links are well."""
+    _start(cluster, 4, Shape(boundaries=30, ops_max=3, gap_s=0.03))
+    seconds = random.choice((0.1, 0.4, 0.8, 2.0))
+    up, down = random.choice(((True, True), (True, False), (False, True)))
+    faults.when("epoch", 1, then=lambda: faults.cut_control(1, seconds, up=up, down=down), after_s=0.01)
+    if random.random() < 0.5:
+        faults.when("epoch", 3, then=lambda: faults.crash(3), after_s=random.uniform(0.01, 0.1))
+    faults.mark("cut", "fault", "cut_control")
+
+
+@scenario
+def coordinator_stall(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """The coordinator stands still; ops go on without it, and nobody loses his lease by that."""
+    _start(cluster, 3, Shape(boundaries=40, ops_max=3, gap_s=0.05))
+    faults.when("epoch", 1, then=lambda: faults.stall(random.choice((0.3, 0.9, 2.5))), after_s=0.02)
+    faults.mark("stalled", "stall")
+
+
+# -- links ----------------------------------------------------------------------------------------------------
+
+
+@scenario
+def flapping_link(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """All streams between two peers break again and again. Nobody may be evicted, nothing may be lost."""
+    _start(cluster, 3, _reductions(boundaries=12))
+    gap_s = random.choice((1.0, 2.5, 8.0)) * _delay_s(cluster)
+
+    def flap(left: int) -> None:
+        for _ in range(cluster.options.streams):
+            faults.reset(0, 1, 0)
+        if left:
+            faults.at(gap_s, lambda: flap(left - 1))
+
+    faults.when("epoch", 1, then=lambda: flap(40), after_s=2 * _delay_s(cluster))
+    faults.mark("reset", "fault", "reset")
+
+
+@scenario
+def corrupt_wire(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """Bits flip on their way, and bytes arrive twice: streams are closed, nothing wrong is believed."""
+    _start(cluster, 3, _reductions(boundaries=8))
+    noise = {"corrupt_ppm": random.choice((5_000, 20_000)), "duplicate_ppm": random.choice((0, 5_000))}
+    faults.when("epoch", 2, then=lambda: faults.noise(2.0, **noise), after_s=2 * _delay_s(cluster))
+    faults.mark("noise", "fault", "noise")
+
+
+@scenario
+def one_way_partition(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """What 0 says does not reach 1, everything else is well: a pause, no eviction."""
+    _start(cluster, 3, _reductions(boundaries=6))
+    seconds = random.choice((0.05, 0.5, 2.0, 4.0))
+    after_s = random.uniform(0, 8) * _delay_s(cluster)
+    faults.when("epoch", 1, then=lambda: faults.cut(0, 1, seconds, both=False), after_s=after_s)
+    faults.mark("cut", "fault", "cut")
+
+
+# -- growth ---------------------------------------------------------------------------------------------------
+
+
+@scenario
+def join_storm(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """Many join at once, and some of them die in the doorway."""
+    traffic = _start(cluster, 2, Shape(boundaries=20, ops_max=3, gap_s=4 * _delay_s(cluster)))
+    for number in range(6):
+        at_s = 0.005 + random.random() * 0.02
+        faults.at(at_s, lambda: faults.join(traffic))
+        if random.random() < 0.3:
+            faults.at(at_s + random.random() * 0.02, partial(faults.crash, 2 + number))
+    faults.mark("held", "log", "hold")
+
+
+@scenario
+def joiner_dies_while_held(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """The members have been asked to hold for somebody who is no more."""
+    traffic = _start(cluster, 3, Shape(boundaries=20, ops_max=3, gap_s=2 * _delay_s(cluster)))
+    faults.at(0.01, lambda: faults.join(traffic))
+    faults.when("log", "hold", then=lambda: faults.crash(3), after_s=random.choice((0.0, 0.0005, 0.001, 0.003, 0.01)))
+    faults.mark("held", "log", "hold")
+
+
+@scenario
+def loss_while_held(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """A member dies while a growth is asked for, or has just been announced: two epochs have ops in flight."""
+    traffic = _start(cluster, 4, Shape(boundaries=15, ops_max=4, gap_s=2 * _delay_s(cluster)))
+    faults.at(0.01, lambda: faults.join(traffic))
+    after_s = random.choice((0.0, 0.001, 0.002, 0.004, 0.01))
+    faults.when("log", "hold", then=lambda: faults.crash(1), after_s=after_s)
+    faults.mark("held", "log", "hold")
+
+
+# -- programs -------------------------------------------------------------------------------------------------
+
+
+@scenario
+def late_caller(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """Peer 2 calls long after the others, one of whom dies meanwhile: its op has been judged before it was called."""
+    traffic = _start(cluster, 3, _reductions(boundaries=3, ops_max=2))
+    cluster.add(_late(traffic, random.uniform(0.05, 0.3)))
+    faults.when("epoch", 0, then=lambda: faults.crash(random.choice((0, 1))), after_s=random.uniform(0.01, 0.2))
+    faults.mark("retried", "ended", 2, "OK", 1)
+
+
+def _late(traffic: Traffic, seconds: float) -> Program:
+    async def program(peer: SimPeer) -> None:
+        await peer.compute(seconds)
+        await traffic(peer)
+
+    return program
+
+
+@scenario
+def mismatch(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """One peer calls an op with another count: the error names both, on every peer; the next op works."""
+    cluster.watch.expected.add(Status.EMISMATCH)
+    odd, algorithm = random.randrange(3), random.choice(("ring", "mesh"))
+
+    async def program(peer: SimPeer) -> None:
+        array = np.ones(500 + (peer.index == odd), "int64")
+        error = await settled(peer.all_reduce(array, algorithm=algorithm))
+        cluster.marks["mismatch"] += error is not None and "called" in error.message
+        await peer.all_reduce(np.ones(10, "int64"))
+        await peer.advance()
+        await peer.all_reduce(np.ones(10, "int64"))
+
+    for _ in range(3):
+        cluster.add(program)
+    cluster.form_with(3)
+
+
+@scenario
+def overdue_peer(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """One peer never calls: the others get Timeout, which names it, in time."""
+    cluster.watch.overdue_expected = True
+    absent = random.randrange(3)
+
+    async def program(peer: SimPeer) -> None:
+        if peer.index != absent:
+            error = await settled(peer.all_reduce(np.ones(700, "int64"), timeout=random.choice((0.1, 1.0))))
+            cluster.marks["overdue"] += error is not None and "not called" in error.message
+        else:
+            await peer.compute(8.0)
+        await peer.advance()
+        await peer.all_reduce(np.ones(10, "int64"))
+
+    for _ in range(3):
+        cluster.add(program)
+    cluster.form_with(3)
+
+
+@scenario
+def too_few_peers(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """One of three dies where three are asked for: no op runs until a joiner fills the gap."""
+    cluster.options.min_peers = 3
+    cluster.watch.expected.add(Status.EFEW)
+    traffic = _start(cluster, 3, _reductions(boundaries=10))
+    faults.when("epoch", 0, then=lambda: faults.crash(1), after_s=random.uniform(1, 10) * _delay_s(cluster))
+    faults.when("crash", 1, then=lambda: faults.join(traffic), after_s=random.choice((0.001, 0.5, 3.0)))
+    faults.mark("refused", "ended", 0, "EFEW")
+
+
+@scenario
+def tag_order_shuffle(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """Many tagged ops, in another order on every peer, small budgets, and a loss in the middle."""
+    cluster.options.eager_bytes = 1024
+    peers = random.randint(3, 4)
+    shape = Shape(boundaries=5, ops_max=10, tag_chance=0.9, kinds=("all_reduce", "broadcast", "all_gather"))
+    _start(cluster, peers, shape)
+    if random.random() < 0.5:
+        faults.when("epoch", 0, then=lambda: faults.crash(1), after_s=random.uniform(1, 20) * _delay_s(cluster))
+    faults.mark("committed", "ended", 0, "OK")
+
+
+__all__ = ["SCENARIOS", "Scenario", "scenario"]

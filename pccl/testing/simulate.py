@@ -14,11 +14,13 @@ from random import Random
 from typing import TypedDict
 
 from pccl._native import SimPath
+from pccl.errors import ArgumentError
 from pccl.testing.clock import MILLISECOND, ns
 from pccl.testing.cluster import Cluster, Options
 from pccl.testing.faults import Faults, Swarm
 from pccl.testing.scenarios import SCENARIOS
 from pccl.testing.traffic import Shape, Traffic
+from pccl.types import Status
 
 SECONDS_MAX = 90.0
 SETTLE_S = 1.5
@@ -56,18 +58,19 @@ class Outcome:
     digest: str
     seconds: float
     trace: tuple[str, ...]
+    marks: dict[str, int]
 
 
 def simulate(
     seeds: int, start: int = 0, scenario: str | None = None, *, defects: int = 0, jobs: int | None = None
 ) -> SimReport:
-    """Runs `seeds` seeds from `start` on; ValueError for a scenario that does not exist.
+    """Runs `seeds` seeds from `start` on; ArgumentError for a scenario that does not exist.
 
     `defects`: planted ones (pccl_defect), to see the checkers at work. `jobs`: processes; default: one per core for
     many seeds, none for few.
     """
     if scenario is not None and scenario not in SCENARIOS:
-        raise ValueError(f"no scenario {scenario!r}; there are: {', '.join(sorted(SCENARIOS))}")
+        raise ArgumentError(f"no scenario {scenario!r}; there are: {', '.join(sorted(SCENARIOS))}")
     report: SimReport = {"seeds": seeds, "ops": 0, "commits": 0, "faults": 0, "broken": []}
     for outcome in _outcomes(range(start, start + seeds), scenario, defects, jobs):
         report["ops"] += outcome.ops
@@ -120,6 +123,7 @@ def run_seed(seed: int, scenario: str | None = None, defects: int = 0, options: 
             digest=cluster.digest,
             seconds=cluster.clock.now,
             trace=tuple(cluster.log),
+            marks=dict(cluster.marks),
         )
     finally:
         cluster.close()
@@ -154,13 +158,20 @@ def mix(cluster: Cluster, faults: Faults, random: Random) -> None:
     """Everything at once, as much of it as the seed says."""
     peers = random.randint(2, 5)
     delay_s = cluster.options.path.delay_ns / 1e9
+    boundaries = random.randint(4, 14)
     shape = Shape(
-        boundaries=random.randint(3, 8),
-        ops_max=random.randint(1, 5),
+        boundaries=boundaries,
+        ops_max=random.randint(1, 6),
         gap_s=random.choice((0.0, 2 * delay_s)),
+        skip_chance=0.05 if random.random() < 0.1 else 0.0,
         leave=random.random() < 0.8,
     )
+    if shape.skip_chance:
+        cluster.watch.overdue_expected = True
+        cluster.watch.expected.add(Status.EMISMATCH)
     traffic = Traffic(cluster, shape)
     for _ in range(peers):
         cluster.add(traffic)
-    Swarm(faults, random, traffic, window_s=0.01 + 40 * delay_s, peers=peers).draw()
+    if random.random() < 0.7:
+        cluster.form_with(peers)
+    Swarm(faults, random, traffic, window_s=0.005 + 6 * boundaries * delay_s, peers=peers).draw()

@@ -37,7 +37,10 @@ class Shape:
     timeout_s: float = 10.0
     counts: Sequence[int] = COUNTS
     kinds: Sequence[str] = KINDS
-    tags: bool = True
+    algorithms: Sequence[str] = ("auto", "auto", "ring", "mesh")
+    dtypes: Sequence[str] = ("int64", "int64", "float32")
+    tag_chance: float = 0.4
+    skip_chance: float = 0.0  # a peer forgets to call an op
     leave: bool = True
 
 
@@ -77,6 +80,8 @@ class Traffic:
         works = []
         for call in self._order(peer, self.calls(peer.boundary)):
             await self._think(peer)
+            if peer.random.random() < self.shape.skip_chance:
+                continue
             try:
                 works += self._call(peer, call)
             except TooFewPeers:
@@ -86,7 +91,7 @@ class Traffic:
 
     async def _think(self, peer: SimPeer) -> None:
         if self.shape.gap_s and peer.random.random() < 0.6:
-            await peer.sleep(peer.random.random() * self.shape.gap_s)
+            await peer.compute(peer.random.random() * self.shape.gap_s)
 
     # -- what is called ---------------------------------------------------------------------------------------
 
@@ -100,10 +105,10 @@ class Traffic:
                     number=number,
                     kind=random.choice(self.shape.kinds),
                     count=random.choice(self.shape.counts),
-                    dtype=random.choice(("int64", "int64", "float32")),
+                    dtype=random.choice(self.shape.dtypes),
                     in_place=random.random() < 0.6,
-                    algorithm=random.choice(("auto", "auto", "ring", "mesh")),
-                    tag=f"t{number}" if self.shape.tags and random.random() < 0.4 else None,
+                    algorithm=random.choice(self.shape.algorithms),
+                    tag=f"t{number}" if random.random() < self.shape.tag_chance else None,
                 )
             )
         return calls

@@ -33,21 +33,24 @@ static void fail(const char *what, int line)
 struct shape {
     uint8_t kind, dtype, redop, algorithm, in_place;
     uint16_t count;
+    uint8_t own_root;              /* the engine is the source */
 };
 
 static const struct shape shapes[] = {
-    {PCCL_ALL_REDUCE, PCCL_FLOAT32, PCCL_SUM, PCCL_ALGORITHM_RING, 1, 100},
-    {PCCL_ALL_REDUCE, PCCL_FLOAT32, PCCL_SUM, PCCL_ALGORITHM_MESH, 1, 100},
-    {PCCL_ALL_REDUCE, PCCL_INT32, PCCL_SUM, PCCL_ALGORITHM_MESH, 0, 400},
-    {PCCL_ALL_REDUCE, PCCL_BFLOAT16, PCCL_AVG, PCCL_ALGORITHM_MESH, 0, 77},
-    {PCCL_REDUCE_SCATTER, PCCL_FLOAT32, PCCL_SUM, 0, 0, 90},
-    {PCCL_ALL_GATHER, PCCL_INT8, 0, 0, 0, 300},
-    {PCCL_BROADCAST, PCCL_FLOAT32, 0, PCCL_ALGORITHM_RING, 0, 70},
-    {PCCL_BROADCAST, PCCL_FLOAT32, 0, PCCL_ALGORITHM_MESH, 0, 70},
-    {PCCL_ALL_TO_ALL, PCCL_INT32, 0, 0, 0, 40},
-    {PCCL_SEND_RECV, PCCL_INT32, 0, 0, 0, 50},
-    {PCCL_BARRIER, 0, 0, 0, 0, 0},
-    {PCCL_ALL_REDUCE, PCCL_INT32, PCCL_SUM, PCCL_ALGORITHM_RING, 0, 2},
+    {PCCL_ALL_REDUCE, PCCL_FLOAT32, PCCL_SUM, PCCL_ALGORITHM_RING, 1, 100, 0},
+    {PCCL_ALL_REDUCE, PCCL_FLOAT32, PCCL_SUM, PCCL_ALGORITHM_MESH, 1, 100, 0},
+    {PCCL_ALL_REDUCE, PCCL_INT32, PCCL_SUM, PCCL_ALGORITHM_MESH, 0, 400, 0},
+    {PCCL_ALL_REDUCE, PCCL_BFLOAT16, PCCL_AVG, PCCL_ALGORITHM_MESH, 0, 77, 0},
+    {PCCL_REDUCE_SCATTER, PCCL_FLOAT32, PCCL_SUM, 0, 0, 90, 0},
+    {PCCL_ALL_GATHER, PCCL_INT8, 0, 0, 0, 300, 0},
+    {PCCL_BROADCAST, PCCL_FLOAT32, 0, PCCL_ALGORITHM_RING, 0, 70, 0},
+    {PCCL_BROADCAST, PCCL_FLOAT32, 0, PCCL_ALGORITHM_MESH, 0, 70, 0},
+    {PCCL_ALL_TO_ALL, PCCL_INT32, 0, 0, 0, 40, 0},
+    {PCCL_SEND_RECV, PCCL_INT32, 0, 0, 0, 50, 0},
+    {PCCL_BARRIER, 0, 0, 0, 0, 0, 0},
+    {PCCL_ALL_REDUCE, PCCL_INT32, PCCL_SUM, PCCL_ALGORITHM_RING, 0, 2, 0},
+    {PCCL_SEND_RECV, PCCL_INT32, 0, 0, 0, 60, 1},
+    {PCCL_BROADCAST, PCCL_FLOAT32, 0, PCCL_ALGORITHM_RING, 0, 70, 1},
 };
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
@@ -524,17 +527,18 @@ static void submit(void)
     *op = (struct op_view){.shape = shape, .boundary = w.boundary, .seq = w.posted[lane]++,
                            .in_bytes = shape->kind == PCCL_ALL_TO_ALL ? PEERS * row : row,
                            .out_bytes = exchanges ? PEERS * row : row};
-    if (shape->kind != PCCL_BROADCAST && shape->kind != PCCL_SEND_RECV && row)
+    int rooted = shape->kind == PCCL_BROADCAST || shape->kind == PCCL_SEND_RECV;
+    if (row && (!rooted || shape->own_root))
         op->in = malloc(op->in_bytes);
     for (size_t k = 0; op->in && k < op->in_bytes / element_bytes(shape->dtype); k++)
         put_element(op->in + k * element_bytes(shape->dtype), shape->dtype, own_value(0, k % shape->count));
-    op->out = shape->in_place ? op->in : row ? calloc(1, op->out_bytes) : NULL;
+    op->out = shape->in_place ? op->in : row && !shape->own_root ? calloc(1, op->out_bytes) : NULL;
     pccl_peer_id origin[PEERS] = {id_of(0), id_of(1), id_of(2)};
     pccl_op_request request = {
         .size = sizeof request, .kind = shape->kind, .dtype = shape->dtype, .redop = shape->redop,
         .algorithm = shape->algorithm, .name = {.lane = lane, .boundary = w.boundary, .seq = op->seq}, .count = shape->count,
-        .in = op->in, .out = op->out, .root = id_of(1), .target = id_of(0), .origin = origin, .origin_count = PEERS,
-        .token = w.op_count, .deadline_ns = choice & 128 ? w.now_ns + MILLISECOND : 0,
+        .in = op->in, .out = op->out, .root = id_of(!shape->own_root), .target = id_of(shape->own_root), .origin = origin,
+        .origin_count = PEERS, .token = w.op_count, .deadline_ns = choice & 128 ? w.now_ns + MILLISECOND : 0,
     };
     REQUIRE(pccl_engine_submit(w.engine, &request) == PCCL_OK);
     settle();

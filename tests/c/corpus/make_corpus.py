@@ -30,6 +30,8 @@ SHAPES = [
     ("send_recv", "mesh", 4, 50),
     ("barrier", "mesh", 1, 0),
     ("all_reduce", "ring", 4, 2),
+    ("send", "mesh", 4, 60),
+    ("own broadcast", "ring", 4, 70),
 ]
 
 
@@ -74,13 +76,14 @@ def segments(shape: int, order: list[int]) -> list[tuple[int, int, int]]:
             out += [(node, 1, i) for r, node in enumerate(order) if node
                     for i in range(span_segments(count, n, r, size))]  # fmt: skip
         return out
-    return [(node, 0, i) for node in row_sources(name, algorithm, order) for i in range(-(-count * size // SEGMENT_BYTES))]
+    per_row = -(-count * size // SEGMENT_BYTES)
+    return [(node, 0, i) for node in row_sources(name, algorithm, order) for i in range(per_row)]
 
 
 def op_frames(shape: int, choice: int) -> list[bytes]:
     """All frames that bring the op to its commit."""
     order = order_of(choice)
-    partners = [1] if SHAPES[shape][0] == "send_recv" else [node for node in order if node]
+    partners = [1] if SHAPES[shape][0] in ("send", "send_recv") else [node for node in order if node]
     grants = [frame(shape, GRANT, node - 1) for node in partners]
     fins = [frame(shape, FIN, node - 1) for node in partners]
     return grants + [frame(shape, DATA, node - 1, step, i) for node, step, i in segments(shape, order)] + fins

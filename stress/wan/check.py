@@ -1,0 +1,193 @@
+"""Measures the emulated links against the topology: round trip, rate, loss; with the file's value beside each.
+
+Links with the same settings are measured once, unless all are asked for. A rate is judged by UDP, which fills the line
+whatever its loss; TCP is shown for one and for several connections, and judged only where nothing but the line should
+limit it. A rate above JUDGED_MBIT_MAX, or none, is more than a machine can be asked to fill, and is not judged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .emulator import Emulator
+from .router import build
+from .topology import Topology
+
+RTT_TOLERANCE_MS = 1.0
+RTT_TOLERANCE = 0.03
+RATE_TOLERANCE = 0.07
+TCP_TOLERANCE = 0.15
+LOSS_SIGMAS = 3.0
+JUDGED_MBIT_MAX = 1200.0
+TCP_JUDGED_MBIT = 25.0  # in flight: with more, the congestion control decides
+PROBE_MBIT = 200.0  # for counting losses: less than the line carries, and than this machine does
+LOSS_PACKETS_MAX = 60_000
+FLOOD_OVER = 1.25
+WIRE_BYTES = 1500
+TCP_PAYLOAD = 1448 / 1500
+ECHO_PORT, PORT = 7000, 7001
+PINGS = 15
+CONNECTIONS = 4
+PROCESS_S = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One measured value. `ok` is None when it is only shown."""
+
+    pair: tuple[str, str]
+    what: str
+    expected: str
+    measured: str
+    ok: bool | None
+
+    def __str__(self) -> str:
+        verdict = {True: "ok", False: "OFF", None: "-"}[self.ok]
+        arrow = f"{self.pair[0]} -> {self.pair[1]}"
+        return f"{arrow:24} {self.what:14} expected {self.expected:>22}   measured {self.measured:>24}   {verdict}"
+
+
+class Prober:
+    """Runs the probe program at the sites."""
+
+    def __init__(self, wan: Emulator) -> None:
+        self._wan = wan
+        self._probe = str(build() / "probe")
+
+    def start(self, site: str, *arguments: object) -> subprocess.Popen[Any]:
+        command = [self._probe, *map(str, arguments)]
+        return self._wan.popen(site, command, stdout=subprocess.PIPE, text=True)
+
+    def listen(self, site: str, *arguments: object) -> subprocess.Popen[Any]:
+        """A receiver that is ready."""
+        process = self.start(site, *arguments)
+        assert process.stdout is not None
+        if "ready" not in process.stdout.readline():
+            raise RuntimeError(f"the probe at {site} did not start")
+        return process
+
+    def result(self, process: subprocess.Popen[Any]) -> dict[str, Any]:
+        """What it printed last."""
+        output, _ = process.communicate(timeout=PROCESS_S)
+        if process.returncode != 0:
+            raise RuntimeError(f"the probe failed: {process.args}")
+        last: dict[str, Any] = json.loads(output.splitlines()[-1])
+        return last
+
+    def datagrams(self, a: str, b: str, count: int, mbit: float) -> dict[str, Any]:
+        """What arrived of so many datagrams."""
+        idle_ms = 500 + 2 * int(self._wan.link(a, b).delay_ms + self._wan.link(a, b).jitter_ms)
+        receiver = self.listen(b, "receive-udp", PORT, idle_ms)
+        sent = self.result(self.start(a, "send-udp", self._wan.address(b), PORT, count, WIRE_BYTES, mbit))
+        return self.result(receiver) | sent
+
+    def stream(self, a: str, b: str, connections: int, warm_up_s: float, seconds: float) -> dict[str, Any]:
+        """What several TCP connections carried, and how much they sent twice."""
+        receiver = self.listen(b, "receive-tcp", PORT, connections, warm_up_s, seconds)
+        sender = self.start(a, "send-tcp", self._wan.address(b), PORT, connections)
+        return self.result(receiver) | self.result(sender)
+
+
+# -- round trips -----------------------------------------------------------------------------------------------------
+
+
+def judge_rtt(wan: Emulator, a: str, b: str, measured: dict[str, Any]) -> Finding:
+    there, back = wan.link(a, b), wan.link(b, a)
+    jitter_ms = there.jitter_ms + back.jitter_ms
+    expected = there.delay_ms + back.delay_ms + jitter_ms / 2
+    median = measured["median_us"] / 1e3
+    # the median of evenly distributed delays strays by about their width over the root of their number
+    tolerance = max(RTT_TOLERANCE_MS, RTT_TOLERANCE * expected) + 2 * jitter_ms / math.sqrt(PINGS)
+    ok = measured["answers"] > PINGS // 2 and abs(median - expected) <= tolerance
+    return Finding((a, b), "round trip", f"{expected:.2f} ms", f"{median:.2f} ms", ok)
+
+
+def check_rtts(wan: Emulator, prober: Prober, pairs: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+    """All at once: they hardly load the machine."""
+    echoes = [prober.listen(site, "echo", ECHO_PORT) for site in sorted({b for _, b in pairs})]
+    pings = [(a, b, prober.start(a, "ping", wan.address(b), ECHO_PORT, PINGS)) for a, b in pairs]
+    for a, b, ping in pings:
+        yield judge_rtt(wan, a, b, prober.result(ping))
+    for echo in echoes:
+        echo.kill()
+        echo.communicate()
+
+
+# -- rates -----------------------------------------------------------------------------------------------------------
+
+
+def udp_rate(wan: Emulator, prober: Prober, a: str, b: str, seconds: float) -> Finding:
+    """Floods the line with a quarter more than it carries, so that its queue never empties."""
+    expected = wan.topology.expected_mbit(a, b)
+    mbit = expected * FLOOD_OVER
+    got = prober.datagrams(a, b, int(mbit * 1e6 / 8 / WIRE_BYTES * seconds) + 2, mbit)
+    measured = got["wire_bytes"] * 8e-6 / got["seconds"] if got["seconds"] > 0 else 0.0
+    passing = expected * (1 - wan.link(a, b).loss)
+    ok = abs(measured - passing) <= RATE_TOLERANCE * passing
+    return Finding((a, b), "rate, UDP", f"{passing:.1f} Mbit/s", f"{measured:.1f} Mbit/s", ok)
+
+
+def tcp_rate(wan: Emulator, prober: Prober, a: str, b: str, connections: int, seconds: float) -> Finding:
+    """Payload per second, after the time a connection takes to come up to speed."""
+    expected = wan.topology.expected_mbit(a, b)
+    rtt_s = (wan.link(a, b).delay_ms + wan.link(b, a).delay_ms) / 1e3
+    got = prober.stream(a, b, connections, 0.3 + 12 * rtt_s, seconds)
+    measured = got["bytes"] * 8e-6 / got["seconds"]
+    plain = wan.link(a, b).loss == 0 and wan.link(a, b).jitter_ms == 0 and connections > 1
+    judged = plain and 0 < expected <= JUDGED_MBIT_MAX and rtt_s * expected <= TCP_JUDGED_MBIT
+    ok = abs(measured / (expected * TCP_PAYLOAD) - 1) <= TCP_TOLERANCE if judged else None
+    if not got["intact"]:
+        ok = False
+    limit = f"<= {expected * TCP_PAYLOAD:.1f} Mbit/s" if expected else "no limit"
+    note = f"{measured:.1f} Mbit/s, {got['retransmits']} resent"
+    return Finding((a, b), f"rate, TCP x{connections}", limit, note, ok)
+
+
+def check_rates(wan: Emulator, prober: Prober, a: str, b: str, seconds: float) -> Iterator[Finding]:
+    if 0 < wan.topology.expected_mbit(a, b) <= JUDGED_MBIT_MAX:
+        yield udp_rate(wan, prober, a, b, seconds)
+    for connections in (1, CONNECTIONS):
+        yield tcp_rate(wan, prober, a, b, connections, seconds)
+
+
+# -- losses ----------------------------------------------------------------------------------------------------------
+
+
+def check_loss(wan: Emulator, prober: Prober, a: str, b: str, seconds: float) -> Finding:
+    """Datagrams at half the line's rate: what is missing was lost, not queued too long."""
+    loss = wan.link(a, b).loss
+    limit = wan.topology.expected_mbit(a, b)
+    mbit = min(PROBE_MBIT, limit / 2) if limit else PROBE_MBIT
+    count = min(LOSS_PACKETS_MAX, max(200, int(mbit * 1e6 / 8 / WIRE_BYTES * seconds)))
+    got = prober.datagrams(a, b, count, mbit)
+    lost, expected = got["sent"] - got["packets"], count * loss
+    slack = LOSS_SIGMAS * math.sqrt(count * loss * (1 - loss))
+    ok = abs(lost - expected) <= max(slack, 1.0 if loss else 0.0)
+    return Finding((a, b), "loss", f"{expected:.1f} of {count} ({loss:.3%})", f"{lost} ({lost / count:.3%})", ok)
+
+
+# -- all of it -------------------------------------------------------------------------------------------------------
+
+
+def unlike(topology: Topology) -> list[tuple[str, str]]:
+    """One pair of every kind: the same settings there and back, and the same caps at both ends."""
+    kinds: dict[object, tuple[str, str]] = {}
+    for a, b in topology.links:
+        ends = topology.sites[a].up_mbit, topology.sites[b].down_mbit
+        kinds.setdefault((topology.links[a, b], topology.links[b, a], ends), (a, b))
+    return list(kinds.values())
+
+
+def check(topology: Topology, every_pair: bool = False, seconds: float = 1.5) -> Iterator[Finding]:
+    """Yields the findings as they are made. Nothing else should use the machine meanwhile."""
+    with Emulator(topology) as wan:
+        prober = Prober(wan)
+        yield from check_rtts(wan, prober, [pair for pair in topology.links if pair[0] < pair[1]])
+        for a, b in list(topology.links) if every_pair else unlike(topology):
+            yield check_loss(wan, prober, a, b, seconds)
+            yield from check_rates(wan, prober, a, b, seconds)

@@ -1,0 +1,62 @@
+"""Planted defects of the control plane: subclasses that break one promise on purpose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pccl import messages as m
+from pccl import session as s
+from pccl.coordinator import membership as c
+from pccl.session import Session
+
+
+class IgnoresHold(Session):
+    """Passes a boundary that it has promised not to pass."""
+
+    def handle(self, now: float, event: s.Event) -> list[s.Effect]:
+        promise = self._promise
+        if isinstance(event, s.Advance):
+            self._promise = None
+            effects = super().handle(now, event)
+            self._promise = promise
+            return effects
+        return super().handle(now, event)
+
+
+class OffByOne(Session):
+    """Promises not to pass a boundary that it has passed already."""
+
+    def _send_held(self) -> None:
+        assert self._promise is not None
+        self._send(m.Held(m.VERSION, self._hold, max(1, self._promise - 1)))
+
+
+class CommitsUnfinished(c.Membership):
+    """Takes an op for finished by all when one has finished it."""
+
+    def _try_judge(self) -> bool:
+        change = self.change
+        assert change is not None
+        finished = {
+            name
+            for report in change.reports.values()
+            for name, entry in report.pending.items()
+            if entry.finished and not entry.pair
+        }
+        for report in change.reports.values():
+            pending: Any = report.pending
+            for name in finished & set(pending):
+                old = pending[name]
+                pending[name] = m.Pending(old.op, True, old.pair, old.needs, old.what)
+        return super()._try_judge()
+
+
+class EvictsOnLinkFault(c.Membership):
+    """Believes that who has a dead link is dead."""
+
+    def handle(self, now: float, event: c.Event) -> list[c.Effect]:
+        if isinstance(event, c.From) and isinstance(event.message, m.Suspect):
+            target = self.members.get(event.message.peer)
+            if target is not None:
+                target.connected = False
+        return super().handle(now, event)

@@ -1,0 +1,37 @@
+"""A seed is a run: twice the same, in another process and under another hash seed too."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pccl.testing import SCENARIOS, run_seed
+
+SCRIPT = "import sys; from pccl.testing import run_seed; print(*[run_seed(s).digest for s in range(int(sys.argv[1]))])"
+SEEDS = 10
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_seed_gives_the_same_run_twice(seed: int) -> None:
+    first, second = run_seed(seed), run_seed(seed)
+    assert first.trace == second.trace
+    assert first == second
+
+
+@pytest.mark.parametrize("name", sorted(SCENARIOS))
+def test_a_scenario_gives_the_same_run_twice(name: str) -> None:
+    assert run_seed(3, name).digest == run_seed(3, name).digest
+
+
+def test_another_process_gives_the_same_runs() -> None:
+    command = [sys.executable, "-c", SCRIPT, str(SEEDS)]
+    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
+    text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert text.split() == [run_seed(seed).digest for seed in range(SEEDS)]
+
+
+def test_seeds_differ() -> None:
+    assert len({run_seed(seed).digest for seed in range(SEEDS)}) == SEEDS

@@ -1,0 +1,50 @@
+"""The checkers see what they are there to see: every planted defect is found, under the name of its promise."""
+
+from __future__ import annotations
+
+from itertools import chain
+from random import Random
+
+import pytest
+from sim.planted import CommitsUnfinished, EvictsOnLinkFault, IgnoresHold, OffByOne
+
+from pccl.testing import run_seed
+from pccl.testing.simulate import draw_options
+
+SEEDS_MAX = 60
+
+# pccl_defect: its number, the promise it breaks, the scenario that provokes it (None: the mixture)
+ENGINE = [
+    pytest.param(1, "P1", "kill_during_reduce_scatter", id="commit_early"),
+    pytest.param(2, "P2", "too_few_peers", id="no_backup"),
+    pytest.param(4, "P1", "flapping_link", id="no_dedupe"),
+    pytest.param(8, "P6", "corrupt_wire", id="no_crc"),
+    pytest.param(16, "P1", "staggered_freeze", id="no_fence"),
+    pytest.param(32, "P1", None, id="arrival_order"),
+    pytest.param(64, "P4", "flapping_link", id="lose_resend"),
+    pytest.param(128, "P5", "overdue_peer", id="ignore_deadline"),
+]
+CONTROL = [
+    pytest.param({"session": IgnoresHold}, "P3", "join_storm", id="ignores_hold"),
+    pytest.param({"session": OffByOne}, "P3", "join_storm", id="off_by_one"),
+    pytest.param({"membership": CommitsUnfinished}, "P1", "staggered_freeze", id="commits_unfinished"),
+    pytest.param({"membership": EvictsOnLinkFault}, "P4", "flapping_link", id="evicts_on_link_fault"),
+]
+
+
+@pytest.mark.parametrize(("defect", "promise", "scenario"), ENGINE)
+def test_engine_defect_is_found(defect: int, promise: str, scenario: str | None) -> None:
+    found = (run_seed(seed, scenario, defect).broken for seed in range(SEEDS_MAX))
+    assert any(promise == named for named, _ in chain.from_iterable(found))
+
+
+@pytest.mark.parametrize(("classes", "promise", "scenario"), CONTROL)
+def test_control_plane_defect_is_found(classes: dict[str, type], promise: str, scenario: str) -> None:
+    def broken(seed: int) -> tuple[tuple[str, str], ...]:
+        options = draw_options(Random(f"{seed}:planted"))
+        for name, replacement in classes.items():
+            setattr(options, name, replacement)
+        return run_seed(seed, scenario, options=options).broken
+
+    found = (broken(seed) for seed in range(SEEDS_MAX))
+    assert any(promise == named for named, _ in chain.from_iterable(found))

@@ -1,0 +1,24 @@
+"""Every named scenario: no promise is broken, and what it is named for does happen."""
+
+from __future__ import annotations
+
+import pytest
+
+from pccl.testing import SCENARIOS, run_seed, simulate
+from pccl.testing.simulate import replay
+
+SEEDS = 12
+
+
+@pytest.mark.parametrize("name", sorted(SCENARIOS))
+def test_scenario(name: str) -> None:
+    outcomes = [run_seed(seed, name) for seed in range(SEEDS)]
+    broken = [f"{detail}; {replay(outcome.seed, name)}" for outcome in outcomes for _, detail in outcome.broken]
+    assert not broken, "\n".join(broken)
+    assert sum(any(outcome.marks.values()) for outcome in outcomes) >= SEEDS // 2, "it does not do what it says"
+    assert all(outcome.commits for outcome in outcomes)
+
+
+def test_an_unknown_scenario_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"no scenario 'nonsense'; there are: .*zombie_return"):
+        simulate(1, scenario="nonsense")
