@@ -20,6 +20,8 @@ MESSAGE_BYTES_MAX: Final = 4 << 20
 MEMBERS_MAX: Final = 4096
 PENDING_MAX: Final = 16384
 TEXT_MAX: Final = 400
+LINKS_MAX: Final = 1024
+PAIRS_MAX: Final = 1 << 16
 
 PeerId = Annotated[bytes, Meta(min_length=PEER_ID_BYTES, max_length=PEER_ID_BYTES)]
 Address = Annotated[str, Meta(max_length=ADDRESS_BYTES_MAX, pattern=r"\A[!-~]+:[0-9]{1,6}\Z")]
@@ -31,6 +33,7 @@ U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U64 = Annotated[int, Meta(ge=0)]  # msgpack itself stops at 2**64
 Small = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
+Triples = Annotated[tuple[tuple[U32, U32, U32], ...], Meta(max_length=PAIRS_MAX)]
 
 
 class WrongVersion(ProtocolError):
@@ -67,21 +70,35 @@ class Verdict(Part, frozen=True):
     text: Reason
 
 
+class LinkReport(Part, frozen=True):
+    """What a peer has measured on its link to another; 0: nothing new. The loss is in packets per million."""
+
+    peer: PeerId
+    rtt_us: U32
+    bytes_per_s: U64
+    loss_ppm: U32
+
+
 class Member(Part, frozen=True):
-    """A member of an epoch; its rank is its position."""
+    """A member of an epoch; its rank is its position. `weight`: its share of a large mesh all-reduce."""
 
     peer: PeerId
     since: U32
     address: Address
     host: Name
+    weight: U32 = 0
+    region: Annotated[int, Meta(ge=0, lt=1 << 16)] = 0
 
 
 class Plan(Part, frozen=True):
-    """What the coordinator chose for an epoch."""
+    """What the coordinator chose for an epoch, what it expects of it (0: nothing is known), and why."""
 
     streams: Annotated[int, Meta(ge=1, le=64)]
     segment_bytes: Annotated[int, Meta(ge=64, le=1 << 20, multiple_of=64)]
     mesh_bytes_max: U64
+    large_algorithm: Annotated[int, Meta(ge=0, le=3)] = 0
+    predicted_s: Seconds = 0.0
+    reason: Reason = ""
 
 
 class PeerStatus(Part, frozen=True):
@@ -145,12 +162,13 @@ class Join(Message, frozen=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """Renews the lease. `ops` and `bytes` count from the start of the peer."""
+    """Renews the lease. `ops` and `bytes` count from the start of the peer. `links`: those with news."""
 
     boundary: U32
     epoch: U32
     ops: U64
     bytes: U64
+    links: Annotated[tuple[LinkReport, ...], Meta(max_length=LINKS_MAX)] = ()
 
 
 class Held(Message, frozen=True):
@@ -235,7 +253,10 @@ class Ack(Message, frozen=True):
 
 
 class Hold(Message, frozen=True):
-    """Prepare links to these members-to-be, promise a boundary, answer Held. `epoch`: the newest there is."""
+    """Prepare links to these members-to-be, promise a boundary, answer Held. `epoch`: the newest there is.
+
+    Without joiners it is a new plan that awaits the boundary.
+    """
 
     hold: U32
     epoch: U32
@@ -257,7 +278,10 @@ class Freeze(Message, frozen=True):
 
 
 class Epoch(Message, frozen=True):
-    """The new epoch. `change` 0: growth."""
+    """The new epoch. `change` 0: from a boundary on (growth, or a new plan).
+
+    By rank: `streams` (a, b, count) where a link has another number than the plan's; `detours` (a, b, via).
+    """
 
     epoch: U32
     from_boundary: U32
@@ -267,6 +291,8 @@ class Epoch(Message, frozen=True):
     verdicts: Annotated[tuple[Verdict, ...], Meta(max_length=PENDING_MAX)]
     reason: Reason
     min_peers: U32
+    streams: Triples = ()
+    detours: Triples = ()
 
 
 class Probe(Message, frozen=True):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pccl import messages as m
 from pccl import session as s
 from pccl.errors import PcclError
+from pccl.measure import LinkReporter
 from pccl.types import Engine, EpochView, Event, EventKind, OpInfo, OpName, OpState, Status
 
 VERDICTS_MAX = 65536
@@ -29,6 +30,7 @@ class Peer:
         self.configured = 0  # how many epochs have been installed: grows with every change of the view
         self._engine = engine
         self._describe = describe
+        self._reporter = LinkReporter()
         self._verdicts: OrderedDict[OpName, tuple[int, str]] = OrderedDict()
         self._failed: OrderedDict[OpName, m.Pending] = OrderedDict()
 
@@ -80,6 +82,7 @@ class Peer:
 
     def on_connected(self, now: float) -> None:
         """The control connection is up (again)."""
+        self._reporter.forget()
         self._do(now, s.Connected())
 
     def on_rejected(self, now: float, reason: str) -> None:
@@ -104,6 +107,9 @@ class Peer:
 
     def on_tick(self, now: float) -> None:
         """Time has passed."""
+        if self.session.state is s.State.MEMBER:
+            for report in self._reporter.news(now, self._engine.links()):
+                self.session.links[report.peer] = report
         self._do(now, s.Tick())
 
     def advance(self, now: float) -> int | None:

@@ -31,6 +31,7 @@ JOIN_RETRY_S = 0.5
 FRESH_S = 0.05
 VIEWS_MAX = 256
 TURNED_AWAY_MAX = 3
+STREAMS_MAX = 64
 
 
 class State(Enum):
@@ -206,6 +207,7 @@ class Session:
         self.error: errors.PcclError | None = None
         self.ops = 0
         self.bytes = 0
+        self.links: dict[bytes, m.LinkReport] = {}  # news that the next Heartbeat takes along
         self._chain: list[EpochView] = []
         self._views: OrderedDict[int, EpochView] = OrderedDict()
         self._streams = 1
@@ -259,7 +261,7 @@ class Session:
         if target is None:
             return f"more peers: {len(self._chain[-1].members)} are here, the run asks for {self.min_peers}"
         if self._promise is not None and target >= self._promise:
-            return "the coordinator's word on a growth"
+            return "the coordinator's word on a growth or a new plan"
         return ""
 
     @property
@@ -367,7 +369,8 @@ class Session:
             self._hold, self._promise = event.hold, self.boundary + 1
             own = self.identity.peer
             joiners = [MemberConfig(p.peer, p.since, dials(own, p.peer), p.address) for p in event.joiners]
-            self._out.append(Prepare(joiners, event.streams))
+            if joiners:
+                self._out.append(Prepare(joiners, event.streams))
         self._send_held()
 
     def _on_release(self, event: m.Release) -> None:
@@ -511,7 +514,10 @@ class Session:
 
     def _pulse(self) -> None:
         self._beat = self._now
-        self._send(m.Heartbeat(m.VERSION, self.boundary, self.epoch, self.ops, self.bytes))
+        news = tuple(self.links.values())[: m.LINKS_MAX]
+        for report in news:
+            del self.links[report.peer]
+        self._send(m.Heartbeat(m.VERSION, self.boundary, self.epoch, self.ops, self.bytes, news))
 
     def _send_held(self) -> None:
         assert self._promise is not None
@@ -612,9 +618,20 @@ def _view_of(event: m.Epoch) -> EpochView:
 
 
 def _configure(own: bytes, event: m.Epoch) -> Configure:
+    streams = _streams_of(own, event)
     members = [
-        MemberConfig(p.peer, p.since, dials(own, p.peer), "" if p.peer == own else p.address) for p in event.members
+        MemberConfig(
+            id=p.peer,
+            since=p.since,
+            dial=dials(own, p.peer),
+            address="" if p.peer == own else p.address,
+            weight=p.weight,
+            region=p.region,
+            streams=streams.get(rank, 0),
+        )
+        for rank, p in enumerate(event.members)
     ]
+    count = len(members)
     names = [OpName(v.op.boundary, v.op.lane, v.op.seq) for v in event.verdicts]
     config = EpochConfig(
         epoch=event.epoch,
@@ -625,9 +642,18 @@ def _configure(own: bytes, event: m.Epoch) -> Configure:
         streams=event.plan.streams,
         segment_bytes=event.plan.segment_bytes,
         mesh_bytes_max=event.plan.mesh_bytes_max,
+        large_algorithm=event.plan.large_algorithm,
+        detours=tuple(detour for detour in event.detours if max(detour) < count and len(set(detour)) == 3),
     )
     texts = {name: verdict.text for name, verdict in zip(names, event.verdicts, strict=True) if verdict.text}
     return Configure(config, texts)
+
+
+def _streams_of(own: bytes, event: m.Epoch) -> dict[int, int]:
+    """How many streams the links to the others have, by rank, where it is not the plan's number."""
+    mine = next(rank for rank, member in enumerate(event.members) if member.peer == own)
+    ends = ((a if b == mine else b, count) for a, b, count in event.streams if mine in (a, b))
+    return {other: count for other, count in ends if 1 <= count <= STREAMS_MAX}
 
 
 def who(identity: Identity) -> str:

@@ -25,7 +25,7 @@ from pccl.cli._units import format_age, format_bytes
 from pccl.config import endpoint_of
 from pccl.errors import ProtocolError
 from pccl.keys import as_secret, run_keys
-from pccl.types import short_id
+from pccl.types import Algorithm, short_id
 
 LOG_LINES = 12
 ASK_AGAIN_S = 1.0
@@ -109,12 +109,21 @@ def peer_table(group: messages.GroupStatus) -> Table:
         title=f"group {group.group}: {group.state}, epoch {group.epoch} from boundary {group.from_boundary}, "
         f"{len(group.members)} peers (at least {group.min_peers}){planned}{paused}",
         title_justify="left",
+        caption=escape(planned_for(plan)) if plan else None,
+        caption_justify="left",
     )
     for heading in ("rank", "peer", "host", "pid", "address", "since", "boundary", "ops/s", "MB/s", "heard"):
         table.add_column(heading, justify="left" if heading in ("peer", "host", "address") else "right")
     for peer in (*group.members, *group.waiting):
         table.add_row(*peer_cells(peer))
     return table
+
+
+def planned_for(plan: messages.Plan) -> str:
+    """What large ops use, why, and what is expected of it."""
+    expected = f" (64 MiB: {plan.predicted_s:.3g} s expected)" if plan.predicted_s else ""
+    name = Algorithm(plan.large_algorithm).name.lower().replace("_", "-")
+    return f"large ops: {name}{expected}; {plan.reason}"
 
 
 def peer_cells(peer: messages.PeerStatus) -> list[str]:

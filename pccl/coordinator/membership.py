@@ -15,14 +15,18 @@ from enum import Enum
 from typing import Any
 
 from pccl import messages as m
-from pccl.coordinator.plan import Plan, plan
+from pccl.coordinator.cost import Measurements
+from pccl.coordinator.links import Links
+from pccl.coordinator.plan import Pair, Plan, is_worth_it, plan, predict
+from pccl.coordinator.roster import Peer, evidence_in_words, in_words, infos, wire_members, wire_plan
 from pccl.coordinator.verdicts import Fault, Report, judge, name_of, report_of
 from pccl.types import Cause, MemberInfo, OpName, short_id
 
 REMEMBERED_MAX = 4096
 LOG_MAX = 256
-RATE_WINDOW_S = 0.5
 PROBE_GAP_S = 1.0
+#: A plan is made anew for what was measured at most so often.
+REPLAN_GAP_S = 10.0
 #: Evidence that, with a closed control connection, says that the process is gone.
 CONCLUSIVE = frozenset({Cause.EOF, Cause.RESET, Cause.REFUSED})
 
@@ -98,37 +102,17 @@ class Settings:
     probe: bool = True
     peers_max: int = 1024
     waiting_max: int = 1024
-    planner: Callable[[Sequence[MemberInfo]], Plan] = plan
-
-
-@dataclass(slots=True)
-class Peer:
-    """What is known about one peer."""
-
-    id: bytes
-    address: str
-    host: str
-    pid: int
-    wire: int
-    heard: float
-    since: int = 0
-    boundary: int = 0
-    epoch: int = 0
-    connected: bool = True
-    reminded: float = 0.0
-    probed: float = float("-inf")
-    rate_at: float = 0.0
-    rate_base: tuple[int, int] = (0, 0)
-    ops_per_s: float = 0.0
-    bytes_per_s: float = 0.0
+    link_grace_s: float = 1.0
+    planner: Callable[[Sequence[MemberInfo], Measurements, frozenset[Pair]], Plan] = plan
 
 
 @dataclass(slots=True)
 class Growth:
-    """A hold under way."""
+    """A hold under way: for joiners, or, without any, for a new plan."""
 
     number: int
     joiners: tuple[bytes, ...]
+    reason: str
     message: m.Hold
     promises: dict[bytes, int] = field(default_factory=dict)
 
@@ -160,7 +144,9 @@ class Membership:
         self._holds = 0
         self._changes = 0
         self._epochs: list[m.Epoch] = []
-        self._suspects: dict[bytes, dict[bytes, m.Suspect]] = {}
+        self._links = Links(settings.link_grace_s)
+        self._wish = ""  # why a new plan is wanted
+        self._planned = float("-inf")
         self._faults: dict[OpName, Fault] = {}
         self._judged: OrderedDict[OpName, int] = OrderedDict()
         self._gone: OrderedDict[bytes, str] = OrderedDict()
@@ -192,7 +178,8 @@ class Membership:
         """When a Tick is due; None while the group is empty."""
         if not self.members and not self.waiting:
             return None
-        return min(self._lease_end(), self._now + self.settings.lease_s / 4)
+        due = min(self._lease_end(), self._links.next_due(self._now))
+        return min(due, self._now + self.settings.lease_s / 4)
 
     def knows(self, peer: bytes) -> bool:
         """Whether the peer is a member or waits."""
@@ -207,9 +194,9 @@ class Membership:
             epoch=self.epoch,
             from_boundary=self.from_boundary,
             min_peers=self.settings.min_peers,
-            plan=_wire_plan(chosen) if chosen is not None else None,
-            members=tuple(_peer_status(peer, rank, now) for rank, peer in enumerate(self.members.values())),
-            waiting=tuple(_peer_status(peer, -1, now) for peer in self.waiting.values()),
+            plan=wire_plan(chosen) if chosen is not None else None,
+            members=tuple(peer.status(rank, now) for rank, peer in enumerate(self.members.values())),
+            waiting=tuple(peer.status(-1, now) for peer in self.waiting.values()),
             log=tuple(
                 m.LogEntry(now - entry.time, entry.epoch, entry.peer, entry.what, entry.reason) for entry in self.log
             ),
@@ -271,7 +258,7 @@ class Membership:
         return None
 
     def _on_heartbeat(self, event: From) -> None:
-        """answers Ack; sends again what the peer has missed"""
+        """answers Ack; sends again what the peer has missed; takes what it has measured"""
         beat = event.message
         assert isinstance(beat, m.Heartbeat)
         self._send(event.peer, m.Ack(m.VERSION, beat.boundary))
@@ -280,9 +267,11 @@ class Membership:
             return
         peer.boundary = max(peer.boundary, beat.boundary)
         peer.epoch = max(peer.epoch, beat.epoch)
-        _measure(peer, self._now, beat)
+        peer.count(self._now, beat)
+        self._links.report(self._now, peer.id, (entry for entry in beat.links if entry.peer in self.members))
         if self._now - peer.reminded >= self.settings.lease_s / 5:
             self._remind(peer)
+        self._review()
 
     def _on_held(self, event: From) -> None:
         """notes the promise"""
@@ -306,10 +295,10 @@ class Membership:
         target = self.members.get(suspect.peer)
         if target is None or event.peer not in self.members or event.peer == suspect.peer:
             return
-        reports = self._suspects.setdefault(target.id, {})
-        if event.peer not in reports or reports[event.peer].cause not in CONCLUSIVE:
-            reports[event.peer] = suspect
-        self._note(target.id, "suspect", _evidence(event.peer, suspect))
+        known = self._links.evidence(target.id).get(event.peer)
+        if known is None or known.cause not in CONCLUSIVE:
+            self._links.suspect(self._now, event.peer, suspect)
+        self._note(target.id, "suspect", evidence_in_words(event.peer, suspect))
         if not self._lose_if_proven(target) and target.connected:
             self._probe(target)
 
@@ -317,14 +306,14 @@ class Membership:
         """withdraws the evidence"""
         healed = event.message
         assert isinstance(healed, m.Healed)
-        reports = self._suspects.get(healed.peer)
-        if reports is not None and reports.pop(event.peer, None) is not None:
+        if self._links.heal(self._now, event.peer, healed.peer):
             self._note(healed.peer, "healed", f"by peer {short_id(event.peer)}")
 
     def _on_probe_reply(self, event: From) -> None:
-        """notes that the peer lives: a link fault"""
-        if event.peer in self._suspects:
+        """notes that the peer lives: a link fault; a link that stays dead is done without"""
+        if self._links.evidence(event.peer):
             self._note(event.peer, "alive", "answered a probe: a link fault, not a peer fault")
+        self._review()
 
     def _on_fault(self, event: From) -> None:
         """notes the fault; starts a change unless one is under way or the op has been judged"""
@@ -333,7 +322,8 @@ class Membership:
         name = name_of(fault.op)
         if event.peer not in self.members or fault.epoch < self._judged.get(name, 0):
             return
-        if name not in self._faults:
+        known = self._faults.get(name)
+        if known is None or (fault.kind == "mismatch" and known.report.kind != "mismatch"):  # it outranks the others
             self._faults[name] = Fault(event.peer, fault)
             self._note(event.peer, f"fault {fault.kind}", f"op {tuple(name)}: {fault.mine}")
         if self.state is not State.FREEZING:
@@ -370,12 +360,13 @@ class Membership:
             self._remind(peer)
 
     def _on_tick(self, event: Tick) -> None:
-        """whose lease ran out is out"""
+        """whose lease ran out is out; a link that stays dead is done without; a better plan waits for a boundary"""
         silence = self.settings.lease_s
         for peer in [peer for peer in self.waiting.values() if self._now >= peer.heard + silence]:
             self._drop(peer.id, "lease", f"nothing heard for {silence:g} s")
         expired = [peer for peer in self.members.values() if self._now >= peer.heard + silence]
         self._lose([(peer.id, "lease", f"nothing heard for {silence:g} s") for peer in expired])
+        self._review()
 
     # -- conclusions ------------------------------------------------------------------------------------------
 
@@ -398,15 +389,16 @@ class Membership:
         return True
 
     def _try_hold(self) -> bool:
-        if not self.waiting:
+        if not self.waiting and not self._wish:
             return False
         self._holds += 1
         joiners = tuple(self.waiting.values())
-        ahead = self.settings.planner(_infos([*self.members.values(), *joiners]))
-        message = m.Hold(m.VERSION, self._holds, self.epoch, ahead.streams, tuple(_wire_member(p) for p in joiners))
-        self.growth = Growth(self._holds, tuple(self.waiting), message)
+        reason = f"{len(joiners)} wait to join" if joiners else self._wish
+        streams = self._plan_for([*self.members.values(), *joiners]).streams
+        message = m.Hold(m.VERSION, self._holds, self.epoch, streams, wire_members(joiners))
+        self.growth = Growth(self._holds, tuple(self.waiting), reason, message)
         self.state = State.HOLDING
-        self._note(b"", "hold", f"{len(joiners)} wait to join")
+        self._note(b"", "hold", reason)
         for peer in self.members.values():
             peer.reminded = self._now
             self._send(peer.id, message)
@@ -416,7 +408,7 @@ class Membership:
         growth = self.growth
         assert growth is not None
         joiners = {peer: self.waiting[peer] for peer in growth.joiners if peer in self.waiting}
-        if not joiners:
+        if growth.joiners and not joiners:
             self.growth, self.state = None, State.STABLE
             self._note(b"", "release", "the joiners are gone")
             for peer in self.members:
@@ -426,7 +418,8 @@ class Membership:
             return False
         boundary = max(growth.promises[peer] for peer in self.members)
         self._enter(joiners, boundary)
-        self._publish(boundary, 0, (), "growth: " + ", ".join(short_id(peer) for peer in joiners))
+        names = ", ".join(short_id(peer) for peer in joiners)
+        self._publish(boundary, 0, (), f"growth: {names}" if joiners else growth.reason)
         return True
 
     def _try_judge(self) -> bool:
@@ -443,6 +436,54 @@ class Membership:
         self._publish(0, change.number, verdicts, change.reason)
         return True
 
+    # -- plans ------------------------------------------------------------------------------------------------
+
+    def _plan_for(self, peers: Iterable[Peer], broken: frozenset[Pair] = frozenset()) -> Plan:
+        return self.settings.planner(infos(peers), self._links.measured(self._now), self._links.broken | broken)
+
+    def _review(self) -> None:
+        """Does the plan still fit the links? If one is dead for good: a change at once; else a wish for a new plan."""
+        if self.state not in (State.STABLE, State.HOLDING) or self._avoid_dead_links():
+            return
+        mended = self._links.mend(self._now)
+        if mended:
+            self._wish = f"new plan: {_names(mended)} can be used again"
+        elif self.state is State.STABLE and self._now >= self._planned + REPLAN_GAP_S:
+            self._compare()
+
+    def _avoid_dead_links(self) -> bool:
+        """Starts a change if a link has been dead for the grace between two members that have both been heard since."""
+        dead: list[Pair] = []
+        for pair, due in self._links.overdue(self._now):
+            ends = [self.members[peer] for peer in pair]
+            silent = [peer for peer in ends if peer.heard < due]
+            for peer in silent:
+                self._probe(peer)
+            if silent or not all(peer.connected for peer in ends):
+                continue
+            if self._plan_for(self.members.values(), frozenset({*dead, pair})).avoids(pair):
+                dead.append(pair)
+            else:
+                self._links.give_up(pair)
+                self._note(pair[0], "dead link", f"to peer {short_id(pair[1])}: no plan can do without it")
+        for pair in dead:
+            self._links.set_broken(pair)
+            self._note(pair[0], "dead link", f"to peer {short_id(pair[1])}, and both are alive: a plan without it")
+        if dead:
+            self._freeze(f"{_names(dead)} is dead between live peers")
+        return bool(dead)
+
+    def _compare(self) -> None:
+        """Wishes for a new plan if it is clearly better than the present one, as the paths are now."""
+        assert self.plan is not None
+        self._planned = self._now
+        ahead = self._plan_for(self.members.values())
+        if not ahead.predicted_s:
+            return
+        now_s = predict(self.plan, infos(self.members.values()), self._links.measured(self._now))
+        if is_worth_it(now_s, ahead):
+            self._wish = f"new plan: {ahead.predicted_s:.3g} s instead of {now_s:.3g} s expected for 64 MiB"
+
     # -- steps ------------------------------------------------------------------------------------------------
 
     def _enter(self, joiners: dict[bytes, Peer], boundary: int) -> None:
@@ -453,24 +494,29 @@ class Membership:
 
     def _publish(self, boundary: int, change: int, verdicts: tuple[m.Verdict, ...], reason: str) -> None:
         """The one place that makes an epoch."""
-        chosen = self.settings.planner(_infos(self.members.values()))
+        chosen = self._plan_for(self.members.values())
         assert sorted(chosen.order) == sorted(self.members), "a plan orders the members, no others"
         self.members = {peer: self.members[peer] for peer in chosen.order}
         self.plan, self.epoch, self.from_boundary = chosen, self.epoch + 1, boundary
         self.growth, self.change, self.state = None, None, State.STABLE
+        self._wish, self._planned = "", self._now
+        self._links.try_again()
         message = m.Epoch(
             v=m.VERSION,
             epoch=self.epoch,
             from_boundary=boundary,
             change=change,
-            members=tuple(_wire_member(peer) for peer in self.members.values()),
-            plan=_wire_plan(chosen),
+            members=wire_members(self.members.values(), chosen),
+            plan=wire_plan(chosen),
             verdicts=verdicts,
             reason=m.clip(reason),
             min_peers=self.settings.min_peers,
+            streams=chosen.pair_streams,
+            detours=chosen.detours,
         )
         self._epochs = [*self._unconfirmed(), message] if boundary else [message]
         self._note(b"", "epoch", f"{len(self.members)} members from boundary {boundary}: {reason}")
+        self._note(b"", "plan", in_words(chosen))
         for peer in self.members.values():
             peer.reminded = self._now
             self._send(peer.id, message)
@@ -484,9 +530,9 @@ class Membership:
         """A closed control connection and a dead link: the process is gone."""
         if peer.connected:
             return False
-        for reporter, suspect in self._suspects.get(peer.id, {}).items():
+        for reporter, suspect in self._links.evidence(peer.id).items():
             if suspect.cause in CONCLUSIVE:
-                reason = f"its control connection closed; {_evidence(reporter, suspect)}"
+                reason = f"its control connection closed; {evidence_in_words(reporter, suspect)}"
                 self._lose([(peer.id, "lost", reason)])
                 return True
         return False
@@ -496,9 +542,7 @@ class Membership:
         for peer, what, reason in losses:
             del self.members[peer]
             _remember(self._gone, peer, f"{what}: {reason}")
-            self._suspects.pop(peer, None)
-            for reports in self._suspects.values():
-                reports.pop(peer, None)
+            self._links.forget(peer)
             if what != "leave":
                 self._send(peer, m.Evicted(m.VERSION, m.clip(f"{what}: {reason}")))
             self._note(peer, what, reason)
@@ -510,7 +554,8 @@ class Membership:
         self.growth = None
         if not self.members:
             self.change, self.plan, self.state = None, None, State.FORMING
-            self._epochs, self._suspects = [], {}
+            self._epochs, self._wish = [], ""
+            self._links = Links(self.settings.link_grace_s)
             self._faults.clear()
             self._note(b"", "empty", reason)
             return
@@ -595,21 +640,21 @@ TABLE: dict[tuple[State, type], Row] = {
     (_F, Disconnected): _row(_M._on_disconnected, _F),
     (_F, Tick): _row(_M._on_tick, _F),
     (_S, m.Join): _row(_M._on_join, _S, _H),
-    (_S, m.Heartbeat): _row(_M._on_heartbeat, _S),
+    (_S, m.Heartbeat): _row(_M._on_heartbeat, _S, _H, _Z),
     (_S, m.Suspect): _row(_M._on_suspect, _S, _Z),
     (_S, m.Healed): _row(_M._on_healed, _S),
-    (_S, m.ProbeReply): _row(_M._on_probe_reply, _S),
+    (_S, m.ProbeReply): _row(_M._on_probe_reply, _S, _H, _Z),
     (_S, m.OpFault): _row(_M._on_fault, _S, _Z),
     (_S, m.Leave): _row(_M._on_leave, _Z, _F),
     (_S, Disconnected): _row(_M._on_disconnected, _S, _Z),
     (_S, Reconnected): _row(_M._on_reconnected, _S),
-    (_S, Tick): _row(_M._on_tick, _S, _Z, _F),
+    (_S, Tick): _row(_M._on_tick, _S, _H, _Z, _F),
     (_H, m.Join): _row(_M._on_join, _H),
-    (_H, m.Heartbeat): _row(_M._on_heartbeat, _H),
+    (_H, m.Heartbeat): _row(_M._on_heartbeat, _H, _Z),
     (_H, m.Held): _row(_M._on_held, _H, _S),
     (_H, m.Suspect): _row(_M._on_suspect, _H, _Z),
     (_H, m.Healed): _row(_M._on_healed, _H),
-    (_H, m.ProbeReply): _row(_M._on_probe_reply, _H),
+    (_H, m.ProbeReply): _row(_M._on_probe_reply, _H, _Z),
     (_H, m.OpFault): _row(_M._on_fault, _H, _Z),
     (_H, m.Leave): _row(_M._on_leave, _H, _S, _Z, _F),
     (_H, Disconnected): _row(_M._on_disconnected, _H, _S, _Z),
@@ -633,46 +678,8 @@ TABLE: dict[tuple[State, type], Row] = {
 # -- small functions ------------------------------------------------------------------------------------------
 
 
-def _infos(peers: Iterable[Peer]) -> list[MemberInfo]:
-    return [MemberInfo(peer.id, peer.since, peer.address, peer.host) for peer in peers]
-
-
-def _wire_member(peer: Peer) -> m.Member:
-    return m.Member(peer.id, peer.since, peer.address, peer.host)
-
-
-def _wire_plan(chosen: Plan) -> m.Plan:
-    return m.Plan(chosen.streams, chosen.segment_bytes, chosen.mesh_bytes_max)
-
-
-def _evidence(reporter: bytes, suspect: m.Suspect) -> str:
-    cause = Cause(suspect.cause).name.lower() if suspect.cause in list(Cause) else f"cause {suspect.cause}"
-    return f"peer {short_id(reporter)} reports {cause}, errno {suspect.errno}"
-
-
-def _measure(peer: Peer, now: float, beat: m.Heartbeat) -> None:
-    elapsed = now - peer.rate_at
-    if elapsed >= RATE_WINDOW_S:
-        peer.ops_per_s = max(0, beat.ops - peer.rate_base[0]) / elapsed
-        peer.bytes_per_s = max(0, beat.bytes - peer.rate_base[1]) / elapsed
-        peer.rate_at, peer.rate_base = now, (beat.ops, beat.bytes)
-
-
-def _peer_status(peer: Peer, rank: int, now: float) -> m.PeerStatus:
-    return m.PeerStatus(
-        peer=peer.id,
-        rank=rank,
-        host=peer.host,
-        pid=peer.pid,
-        address=peer.address,
-        since=peer.since,
-        boundary=peer.boundary,
-        epoch=peer.epoch,
-        ops_per_s=peer.ops_per_s,
-        bytes_per_s=peer.bytes_per_s,
-        heard_s=now - peer.heard,
-        connected=peer.connected,
-    )
+def _names(pairs: Sequence[Pair]) -> str:
+    return "link " + ", ".join(f"{short_id(a)}-{short_id(b)}" for a, b in pairs[:8])
 
 
 def _remember(table: OrderedDict[Any, Any], key: Any, value: Any) -> None:

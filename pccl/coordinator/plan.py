@@ -1,60 +1,349 @@
-"""plan.py - chooses how an epoch moves its bytes: streams per link, segment size, mesh or ring, order of ranks.
+"""plan.py - chooses how an epoch moves its bytes: order of ranks, algorithm, spans, regions, streams, detours.
 
-Pure. Now: order of arrival and a handful of rules. `Measured` is where matrices of round-trip times and bandwidths
-will come in; the rules then give way to a cost model behind the same function.
+Pure and deterministic: a function of the members, of what was measured between them, and of the links that are
+broken. Every candidate's time is predicted (cost.py) for REFERENCE_BYTES; the plan carries the prediction and, in
+words, how the candidates compare. Where nothing is known, one host gets the ring and many hosts get the mesh, which
+measures all paths.
 """
 
 from __future__ import annotations
 
-import ipaddress
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 
-from pccl.types import MemberInfo
+from pccl.coordinator.cost import (
+    REFERENCE_BYTES,
+    Measurements,
+    Paths,
+    equal_shares,
+    mesh_regions,
+    owners_seconds,
+    paths_of,
+    ring_hops,
+    ring_seconds,
+)
+from pccl.coordinator.places import all_near, regions_of
+from pccl.coordinator.rings import best_ring
+from pccl.coordinator.spans import as_shares, as_weights, best_shares
+from pccl.types import Algorithm, MemberInfo, short_id
 
 STREAMS_FAR = 4
+STREAMS_MAX = 16
+STREAM_BYTES = 1_500_000
+#: From this loss on a stream alone is slow, however little the path holds.
+LOSS_PPM_MIN = 50
 SEGMENT_BYTES = 256 << 10
+SEGMENT_BYTES_SLOW = 64 << 10
+SLOW_BYTES_PER_S = 2e6
 MESH_BYTES_MAX = 1 << 20
+MESH_BYTES_MIN = 16 << 10
 MESH_ALWAYS = 1 << 62
+#: What a less simple plan must gain over a simpler one, and a new one over the one in use.
+PREFER_GAIN = 0.05
+CHANGE_GAIN = 0.25
+CHANGE_GAIN_S = 0.005
+PAIRS_MAX = 1 << 16
+#: Beyond so many members pairs are too many to be looked at one by one.
+PLANNED_MAX = 128
+BROKEN_S = 1e9
+
+Pair = tuple[bytes, bytes]
+Triple = tuple[int, int, int]
 
 
 @dataclass(slots=True, frozen=True)
 class Plan:
-    """An epoch's plan. `order`: peer ids by rank."""
+    """An epoch's plan. `order`: peer ids by rank; weights and regions are by rank too.
+
+    `mesh_bytes_max`: up to so many bytes the mesh with equal spans, beyond `large_algorithm` with the spans of
+    `weights` (all 0: equal). `pair_streams`: (a, b, count) by rank where it is not `streams`. `detours`: (a, b, via)
+    for each broken pair. `predicted_s`: for REFERENCE_BYTES; 0 if nothing is known.
+    """
 
     streams: int
     segment_bytes: int
     mesh_bytes_max: int
     order: tuple[bytes, ...]
+    large_algorithm: int = Algorithm.AUTO
+    weights: tuple[int, ...] = ()
+    regions: tuple[int, ...] = ()
+    pair_streams: tuple[Triple, ...] = ()
+    detours: tuple[Triple, ...] = ()
+    predicted_s: float = 0.0
+    reason: str = ""
+
+    def avoids(self, pair: Pair) -> bool:
+        """Whether it does without the link between two members."""
+        return any({self.order[a], self.order[b]} == set(pair) for a, b, _ in self.detours)
 
 
-@dataclass(slots=True, frozen=True)
-class Measured:
-    """What is known about the paths, by (from, to). Missing pairs are unknown."""
+def plan(
+    members: Sequence[MemberInfo], measured: Measurements | None = None, broken: frozenset[Pair] = frozenset()
+) -> Plan:
+    """The plan for members in their present order. `broken`: pairs of live members without a link, if that can be."""
+    known = measured if measured is not None else Measurements()
+    if len(members) > PLANNED_MAX:
+        return _for_many(members)
+    paths = paths_of(members, known)
+    ids = [member.id for member in members]
+    dead = sorted((ids.index(a), ids.index(b)) for a, b in broken if a in ids and b in ids)
+    around = _around(members, known, paths, dead) if dead else None
+    if around is not None:
+        return around
+    chosen = _by_measurement(members, known, paths) if _is_measured(paths) else _by_rule(members, known, paths)
+    if dead:
+        return replace(chosen, reason=f"{chosen.reason}; no ring avoids {_pairs(ids, dead)}")
+    return chosen
 
-    rtt_s: dict[tuple[bytes, bytes], float]
-    bytes_per_s: dict[tuple[bytes, bytes], float]
+
+def predict(present: Plan, members: Sequence[MemberInfo], measured: Measurements) -> float:
+    """What a plan that is in use would take now, for REFERENCE_BYTES. The members are those of the plan."""
+    by_id = {member.id: member for member in members}
+    paths = paths_of([by_id[peer] for peer in present.order], measured)
+    n = paths.n
+    if not present.detours and (n <= 2 or present.mesh_bytes_max >= REFERENCE_BYTES):
+        return owners_seconds(paths, mesh_regions(n), equal_shares(n), REFERENCE_BYTES)
+    if present.detours or present.large_algorithm in (Algorithm.AUTO, Algorithm.RING):
+        return ring_seconds(paths, REFERENCE_BYTES, present.segment_bytes)
+    two_level = present.large_algorithm == Algorithm.TWO_LEVEL
+    regions = present.regions if two_level else mesh_regions(n)
+    return owners_seconds(paths, regions, as_shares(present.weights or (0,) * n), REFERENCE_BYTES)
 
 
-def plan(members: Sequence[MemberInfo], measured: Measured | None = None) -> Plan:
-    """The plan for members in their order of arrival. `measured` is not used yet."""
-    del measured
+def is_worth_it(present_s: float, ahead: Plan) -> bool:
+    """Whether the plan ahead is so much better that the peers shall wait for a boundary for it."""
+    gain = present_s - ahead.predicted_s
+    return ahead.predicted_s > 0 and gain > CHANGE_GAIN * ahead.predicted_s and gain > CHANGE_GAIN_S
+
+
+# -- without measurements -------------------------------------------------------------------------------------------
+
+
+def _is_measured(paths: Paths) -> bool:
+    n = range(paths.n)
+    return any(paths.known[a][b] and not paths.near[a][b] for a in n for b in n if a != b)
+
+
+def _by_rule(members: Sequence[MemberInfo], measured: Measurements, paths: Paths) -> Plan:
+    near = all_near(members, measured.rtt_s)
+    simple = near and len(members) > 2
     return Plan(
-        streams=1 if _all_near(members) else STREAMS_FAR,
+        streams=1 if near else STREAMS_FAR,
         segment_bytes=SEGMENT_BYTES,
-        mesh_bytes_max=MESH_ALWAYS if len(members) <= 2 else MESH_BYTES_MAX,
+        mesh_bytes_max=MESH_BYTES_MAX if simple else MESH_ALWAYS,
         order=tuple(member.id for member in members),
+        large_algorithm=Algorithm.RING if simple else Algorithm.MESH,
+        regions=regions_of(paths.delay, paths.near),
+        pair_streams=() if near else _pair_streams(members, measured, paths, STREAMS_FAR),
+        reason="one host" if near else "nothing is known about the paths: the mesh tries them all",
     )
 
 
-def _all_near(members: Sequence[MemberInfo]) -> bool:
-    """One host, or nothing but loopback: one stream per link is as good as four."""
-    return len({member.host for member in members}) <= 1 or all(_is_loopback(member.address) for member in members)
+def _for_many(members: Sequence[MemberInfo]) -> Plan:
+    hosts = {host: number for number, host in enumerate(dict.fromkeys(member.host for member in members))}
+    near = len(hosts) == 1
+    return Plan(
+        streams=1,
+        segment_bytes=SEGMENT_BYTES,
+        mesh_bytes_max=MESH_BYTES_MAX,
+        order=tuple(member.id for member in members),
+        large_algorithm=Algorithm.RING if near or len(hosts) == len(members) else Algorithm.TWO_LEVEL,
+        regions=tuple(hosts[member.host] for member in members),
+        reason=f"{len(members)} members on {len(hosts)} hosts: too many to measure every pair",
+    )
 
 
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+# -- by measurement -------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, frozen=True)
+class _Candidate:
+    algorithm: Algorithm
+    order: tuple[int, ...]
+    seconds: float
+    shares: tuple[float, ...]
+    text: str
+
+
+def _by_measurement(members: Sequence[MemberInfo], measured: Measurements, paths: Paths) -> Plan:
+    segment = _segment_bytes(paths)
+    regions = regions_of(paths.delay, paths.near)
+    candidates = _candidates(paths, regions, segment)
+    best = candidates[0]
+    for candidate in candidates[1:]:
+        if candidate.seconds < _bar(candidate.algorithm) * best.seconds:
+            best = candidate
+    ranked = [members[k] for k in best.order]
+    placed = paths.ordered(best.order)
+    places = tuple(regions[k] for k in best.order)
+    weights = as_weights([best.shares[k] for k in best.order])
+    streams = _usual_streams(ranked, measured, placed)
+    return Plan(
+        streams=streams,
+        segment_bytes=segment,
+        mesh_bytes_max=_mesh_bytes_max(placed, best.algorithm, places, weights, segment),
+        order=tuple(member.id for member in ranked),
+        large_algorithm=best.algorithm,
+        weights=weights,
+        regions=places,
+        pair_streams=_pair_streams(ranked, measured, placed, streams),
+        predicted_s=best.seconds,
+        reason=f"{best.text}; of " + ", ".join(f"{_name(c.algorithm)} {c.seconds:.3g} s" for c in candidates),
+    )
+
+
+def _bar(algorithm: Algorithm) -> float:
+    """What a candidate's time must be, relative to a simpler one's. Two levels may even be a little slower: the same
+    figures would come from sites whose way out all pairs share, and there fewer bytes between regions gain much.
+    """
+    return 1 + PREFER_GAIN if algorithm == Algorithm.TWO_LEVEL else 1 - PREFER_GAIN
+
+
+def _candidates(paths: Paths, regions: tuple[int, ...], segment: int) -> list[_Candidate]:
+    """Simple ones first."""
+    n, own = paths.n, tuple(range(paths.n))
+    shares = best_shares(paths, mesh_regions(n))
+    seconds = owners_seconds(paths, mesh_regions(n), shares, REFERENCE_BYTES)
+    found = [_Candidate(Algorithm.MESH, own, seconds, shares, f"mesh, {_spread(shares)}")]
+    if n < 3:
+        return found
+    if 1 < len(set(regions)) < n:
+        split = best_shares(paths, regions)
+        seconds = owners_seconds(paths, regions, split, REFERENCE_BYTES)
+        text = f"two levels, {len(set(regions))} regions, {_spread(split)}"
+        found.append(_Candidate(Algorithm.TWO_LEVEL, own, seconds, split, text))
+    order = best_ring(ring_costs(paths))
+    placed = paths.ordered(order)
+    slowest = min(placed.hop_rate(a, b) for a, b in ring_hops(n))
+    text = f"ring, slowest hop {slowest / 1e6:.3g} MB/s"
+    seconds = ring_seconds(placed, REFERENCE_BYTES, segment)
+    found.append(_Candidate(Algorithm.RING, order, seconds, shares, text))
+    return found
+
+
+def ring_costs(paths: Paths, dead: Sequence[tuple[int, int]] = ()) -> list[list[float]]:
+    """A hop's time in a ring; a broken one counts more than all others together."""
+    n = range(paths.n)
+    nbytes = 2 * (paths.n - 1) / paths.n * REFERENCE_BYTES
+    cost = [[nbytes / paths.hop_rate(a, b) + paths.delay[a][b] if a != b else 0.0 for b in n] for a in n]
+    for a, b in dead:
+        cost[a][b] = cost[b][a] = BROKEN_S
+    return cost
+
+
+def _mesh_bytes_max(
+    paths: Paths, algorithm: Algorithm, regions: Sequence[int], weights: Sequence[int], segment: int
+) -> int:
+    """The largest power of two for which the mesh with equal spans is better than what large ops use."""
+    n = paths.n
+    if n <= 2 or (algorithm == Algorithm.MESH and not any(weights)):
+        return MESH_ALWAYS
+    levels = regions if algorithm == Algorithm.TWO_LEVEL else mesh_regions(n)
+    size = MESH_BYTES_MIN
+    while size < MESH_ALWAYS >> 20:
+        plain = owners_seconds(paths, mesh_regions(n), equal_shares(n), size)
+        ring = algorithm == Algorithm.RING
+        large = ring_seconds(paths, size, segment) if ring else owners_seconds(paths, levels, as_shares(weights), size)
+        if large < _bar(algorithm) * plain:
+            return size // 2
+        size *= 2
+    return MESH_ALWAYS
+
+
+def _segment_bytes(paths: Paths) -> int:
+    slowest = min(paths.rate[a][b] for a in range(paths.n) for b in range(paths.n) if a != b)
+    return SEGMENT_BYTES_SLOW if slowest < SLOW_BYTES_PER_S else SEGMENT_BYTES
+
+
+# -- around broken links --------------------------------------------------------------------------------------------
+
+
+def _around(
+    members: Sequence[MemberInfo], measured: Measurements, paths: Paths, dead: Sequence[tuple[int, int]]
+) -> Plan | None:
+    """A ring that uses none of them, and for each a member through which its two ends hear of each other; or None."""
+    order = best_ring(ring_costs(paths, dead))
+    cut = {frozenset(pair) for pair in dead}
+    hops = [(order[a], order[b]) for a, b in ring_hops(len(order))]
+    vias = [_via(paths, cut, a, b) for a, b in dead]
+    if any(frozenset(hop) in cut for hop in hops) or None in vias:
+        return None
+    rank = {k: place for place, k in enumerate(order)}
+    detours = [(rank[a], rank[b], rank[via]) for (a, b), via in zip(dead, vias, strict=True) if via is not None]
+    ranked, placed = [members[k] for k in order], paths.ordered(order)
+    segment = _segment_bytes(placed)
+    streams = _usual_streams(ranked, measured, placed)
+    seconds = ring_seconds(placed, REFERENCE_BYTES, segment) if _is_measured(paths) else 0.0
+    ids = [member.id for member in members]
+    return Plan(
+        streams=streams,
+        segment_bytes=segment,
+        mesh_bytes_max=MESH_BYTES_MAX,
+        order=tuple(ids[k] for k in order),
+        large_algorithm=Algorithm.RING,
+        regions=regions_of(placed.delay, placed.near),
+        pair_streams=_pair_streams(ranked, measured, placed, streams),
+        detours=tuple(detours),
+        predicted_s=seconds,
+        reason=f"ring around the broken {_pairs(ids, dead)}",
+    )
+
+
+def _via(paths: Paths, cut: set[frozenset[int]], a: int, b: int) -> int | None:
+    """The closest member that has a link to both."""
+    fit = [k for k in range(paths.n) if k not in (a, b) and not {frozenset((a, k)), frozenset((b, k))} & cut]
+    return min(fit, key=lambda k: (max(paths.delay[a][k], paths.delay[k][a]) + paths.delay[k][b], k), default=None)
+
+
+# -- streams --------------------------------------------------------------------------------------------------------
+
+
+def streams_between(a: bytes, b: bytes, rtt_s: float, near: bool, measured: Measurements) -> int:
+    """As many as the path's bandwidth-delay product fills; more where packets get lost."""
+    if near:
+        return 1
+    rates = [measured.bytes_per_s[pair] for pair in ((a, b), (b, a)) if pair in measured.bytes_per_s]
+    if not rates:
+        return STREAMS_FAR
+    loss = max(measured.loss_ppm.get((a, b), 0), measured.loss_ppm.get((b, a), 0))
+    least = STREAMS_FAR if loss >= LOSS_PPM_MIN else 1
+    return min(STREAMS_MAX, max(least, ceil(max(rates) * rtt_s / STREAM_BYTES)))
+
+
+def _streams(members: Sequence[MemberInfo], measured: Measurements, paths: Paths) -> list[Triple]:
+    return [
+        (a, b, streams_between(members[a].id, members[b].id, 2 * paths.delay[a][b], paths.near[a][b], measured))
+        for a in range(paths.n)
+        for b in range(a + 1, paths.n)
+    ]
+
+
+def _usual_streams(members: Sequence[MemberInfo], measured: Measurements, paths: Paths) -> int:
+    counts = Counter(count for _, _, count in _streams(members, measured, paths))
+    return max(counts, key=lambda count: (counts[count], count), default=1)
+
+
+def _pair_streams(
+    members: Sequence[MemberInfo], measured: Measurements, paths: Paths, usual: int
+) -> tuple[Triple, ...]:
+    others = tuple(entry for entry in _streams(members, measured, paths) if entry[2] != usual)
+    return others if len(others) <= PAIRS_MAX else ()
+
+
+# -- words ----------------------------------------------------------------------------------------------------------
+
+
+def _name(algorithm: Algorithm) -> str:
+    return algorithm.name.lower().replace("_", "-")
+
+
+def _spread(shares: Sequence[float]) -> str:
+    low, high = min(shares), max(shares)
+    return "equal spans" if high - low < 1e-6 else f"spans of {100 * low:.0f} to {100 * high:.0f} %"
+
+
+def _pairs(ids: Sequence[bytes], pairs: Sequence[tuple[int, int]]) -> str:
+    named = ", ".join(f"{short_id(ids[a])}-{short_id(ids[b])}" for a, b in pairs[:4])
+    return f"link{'s' * (len(pairs) > 1)} {named}" + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "")

@@ -1,7 +1,9 @@
 """verdicts.py - how ops end that were pending when the epochs froze: the five rules of docs/protocol.md 1.3.
 
-Pure. The rule that everything hangs on: an op is committed exactly if every surviving participant has finished it or
-is over it. Had any of them returned success, all would have finished before they froze.
+Pure. The rule that everything hangs on: an op is committed if every surviving participant has finished it or is over
+it. Had any of them returned success, all would have finished before they froze. The one exception: peers that meant
+different ops by one name may all have finished theirs (two that broadcast their own data). Who sees a mismatch takes
+no FIN from the other, so as long as nobody is over the op nobody has returned success.
 """
 
 from __future__ import annotations
@@ -85,7 +87,8 @@ def _decide(
         participants = [peer for peer in participants if peer in needs]
     unfinished = [peer for peer in participants if not reports[peer].done(name)]
     what = entries[0].what
-    if not unfinished:
+    disputed = fault is not None and fault.report.kind == "mismatch"
+    if not unfinished and not (disputed and not any(reports[peer].over(name) for peer in participants)):
         return Status.OK, ""
     gone = [peer for peer in needs if peer not in since]
     if gone:

@@ -20,8 +20,9 @@ from random import Random
 
 from pccl import _native as native
 from pccl import messages as m
+from pccl.coordinator.cost import Measurements
 from pccl.coordinator.membership import Effect, Membership, Record, Settings
-from pccl.coordinator.plan import Plan
+from pccl.coordinator.plan import Pair, Plan, plan
 from pccl.coordinator.run import Run
 from pccl.errors import Timeout
 from pccl.peer import Peer
@@ -438,8 +439,13 @@ class Cluster:
     def _settings(self) -> Settings:
         return Settings(min_peers=self.options.min_peers, lease_s=self.options.lease_s, planner=self._plan)
 
-    def _plan(self, members: Sequence[MemberInfo]) -> Plan:
+    def _plan(self, members: Sequence[MemberInfo], measured: Measurements, broken: frozenset[Pair]) -> Plan:
+        """The planner's ways around dead links; everything else as the options say."""
+        del measured
         options = self.options
+        around = plan(members, broken=broken)
+        if around.detours:
+            return replace(around, streams=options.streams, segment_bytes=options.segment_bytes)
         order = tuple(member.id for member in members)
         if options.rank_by_index:
             order = tuple(sorted(order, key=lambda peer: self.by_id[peer].index))

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 
-from pccl.types import EpochConfig, Event, EventKind, MemberConfig, OpName, OpState
+from pccl.types import EpochConfig, Event, EventKind, LinkStats, MemberConfig, OpName, OpState
 
 
 class FakeEngine:
@@ -20,6 +20,7 @@ class FakeEngine:
         self.configs: list[EpochConfig] = []
         self.ops: list[OpState] = []
         self.lanes: dict[int, int] = {}
+        self.link_stats: list[LinkStats] = []
         self.boundary = 0
         self.auto_freeze = True
         self._events: list[Event] = []
@@ -79,6 +80,9 @@ class FakeEngine:
             if events:
                 os.read(self.event_fd, 65536)
         return events
+
+    def links(self) -> Sequence[LinkStats]:
+        return self.link_stats
 
     def desc_text(self, desc: int) -> str:
         return f"op of description {desc}"

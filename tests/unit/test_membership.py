@@ -23,10 +23,9 @@ from pccl.coordinator.membership import (
     State,
     Tick,
 )
-from pccl.coordinator.plan import MESH_ALWAYS, plan
 from pccl.coordinator.run import GROUPS_MAX, Run
 from pccl.coordinator.verdicts import Fault, Report, judge
-from pccl.types import Cause, MemberInfo, OpName, Status
+from pccl.types import Cause, OpName, Status
 
 V = m.VERSION
 
@@ -451,15 +450,6 @@ def test_status_and_rates() -> None:
     assert m.decode_at_peer(m.encode(m.Status(V, "run", 1.0, 0, (status,)))).groups == (status,)
     assert status.members[0].boundary == 5 and status.members[0].ops_per_s == pytest.approx(20, rel=0.1)
     assert [peer.rank for peer in status.waiting] == [-1] and status.state == "holding"
-
-
-def test_plan() -> None:
-    near = [MemberInfo(pid(n), 0, f"127.0.0.{n}:1", f"h{n}") for n in range(1, 4)]
-    far = [MemberInfo(pid(n), 0, f"10.0.0.{n}:1", f"h{n}") for n in range(1, 4)]
-    same = [MemberInfo(pid(n), 0, f"10.0.0.{n}:1", "h") for n in range(1, 4)]
-    assert [plan(m).streams for m in (near, far, same)] == [1, 4, 1]
-    assert plan(far).order == tuple(member.id for member in far) and plan(far).mesh_bytes_max == 1 << 20
-    assert plan(far[:2]).mesh_bytes_max == MESH_ALWAYS and plan(far).segment_bytes % 64 == 0
 
 
 def test_run_routes_and_limits() -> None:

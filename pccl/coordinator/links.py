@@ -1,0 +1,137 @@
+"""links.py - what a group's coordinator knows about the links between members: figures, suspicions, what is broken.
+
+Pure, like membership.py, whose helper it is. A link is *suspected* while either end reports it dead; *broken* once
+membership has decided to do without it; *mended* when nobody has suspected it for a while, which doubles with every
+break, so that a link that comes and goes does not make a new plan each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pccl import messages as m
+from pccl.coordinator.cost import Measurements
+from pccl.coordinator.plan import Pair
+
+FIGURES_AGE_S = 600.0
+MENDED_S = 5.0
+MENDED_DOUBLINGS = 6
+
+Figures = dict[Pair, tuple[float, float]]
+
+
+def pair_of(a: bytes, b: bytes) -> Pair:
+    """The two ends, in a fixed order."""
+    return (a, b) if a < b else (b, a)
+
+
+class Links:
+    """All links of one group."""
+
+    def __init__(self, grace_s: float) -> None:
+        self.grace_s = grace_s
+        self.broken: frozenset[Pair] = frozenset()
+        self._rtt: Figures = {}
+        self._rate: Figures = {}
+        self._loss: Figures = {}
+        self._suspects: dict[bytes, dict[bytes, m.Suspect]] = {}
+        self._since: dict[Pair, float] = {}
+        self._whole: dict[Pair, float] = {}
+        self._breaks: dict[Pair, int] = {}
+        self._given_up: set[Pair] = set()
+
+    # -- figures ----------------------------------------------------------------------------------------------
+
+    def report(self, now: float, sender: bytes, reports: Iterable[m.LinkReport]) -> None:
+        """Takes what a member has measured. 0 says nothing."""
+        for entry in reports:
+            path = (sender, entry.peer)
+            if entry.rtt_us:
+                self._rtt[path] = (entry.rtt_us / 1e6, now)
+            if entry.bytes_per_s:
+                self._rate[path] = (float(entry.bytes_per_s), now)
+            self._loss[path] = (entry.loss_ppm, now)
+
+    def measured(self, now: float) -> Measurements:
+        """Everything that is not too old."""
+        loss = {path: int(value) for path, value in _fresh(now, self._loss).items()}
+        return Measurements(_fresh(now, self._rtt), _fresh(now, self._rate), loss)
+
+    # -- suspicions -------------------------------------------------------------------------------------------
+
+    def suspect(self, now: float, reporter: bytes, suspect: m.Suspect) -> None:
+        """One end says that the link is dead."""
+        self._suspects.setdefault(suspect.peer, {})[reporter] = suspect
+        pair = pair_of(reporter, suspect.peer)
+        self._since.setdefault(pair, now)
+        self._whole.pop(pair, None)
+
+    def heal(self, now: float, reporter: bytes, peer: bytes) -> bool:
+        """That end has a stream again. False if it had not said otherwise."""
+        reports = self._suspects.get(peer, {})
+        if reports.pop(reporter, None) is None:
+            return False
+        if peer not in self._suspects.get(reporter, {}):
+            pair = pair_of(reporter, peer)
+            self._since.pop(pair, None)
+            self._given_up.discard(pair)
+            if pair in self.broken:
+                self._whole[pair] = now
+        return True
+
+    def evidence(self, peer: bytes) -> Mapping[bytes, m.Suspect]:
+        """Who has reported a dead link to the peer, and how."""
+        return self._suspects.get(peer, {})
+
+    def forget(self, peer: bytes) -> None:
+        """The peer is no member any more."""
+        self._suspects.pop(peer, None)
+        for reports in self._suspects.values():
+            reports.pop(peer, None)
+        for table in (self._rtt, self._rate, self._loss, self._since, self._whole, self._breaks):
+            for pair in [pair for pair in table if peer in pair]:
+                del table[pair]
+        self._given_up = {pair for pair in self._given_up if peer not in pair}
+        self.broken = frozenset(pair for pair in self.broken if peer not in pair)
+
+    # -- broken and mended ------------------------------------------------------------------------------------
+
+    def overdue(self, now: float) -> list[tuple[Pair, float]]:
+        """Links suspected for longer than the grace, and since when they have been so."""
+        ends = ((pair, since + self.grace_s) for pair, since in self._since.items())
+        return sorted((pair, end) for pair, end in ends if end <= now and pair not in self.broken | self._given_up)
+
+    def set_broken(self, pair: Pair) -> None:
+        """Plans do without the link from now on."""
+        self.broken |= {pair}
+        self._breaks[pair] = self._breaks.get(pair, 0) + 1
+
+    def give_up(self, pair: Pair) -> None:
+        """No plan can do without the link: it is not looked at again until it heals or the members change."""
+        self._given_up.add(pair)
+
+    def try_again(self) -> None:
+        """The members have changed: what no plan could avoid may be avoidable now."""
+        self._given_up.clear()
+
+    def mend(self, now: float) -> list[Pair]:
+        """Broken links that have been whole for long enough: plans may use them again."""
+        mended = sorted(pair for pair in self._whole if self._mended_at(pair) <= now)
+        for pair in mended:
+            del self._whole[pair]
+        self.broken -= set(mended)
+        return mended
+
+    def next_due(self, now: float) -> float:
+        """When the next link becomes overdue or mended; infinity for never."""
+        overdue = (since + self.grace_s for pair, since in self._since.items() if pair not in self.broken)
+        due = [*overdue, *(self._mended_at(pair) for pair in self._whole)]
+        return min((at for at in due if at > now), default=float("inf"))
+
+    def _mended_at(self, pair: Pair) -> float:
+        doublings = min(self._breaks.get(pair, 1) - 1, MENDED_DOUBLINGS)
+        return self._whole[pair] + MENDED_S * 2.0**doublings
+
+
+def _fresh(now: float, figures: Figures) -> dict[Pair, float]:
+    return {path: value for path, (value, at) in figures.items() if now - at <= FIGURES_AGE_S}

@@ -1,0 +1,108 @@
+"""roster.py - one peer as its group's coordinator knows it, and what is said about peers and plans on the wire.
+
+Pure, like membership.py, whose helper it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pccl import messages as m
+from pccl.coordinator.plan import Plan
+from pccl.types import Cause, MemberInfo, short_id
+
+RATE_WINDOW_S = 0.5
+
+
+@dataclass(slots=True)
+class Peer:
+    """What is known about one peer."""
+
+    id: bytes
+    address: str
+    host: str
+    pid: int
+    wire: int
+    heard: float
+    since: int = 0
+    boundary: int = 0
+    epoch: int = 0
+    connected: bool = True
+    reminded: float = 0.0
+    probed: float = float("-inf")
+    rate_at: float = 0.0
+    rate_base: tuple[int, int] = (0, 0)
+    ops_per_s: float = 0.0
+    bytes_per_s: float = 0.0
+
+    def count(self, now: float, beat: m.Heartbeat) -> None:
+        """Keeps the rates of ops and bytes."""
+        elapsed = now - self.rate_at
+        if elapsed >= RATE_WINDOW_S:
+            self.ops_per_s = max(0, beat.ops - self.rate_base[0]) / elapsed
+            self.bytes_per_s = max(0, beat.bytes - self.rate_base[1]) / elapsed
+            self.rate_at, self.rate_base = now, (beat.ops, beat.bytes)
+
+    def status(self, rank: int, now: float) -> m.PeerStatus:
+        """What `pccl status` shows; rank -1: it waits."""
+        return m.PeerStatus(
+            peer=self.id,
+            rank=rank,
+            host=self.host,
+            pid=self.pid,
+            address=self.address,
+            since=self.since,
+            boundary=self.boundary,
+            epoch=self.epoch,
+            ops_per_s=self.ops_per_s,
+            bytes_per_s=self.bytes_per_s,
+            heard_s=now - self.heard,
+            connected=self.connected,
+        )
+
+
+def infos(peers: Iterable[Peer]) -> list[MemberInfo]:
+    """What the planner wants of them."""
+    return [MemberInfo(peer.id, peer.since, peer.address, peer.host) for peer in peers]
+
+
+def wire_members(peers: Iterable[Peer], chosen: Plan | None = None) -> tuple[m.Member, ...]:
+    """The members of an epoch, in the order of the plan; or joiners, about whom there is no plan yet."""
+    weights = chosen.weights if chosen is not None else ()
+    regions = chosen.regions if chosen is not None else ()
+    return tuple(
+        m.Member(
+            peer=peer.id,
+            since=peer.since,
+            address=peer.address,
+            host=peer.host,
+            weight=weights[rank] if weights else 0,
+            region=regions[rank] if regions else 0,
+        )
+        for rank, peer in enumerate(peers)
+    )
+
+
+def wire_plan(chosen: Plan) -> m.Plan:
+    """The plan without what is said per member or pair."""
+    return m.Plan(
+        streams=chosen.streams,
+        segment_bytes=chosen.segment_bytes,
+        mesh_bytes_max=chosen.mesh_bytes_max,
+        large_algorithm=int(chosen.large_algorithm),
+        predicted_s=chosen.predicted_s,
+        reason=m.clip(chosen.reason),
+    )
+
+
+def in_words(chosen: Plan) -> str:
+    """A plan for the log."""
+    expected = f"{chosen.predicted_s:.3g} s expected for 64 MiB: " if chosen.predicted_s else ""
+    return f"{expected}{chosen.reason}"
+
+
+def evidence_in_words(reporter: bytes, suspect: m.Suspect) -> str:
+    """A suspicion for the log."""
+    cause = Cause(suspect.cause).name.lower() if suspect.cause in list(Cause) else f"cause {suspect.cause}"
+    return f"peer {short_id(reporter)} reports {cause}, errno {suspect.errno}"
