@@ -1,6 +1,7 @@
 /* engine_bench.c - the engine alone, without Python: all-reduces between processes on loopback.
  *
  *     engine_bench PEERS BYTES ITERATIONS [--in-place] [--ring|--mesh] [--streams N] [--congestion cubic] [--in-flight K]
+ *         [--transport auto]
  * Every process is one peer; rank 0 prints the median and the best time of an op. Tells where the time of `pccl bench` goes. */
 #include <poll.h>
 #include <stdio.h>
@@ -18,7 +19,7 @@ struct options {
     uint32_t peers, iterations, streams, in_flight;
     uint64_t bytes;
     int in_place, algorithm;
-    const char *congestion;
+    const char *congestion, *transport;
 };
 
 static pccl_peer_id id_of(uint32_t rank)
@@ -37,7 +38,8 @@ static void die(const char *what)
 static pccl_engine *open_engine(const struct options *o, uint32_t rank)
 {
     pccl_engine *engine;
-    pccl_config config = {.size = sizeof config, .self = id_of(rank), .transport = "tcp", .listen = "127.0.0.1:0"};
+    pccl_config config = {.size = sizeof config, .self = id_of(rank), .listen = "127.0.0.1:0"};
+    snprintf(config.transport, sizeof config.transport, "%s", o->transport);
     snprintf(config.congestion, sizeof config.congestion, "%s", o->congestion);
     if (pccl_engine_new(&config, &engine) != PCCL_OK || pccl_engine_start(engine) != PCCL_OK)
         die("engine");
@@ -142,7 +144,8 @@ static struct options parse(int argc, char **argv)
         exit(2);
     }
     struct options o = {.peers = (uint32_t)atoi(argv[1]), .bytes = strtoull(argv[2], NULL, 0),
-                        .iterations = (uint32_t)atoi(argv[3]), .streams = 1, .in_flight = 1, .congestion = ""};
+                        .iterations = (uint32_t)atoi(argv[3]), .streams = 1, .in_flight = 1, .congestion = "",
+                        .transport = "tcp"};
     for (int i = 4; i < argc; i++) {
         const char *next = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "--in-place") == 0)
@@ -157,6 +160,8 @@ static struct options parse(int argc, char **argv)
             o.in_flight = (uint32_t)atoi(next);
         else if (strcmp(argv[i], "--congestion") == 0)
             o.congestion = next;
+        else if (strcmp(argv[i], "--transport") == 0)
+            o.transport = next;
     }
     return o;
 }
