@@ -116,7 +116,7 @@ struct shm {
 extern const struct transport_ops auto_ops;
 extern const struct transport_ops tcp_ops;
 
-/* -- memory ----------------------------------------------------------------------------------------- */
+/* -- memory --------------------------------------------------------------------------------------- */
 
 /* A forked child has no business in it. */
 static void *memory_map(int fd)
@@ -150,8 +150,8 @@ fail:
     return -1;
 }
 
-/* The other side's: sealed, so that it cannot shrink under us; of the right size; allocated, and not of huge pages, which
- * may be missing when they are touched. */
+/* The other side's: sealed, so that it cannot shrink under us; of the right size; allocated, and not of huge pages,
+ * which may be missing when they are touched. */
 static void *memory_take(int fd)
 {
     struct stat status;
@@ -165,7 +165,7 @@ static void *memory_take(int fd)
     return memory_map(fd);
 }
 
-/* -- names ------------------------------------------------------------------------------------------- */
+/* -- names ---------------------------------------------------------------------------------------- */
 
 union shm_ip {
     struct in_addr v4;
@@ -197,8 +197,12 @@ static int ip_is_here(int family, const union shm_ip *ip)
     for (i = all; i; i = i->ifa_next) {
         if (!i->ifa_addr || i->ifa_addr->sa_family != family)
             continue;
-        const void *own = family == AF_INET ? (const void *)&((const struct sockaddr_in *)(const void *)i->ifa_addr)->sin_addr
-                                            : &((const struct sockaddr_in6 *)(const void *)i->ifa_addr)->sin6_addr;
+        const union {
+            struct sockaddr any;
+            struct sockaddr_in v4;
+            struct sockaddr_in6 v6;
+        } *own_address = (const void *)i->ifa_addr;
+        const void *own = family == AF_INET ? (const void *)&own_address->v4.sin_addr : &own_address->v6.sin6_addr;
         if (memcmp(own, ip, family == AF_INET ? sizeof ip->v4 : sizeof ip->v6) == 0)
             break;
     }
@@ -229,7 +233,7 @@ static int same_user(int fd)
     return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &other, &bytes) == 0 && other.uid == geteuid();
 }
 
-/* -- offers: the dialler ----------------------------------------------------------------------------------- */
+/* -- offers: the dialler -------------------------------------------------------------------------- */
 
 /* Takes the offer. */
 static void offer_free(struct shm_offer *offer)
@@ -299,7 +303,7 @@ static struct shm_offer *offer_make(const char *address)
     return NULL;
 }
 
-/* -- offers: the acceptor ----------------------------------------------------------------------------------- */
+/* -- offers: the acceptor ------------------------------------------------------------------------- */
 
 /* Reads the message and takes the memory; 0 if the other side has gone, or talks nonsense. */
 static int offer_receive(struct shm_offer *offer)
@@ -385,7 +389,7 @@ static struct shm_offer *offer_match(struct shm *t, const uint8_t *first, uint32
     return NULL;
 }
 
-/* -- the transport -------------------------------------------------------------------------------------------- */
+/* -- the transport -------------------------------------------------------------------------------- */
 
 /* Where offers are taken: beside the TCP listener, and never worth failing for. */
 static int offers_listen(const char *listen_text, int port)
@@ -457,7 +461,7 @@ static void shm_wake(struct transport *transport)
     tcp_ops.wake(((struct shm *)transport)->inner);
 }
 
-/* -- streams: beginnings -------------------------------------------------------------------------------------------- */
+/* -- streams: beginnings -------------------------------------------------------------------------- */
 
 static void watch(struct shm_stream *s)
 {
@@ -577,7 +581,7 @@ static void become_ring(struct shm_stream *s, struct shm_offer *offer, int is_di
     tcp_ops.want(s->inner, TRANSPORT_READ);
 }
 
-/* -- streams: moving bytes ---------------------------------------------------------------------------------------------- */
+/* -- streams: moving bytes ------------------------------------------------------------------------ */
 
 static int is_closed(const struct shm_stream *s)
 {
@@ -591,13 +595,19 @@ static void fail(struct shm_stream *s, ssize_t error)
         tcp_ops.want(s->inner, 0);
 }
 
+static ssize_t inner_move(struct shm_stream *s, int writes, void *memory, size_t bytes)
+{
+    struct iovec iov = {memory, bytes};
+    return writes ? tcp_ops.writev(s->inner, &iov, 1) : tcp_ops.readv(s->inner, &iov, 1);
+}
+
 /* The other side said that it would sleep. */
 static void ring_bell(struct shm_stream *s)
 {
-    struct iovec iov = {"", 1};
-    ssize_t moved = s->ended || s->error ? 1 : tcp_ops.writev(s->inner, &iov, 1);
-    if (moved < 0 && moved != -EAGAIN)
-        fail(s, moved);
+    uint8_t bell = 0;
+    ssize_t sent = s->ended || s->error ? 1 : inner_move(s, 1, &bell, 1);
+    if (sent < 0 && sent != -EAGAIN)
+        fail(s, sent);
 }
 
 static ssize_t moved(struct shm_stream *s, struct shm_ring *ring, ssize_t bytes)
@@ -726,13 +736,7 @@ static void shm_stream_close(struct stream *stream, int abort)
     s->shm->dead = s;
 }
 
-/* -- the upgrade, step by step ----------------------------------------------------------------------------------------- */
-
-static ssize_t inner_move(struct shm_stream *s, int writes, void *memory, size_t bytes)
-{
-    struct iovec iov = {memory, bytes};
-    return writes ? tcp_ops.writev(s->inner, &iov, 1) : tcp_ops.readv(s->inner, &iov, 1);
-}
+/* -- the upgrade, step by step -------------------------------------------------------------------- */
 
 /* No answer will come: dials again without an offer. */
 static void dial_plainly(struct shm_stream *s)
@@ -835,7 +839,7 @@ static unsigned on_inner(struct shm_stream *s, unsigned what)
     }
 }
 
-/* -- readiness ----------------------------------------------------------------------------------------------------------- */
+/* -- readiness ------------------------------------------------------------------------------------ */
 
 /* What a watched stream is ready for. */
 static unsigned readiness(const struct shm_stream *s)
