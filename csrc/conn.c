@@ -60,8 +60,21 @@ struct conn *conn_dial(pccl_engine *e, struct link *link, uint32_t index, int *s
     return c;
 }
 
+/* A crowd that says nothing must not keep out those that do: the one that has been silent longest makes room. */
+static void drop_oldest_unproven(pccl_engine *e)
+{
+    struct conn *oldest = NULL;
+    for (struct conn *c = e->conns; c; c = c->next)
+        if (c->state == CONN_WANT_HELLO || c->state == CONN_WANT_PROOF)
+            oldest = c;
+    if (oldest)
+        conn_fail(oldest, PCCL_CAUSE_NONE, 0);
+}
+
 struct conn *conn_accepted(pccl_engine *e, struct stream *stream)
 {
+    if (e->strangers >= LIMIT_STRANGERS)
+        drop_oldest_unproven(e);
     if (e->strangers >= LIMIT_STRANGERS) {
         e->ops->stream_close(stream, 1);
         return NULL;

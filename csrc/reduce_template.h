@@ -11,43 +11,30 @@
  * in every width. No kernel multiplies and adds, so no compiler can contract anything; that, and the canonical NaN,
  * is why all instruction sets give the same bits. */
 #include "reduce_isa.h"
+#include "vector_template.h"
 
 #include <string.h>
 
-#define ISA_INLINE ISA_TARGET static inline __attribute__((always_inline))
-
 /* Bit patterns of the canonical quiet NaNs and of the signs. */
-#define NAN_F32 UINT32_C(0x7fc00000)
 #define NAN_F64 UINT64_C(0x7ff8000000000000)
 #define SIGN_F32 UINT32_C(0x80000000)
 #define SIGN_F64 UINT64_C(0x8000000000000000)
 
-/* T: a vector of lanes. T_memory: the same anywhere in memory. T_pair: what a step works on. */
-#define VECTOR_TYPE(T, lane)                                                                       \
-    typedef lane T __attribute__((vector_size(ISA_VECTOR_BYTES)));                                 \
-    typedef lane T##_memory __attribute__((vector_size(ISA_VECTOR_BYTES), aligned(1), may_alias)); \
-    struct T##_pair {                                                                              \
-        T lo, hi;                                                                                  \
-    };                                                                                             \
-    ISA_INLINE T T##_get(const uint8_t *p) { return *(const T##_memory *)p; }                      \
-    ISA_INLINE void T##_put(uint8_t *p, T x) { *(T##_memory *)p = x; }                             \
-    ISA_INLINE T T##_splat(lane x) { return (T){0} + x; }
-
 VECTOR_TYPE(u8, uint8_t)
 VECTOR_TYPE(u16, uint16_t)
-VECTOR_TYPE(u32, uint32_t)
 VECTOR_TYPE(u64, uint64_t)
 VECTOR_TYPE(i8, int8_t)
 VECTOR_TYPE(i16, int16_t)
-VECTOR_TYPE(i32, int32_t)
 VECTOR_TYPE(i64, int64_t)
-VECTOR_TYPE(f32, float)
 VECTOR_TYPE(f64, double)
 
 /* -- memory to registers and back ------------------------------------------------------------------------------ */
 
 /* dtypes that are folded as they lie in memory */
 #define PLAIN_MEMORY(T)                                                                 \
+    struct T##_pair {                                                                   \
+        T lo, hi;                                                                       \
+    };                                                                                  \
     enum { T##_step_bytes = 2 * ISA_VECTOR_BYTES, T##_lane_bytes = sizeof((T){0}[0]) }; \
     ISA_INLINE struct T##_pair T##_load(const uint8_t *p)                               \
     {                                                                                   \
@@ -81,21 +68,9 @@ ISA_INLINE struct f32_pair bf16_load(const uint8_t *p)
     return (struct f32_pair){(f32)(words << 16), (f32)(words & 0xffff0000u)};
 }
 
-/* Rounds to nearest even, in the upper half of the word. A NaN must be canonical already. */
-ISA_INLINE u32 bf16_round(f32 x)
-{
-    u32 bits = (u32)x;
-    return bits + 0x7fffu + ((bits >> 16) & 1u);
-}
-
 ISA_INLINE void bf16_store(uint8_t *p, struct f32_pair x)
 {
     u32_put(p, (bf16_round(x.lo) >> 16) | (bf16_round(x.hi) & 0xffff0000u));
-}
-
-ISA_INLINE u32 u32_select(u32 mask, u32 yes, u32 no)
-{
-    return (mask & yes) | (~mask & no);
 }
 
 #ifdef ISA_WIDEN_F16
@@ -112,33 +87,6 @@ ISA_INLINE void f16_store(uint8_t *p, struct f32_pair x)
 }
 
 #else
-
-/* Exponents are moved by the difference of the biases, 127 - 15 = 112. Subnormals are put below a 1 that a float
- * subtraction takes away again, which normalizes them exactly. */
-ISA_INLINE f32 f16_widen(u32 half)
-{
-    u32 magnitude = (half & 0x7fffu) << 13;
-    u32 normal = magnitude + (112u << 23);
-    u32 special = magnitude + (224u << 23);
-    u32 tiny = (u32)((f32)(magnitude + (113u << 23)) - (f32)u32_splat(113u << 23));
-    u32 bits = u32_select((u32)((i32)magnitude < 1 << 23), tiny, normal);
-    bits = u32_select((u32)((i32)magnitude >= 31 << 23), special, bits);
-    return (f32)(bits | (half & 0x8000u) << 16);
-}
-
-/* Rounds to nearest even: normal results by adding just under half a unit before the cut, subnormal ones by a float
- * addition whose unit in the last place is theirs. A NaN must be canonical already. */
-ISA_INLINE u32 f16_narrow(f32 x)
-{
-    u32 bits = (u32)x;
-    u32 magnitude = bits & 0x7fffffffu;
-    u32 normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    u32 tiny = (u32)((f32)magnitude + 0.5f) - (126u << 23);
-    u32 half = u32_select((u32)((i32)magnitude < 113 << 23), tiny, normal);
-    half = u32_select((u32)((i32)magnitude >= 143 << 23), u32_splat(0x7c00u), half);
-    half = u32_select((u32)((i32)magnitude > 255 << 23), u32_splat(0x7e00u), half);
-    return half | ((bits >> 16) & 0x8000u);
-}
 
 ISA_INLINE struct f32_pair f16_load(const uint8_t *p)
 {

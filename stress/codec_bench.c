@@ -47,10 +47,10 @@ static double measure_gb_s(pccl_err (*way)(const char *, pccl_codec), const char
         for (int call = 0; call < CALLS; call++)
             if (way(isa, codec) != PCCL_OK)
                 abort();
-        double took_s = (now_s() - start_s) / CALLS;
+        double took_s = (now_s() - start_s) / (double)CALLS;
         best_s = took_s < best_s ? took_s : best_s;
     }
-    return VALUE_BYTES / best_s * 1e-9;
+    return (double)VALUE_BYTES / best_s * 1e-9;
 }
 
 static void report(int as_json, pccl_codec codec, const char *way, const char *isa, double gb_s)

@@ -1,6 +1,7 @@
 /* engine_bench.c - the engine alone, without Python: all-reduces between processes on loopback.
  *
  *     engine_bench PEERS BYTES ITERATIONS [--in-place] [--ring|--mesh] [--streams N] [--congestion cubic] [--in-flight K]
+ *         [--transport auto] [--codec N] [--segment BYTES] [--verbose]
  * Every process is one peer; rank 0 prints the median and the best time of an op. Tells where the time of `pccl bench` goes.
  * At the sites of an emulated network (python -m stress.wan run TOPOLOGY -- engine_bench wan BYTES ITERATIONS ...) every site runs one
  * such process, which finds the others by the environment that the emulator sets. */
@@ -21,7 +22,7 @@ struct options {
     uint64_t bytes;
     uint32_t segment_bytes;
     int in_place, algorithm, codec, verbose;
-    const char *congestion;
+    const char *congestion, *transport;
 };
 
 static pccl_peer_id id_of(uint32_t rank)
@@ -40,8 +41,9 @@ static void die(const char *what)
 static pccl_engine *open_engine(const struct options *o, uint32_t rank, const char *listen)
 {
     pccl_engine *engine;
-    pccl_config config = {.size = sizeof config, .self = id_of(rank), .transport = "tcp"};
+    pccl_config config = {.size = sizeof config, .self = id_of(rank)};
     snprintf(config.listen, sizeof config.listen, "%s", listen);
+    snprintf(config.transport, sizeof config.transport, "%s", o->transport);
     snprintf(config.congestion, sizeof config.congestion, "%s", o->congestion);
     if (pccl_engine_new(&config, &engine) != PCCL_OK || pccl_engine_start(engine) != PCCL_OK)
         die("engine");
@@ -176,7 +178,7 @@ static struct options parse(int argc, char **argv)
     }
     struct options o = {.peers = (uint32_t)atoi(argv[1]), .bytes = strtoull(argv[2], NULL, 0),
                         .iterations = (uint32_t)atoi(argv[3]), .streams = 1, .in_flight = 1, .congestion = "",
-                        .segment_bytes = 256 << 10};
+                        .segment_bytes = 256 << 10, .transport = "tcp"};
     for (int i = 4; i < argc; i++) {
         const char *next = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "--in-place") == 0)
@@ -197,6 +199,8 @@ static struct options parse(int argc, char **argv)
             o.in_flight = (uint32_t)atoi(next);
         else if (strcmp(argv[i], "--congestion") == 0)
             o.congestion = next;
+        else if (strcmp(argv[i], "--transport") == 0)
+            o.transport = next;
     }
     return o;
 }

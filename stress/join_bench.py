@@ -46,7 +46,7 @@ def leave(fleet: Fleet, process: Process) -> None:
 
 
 def trial(fleet: Fleet) -> tuple[float, float, int]:
-    """(milliseconds from connect() to its return and to the first result, ops of the others started again meanwhile)."""
+    """(ms from connect() to its return, and to the first result; ops that the others had to start again meanwhile)."""
     fleet.prepare()
     fleet.wait_until_together(time.monotonic())
     joiner = fleet.join()

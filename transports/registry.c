@@ -4,10 +4,11 @@
 #include "../csrc/transport.h"
 
 extern const struct transport_ops tcp_ops;
+extern const struct transport_ops auto_ops;
 extern const struct transport_ops sim_ops;
 extern const struct transport_ops faulty_ops;
 
-static const struct transport_ops *const TRANSPORTS[] = {&tcp_ops, &sim_ops};
+static const struct transport_ops *const TRANSPORTS[] = {&tcp_ops, &auto_ops, &sim_ops};
 
 static const char FAULTY_PREFIX[] = "faulty+";
 

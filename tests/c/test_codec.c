@@ -82,13 +82,9 @@ static void fill(uint8_t *values, size_t count, enum kind kind, uint64_t *state)
 /* Counts 0..600, then primes; one past the end gives COUNT_MAX + 1. */
 static size_t next_count(size_t count)
 {
-    static const size_t primes[] = {1009, 2053, COUNT_MAX};
     if (count < 600)
         return count + 1;
-    for (size_t i = 0; i < sizeof primes / sizeof primes[0]; i++)
-        if (primes[i] > count)
-            return primes[i];
-    return COUNT_MAX + 1;
+    return count < 1009 ? 1009 : count < 2053 ? 2053 : count < COUNT_MAX ? COUNT_MAX : COUNT_MAX + 1;
 }
 
 /* -- the reference --------------------------------------------------------------------------------------------- */
@@ -173,19 +169,16 @@ static uint8_t values[VALUE_ROOM], encoded[2][VALUE_ROOM], decoded[2][VALUE_ROOM
 static void there_and_back(const char *isa, pccl_codec codec, const uint8_t *src, size_t count, size_t shift, int to)
 {
     size_t bytes = codec_bytes(codec, count);
-    uint8_t *code = encoded[to] + shift, *back = decoded[to] + shift;
+    uint8_t *code = encoded[to] + shift, *back = decoded[to] + shift, guard[PAD];
     memset(encoded[to], GUARD, bytes + 2 * PAD);
     memset(decoded[to], GUARD, 4 * count + 2 * PAD);
     CHECK_EQ_INT(codec_encode_isa(isa, codec, src, count, code), PCCL_OK);
     CHECK_EQ_INT(codec_decode_isa(isa, codec, code, bytes, back, count), PCCL_OK);
-    for (size_t i = 0; i < PAD; i++) {
-        CHECK_EQ_INT(code[bytes + i], GUARD);
-        CHECK_EQ_INT(back[4 * count + i], GUARD);
-    }
-    for (size_t i = 0; i < shift; i++) {
-        CHECK_EQ_INT(encoded[to][i], GUARD);
-        CHECK_EQ_INT(decoded[to][i], GUARD);
-    }
+    memset(guard, GUARD, sizeof guard);
+    CHECK_EQ_BYTES(code + bytes, guard, PAD);
+    CHECK_EQ_BYTES(back + 4 * count, guard, PAD);
+    CHECK_EQ_BYTES(encoded[to], guard, shift);
+    CHECK_EQ_BYTES(decoded[to], guard, shift);
 }
 
 TEST(all_instruction_sets_agree)
@@ -250,9 +243,8 @@ TEST(all_instruction_sets_decode_alike)
 static void check_against_reference(pccl_codec codec, size_t count)
 {
     uint8_t block[4 + CODEC_BLOCK];
-    size_t bytes = codec_bytes(codec, count), at = 0;
-    CHECK_EQ_INT(codec_encode_isa("scalar", codec, values, count, encoded[0]), PCCL_OK);
-    CHECK_EQ_INT(codec_decode_isa("scalar", codec, encoded[0], bytes, decoded[0], count), PCCL_OK);
+    size_t at = 0;
+    there_and_back("scalar", codec, values, count, 0, 0);
     for (size_t first = 0; first < count; first += CODEC_BLOCK) {
         size_t n = count - first < CODEC_BLOCK ? count - first : CODEC_BLOCK;
         size_t n_bytes = reference_block(codec, values + 4 * first, n, block);
@@ -268,7 +260,7 @@ static void check_against_reference(pccl_codec codec, size_t count)
         }
         at += n_bytes;
     }
-    CHECK_EQ_INT(at, bytes);
+    CHECK_EQ_INT(at, codec_bytes(codec, count));
 }
 
 TEST(blocks_are_those_of_the_reference)
@@ -281,6 +273,23 @@ TEST(blocks_are_those_of_the_reference)
                 fill(values, counts[i], (enum kind)kind, &state);
                 check_against_reference((pccl_codec)codec, counts[i]);
             }
+}
+
+/* Quotients at the midpoints between two codes and beside them, by any scale: a division that is not exact shows. */
+TEST(blocks_of_midpoints)
+{
+    uint64_t state = 11;
+    for (int trial = 0; trial < 4000; trial++) {
+        pccl_codec codec = trial % 2 ? PCCL_CODEC_INT8 : PCCL_CODEC_E3M0;
+        float x[64] = {fabsf(normal_value(&state)) + 0.001f}, scale = scale_of(codec, x[0]);
+        for (size_t i = 1; i < 64; i++) {
+            uint64_t bits = test_random(&state);
+            float middle = codec == PCCL_CODEC_INT8 ? (float)(bits % 127) + 0.5f : ldexpf(0.75f, -(int)(bits % 7));
+            x[i] = from_bits(to_bits(middle * scale) + (uint32_t)(bits >> 32) % 5 - 2);
+        }
+        memcpy(values, x, sizeof x);
+        check_against_reference(codec, 64);
+    }
 }
 
 static float through(pccl_codec codec, float x)
@@ -330,9 +339,6 @@ TEST(halves_of_any_bits)
         check_half(PCCL_CODEC_FP16, x);
         check_half(PCCL_CODEC_FP16, from_bits((to_bits(x) & 0x87ffffff) + 0x30000000)); /* in its range */
     }
-    check_half(PCCL_CODEC_FP16, 65519.996f);
-    check_half(PCCL_CODEC_FP16, 65520.0f);
-    check_half(PCCL_CODEC_BF16, FLT_MAX);
     CHECK_EQ_INT(to_bits(through(PCCL_CODEC_FP16, -65520.0f)), to_bits(-INFINITY));
     CHECK_EQ_INT(to_bits(through(PCCL_CODEC_FP16, 65519.996f)), to_bits(65504.0f));
     CHECK_EQ_INT(to_bits(through(PCCL_CODEC_BF16, FLT_MAX)), to_bits(INFINITY));
@@ -370,18 +376,15 @@ TEST(e3m0_thresholds)
 
 static double bound_of(pccl_codec codec, double x, double peak)
 {
-    double s;
     switch (codec) {
     case PCCL_CODEC_BF16:
         return fmax(0x1p-8 * x, 0x1p-134);
     case PCCL_CODEC_FP16:
         return fmax(0x1p-11 * x, 0x1p-25);
     case PCCL_CODEC_INT8:
-        s = fmax(peak / 127, 0x1p-126);
-        return (0.5 + 0x1p-16) * s;
+        return (0.5 + 0x1p-16) * fmax(peak / 127, 0x1p-126);
     case PCCL_CODEC_E3M0:
-        s = fmax(peak, 0x1p-120);
-        return fmax(x / 3, s / 128) * (1 + 0x1p-22);
+        return fmax(x / 3, fmax(peak, 0x1p-120) / 128) * (1 + 0x1p-22);
     default:
         return 0;
     }
@@ -449,17 +452,16 @@ TEST(errors_are_the_expected)
         double relative = sqrt(error / norm);
         CHECK(fabs(relative / expected[e].error - 1) < 0.1);
         if (codec == PCCL_CODEC_E3M0)
-            CHECK(fabs((double)zeros / COUNT - 0.02) < 0.004);
+            CHECK(fabs((double)zeros / (double)COUNT - 0.02) < 0.004);
     }
 }
 
 static void check_idempotence(pccl_codec codec, size_t count)
 {
-    size_t bytes = codec_bytes(codec, count);
     codec_encode(codec, values, count, encoded[0]);
-    CHECK_EQ_INT(codec_decode(codec, encoded[0], bytes, decoded[0], count), PCCL_OK);
+    CHECK_EQ_INT(codec_decode(codec, encoded[0], codec_bytes(codec, count), decoded[0], count), PCCL_OK);
     codec_encode(codec, decoded[0], count, encoded[1]);
-    CHECK_EQ_BYTES(encoded[1], encoded[0], bytes);
+    CHECK_EQ_BYTES(encoded[1], encoded[0], codec_bytes(codec, count));
 }
 
 TEST(what_was_decoded_encodes_to_the_same_bytes)
@@ -633,7 +635,6 @@ TEST(the_code_that_int8_lacks_is_refused)
         check_refused(PCCL_CODEC_INT8, bytes, 300);
         encoded[0][at] = 0;
     }
-    CHECK_EQ_INT(codec_decode(PCCL_CODEC_INT8, encoded[0], bytes, decoded[0], 300), PCCL_OK);
 }
 
 /* -- sizes, names, the border ---------------------------------------------------------------------------------- */

@@ -239,14 +239,27 @@ def test_frames_of_one_who_knows_the_secret(cluster: object) -> None:
         wait_for_descriptors(loop, before)
 
 
+def crowd(stack: ExitStack, port: int) -> None:
+    for _ in range(CROWD):
+        stack.enter_context(dial(port))
+
+
 def test_a_crowd_that_says_nothing(cluster: object) -> None:
+    """Nor does it keep out one who has something to say."""
     with running(cluster) as (loop, coordinator):
         before = descriptors()
-        for port in (next(iter(data_ports(coordinator).values())), coordinator.port):
-            with ExitStack() as stack:
-                for _ in range(CROWD):
-                    with suppress(ConnectionError):  # a peer lets only so many strangers wait
-                        stack.enter_context(dial(port))
-                loop.goes_on()
+        key = data_key(cluster.secret.encode(), RUN)  # type: ignore[attr-defined]
+        peer, port = next(iter(data_ports(coordinator).items()))
+        with ExitStack() as stack:
+            crowd(stack, port)
             loop.goes_on()
+            crowd(stack, port)
+            with dial(port) as sock:
+                assert shake(sock, key, hello(run_id(RUN), secrets.token_bytes(16), peer))
+            loop.goes_on()
+        with ExitStack() as stack:
+            crowd(stack, coordinator.port)
+            loop.goes_on()
+            with pytest.raises(pccl.Timeout, match="waits for 2 more peers"):  # an answer
+                cluster.connect(coordinator, group=1, timeout=3.0)  # type: ignore[attr-defined]
         wait_for_descriptors(loop, before)
