@@ -516,7 +516,8 @@ class Membership:
         )
         self._epochs = [*self._unconfirmed(), message] if boundary else [message]
         self._note(b"", "epoch", f"{len(self.members)} members from boundary {boundary}: {reason}")
-        self._note(b"", "plan", in_words(chosen))
+        if chosen.reason:
+            self._note(b"", "plan", in_words(chosen))
         for peer in self.members.values():
             peer.reminded = self._now
             self._send(peer.id, message)

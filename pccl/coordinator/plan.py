@@ -198,7 +198,7 @@ def _bar(algorithm: Algorithm) -> float:
     """What a candidate's time must be, relative to a simpler one's. Two levels may even be a little slower: the same
     figures would come from sites whose way out all pairs share, and there fewer bytes between regions gain much.
     """
-    return 1 + PREFER_GAIN if algorithm == Algorithm.TWO_LEVEL else 1 - PREFER_GAIN
+    return {Algorithm.MESH: 1.0, Algorithm.TWO_LEVEL: 1 + PREFER_GAIN}.get(algorithm, 1 - PREFER_GAIN)
 
 
 def _candidates(paths: Paths, regions: tuple[int, ...], segment: int) -> list[_Candidate]:

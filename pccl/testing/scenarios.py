@@ -7,6 +7,7 @@ A scenario is a function of (cluster, faults, random) that sets the stage; the s
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from random import Random
 
@@ -195,6 +196,15 @@ def one_way_partition(cluster: Cluster, faults: Faults, random: Random) -> None:
     after_s = random.uniform(0, 8) * _delay_s(cluster)
     faults.when("epoch", 1, then=lambda: faults.cut(0, 1, seconds, both=False), after_s=after_s)
     faults.mark("cut", "fault", "cut")
+
+
+@scenario
+def dead_link(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """Nothing passes between two live peers for long: a plan without their link, and ops go on meanwhile."""
+    _start(cluster, random.choice((4, 4, 5)), replace(_reductions(boundaries=40), gap_s=0.1, timeout_s=30.0))
+    a, b = random.sample(range(4), 2)
+    faults.when("epoch", a, then=lambda: faults.cut(a, b, 8.0), after_s=random.uniform(0, 8) * _delay_s(cluster))
+    faults.mark("around", "log", "dead link")
 
 
 # -- growth ---------------------------------------------------------------------------------------------------

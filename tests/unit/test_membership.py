@@ -8,11 +8,11 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from unit.group_table import A, B, C, D, Table, V, fault, frozen, group, join, of, pend, pid, suspect
 
 from pccl import messages as m
 from pccl.coordinator.membership import (
     Disconnected,
-    Effect,
     Event,
     From,
     Membership,
@@ -24,87 +24,7 @@ from pccl.coordinator.membership import (
     Tick,
 )
 from pccl.coordinator.run import GROUPS_MAX, Run
-from pccl.coordinator.verdicts import Fault, Report, judge
 from pccl.types import Cause, OpName, Status
-
-V = m.VERSION
-
-
-def pid(number: int) -> bytes:
-    return bytes([number]) * 16
-
-
-A, B, C, D = (pid(n) for n in (1, 2, 3, 4))
-
-
-def join(peer: bytes, wire: int = 1, run: str = "run", group: int = 0) -> m.Join:
-    return m.Join(V, run, group, peer, (f"10.0.0.{peer[0]}:1",), f"host{peer[0]}", 1, wire)
-
-
-class Table:
-    """A Membership with a clock and a mailbox per peer."""
-
-    def __init__(self, **options: object) -> None:
-        self.machine = Membership(0, Settings(**{"lease_s": 10.0, **options}))  # type: ignore[arg-type]
-        self.now = 100.0
-        self.effects: list[Effect] = []
-
-    def __call__(self, event: Event) -> list[tuple[bytes, m.ToPeer]]:
-        self.now += 0.001
-        self.effects = self.machine.handle(self.now, event)
-        return [(effect.peer, effect.message) for effect in self.effects if isinstance(effect, Send)]
-
-    def say(self, peer: bytes, message: m.ToCoordinator) -> list[tuple[bytes, m.ToPeer]]:
-        return self(From(peer, message))
-
-    def wait(self, seconds: float, *alive: bytes) -> list[tuple[bytes, m.ToPeer]]:
-        """Time passes; some peers send heartbeats."""
-        sent = []
-        end = self.now + seconds
-        while self.now < end:
-            self.now += 1.0
-            for peer in alive:
-                sent += self.say(peer, m.Heartbeat(V, 0, self.machine.epoch, 0, 0))
-            sent += self(Tick())
-        return sent
-
-    def formed(self, *peers: bytes) -> Table:
-        for peer in peers:
-            self.say(peer, join(peer))
-        assert self.state is State.STABLE
-        return self
-
-    @property
-    def state(self) -> State:
-        return self.machine.state
-
-    @property
-    def members(self) -> list[bytes]:
-        return list(self.machine.members)
-
-
-def group(*peers: bytes, **options: object) -> Table:
-    return Table(min_peers=len(peers), **options).formed(*peers)
-
-
-def of(kind: type, sent: list[tuple[bytes, m.ToPeer]]) -> dict[bytes, m.ToPeer]:
-    return {peer: message for peer, message in sent if type(message) is kind}
-
-
-def frozen(change: int, boundary: int = 0, lanes: dict[int, int] | None = None, *pending: m.Pending) -> m.Frozen:
-    return m.Frozen(V, change, boundary, lanes or {}, pending)
-
-
-def pend(name: OpName, finished: bool = False, pair: bool = False, needs: tuple[bytes, ...] = ()) -> m.Pending:
-    return m.Pending(m.OpRef(*name), finished, pair, needs, f"op {name.seq}")
-
-
-def fault(kind: str, name: OpName, epoch: int, peer: bytes = b"") -> m.OpFault:
-    return m.OpFault(V, kind, m.OpRef(*name), epoch, peer, "mine", "theirs")  # type: ignore[arg-type]
-
-
-X = OpName(0, 0, 0)
-
 
 # -- forming ------------------------------------------------------------------------------------------------------
 
@@ -237,10 +157,6 @@ def test_a_removed_peer_never_comes_back() -> None:
 # -- evidence (1.4) -----------------------------------------------------------------------------------------------
 
 
-def suspect(peer: bytes, cause: Cause) -> m.Suspect:
-    return m.Suspect(V, peer, cause, 104, 1)
-
-
 @pytest.mark.parametrize("cause", [Cause.EOF, Cause.RESET, Cause.REFUSED])
 @pytest.mark.parametrize("closed_first", [True, False])
 def test_closed_connection_and_dead_link_are_a_loss(cause: Cause, closed_first: bool) -> None:
@@ -344,99 +260,6 @@ def test_what_was_missed_is_sent_again() -> None:
     assert [type(message) for _, message in again] == [m.Ack, m.Freeze]
 
 
-# -- verdicts -----------------------------------------------------------------------------------------------------
-
-
-def verdict_of(
-    reports: dict[bytes, Report],
-    since: dict[bytes, int] | None = None,
-    faults: dict[OpName, m.OpFault] | None = None,
-    min_peers: int = 1,
-    name: OpName = X,
-) -> tuple[int, str] | None:
-    known = {op: Fault(A, report) for op, report in (faults or {}).items()}
-    verdicts = judge(since or dict.fromkeys(reports, 0), reports, known, min_peers)
-    found = [v for v in verdicts if v.op == m.OpRef(*name)]
-    return (found[0].status, found[0].text) if found else None
-
-
-def report(boundary: int, lanes: dict[int, int], *pending: m.Pending) -> Report:
-    return Report(boundary, lanes, {OpName(p.op.boundary, p.op.lane, p.op.seq): p for p in pending})
-
-
-HAS, DONE = report(0, {0: 1}, pend(X)), report(0, {0: 1}, pend(X, finished=True))
-OVER, UNCALLED, BEYOND = report(0, {0: 1}), report(0, {}), report(1, {})
-
-
-@pytest.mark.parametrize("other", [DONE, OVER, BEYOND])
-def test_rule_1_committed(other: Report) -> None:
-    assert verdict_of({A: DONE, B: other}) == (Status.OK, "")
-    assert verdict_of({A: DONE, B: other}, faults={X: fault("overdue", X, 1)}) == (Status.OK, "")
-    assert verdict_of({A: DONE, B: other}, min_peers=9) == (Status.OK, "")
-
-
-@pytest.mark.parametrize("other", [HAS, UNCALLED])
-def test_rule_5_starts_again(other: Report) -> None:
-    assert verdict_of({A: DONE, B: other}) is None
-
-
-def test_a_member_that_came_later_takes_no_part() -> None:
-    assert verdict_of({A: DONE, B: UNCALLED}, since={A: 0, B: 1}) == (Status.OK, "")
-
-
-def test_rule_2_a_needed_peer_is_gone() -> None:
-    needy = report(0, {0: 1}, pend(X, needs=(C,)))
-    status, text = verdict_of({A: needy, B: needy}, faults={X: fault("overdue", X, 1)}) or (0, "")
-    assert status == Status.EPEER and C[:4].hex() in text
-    done = report(0, {0: 1}, pend(X, True, needs=(C,)))
-    assert verdict_of({A: done, B: done}) == (Status.OK, ""), "it was finished before"
-
-
-def test_only_the_two_of_a_pair_count() -> None:
-    pair = report(0, {0: 1}, pend(X, True, pair=True, needs=(A, B)))
-    assert verdict_of({A: pair, B: pair, C: UNCALLED}) == (Status.OK, "")
-    half = report(0, {0: 1}, pend(X, False, pair=True, needs=(A, B)))
-    assert verdict_of({A: half, B: pair, C: UNCALLED}) is None
-    assert (verdict_of({A: half, C: UNCALLED}) or (0,))[0] == Status.EPEER
-
-
-@pytest.mark.parametrize(
-    ("kind", "status", "words"),
-    [
-        ("mismatch", Status.EMISMATCH, "called mine, peer 03030303 called theirs"),
-        ("overdue", Status.ETIMEOUT, "not called by peer 02020202, not finished by peer 01010101"),
-        ("cancelled", Status.ECANCELLED, "cancelled by peer 01010101"),
-    ],
-)
-def test_rule_3_faults(kind: str, status: Status, words: str) -> None:
-    found = verdict_of({A: HAS, B: UNCALLED}, faults={X: fault(kind, X, 1, C)}, min_peers=9)
-    assert found is not None and found[0] == status and words in found[1]
-
-
-def test_rule_4_too_few() -> None:
-    assert (verdict_of({A: HAS}, min_peers=2) or (0,))[0] == Status.EFEW
-
-
-def test_a_fault_starts_a_change_once() -> None:
-    table = group(A, B)
-    assert set(of(m.Freeze, table.say(A, fault("mismatch", X, 1, B)))) == {A, B}
-    assert not table.say(B, fault("mismatch", X, 1, A)), "it joins the change under way"
-    table.say(A, frozen(1, 0, {0: 1}, pend(X)))
-    epoch = of(m.Epoch, table.say(B, frozen(1, 0, {0: 1}, pend(X))))[B]
-    assert isinstance(epoch, m.Epoch) and [v.status for v in epoch.verdicts] == [Status.EMISMATCH]
-    assert not table.say(B, fault("overdue", X, 1)), "said before it knew the verdict"
-    assert of(m.Freeze, table.say(B, fault("overdue", X, 2))), "it called the op after the others were told"
-
-
-def test_a_fault_survives_a_second_change() -> None:
-    table = group(A, B, C)
-    table.say(A, fault("overdue", X, 1))
-    table.say(C, m.Leave(V, ""))
-    table.say(A, frozen(2, 0, {0: 1}, pend(X)))
-    epoch = of(m.Epoch, table.say(B, frozen(2)))[A]
-    assert isinstance(epoch, m.Epoch) and [v.status for v in epoch.verdicts] == [Status.ETIMEOUT]
-
-
 # -- status, plan, run --------------------------------------------------------------------------------------------
 
 
@@ -502,7 +325,7 @@ class Walk(RuleBasedStateMachine):
 
     @initialize(min_peers=st.integers(1, 4))
     def begin(self, min_peers: int) -> None:
-        self.machine = Membership(0, Settings(min_peers=min_peers, lease_s=10.0))
+        self.machine = Membership(0, Settings(min_peers=min_peers, lease_s=10.0, link_grace_s=0.03))
         self.now = 0.0
         self.peers: dict[bytes, Model] = {}
         self.born = 0
@@ -535,6 +358,8 @@ class Walk(RuleBasedStateMachine):
             assert epoch.change > self.changes, "changes are numbered upwards"
             self.changes = epoch.change
             assert {self.reported[member.peer].change for member in epoch.members} == {epoch.change}
+        for detour in epoch.detours:
+            assert len(set(detour)) == 3 and max(detour) < len(epoch.members)
         for verdict in epoch.verdicts:
             name = OpName(verdict.op.boundary, verdict.op.lane, verdict.op.seq)
             if verdict.status == Status.OK:
@@ -644,6 +469,23 @@ class Walk(RuleBasedStateMachine):
             self.feed(From(witness, m.Suspect(V, peer, Cause.EOF, 0, 0)))
         while self.machine.knows(peer):
             self.time_passes()
+
+    @rule(data=st.data(), heals=st.booleans())
+    def blames_a_link(self, data: st.DataObject, heals: bool) -> None:
+        a, b = self.pick(data), self.pick(data)
+        if a is None or b is None or a == b:
+            return
+        message: m.ToCoordinator = m.Healed(V, b) if heals else m.Suspect(V, b, Cause.SILENT, 0, 0)
+        self.feed(From(a, message))
+        for peer in (a, b, a, b, a, b):
+            self.feed(From(peer, m.ProbeReply(V, 1)))
+
+    @rule(data=st.data(), rate=st.sampled_from([10**6, 10**7, 10**8]))
+    def measures(self, data: st.DataObject, rate: int) -> None:
+        a, b = self.pick(data), self.pick(data)
+        if a is not None and b is not None and a != b:
+            model = self.peers[a]
+            self.feed(From(a, m.Heartbeat(V, model.boundary, model.epoch, 0, 0, (m.LinkReport(b, 50_000, rate, 0),))))
 
     @rule()
     def time_passes(self) -> None:

@@ -22,8 +22,14 @@ reals = st.floats(0, 1e6)
 addresses = st.builds("{}:{}".format, st.sampled_from(["10.0.0.1", "[::1]", "sim"]), st.integers(0, 65535))
 ops = st.builds(m.OpRef, u32, u64, u32)
 pending = st.builds(m.Pending, ops, st.booleans(), st.booleans(), st.lists(peers, max_size=3).map(tuple), text)
-members = st.lists(st.builds(m.Member, peers, u32, addresses, text), min_size=1, max_size=4).map(tuple)
-plans = st.builds(m.Plan, st.integers(1, 64), st.integers(1, 2**14).map(lambda n: n * 64), u64)
+members = st.lists(
+    st.builds(m.Member, peers, u32, addresses, text, u32, st.integers(0, 65535)), min_size=1, max_size=4
+).map(tuple)
+reports = st.lists(st.builds(m.LinkReport, peers, u32, u64, u32), max_size=3).map(tuple)
+triples = st.lists(st.tuples(u32, u32, u32), max_size=3).map(tuple)
+plans = st.builds(
+    m.Plan, st.integers(1, 64), st.integers(1, 2**14).map(lambda n: n * 64), u64, st.integers(0, 3), reals, text
+)
 verdicts = st.lists(st.builds(m.Verdict, ops, st.integers(0, 14), text), max_size=3).map(tuple)
 status = st.builds(
     m.PeerStatus, peers, st.integers(-1, 99), text, u32, addresses, u32, u32, u32, reals, reals, reals, st.booleans()
@@ -42,7 +48,7 @@ lanes = st.dictionaries(u64, u32, max_size=4)
 
 TO_COORDINATOR = st.one_of(
     st.builds(m.Join, one, text, u32, peers, st.lists(addresses, min_size=1, max_size=3).map(tuple), text, u32, u32),
-    st.builds(m.Heartbeat, one, u32, u32, u64, u64),
+    st.builds(m.Heartbeat, one, u32, u32, u64, u64, reports),
     st.builds(m.Held, one, u32, u32),
     st.builds(m.Frozen, one, u32, u32, lanes, st.lists(pending, max_size=3).map(tuple)),
     st.builds(m.Suspect, one, peers, st.integers(0, 6), st.integers(-5, 200), u32),
@@ -59,7 +65,7 @@ TO_PEER = st.one_of(
     st.builds(m.Hold, one, u32, u32, st.integers(1, 64), members),
     st.builds(m.Release, one, u32),
     st.builds(m.Freeze, one, u32, u32),
-    st.builds(m.Epoch, one, u32, u32, u32, members, plans, verdicts, text, u32),
+    st.builds(m.Epoch, one, u32, u32, u32, members, plans, verdicts, text, u32, triples, triples),
     st.builds(m.Probe, one, u32),
     st.builds(m.Evicted, one, text),
     st.builds(m.Goodbye, one),

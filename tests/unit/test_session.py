@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from unit.fake_engine import FakeEngine
@@ -10,8 +11,9 @@ from unit.fake_engine import FakeEngine
 from pccl import errors
 from pccl import messages as m
 from pccl import session as s
+from pccl.measure import LinkReporter
 from pccl.peer import Peer
-from pccl.types import Cause, Event, EventKind, OpInfo, OpName, Status
+from pccl.types import Algorithm, Cause, Event, EventKind, LinkStats, OpInfo, OpName, Status
 
 V = m.VERSION
 ME, LOW, HIGH, NEW = (bytes([n]) * 16 for n in (5, 1, 9, 7))
@@ -165,6 +167,23 @@ def test_hold_and_growth(member: Bench) -> None:
     assert member.peer.view().epoch == 2 and member.peer.view(2).epoch == 1  # type: ignore[union-attr]
 
 
+def test_a_hold_for_a_new_plan(member: Bench) -> None:
+    assert member.say(m.Hold(V, 1, 1, 4, ())) == [m.Held(V, 1, 1)]
+    assert not [call for call in member.engine.calls if call[0] == "prepare"]
+    assert member.peer.advance(member.now) is None and "new plan" in member.peer.session.waits_for
+    plan = m.Plan(4, 64 << 10, 1 << 16, Algorithm.TWO_LEVEL, 1.5, "because")
+    members = tuple(
+        m.Member(p, 0, f"10.0.0.{p[0]}:1", "h", weight, region)
+        for p, weight, region in ((LOW, 1, 0), (ME, 2, 1), (HIGH, 3, 1))
+    )
+    streams, detours = ((0, 1, 7), (0, 2, 5), (1, 2, 99)), ((0, 2, 1), (0, 9, 1), (0, 0, 1))
+    member.say(m.Epoch(V, 2, 1, 0, members, plan, (), "why", 2, streams, detours))
+    assert member.peer.advance(member.now) == 1
+    config = member.engine.configs[-1]
+    assert [(c.weight, c.region, c.streams) for c in config.members] == [(1, 0, 7), (2, 1, 0), (3, 1, 0)]
+    assert config.large_algorithm == Algorithm.TWO_LEVEL and config.detours == ((0, 2, 1),), "nonsense is left out"
+
+
 def test_release(member: Bench) -> None:
     member.say(hold(1))
     member.say(m.Release(V, 99))
@@ -281,6 +300,37 @@ def test_counters_reach_the_heartbeat(member: Bench) -> None:
     assert member.peer.on_engine(member.now, [done, failed]) == [done, failed]
     member.sent()
     assert m.Heartbeat(V, 0, 1, 1, 31) in member.tick_until(member.now + 1.1)
+
+
+def test_what_links_measure_reaches_the_heartbeat_once(member: Bench) -> None:
+    member.tick_until(member.now + 1.1)
+    stats = LinkStats(LOW, 4, 80_000, 10_000_000, 5, 1 << 30, 0, 0)
+    told = m.LinkReport(LOW, 80_000, 10_000_000, 5)
+    member.engine.link_stats = [stats, LinkStats(HIGH, 1, 0, 0, 0, 9, 9, 9)]
+
+    def links(seconds: float) -> list[tuple[m.LinkReport, ...]]:
+        return [beat.links for beat in member.tick_until(member.now + seconds) if isinstance(beat, m.Heartbeat)]
+
+    assert links(3.2) == [(told,), (), ()], "what is not known is not told, what is known once"
+    member.engine.link_stats = [replace(stats, rtt_us=85_000, bytes_per_s=10_500_000)]
+    assert links(1.1) == [()], "a change of 5 % is none"
+    member.engine.link_stats = [replace(stats, rtt_us=90_000)]
+    assert links(1.1) == [(m.LinkReport(LOW, 90_000, 0, 5),)], "a rate that no traffic has confirmed"
+    member.engine.link_stats = [replace(stats, rtt_us=90_000, bytes_per_s=5_000_000)]
+    assert links(1.1) == [(m.LinkReport(LOW, 90_000, 5_000_000, 5),)]
+    member.peer.on_connected(member.now)
+    member.sent()
+    assert len(links(1.1)[0]) == 1, "a new connection, perhaps a new coordinator: all of it again"
+
+
+def test_what_is_confirmed_is_told_again_in_time() -> None:
+    reporter = LinkReporter()
+    stats = LinkStats(LOW, 4, 80_000, 10_000_000, 5, 1 << 20, 0, 0)
+    assert reporter.news(0.0, [stats]) and not reporter.news(59.0, [stats])
+    assert [r.bytes_per_s for r in reporter.news(60.0, [stats])] == [0], "nothing went over it since"
+    assert [r.bytes_per_s for r in reporter.news(120.0, [replace(stats, sent_bytes=2 << 20)])] == [10_000_000]
+    assert reporter.news(121.0, []) == []
+    assert len(reporter.news(122.0, [stats])) == 1, "a link that was gone is a new one"
 
 
 # -- the end ------------------------------------------------------------------------------------------------------

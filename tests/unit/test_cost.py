@@ -1,0 +1,151 @@
+"""Predicted times against sums done by hand, and who sends what against csrc/two_level.c's rules."""
+
+from __future__ import annotations
+
+import pytest
+
+from pccl.coordinator.cost import (
+    Measurements,
+    Paths,
+    agents_of,
+    equal_shares,
+    loads_of,
+    mesh_regions,
+    owners_seconds,
+    paths_of,
+    ring_seconds,
+)
+from pccl.types import MemberInfo
+
+MB = 1e6
+INFINITE = float("inf")
+
+
+def flat(n: int, delay: float, rate: float, up: float = INFINITE, down: float = INFINITE) -> Paths:
+    """The same between all."""
+    return Paths(
+        delay=tuple(tuple(delay * (a != b) for b in range(n)) for a in range(n)),
+        rate=tuple(tuple(rate * (a != b) for b in range(n)) for a in range(n)),
+        known=((True,) * n,) * n,
+        near=((False,) * n,) * n,
+        up=(up,) * n,
+        down=(down,) * n,
+    )
+
+
+def peers(n: int, hosts: int | None = None) -> list[MemberInfo]:
+    return [
+        MemberInfo(bytes([k + 1]) * 16, 0, f"10.0.0.{k % (hosts or n)}:1", f"host{k % (hosts or n)}") for k in range(n)
+    ]
+
+
+# -- the ring -----------------------------------------------------------------------------------------------------
+
+
+def test_a_ring_of_busy_hops() -> None:
+    """4 peers, 64 MB, 50 MB/s, 10 ms: 6 spans of 16 MB take 1.92 s, then one way for the last and one for the FIN."""
+    assert ring_seconds(flat(4, 0.01, 50 * MB), 64 * MB, 1) == pytest.approx(1.92 + 0.01 + 0.01)
+
+
+def test_a_ring_of_long_ways() -> None:
+    """Next to no data: a segment's way over 6 hops, and the FIN."""
+    assert ring_seconds(flat(4, 0.1, 1000 * MB), 4.0, 1) == pytest.approx(6 * 0.1 + 0.1, rel=1e-3)
+
+
+def test_a_ring_is_as_slow_as_its_slowest_hop() -> None:
+    paths = flat(3, 0.0, 100 * MB)
+    slow = Paths(paths.delay, ((0, 10 * MB, 1), (1, 0, 100 * MB), (100 * MB, 1, 0)), *_rest(paths))
+    assert ring_seconds(slow, 30 * MB, 1) == pytest.approx(4 * 10 / 10)
+    assert ring_seconds(slow.ordered((1, 2, 0)), 30 * MB, 1) == pytest.approx(4.0), "the same ring from elsewhere"
+    assert ring_seconds(slow.ordered((0, 2, 1)), 30 * MB, 1) > 1e6, "the other way round"
+
+
+def _rest(paths: Paths) -> tuple[object, ...]:
+    return paths.known, paths.near, paths.up, paths.down
+
+
+def test_a_site_s_limit_counts_in_a_ring() -> None:
+    assert ring_seconds(flat(4, 0.0, 50 * MB, up=25 * MB), 64 * MB, 1) == pytest.approx(2 * 1.92)
+
+
+# -- the mesh -----------------------------------------------------------------------------------------------------
+
+
+def test_a_mesh_with_equal_spans() -> None:
+    """4 peers, 64 MB, 50 MB/s per pair, 10 ms: each path carries two spans of 16 MB, and 3 one-way delays."""
+    paths = flat(4, 0.01, 50 * MB)
+    seconds = owners_seconds(paths, mesh_regions(4), equal_shares(4), 64 * MB)
+    assert seconds == pytest.approx(32 / 50 + 0.03)
+
+
+def test_a_mesh_with_uneven_spans() -> None:
+    """The busiest path is the one between the owners of the largest spans."""
+    seconds = owners_seconds(flat(3, 0.0, 10 * MB), mesh_regions(3), (0.5, 0.3, 0.2), 100 * MB)
+    assert seconds == pytest.approx(80 / 10)
+
+
+def test_a_site_s_limit_counts_in_a_mesh() -> None:
+    """(1 + (n - 2) w) of the whole leave a site: 1.5 times 64 MB here."""
+    for limits in ({"up": 50 * MB}, {"down": 50 * MB}):
+        paths = flat(4, 0.0, 1e12, **limits)
+        assert owners_seconds(paths, mesh_regions(4), equal_shares(4), 64 * MB) == pytest.approx(96 / 50, rel=1e-3)
+
+
+# -- two levels ---------------------------------------------------------------------------------------------------
+
+
+def test_agents_follow_the_place_in_the_region() -> None:
+    regions = (0, 0, 0, 1, 1)
+    agents = agents_of(regions)
+    assert agents[0] == [0, 0, 0, 3, 3] and agents[1] == [1, 1, 1, 4, 4]
+    assert agents[2] == [2, 2, 2, 3, 3], "the third of three has the first of two"
+    assert agents[3] == [0, 0, 0, 3, 3] and agents[4] == [1, 1, 1, 4, 4]
+
+
+def test_every_span_is_collected_once_and_spread_once() -> None:
+    regions = (0, 1, 0, 1, 2, 0)
+    for span in range(6):
+        sent = [(a, b) for a, b, s in loads_of(regions) if s == span]
+        contributed = [a for a, b in sent[::2]]
+        assert sorted(contributed) == sorted(set(range(6)) - {span}) and len(sent) == 2 * 5
+        between = [(a, b) for a, b in sent if regions[a] != regions[b]]
+        assert len(between) == 2 * 2, "into and out of each other region once"
+
+
+def test_two_levels_by_hand() -> None:
+    """2 regions of 2, 40 MB: 10 MB/s between regions. A pair of partners has 2 spans of 10 MB there, each way; inside,
+    a contribution and a result to each of 2 spans of the region, and as much again for the partners' spans.
+    """
+    regions = (0, 0, 1, 1)
+    rate = tuple(tuple(0 if a == b else 100 * MB if a // 2 == b // 2 else 10 * MB for b in range(4)) for a in range(4))
+    delay = tuple(tuple(0.0 if a == b else 0.001 if a // 2 == b // 2 else 0.1 for b in range(4)) for a in range(4))
+    base = flat(4, 0, 1)
+    paths = Paths(delay, rate, *_rest(base))  # type: ignore[arg-type]
+    seconds = owners_seconds(paths, regions, equal_shares(4), 40 * MB)
+    assert seconds == pytest.approx(20 / 10 + 2 * (0.001 + 0.1) + 0.1)
+    inside = Paths(delay, tuple(tuple(100 * MB * bool(r) for r in row) for row in rate), *_rest(base))  # type: ignore[arg-type]
+    assert owners_seconds(inside, regions, equal_shares(4), 40 * MB) == pytest.approx(40 / 100 + 0.302)
+
+
+def test_one_alone_and_nobody_wait_for_no_one() -> None:
+    alone = flat(1, 0, 1)
+    assert owners_seconds(alone, (0,), (1.0,), 1e9) == 0.0 == ring_seconds(alone, 1e9, 1)
+
+
+# -- what is not known --------------------------------------------------------------------------------------------
+
+
+def test_what_is_unknown_is_assumed() -> None:
+    members = peers(4, hosts=3)  # 0 and 3 share a host
+    ids = [member.id for member in members]
+    measured = Measurements(
+        rtt_s={(ids[0], ids[1]): 0.2},
+        bytes_per_s={(ids[0], ids[1]): 7.0, (ids[1], ids[2]): 9.0, (ids[2], ids[1]): 8.0},
+    )
+    paths = paths_of(members, measured)
+    assert paths.near[0][3] and not paths.near[0][1]
+    assert paths.rate[0][1] == 7.0 == paths.rate[1][0], "as in the other direction"
+    assert (paths.rate[1][2], paths.rate[2][1]) == (9.0, 8.0)
+    assert paths.rate[0][2] == 8.0, "like the median of those that are known"
+    assert paths.rate[0][3] > 1e9 and paths.delay[0][3] < 1e-3
+    assert paths.delay[0][1] == paths.delay[1][2] == 0.1 and paths.known[0][1] and not paths.known[1][0]

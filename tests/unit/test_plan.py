@@ -1,0 +1,328 @@
+"""The planner: rings against brute force, spans never worse than equal ones, regions, ways around dead links."""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pccl.coordinator import spans
+from pccl.coordinator.cost import (
+    REFERENCE_BYTES,
+    Measurements,
+    Paths,
+    busiest,
+    equal_shares,
+    loads_of,
+    mesh_regions,
+    paths_of,
+)
+from pccl.coordinator.places import regions_of
+from pccl.coordinator.plan import (
+    MESH_ALWAYS,
+    MESH_BYTES_MAX,
+    PLANNED_MAX,
+    STREAMS_FAR,
+    STREAMS_MAX,
+    Pair,
+    Plan,
+    is_worth_it,
+    plan,
+    predict,
+    streams_between,
+)
+from pccl.coordinator.rings import EXACT_MAX, best_ring, ring_key
+from pccl.coordinator.spans import as_shares, as_weights, best_shares, proportional_shares
+from pccl.types import Algorithm, MemberInfo
+
+MB = 1e6
+Figures = dict[tuple[bytes, bytes], float]
+
+
+def peer(number: int) -> bytes:
+    return bytes([number + 1]) * 16
+
+
+def far(n: int) -> list[MemberInfo]:
+    return [MemberInfo(peer(k), 0, f"10.0.0.{k}:1", f"host{k}") for k in range(n)]
+
+
+def between(n: int, value: Any) -> Figures:
+    """value(a, b) for all pairs."""
+    return {(peer(a), peer(b)): value(a, b) for a in range(n) for b in range(n) if a != b}
+
+
+def same(n: int, rate: float, rtt: float = 0.08) -> Measurements:
+    return Measurements(rtt_s=between(n, lambda a, b: rtt), bytes_per_s=between(n, lambda a, b: rate))
+
+
+rates = st.floats(1e5, 1e9)
+matrices = st.integers(3, 6).flatmap(
+    lambda n: st.lists(st.lists(rates, min_size=n, max_size=n), min_size=n, max_size=n)
+)
+
+
+def measured_of(matrix: list[list[float]]) -> Measurements:
+    n = len(matrix)
+    return Measurements(between(n, lambda a, b: 1e6 / matrix[b][a]), between(n, lambda a, b: matrix[a][b]))
+
+
+def paths(matrix: list[list[float]]) -> Paths:
+    return paths_of(far(len(matrix)), measured_of(matrix))
+
+
+# -- rings --------------------------------------------------------------------------------------------------------
+
+costs = st.integers(1, 7).flatmap(
+    lambda n: st.lists(st.lists(st.integers(1, 50).map(float), min_size=n, max_size=n), min_size=n, max_size=n)
+)
+
+
+@given(costs)
+@settings(deadline=None)
+def test_the_exact_ring_is_that_of_brute_force(cost: list[list[float]]) -> None:
+    n = len(cost)
+    found = best_ring(cost)
+    assert sorted(found) == list(range(n)) and found[0] == 0 and found == best_ring(cost)
+    if n > 2:
+        least = min(ring_key(cost, (0, *rest)) for rest in itertools.permutations(range(1, n)))
+        worst, total = ring_key(cost, found)
+        assert worst <= least[0] * 1.02 and (worst > least[0] or total <= least[1] * 1.02)
+
+
+def test_many_members_get_a_good_ring() -> None:
+    """A ring hidden in a random order: every other hop is ten times as slow."""
+    n = EXACT_MAX + 6
+    hidden = [(7 * k) % n for k in range(n)] if n % 7 else list(range(n))
+    assert sorted(hidden) == list(range(n))
+    after = dict(itertools.pairwise([*hidden, hidden[0]]))
+    cost = [[1.0 if after[a] == b else 10.0 for b in range(n)] for a in range(n)]
+    assert ring_key(cost, best_ring(cost)) == (1.0, float(n))
+
+
+def test_ranks_stay_when_nothing_is_gained() -> None:
+    assert best_ring([[1.0] * 6 for _ in range(6)]) == tuple(range(6))
+
+
+# -- spans --------------------------------------------------------------------------------------------------------
+
+
+@given(matrices, st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_spans_are_never_worse_than_equal_ones(matrix: list[list[float]], two_level: bool) -> None:
+    known, n = paths(matrix), len(matrix)
+    regions = tuple(k // 2 for k in range(n)) if two_level else mesh_regions(n)
+    shares = best_shares(known, regions)
+    assert sum(shares) == pytest.approx(1.0) and min(shares) >= 0 and shares == best_shares(known, regions)
+    loads = loads_of(regions)
+    assert busiest(known, loads, shares) <= busiest(known, loads, equal_shares(n)) * (1 + 1e-9)
+    kept = as_shares(as_weights(shares))
+    assert max(abs(a - b) for a, b in zip(kept, shares, strict=True)) < 1e-4
+
+
+def test_spans_around_a_slow_pair_by_hand() -> None:
+    """0-1 has a tenth of the others' rate: (w0 + w1) / 1 = (w2 + w3) / 10, so that w0 + w1 = 1/11."""
+    known = paths([[0 if a == b else 1 * MB if a + b == 1 else 10 * MB for b in range(4)] for a in range(4)])
+    shares = best_shares(known, mesh_regions(4))
+    assert shares[0] + shares[1] == pytest.approx(1 / 11, rel=0.05)
+    assert shares[2] == pytest.approx(shares[3], abs=0.02), "nobody owns more than the time asks for"
+
+
+def test_a_site_with_half_the_uplink_owns_less() -> None:
+    known = same(4, 1e9, 0.01)
+    known.up.update({peer(k): 50 * MB for k in range(4)} | {peer(0): 35 * MB})
+    shares = best_shares(paths_of(far(4), known), mesh_regions(4))
+    assert shares[0] < 0.15 < shares[1] and shares[1] == pytest.approx(shares[3], abs=0.02)
+
+
+def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *rest: Any, **options: Any) -> Any:
+        if name.startswith("scipy"):
+            raise ImportError(name)
+        return real(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    known = paths([[0 if a == b else 1 * MB if 0 in (a, b) else 10 * MB for b in range(4)] for a in range(4)])
+    shares = best_shares(known, mesh_regions(4))
+    assert shares in (proportional_shares(known), equal_shares(4)) and sum(shares) == pytest.approx(1)
+
+
+def test_more_members_than_the_program_is_good_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spans, "LP_MEMBERS_MAX", 2)
+    known = paths([[0 if a == b else 1 * MB if 0 in (a, b) else 10 * MB for b in range(4)] for a in range(4)])
+    assert sum(best_shares(known, mesh_regions(4))) == pytest.approx(1)
+
+
+# -- regions ------------------------------------------------------------------------------------------------------
+
+
+def test_regions_are_cut_at_the_largest_gap() -> None:
+    place = (0, 1, 0, 2, 1)
+    delay = [[0.0 if a == b else 0.001 if place[a] == place[b] else 0.04 for b in range(5)] for a in range(5)]
+    apart = [[False] * 5 for _ in range(5)]
+    assert regions_of(delay, apart) == (0, 1, 0, 2, 1)
+    flat = [[0.0 if a == b else 0.04 for b in range(5)] for a in range(5)]
+    assert regions_of(flat, apart) == (0,) * 5, "no gap, no regions"
+    mild = [[0.0 if a == b else 0.01 if place[a] == place[b] else 0.04 for b in range(5)] for a in range(5)]
+    assert regions_of(mild, apart) == (0,) * 5, "a factor of four is not far"
+    near = [[a != b and place[a] == place[b] for b in range(5)] for a in range(5)]
+    assert regions_of(flat, near) == (0, 1, 0, 2, 1), "one host, one region"
+    assert regions_of([[0.0]], [[False]]) == (0,)
+
+
+# -- plans --------------------------------------------------------------------------------------------------------
+
+
+def test_without_measurements() -> None:
+    near = [MemberInfo(peer(n), 0, f"127.0.0.{n}:1", f"h{n}") for n in range(1, 4)]
+    one_host = [MemberInfo(peer(n), 0, f"10.0.0.1:{n}", "h") for n in range(1, 4)]
+    apart = far(3)
+    assert [plan(members).streams for members in (near, apart, one_host)] == [1, STREAMS_FAR, 1]
+    assert [plan(members).large_algorithm for members in (near, apart, one_host)] == [
+        Algorithm.RING,
+        Algorithm.MESH,
+        Algorithm.RING,
+    ]
+    assert plan(apart).order == tuple(member.id for member in apart) and plan(apart).mesh_bytes_max == MESH_ALWAYS
+    assert plan(near).mesh_bytes_max == MESH_BYTES_MAX and plan(near[:2]).mesh_bytes_max == MESH_ALWAYS
+    assert plan(apart[:1]).order == (apart[0].id,) and plan(apart).segment_bytes % 64 == 0
+    assert plan(apart).predicted_s == 0.0 and "nothing is known" in plan(apart).reason
+    mixed = [*one_host, MemberInfo(peer(9), 0, "10.0.0.9:1", "other")]
+    assert plan(mixed).pair_streams == ((0, 1, 1), (0, 2, 1), (1, 2, 1)) and plan(mixed).regions == (0, 0, 0, 1)
+
+
+def test_an_emulated_network_on_one_host_is_none() -> None:
+    one_host = [MemberInfo(peer(n), 0, f"127.0.0.1:{n}", "h") for n in range(3)]
+    assert plan(one_host, same(3, 60 * MB, 0.08)).predicted_s > 0
+    assert plan(one_host, same(3, 900 * MB, 0.0005)).predicted_s == 0.0
+
+
+def test_equal_paths_get_the_mesh() -> None:
+    chosen = plan(far(4), same(4, 62.5 * MB))
+    assert chosen.large_algorithm == Algorithm.MESH and not any(chosen.weights)
+    assert chosen.mesh_bytes_max == MESH_ALWAYS and chosen.order == tuple(peer(k) for k in range(4))
+    expected = REFERENCE_BYTES / 2 / (62.5 * MB) + 3 * 0.04
+    assert chosen.predicted_s == pytest.approx(expected) and "ring" in chosen.reason
+    assert predict(chosen, far(4), same(4, 62.5 * MB)) == pytest.approx(expected)
+
+
+def test_slow_sites_get_the_ring_and_one_slow_path_gets_spans() -> None:
+    """Where every path but those of one ring is slow, the ring wins; where one is, the mesh avoids it by its spans."""
+    n, ring = 6, [0, 3, 1, 5, 2, 4]
+    after = dict(itertools.pairwise([*ring, ring[0]]))
+    rate = between(n, lambda a, b: 100 * MB if after[a] == b or after[b] == a else 1 * MB)
+    known = Measurements(between(n, lambda a, b: 0.02), rate)
+    chosen = plan(far(n), known)
+    assert chosen.large_algorithm == Algorithm.RING and chosen.predicted_s < 2
+    hops = set(itertools.pairwise([*chosen.order, chosen.order[0]]))
+    assert all(rate[hop] == 100 * MB for hop in hops) and "100 MB/s" in chosen.reason
+    assert predict(chosen, far(n), known) == pytest.approx(chosen.predicted_s)
+    assert 0 < chosen.mesh_bytes_max < REFERENCE_BYTES
+    one = Measurements(between(4, lambda a, b: 0.02), between(4, lambda a, b: 5 * MB if a + b == 1 else 60 * MB))
+    chosen = plan(far(4), one)
+    assert chosen.large_algorithm == Algorithm.MESH and chosen.weights[0] < chosen.weights[2]
+    assert predict(plan(far(4)), far(4), one) > 2 * chosen.predicted_s
+    assert predict(chosen, far(4), one) == pytest.approx(chosen.predicted_s, rel=1e-3)
+
+
+def test_regions_get_two_levels() -> None:
+    known = Measurements(
+        between(6, lambda a, b: 0.001 if a % 2 == b % 2 else 0.08),
+        between(6, lambda a, b: 1000 * MB if a % 2 == b % 2 else 20 * MB),
+    )
+    chosen = plan(far(6), known)
+    assert chosen.large_algorithm == Algorithm.TWO_LEVEL and chosen.regions == (0, 1) * 3
+    assert "2 regions" in chosen.reason and chosen.mesh_bytes_max < REFERENCE_BYTES
+    assert predict(chosen, far(6), known) == pytest.approx(chosen.predicted_s)
+
+
+def test_many_members_are_planned_by_host() -> None:
+    count = PLANNED_MAX + 9
+    members = [MemberInfo(k.to_bytes(16, "big"), 0, f"10.0.{k % 9}.1:1", f"host{k % 9}") for k in range(count)]
+    chosen = plan(members, same(3, 1 * MB))
+    assert chosen.large_algorithm == Algorithm.TWO_LEVEL and set(chosen.regions) == set(range(9))
+    assert len(chosen.order) == len(members)
+
+
+@given(matrices)
+@settings(deadline=None, max_examples=40)
+def test_plans_are_sound_and_deterministic(matrix: list[list[float]]) -> None:
+    n, known = len(matrix), measured_of(matrix)
+    chosen = plan(far(n), known)
+    assert chosen == plan(far(n), known) and sorted(chosen.order) == [peer(k) for k in range(n)]
+    assert len(chosen.weights) == len(chosen.regions) == n
+    assert chosen.predicted_s == pytest.approx(predict(chosen, far(n), known), rel=1e-3)
+    assert chosen.predicted_s <= predict(plan(far(n)), far(n), known) * 1.06
+    assert all(a < b < n and 1 <= count <= STREAMS_MAX for a, b, count in chosen.pair_streams)
+    assert not is_worth_it(chosen.predicted_s, chosen)
+
+
+def test_what_is_worth_a_wait() -> None:
+    ahead = Plan(4, 64, 0, (), predicted_s=1.0)
+    assert is_worth_it(1.3, ahead) and not is_worth_it(1.2, ahead)
+    assert not is_worth_it(0.002, Plan(4, 64, 0, (), predicted_s=0.001)), "too little to notice"
+    assert not is_worth_it(9.9, Plan(4, 64, 0, ())), "nothing is known"
+
+
+# -- streams ------------------------------------------------------------------------------------------------------
+
+
+def test_streams_follow_the_bandwidth_delay_product() -> None:
+    a, b = peer(0), peer(1)
+
+    def count(rate: float, rtt: float, loss: int = 0) -> int:
+        return streams_between(a, b, rtt, False, Measurements({}, {(a, b): rate}, {(b, a): loss}))
+
+    assert count(62.5 * MB, 0.08) == 4 and count(62.5 * MB, 0.02) == 1 and count(250 * MB, 0.15) == STREAMS_MAX
+    assert count(1 * MB, 0.08) == 1 and count(1 * MB, 0.08, loss=100) == STREAMS_FAR
+    assert streams_between(a, b, 0.08, False, Measurements()) == STREAMS_FAR
+    assert streams_between(a, b, 0.08, True, Measurements({}, {(a, b): 1e9})) == 1
+
+
+# -- broken links -------------------------------------------------------------------------------------------------
+
+pairs = st.sets(st.tuples(st.integers(0, 6), st.integers(0, 6)).filter(lambda p: p[0] < p[1]), max_size=6)
+
+
+@given(st.integers(3, 7), pairs, st.booleans())
+@settings(deadline=None, max_examples=120)
+def test_broken_links_are_avoided_if_that_can_be(n: int, cut: set[tuple[int, int]], known: bool) -> None:
+    cut = {(a, b) for a, b in cut if b < n}
+    broken = frozenset((peer(a), peer(b)) for a, b in cut)
+    chosen = plan(far(n), same(n, 50 * MB) if known else None, broken)
+    assert sorted(chosen.order) == [peer(k) for k in range(n)]
+    whole = [
+        order for order in ((0, *rest) for rest in itertools.permutations(range(1, n)))
+        if not any(tuple(sorted(hop)) in cut for hop in itertools.pairwise([*order, 0]))
+    ]  # fmt: skip
+    reachable = all(any(not {(min(x, v), max(x, v)) for x in p} & cut for v in set(range(n)) - set(p)) for p in cut)
+    if cut and whole and reachable:
+        assert chosen.large_algorithm == Algorithm.RING and all(chosen.avoids(pair) for pair in broken)
+        check_detours(chosen, broken)
+    elif cut:
+        assert not chosen.detours and "no ring avoids" in chosen.reason
+    else:
+        assert not chosen.detours
+
+
+def check_detours(chosen: Plan, broken: frozenset[Pair]) -> None:
+    order = chosen.order
+    assert len(chosen.detours) == len(broken)
+    for a, b in itertools.pairwise([*order, order[0]]):
+        assert (a, b) not in broken and (b, a) not in broken
+    for a, b, via in chosen.detours:
+        assert len({a, b, via}) == 3
+        for end in (a, b):
+            assert not {(order[end], order[via]), (order[via], order[end])} & broken
+
+
+def test_a_triangle_cannot_do_without_a_side() -> None:
+    chosen = plan(far(3), None, frozenset({(peer(0), peer(1))}))
+    assert not chosen.detours and not chosen.avoids((peer(0), peer(1))) and "no ring avoids" in chosen.reason
+    assert plan(far(3), None, frozenset({(peer(0), peer(9))})) == plan(far(3)), "a stranger's link"

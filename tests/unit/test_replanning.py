@@ -1,0 +1,150 @@
+"""New plans without new members: a better one at a boundary, one around a dead link at once, back when it is mended."""
+
+from __future__ import annotations
+
+import pytest
+from unit.group_table import A, B, C, D, Table, V, frozen, group, join, of, suspect
+
+from pccl import messages as m
+from pccl.coordinator.links import FIGURES_AGE_S, MENDED_S
+from pccl.coordinator.membership import REPLAN_GAP_S, State, Tick
+from pccl.types import Algorithm, Cause
+
+
+def beat(table: Table, sender: bytes, rates: dict[bytes, int]) -> list[tuple[bytes, m.ToPeer]]:
+    links = tuple(m.LinkReport(peer, 80_000, rate, 0) for peer, rate in rates.items())
+    return table.say(sender, m.Heartbeat(V, 0, table.machine.epoch, 0, 0, links))
+
+
+def measured(table: Table, slow: tuple[bytes, ...] = (), rate: int = 60_000_000) -> list[tuple[bytes, m.ToPeer]]:
+    sent = []
+    for sender in table.members:
+        others = [peer for peer in table.members if peer != sender]
+        figures = {peer: rate // 12 if {sender, peer} == set(slow) else rate for peer in others}
+        sent += beat(table, sender, figures)
+    return sent
+
+
+def test_a_better_plan_waits_for_a_boundary() -> None:
+    table = group(A, B, C, D)
+    assert table.machine.plan is not None and table.machine.plan.large_algorithm == Algorithm.MESH
+    assert not of(m.Hold, measured(table)), "as good as it was"
+    assert not of(m.Hold, measured(table, (A, B))), "not so soon after the last epoch"
+    table.now += REPLAN_GAP_S
+    sent = measured(table, (A, B))
+    assert set(of(m.Hold, sent)) == {A, B, C, D} and table.state is State.HOLDING
+    hold = of(m.Hold, sent)[A]
+    assert isinstance(hold, m.Hold) and hold.joiners == ()
+    for peer in (A, B, C):
+        assert not of(m.Epoch, table.say(peer, m.Held(V, hold.hold, 4)))
+    epoch = of(m.Epoch, table.say(D, m.Held(V, hold.hold, 6)))[A]
+    assert isinstance(epoch, m.Epoch) and (epoch.change, epoch.from_boundary) == (0, 6)
+    assert [member.peer for member in epoch.members] == [A, B, C, D] and table.state is State.STABLE
+    assert epoch.members[0].weight < epoch.members[2].weight and epoch.plan.predicted_s > 0
+    assert "instead of" in epoch.reason and "mesh" in epoch.plan.reason
+    assert [entry.what for entry in table.machine.log][-2:] == ["epoch", "plan"]
+    table.now += REPLAN_GAP_S
+    assert not of(m.Hold, measured(table, (A, B))), "it has what it wanted"
+
+
+def test_a_loss_during_a_hold_for_a_plan_forgets_it() -> None:
+    table = group(A, B, C, D)
+    table.now += REPLAN_GAP_S
+    assert of(m.Hold, measured(table, (A, B)))
+    assert of(m.Freeze, table.say(D, m.Leave(V, "")))
+    for peer in (A, B):
+        table.say(peer, frozen(1))
+    sent = table.say(C, frozen(1))
+    assert set(of(m.Epoch, sent)) == {A, B, C} and not of(m.Hold, sent) and table.state is State.STABLE
+
+
+def test_figures_grow_old() -> None:
+    table = group(A, B, C, D)
+    measured(table, (A, B))
+    assert len(table.machine._links.measured(table.now).bytes_per_s) == 12
+    table.now += FIGURES_AGE_S
+    assert not table.machine._links.measured(table.now + 1.0).rtt_s
+
+
+def broken(table: Table, a: bytes, b: bytes) -> list[tuple[bytes, m.ToPeer]]:
+    """Both ends lose the link, and answer probes after the grace."""
+    sent = table.say(a, suspect(b, Cause.SILENT)) + table.say(b, suspect(a, Cause.EOF))
+    assert not of(m.Freeze, sent)
+    table.now += table.machine.settings.link_grace_s
+    sent = table(Tick())
+    assert set(of(m.Probe, sent)) == {a, b} and not of(m.Freeze, sent)
+    assert not of(m.Freeze, table.say(a, m.ProbeReply(V, 1))), "the other has not been heard yet"
+    return table.say(b, m.ProbeReply(V, 1))
+
+
+def refreeze(table: Table, sent: list[tuple[bytes, m.ToPeer]]) -> m.Epoch:
+    (change,) = {message.change for message in of(m.Freeze, sent).values() if isinstance(message, m.Freeze)}
+    for peer in table.members:
+        sent = table.say(peer, frozen(change))
+    epoch = of(m.Epoch, sent)[table.members[0]]
+    assert isinstance(epoch, m.Epoch)
+    return epoch
+
+
+def test_a_dead_link_between_live_peers_is_done_without() -> None:
+    table = group(A, B, C, D)
+    epoch = refreeze(table, broken(table, A, B))
+    ranks = [member.peer for member in epoch.members]
+    assert sorted(ranks) == [A, B, C, D] and epoch.change == 1, "nobody is evicted"
+    assert abs(ranks.index(A) - ranks.index(B)) == 2 and epoch.plan.large_algorithm == Algorithm.RING
+    ((a, b, via),) = epoch.detours
+    assert {ranks[a], ranks[b]} == {A, B} and ranks[via] in (C, D) and "dead between live peers" in epoch.reason
+    assert not of(m.Freeze, table.wait(5.0, A, B, C, D)), "once is enough"
+    epoch = refreeze(table, table.say(D, m.Leave(V, "")))
+    assert not epoch.detours and "no ring avoids" in epoch.plan.reason, "three peers need every link"
+
+
+def test_a_mended_link_is_used_again() -> None:
+    table = group(A, B, C, D)
+    refreeze(table, broken(table, A, B))
+    table.say(A, m.Healed(V, B))
+    assert not of(m.Hold, table.wait(MENDED_S + 2, A, B, C, D)), "one end still says that it is dead"
+    table.say(B, m.Healed(V, A))
+    assert not of(m.Hold, table.wait(MENDED_S - 2, A, B, C, D)), "not yet"
+    hold = of(m.Hold, table.wait(3.0, A, B, C, D))[A]
+    assert isinstance(hold, m.Hold) and hold.joiners == ()
+    for peer in table.members:
+        sent = table.say(peer, m.Held(V, hold.hold, 3))
+    epoch = of(m.Epoch, sent)[A]
+    assert isinstance(epoch, m.Epoch) and not epoch.detours and "can be used again" in epoch.reason
+    refreeze(table, broken(table, A, B))
+    for one, other in ((A, B), (B, A)):
+        table.say(one, m.Healed(V, other))
+    assert not of(m.Hold, table.wait(MENDED_S + 2, A, B, C, D)), "the second time it takes longer"
+    assert of(m.Hold, table.wait(MENDED_S + 2, A, B, C, D))
+
+
+def test_a_link_that_heals_in_time_is_no_matter() -> None:
+    table = group(A, B, C, D)
+    table.say(A, suspect(B, Cause.RESET))
+    table.say(A, m.Healed(V, B))
+    assert not of(m.Freeze, table.wait(5.0, A, B, C, D))
+
+
+@pytest.mark.parametrize("peers", [(A, B), (A, B, C)])
+def test_what_nothing_can_avoid_is_left_alone(peers: tuple[bytes, ...]) -> None:
+    table = group(*peers)
+    assert not of(m.Freeze, broken(table, A, B)) and table.state is State.STABLE
+    assert not of(m.Freeze, table.wait(5.0, *peers))
+    assert [entry.what for entry in table.machine.log].count("dead link") == 1
+    table.say(D, join(D))
+    hold = table.machine.growth
+    assert hold is not None
+    for peer in peers:
+        table.say(peer, m.Held(V, hold.number, 1))
+    table.now += 1.0
+    freezes = [of(m.Freeze, table.say(peer, m.ProbeReply(V, 1))) for peer in table.members]
+    assert any(freezes) == (len(peers) == 3), "with a fourth there is a way around"
+
+
+def test_a_peer_that_does_not_answer_is_no_dead_link() -> None:
+    table = group(A, B, C, D)
+    for peer in (A, C, D):
+        table.say(peer, suspect(B, Cause.SILENT))
+    assert not of(m.Freeze, table.wait(8.0, A, C, D)) and table.state is State.STABLE
+    assert of(m.Evicted, table.wait(4.0, A, C, D)), "its lease decides"

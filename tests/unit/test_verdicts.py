@@ -1,0 +1,124 @@
+"""How ops end that were pending when the epochs froze: the rules one by one, and faults on their way to a verdict."""
+
+from __future__ import annotations
+
+import pytest
+from unit.group_table import A, B, C, V, X, fault, frozen, group, of, pend
+
+from pccl import messages as m
+from pccl.coordinator.verdicts import Fault, Report, judge
+from pccl.types import OpName, Status
+
+
+def verdict_of(
+    reports: dict[bytes, Report],
+    since: dict[bytes, int] | None = None,
+    faults: dict[OpName, m.OpFault] | None = None,
+    min_peers: int = 1,
+    name: OpName = X,
+) -> tuple[int, str] | None:
+    known = {op: Fault(A, report) for op, report in (faults or {}).items()}
+    verdicts = judge(since or dict.fromkeys(reports, 0), reports, known, min_peers)
+    found = [v for v in verdicts if v.op == m.OpRef(*name)]
+    return (found[0].status, found[0].text) if found else None
+
+
+def report(boundary: int, lanes: dict[int, int], *pending: m.Pending) -> Report:
+    return Report(boundary, lanes, {OpName(p.op.boundary, p.op.lane, p.op.seq): p for p in pending})
+
+
+HAS, DONE = report(0, {0: 1}, pend(X)), report(0, {0: 1}, pend(X, finished=True))
+OVER, UNCALLED, BEYOND = report(0, {0: 1}), report(0, {}), report(1, {})
+
+
+@pytest.mark.parametrize("other", [DONE, OVER, BEYOND])
+def test_rule_1_committed(other: Report) -> None:
+    assert verdict_of({A: DONE, B: other}) == (Status.OK, "")
+    assert verdict_of({A: DONE, B: other}, faults={X: fault("overdue", X, 1)}) == (Status.OK, "")
+    assert verdict_of({A: DONE, B: other}, min_peers=9) == (Status.OK, "")
+
+
+MIXED = {X: fault("mismatch", X, 1)}
+
+
+def test_rule_1_not_for_two_that_meant_different_ops() -> None:
+    """Both broadcast their own data under one name: each has finished, and neither takes the other's FIN."""
+    needy = report(0, {0: 1}, pend(X, True, needs=(A,))), report(0, {0: 1}, pend(X, True, needs=(B,)))
+    for reports in ({A: DONE, B: DONE}, dict(zip((A, B), needy, strict=True))):
+        status, text = verdict_of(reports, faults=MIXED) or (0, "")
+        assert status == Status.EMISMATCH and "theirs" in text
+    for over in (OVER, BEYOND):
+        assert verdict_of({A: DONE, B: over}, faults=MIXED) == (Status.OK, ""), "it had everybody's FIN"
+    assert verdict_of({A: DONE, B: DONE}, faults={X: fault("cancelled", X, 1)}) == (Status.OK, "")
+
+
+def test_a_mismatch_outranks_what_was_said_before() -> None:
+    table = group(A, B)
+    table.say(A, fault("overdue", X, 1))
+    table.say(B, fault("mismatch", X, 1, A))
+    table.say(A, fault("overdue", X, 1))
+    table.say(A, frozen(1, 0, {0: 1}, pend(X, True)))
+    epoch = of(m.Epoch, table.say(B, frozen(1, 0, {0: 1}, pend(X, True))))[B]
+    assert isinstance(epoch, m.Epoch) and [v.status for v in epoch.verdicts] == [Status.EMISMATCH]
+
+
+@pytest.mark.parametrize("other", [HAS, UNCALLED])
+def test_rule_5_starts_again(other: Report) -> None:
+    assert verdict_of({A: DONE, B: other}) is None
+
+
+def test_a_member_that_came_later_takes_no_part() -> None:
+    assert verdict_of({A: DONE, B: UNCALLED}, since={A: 0, B: 1}) == (Status.OK, "")
+
+
+def test_rule_2_a_needed_peer_is_gone() -> None:
+    needy = report(0, {0: 1}, pend(X, needs=(C,)))
+    status, text = verdict_of({A: needy, B: needy}, faults={X: fault("overdue", X, 1)}) or (0, "")
+    assert status == Status.EPEER and C[:4].hex() in text
+    done = report(0, {0: 1}, pend(X, True, needs=(C,)))
+    assert verdict_of({A: done, B: done}) == (Status.OK, ""), "it was finished before"
+
+
+def test_only_the_two_of_a_pair_count() -> None:
+    pair = report(0, {0: 1}, pend(X, True, pair=True, needs=(A, B)))
+    assert verdict_of({A: pair, B: pair, C: UNCALLED}) == (Status.OK, "")
+    half = report(0, {0: 1}, pend(X, False, pair=True, needs=(A, B)))
+    assert verdict_of({A: half, B: pair, C: UNCALLED}) is None
+    assert (verdict_of({A: half, C: UNCALLED}) or (0,))[0] == Status.EPEER
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "words"),
+    [
+        ("mismatch", Status.EMISMATCH, "called mine, peer 03030303 called theirs"),
+        ("overdue", Status.ETIMEOUT, "not called by peer 02020202, not finished by peer 01010101"),
+        ("cancelled", Status.ECANCELLED, "cancelled by peer 01010101"),
+    ],
+)
+def test_rule_3_faults(kind: str, status: Status, words: str) -> None:
+    found = verdict_of({A: HAS, B: UNCALLED}, faults={X: fault(kind, X, 1, C)}, min_peers=9)
+    assert found is not None and found[0] == status and words in found[1]
+
+
+def test_rule_4_too_few() -> None:
+    assert (verdict_of({A: HAS}, min_peers=2) or (0,))[0] == Status.EFEW
+
+
+def test_a_fault_starts_a_change_once() -> None:
+    table = group(A, B)
+    assert set(of(m.Freeze, table.say(A, fault("mismatch", X, 1, B)))) == {A, B}
+    assert not table.say(B, fault("mismatch", X, 1, A)), "it joins the change under way"
+    table.say(A, frozen(1, 0, {0: 1}, pend(X)))
+    epoch = of(m.Epoch, table.say(B, frozen(1, 0, {0: 1}, pend(X))))[B]
+    assert isinstance(epoch, m.Epoch) and [v.status for v in epoch.verdicts] == [Status.EMISMATCH]
+    assert not table.say(B, fault("overdue", X, 1)), "said before it knew the verdict"
+    assert of(m.Freeze, table.say(B, fault("overdue", X, 2))), "it called the op after the others were told"
+
+
+def test_a_fault_survives_a_second_change() -> None:
+    table = group(A, B, C)
+    table.say(A, fault("overdue", X, 1))
+    table.say(C, m.Leave(V, ""))
+    table.say(A, frozen(2, 0, {0: 1}, pend(X)))
+    epoch = of(m.Epoch, table.say(B, frozen(2)))[A]
+    assert isinstance(epoch, m.Epoch) and [v.status for v in epoch.verdicts] == [Status.ETIMEOUT]
