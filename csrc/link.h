@@ -67,8 +67,6 @@ struct meter {
     uint64_t busy_since_ns;    /* 0: not busy */
     uint64_t busy_bytes;       /* sent when it became busy */
     uint64_t bytes_per_s;
-    uint64_t best;             /* highest sample of late */
-    uint32_t samples_since_best;
     uint64_t packets, packets_again;
     uint32_t loss_ppm;
 };

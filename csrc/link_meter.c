@@ -2,32 +2,12 @@
  *
  * Bandwidth is what was written during a time in which every stream was full and more was waiting: then the writes
  * keep the pace of the network. Shorter times than METER_SHORTEST_NS say more about socket buffers than about the link and do not
- * count; the buffers' first filling is not counted either, because the clock starts when they are full.
- *
- * On a long link the streams are then paced a little above the measured rate, each with its part: several streams that all
- * look for bandwidth by themselves overfill the bottleneck's queue and lose what they gain. From time to time the best is
- * forgotten and the streams run free: so a change of the link is noticed. */
+ * count; the buffers' first filling is not counted either, because the clock starts when they are full. */
 #include "engine.h"
 
 #define METER_SHORTEST_NS (50 * MILLISECOND)
 #define METER_LONGEST_NS (200 * MILLISECOND)
-#define PACE_FROM_RTT_US 5000
 
-/* After so many samples that brought no new best the link is taken to be known. */
-enum { KNOWN_AFTER_SAMPLES = 4, FORGET_AFTER_SAMPLES = 64 };
-
-static void pace_streams(const struct link *l)
-{
-    const struct meter *m = &l->meter;
-    if (!l->engine->ops->pace || l->rtt_us < PACE_FROM_RTT_US || !l->open)
-        return;
-    uint64_t rate = m->samples_since_best < KNOWN_AFTER_SAMPLES ? 0 : m->best + m->best / 16;
-    for (uint32_t i = 0; i < l->streams; i++)
-        if (l->conns[i] && l->conns[i]->state == CONN_OPEN)
-            l->engine->ops->pace(l->conns[i]->stream, rate / l->open);
-}
-
-/* The best of late is what the link can do; that it has become slower shows when no sample comes near the best any more. */
 static void take_sample(struct link *l)
 {
     struct meter *m = &l->meter;
@@ -36,11 +16,6 @@ static void take_sample(struct link *l)
         return;
     uint64_t sample = (uint64_t)((unsigned __int128)(l->sent_bytes - m->busy_bytes) * 1000000000U / elapsed_ns);
     m->bytes_per_s = m->bytes_per_s ? (3 * m->bytes_per_s + sample) / 4 : sample;
-    if (sample > m->best + m->best / 32 || ++m->samples_since_best >= FORGET_AFTER_SAMPLES) {
-        m->best = sample;
-        m->samples_since_best = 0;
-    }
-    pace_streams(l);
 }
 
 void meter_sent(struct link *l, int saturated)

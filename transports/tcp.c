@@ -485,19 +485,12 @@ static void tcp_info(const struct stream *stream, struct stream_info *info_p)
     memset(&kernel, 0, sizeof kernel);
     memset(info_p, 0, sizeof *info_p);
     if (getsockopt(s->fd, IPPROTO_TCP, TCP_INFO, &kernel, &bytes) == 0) {
-        info_p->rtt_us = kernel.tcpi_rtt;
+        info_p->rtt_us = kernel.tcpi_min_rtt != UINT32_MAX ? kernel.tcpi_min_rtt : 0;
         info_p->unsent_bytes = kernel.tcpi_notsent_bytes;
         info_p->packets = kernel.tcpi_segs_out;
         info_p->packets_again = kernel.tcpi_total_retrans;
     }
     memcpy(info_p->remote, s->remote, sizeof info_p->remote);
-}
-
-static void tcp_pace(struct stream *stream, uint64_t bytes_per_s)
-{
-    const struct tcp_stream *s = (const struct tcp_stream *)stream;
-    uint64_t rate = bytes_per_s ? bytes_per_s : UINT64_MAX;
-    (void)!setsockopt(s->fd, SOL_SOCKET, SO_MAX_PACING_RATE, &rate, sizeof rate);
 }
 
 /* -- readiness ---------------------------------------------------------------------------------- */
@@ -597,6 +590,5 @@ static void tcp_wake(struct transport *transport)
 const struct transport_ops tcp_ops = {
     .scheme = "tcp", .open = tcp_open, .close = tcp_close, .port = tcp_port, .dial = tcp_dial, .accept = tcp_accept,
     .readv = tcp_readv, .writev = tcp_writev, .want = tcp_want, .stream_close = tcp_stream_close, .info = tcp_info,
-    .pace = tcp_pace,
     .poll = tcp_poll, .wake = tcp_wake,
 };

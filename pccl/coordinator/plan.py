@@ -29,9 +29,9 @@ from pccl.coordinator.rings import best_ring
 from pccl.coordinator.spans import as_shares, as_weights, best_shares
 from pccl.types import Algorithm, MemberInfo, short_id
 
-STREAMS_FAR = 4
+STREAMS_FAR = 3
 STREAMS_MAX = 16
-STREAM_BYTES = 1_500_000
+STREAM_BYTES = 1_700_000
 #: From this loss on a stream alone is slow, however little the path holds.
 LOSS_PPM_MIN = 50
 SEGMENT_BYTES = 256 << 10
