@@ -706,23 +706,13 @@ static void shm_info(const struct stream *stream, struct stream_info *info_p)
         info_p->unsent_bytes = shm_ring_used(&s->out);
 }
 
-/* A bell rung for somebody who has gone would be answered with a reset, and hide the end: we sleep no more. What lies
- * in the ring stays readable to the other side, which has the memory too. */
-static void leave_ring(struct shm_stream *s)
-{
-    shm_ring_sleep(&s->in, 0);
-    shm_ring_sleep(&s->out, 0);
-    memory_unmap(s->memory);
-    s->memory = NULL;
-}
-
 static void shm_stream_close(struct stream *stream, int abort)
 {
     struct shm_stream *s = (struct shm_stream *)stream;
     if (is_closed(s))
         return;
-    if (s->memory)
-        leave_ring(s);
+    memory_unmap(s->memory); /* what lies in the ring stays readable to the other side */
+    s->memory = NULL;
     offer_free(s->offer);
     s->offer = NULL;
     s->shm->undecided_count -= s->state == SHM_UNDECIDED;
@@ -890,7 +880,8 @@ static int report_inner(struct shm *t, uint64_t timeout_ns, struct transport_rea
     return count;
 }
 
-/* Tells the others that we sleep, or do not; returns 1 if a stream is ready after all. */
+/* Tells the others that we sleep, or do not: never outside poll, because a bell rung for a stream that is closed would
+ * be answered with a reset, and hide its end. Returns 1 if a stream is ready after all. */
 static int set_sleep(struct shm *t, int sleeps)
 {
     struct shm_stream *s = t->watched;

@@ -23,6 +23,7 @@ RTT_TOLERANCE = 0.03
 RATE_TOLERANCE = 0.07
 TCP_TOLERANCE = 0.15
 LOSS_SIGMAS = 3.0
+LOSS_TAIL = 0.00135
 JUDGED_MBIT_MAX = 1200.0
 TCP_JUDGED_MBIT = 25.0  # in flight: with more, the congestion control decides
 PROBE_MBIT = 200.0  # for counting losses: less than the line carries, and than this machine does
@@ -32,6 +33,7 @@ WIRE_BYTES = 1500
 TCP_PAYLOAD = 1448 / 1500
 ECHO_PORT, PORT = 7000, 7001
 PINGS = 15
+IDLE_MS = 1000
 CONNECTIONS = 4
 PROCESS_S = 90.0
 
@@ -75,7 +77,7 @@ class Prober:
         """What it printed last."""
         output, _ = process.communicate(timeout=PROCESS_S)
         if process.returncode != 0:
-            raise RuntimeError(f"the probe failed: {process.args}")
+            raise RuntimeError(f"the probe failed: {process.args!r}")
         last: dict[str, Any] = json.loads(output.splitlines()[-1])
         return last
 
@@ -155,7 +157,50 @@ def check_rates(wan: Emulator, prober: Prober, a: str, b: str, seconds: float) -
         yield tcp_rate(wan, prober, a, b, connections, seconds)
 
 
+def shared_cap(wan: Emulator, prober: Prober, site: str, up: bool, seconds: float) -> Finding | None:
+    """Floods all links of a site in one direction at once; None when they cannot carry more than the cap."""
+    topology, others = wan.topology, [other for other in wan.sites if other != site]
+    cap = topology.sites[site].up_mbit if up else topology.sites[site].down_mbit
+    pairs = [(site, other) if up else (other, site) for other in others]
+    offers = [min(FLOOD_OVER * cap, topology.expected_mbit(*pair)) for pair in pairs]
+    if not 0 < cap <= JUDGED_MBIT_MAX or len(others) < 2 or sum(offers) < FLOOD_OVER * cap:
+        return None
+    share = FLOOD_OVER * cap / sum(offers)
+    counts = [int(offer * share * 1e6 / 8 / WIRE_BYTES * seconds) for offer in offers]
+    receivers = [prober.listen(b, "receive-udp", PORT + i, IDLE_MS) for i, (_, b) in enumerate(pairs)]
+    senders = [
+        prober.start(a, "send-udp", wan.address(b), PORT + i, counts[i], WIRE_BYTES, offers[i] * share)
+        for i, (a, b) in enumerate(pairs)
+    ]
+    for sender in senders:
+        prober.result(sender)
+    got = [prober.result(receiver) for receiver in receivers]
+    measured = sum(result["wire_bytes"] * 8e-6 / max(result["seconds"], 1e-3) for result in got)
+    names = (site, "all") if up else ("all", site)
+    ok = abs(measured - cap) <= RATE_TOLERANCE * cap
+    return Finding(names, "shared cap", f"{cap:.1f} Mbit/s", f"{measured:.1f} Mbit/s", ok)
+
+
+def check_caps(wan: Emulator, prober: Prober, seconds: float) -> Iterator[Finding]:
+    """One site of every kind."""
+    kinds = {(site.up_mbit, site.down_mbit): site.name for site in reversed(list(wan.topology.sites.values()))}
+    for name in kinds.values():
+        for up in (True, False):
+            if finding := shared_cap(wan, prober, name, up, seconds):
+                yield finding
+
+
 # -- losses ----------------------------------------------------------------------------------------------------------
+
+
+def plausible_loss(lost: int, count: int, loss: float) -> bool:
+    """Within three sigma; where few are expected, outside the same tails of a Poisson distribution."""
+    expected = count * loss
+    if expected == 0 or expected > 50:
+        return abs(lost - expected) <= LOSS_SIGMAS * math.sqrt(expected * (1 - loss))
+    terms = [math.exp(k * math.log(expected) - expected - math.lgamma(k + 1)) for k in range(lost + 1)]
+    at_most, fewer = sum(terms), sum(terms[:-1])
+    return at_most > LOSS_TAIL and 1 - fewer > LOSS_TAIL
 
 
 def check_loss(wan: Emulator, prober: Prober, a: str, b: str, seconds: float) -> Finding:
@@ -166,8 +211,7 @@ def check_loss(wan: Emulator, prober: Prober, a: str, b: str, seconds: float) ->
     count = min(LOSS_PACKETS_MAX, max(200, int(mbit * 1e6 / 8 / WIRE_BYTES * seconds)))
     got = prober.datagrams(a, b, count, mbit)
     lost, expected = got["sent"] - got["packets"], count * loss
-    slack = LOSS_SIGMAS * math.sqrt(count * loss * (1 - loss))
-    ok = abs(lost - expected) <= max(slack, 1.0 if loss else 0.0)
+    ok = plausible_loss(lost, count, loss)
     return Finding((a, b), "loss", f"{expected:.1f} of {count} ({loss:.3%})", f"{lost} ({lost / count:.3%})", ok)
 
 
@@ -191,3 +235,4 @@ def check(topology: Topology, every_pair: bool = False, seconds: float = 1.5) ->
         for a, b in list(topology.links) if every_pair else unlike(topology):
             yield check_loss(wan, prober, a, b, seconds)
             yield from check_rates(wan, prober, a, b, seconds)
+        yield from check_caps(wan, prober, seconds)

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -91,15 +92,26 @@ def existing(prefix: str = PREFIX) -> list[str]:
     return sorted(path.name for path in DIRECTORY.glob(f"{prefix}-*")) if DIRECTORY.exists() else []
 
 
+def run_prefix() -> str:
+    """How the names of all that this program makes begin."""
+    return f"{PREFIX}-{os.getpid()}-"
+
+
+def is_stale(name: str) -> bool:
+    """Made by a program that is no more."""
+    match = re.match(rf"{PREFIX}-(\d+)-", name)
+    return match is not None and not is_alive(int(match[1]))
+
+
 def sweep() -> list[str]:
     """Removes what programs that are no more left behind; returns the names."""
-    stale = []
-    for name in existing():
-        match = re.match(rf"{PREFIX}-(\d+)-", name)
-        if match and not is_alive(int(match[1])):
-            stale.append(name)
-            remove(name)
-    return stale
+    stale = [name for name in existing() if is_stale(name)]
+    for name in stale:
+        remove(name)
+    directories = [path for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}-*") if is_stale(path.name)]
+    for path in directories:
+        shutil.rmtree(path, ignore_errors=True)
+    return stale + [str(path) for path in directories]
 
 
 @contextlib.contextmanager
@@ -126,7 +138,7 @@ class Namespaces:
     """One namespace per site, with the loopback up. A context manager."""
 
     def __init__(self, sites: Sequence[str]) -> None:
-        self.prefix = f"{PREFIX}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.prefix = run_prefix() + secrets.token_hex(3)
         self._sites = list(sites)
 
     def name(self, site: str) -> str:

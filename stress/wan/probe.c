@@ -12,13 +12,13 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -35,7 +35,6 @@ enum {
     PATTERN_BYTES = 262147,
     SOCKET_BUFFER = 32 << 20,
     GIVE_UP_MS = 20000,
-    PRIORITY = -10,
 };
 
 static void die(const char *what)
@@ -99,11 +98,12 @@ static bool readable(int fd, int timeout_ms)
     return poll(&poller, 1, timeout_ms) > 0;
 }
 
-/* A late answer of a busy machine is not the link's delay. */
+/* A busy machine's lateness is not the link's. Only for modes that mostly wait. */
 static void become_punctual(void)
 {
+    struct sched_param real_time = {.sched_priority = 1};
     prctl(PR_SET_TIMERSLACK, 1ul);
-    setpriority(PRIO_PROCESS, 0, PRIORITY);
+    sched_setscheduler(0, SCHED_RR, &real_time);
 }
 
 /* -- round trips --------------------------------------------------------------------------------------------------- */
@@ -183,6 +183,7 @@ static void receive_udp(const char *port, int idle_ms)
     uint64_t packets = 0, bytes = 0, first_bytes = 0;
     double first = 0, last = 0;
     int fd = bound(SOCK_DGRAM, port);
+    become_punctual();
     ready();
     while (readable(fd, packets ? idle_ms : GIVE_UP_MS)) {
         batch_init(messages, pieces, data, 2048);
@@ -208,8 +209,9 @@ static void send_udp(const char *host, const char *port, uint64_t count, size_t 
     uint64_t sent = 0;
     size_t each = wire_bytes - UDP_OVERHEAD < DATAGRAM_MAX ? wire_bytes - UDP_OVERHEAD : DATAGRAM_MAX;
     int fd = connected(SOCK_DGRAM, host, port, NULL);
-    double start = now_s();
     batch_init(messages, pieces, data, each);
+    become_punctual();
+    double start = now_s();
     while (sent < count) {
         double due = (now_s() - start) * mbit * 1e6 / 8 / (double)(each + UDP_OVERHEAD) - (double)sent;
         unsigned batch = due < BATCH ? (due > 0 ? (unsigned)due : 0) : BATCH;

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .namespaces import run_prefix
+
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent.parent / "build" / "wan"
 MEMORY_MB = 1024
@@ -85,7 +87,7 @@ class Router:
 
     def __enter__(self) -> Router:
         with contextlib.ExitStack() as stack:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pccl-wan-"))
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix=run_prefix()))
             self.socket_path = Path(directory) / "router.sock"
             command = [*self._command, str(self.socket_path), *self._arguments]
             # it ends with its standard input, so also when this program is killed

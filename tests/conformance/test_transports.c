@@ -550,24 +550,36 @@ static uint64_t poll_ns(struct transport *t, uint64_t timeout_ns)
     return (uint64_t)((after.tv_sec - before.tv_sec) * 1000000000 + after.tv_nsec - before.tv_nsec);
 }
 
-TEST(wanting_nothing_is_quiet_even_after_an_error)
+static void check_quiet(int abort)
 {
     begin();
     struct end *there, *here;
     connect_pair(&there, &here);
     ops->want(here->stream, 0);
-    end_close(there, 1);
+    end_close(there, abort);
     for (int i = 0; i < 5; i++)
         turn();
     here->ready = 0;
     for (int i = 0; i < 50; i++)
         turn();
     CHECK_EQ_INT(here->ready, 0);
-    CHECK(is_sim() || poll_ns(b, MILLISECOND) >= MILLISECOND); /* it waits: the error does not keep the loop busy */
+    CHECK(is_sim() || poll_ns(b, MILLISECOND) >= MILLISECOND); /* it waits: the loop is not kept busy */
     ops->want(here->stream, TRANSPORT_READ);
     TURN_UNTIL(here->ready);
-    CHECK_EQ_INT(read_some(here, buffer, 1), -ECONNRESET);
+    ssize_t last;
+    CHECK_EQ_INT(read_until(here, buffer, 1, &last), 0);
+    CHECK_EQ_INT(last, abort ? -ECONNRESET : 0);
     finish();
+}
+
+TEST(wanting_nothing_is_quiet_even_after_an_error)
+{
+    check_quiet(1);
+}
+
+TEST(wanting_nothing_is_quiet_even_after_the_end)
+{
+    check_quiet(0);
 }
 
 TEST(a_small_array_starves_nobody)
@@ -928,6 +940,11 @@ TEST(a_listener_everywhere_shares_memory_too)
     struct end *there, *here;
     connect_pair(&there, &here);
     CHECK_EQ_INT(memories_mapped(), 2);
+    /* another host's port of the same number is not ours: it is offered nothing */
+    char elsewhere[40];
+    snprintf(elsewhere, sizeof elsewhere, "203.0.113.1:%d", ops->port(b));
+    (void)dial(elsewhere);
+    CHECK_EQ_INT(memories_mapped(), 2);
     finish();
     subject.listen = listen;
 }
@@ -1137,14 +1154,67 @@ TEST(nonsense_offers_are_dropped)
     struct end *there, *here;
     connect_pair(&there, &here);
     check_text(there, here, "none of them is this one");
+    int tcp_fd = connect_tcp_to_b(), before_it = accepted_count;
+    TURN_UNTIL(accepted_count > before_it);
+    end_close(accepted[before_it], 1); /* while it is undecided */
+    settle();
+    CHECK(poll_ns(b, 100 * MILLISECOND) >= 100 * MILLISECOND);
     for (int i = 0; i < 3; i++)
         close(unix_fd[i]);
+    close(tcp_fd);
     connect_pair(&there, &here);
     check_text(here, there, "nor this one");
     close(memory_fd);
     finish();
     CHECK_EQ_INT(fds_open(), before);
     CHECK_EQ_INT(memories_mapped(), 0);
+}
+
+/* The other side of a ring, in a thread: when its byte has been read it writes the next, a little later each time, so
+ * that it comes while b is about to sleep; and rings only when b has said that it sleeps. */
+enum { LATE_BYTES = 20000 };
+static struct shm_ring_shared *late_ring;
+static int late_fd;
+
+static void *write_late(void *unused)
+{
+    for (uint64_t i = 1; i <= LATE_BYTES; i++) {
+        while (atomic_load(&late_ring->read) < i - 1)
+            sched_yield();
+        for (volatile uint64_t pause = i % 512; pause > 0; pause--)
+            ;
+        atomic_store(&late_ring->written, i);
+        if (atomic_load(&late_ring->reader_sleeps) && atomic_exchange(&late_ring->reader_sleeps, 0))
+            (void)!send(late_fd, "b", 1, MSG_NOSIGNAL);
+    }
+    return unused;
+}
+
+TEST(falling_asleep_it_looks_once_more)
+{
+    if (!is_auto())
+        return;
+    begin();
+    int memory_fd = memory(MEMORY_BYTES, 1, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), got = 0;
+    int unix_fd = offer("sixteen letters.", TOKEN_BYTES, memory_fd);
+    late_fd = connect_tcp_to_b();
+    CHECK(answer_to(late_fd, "sixteen letters."));
+    late_ring = mmap(NULL, MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
+    pthread_t thread;
+    CHECK_EQ_INT(pthread_create(&thread, NULL, write_late, NULL), 0);
+    struct transport_ready ready[BATCH];
+    while (got < LATE_BYTES && !is_late()) {
+        (void)ops->poll(b, (uint64_t)2 * PATIENCE_S * 1000000000u, ready, BATCH);
+        ssize_t moved = read_some(accepted[0], buffer, 1);
+        got += moved > 0;
+    }
+    CHECK_EQ_INT(got, LATE_BYTES);
+    pthread_join(thread, NULL);
+    munmap(late_ring, MEMORY_BYTES);
+    close(memory_fd);
+    close(unix_fd);
+    close(late_fd);
+    finish();
 }
 
 /* The other side writes positions that cannot be true: an error of that stream, and of nothing else. */

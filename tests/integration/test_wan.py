@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +224,7 @@ def test_an_interrupted_run_leaves_nothing(number: signal.Signals) -> None:
     process.communicate(timeout=20)
     assert process.returncode != 0
     assert not is_running(inside)
+    assert not list(Path(tempfile.gettempdir()).glob(f"{namespaces.PREFIX}-{process.pid}-*"))
     assert not namespaces.existing(f"{namespaces.PREFIX}-{process.pid}")
 
 
@@ -235,7 +236,9 @@ def test_what_a_killed_run_left_is_removed_by_the_next() -> None:
     process.kill()
     process.communicate(timeout=20)
     assert len(left) == 2
-    assert os.path.exists(f"/proc/{inside}"), "the run was killed, not what it had started"
+    assert is_running(inside), "the run was killed, not what it had started"
+    assert list(Path(tempfile.gettempdir()).glob(f"{namespaces.PREFIX}-{process.pid}-*"))
     with Emulator(load("two_sites")):
         assert not set(left) & set(namespaces.existing())
     assert not is_running(inside)
+    assert not list(Path(tempfile.gettempdir()).glob(f"{namespaces.PREFIX}-{process.pid}-*"))
