@@ -49,6 +49,7 @@ Peer = int | bytes
 
 _REDOPS = {op.name.lower(): op for op in RedOp}
 _ALGORITHMS = {algorithm.name.lower(): algorithm for algorithm in Algorithm}
+_CODECS = {"none": 0, "bf16": 1, "fp16": 2, "int8": 3, "e3m0": 4}
 _LOSS = {"retry": False, "raise": True}
 _FIRST_INTEGER = DTYPE_NAMES.index("int8")
 _CLOSE_TIMEOUT_S = 2.0  # for the goodbye, and once more for the engine's thread
@@ -273,16 +274,17 @@ class Communicator:
         """Reduces tensors of one shape and dtype over all peers; every peer gets the same bytes.
 
         In place, or into `out` (same dtype and size). `op`: "sum", "avg" (floating types only; divides by the number of
-        peers that took part), "prod", "min", "max". `algorithm`: "auto" leaves it to the plan. `codec`: None or "none".
-        The result's tensor is `out`, else `tensor`.
+        peers that took part), "prod", "min", "max". `algorithm`: "auto" leaves it to the plan. `codec`: float32 travels
+        as "bf16", "fp16", "int8" or "e3m0" (blocks of 256; errors and NaN policy: csrc/codec.h), folded in float32, by
+        the mesh. The result's tensor is `out`, else `tensor`.
         """
-        _check_codec(codec)
         source = as_buffer(tensor, writable=out is None)
         target = source if out is None else _output(out, source, source.count)
         request = self._request(Kind.ALL_REDUCE, source, source, target)
         request.redop = _redop(op, source)
         request.algorithm = _choice("algorithm", algorithm, _ALGORITHMS)
-        label = f"all_reduce {op}" if algorithm == "auto" else f"all_reduce {op} {algorithm}"
+        request.codec = _codec(codec, algorithm, source)
+        label = " ".join(["all_reduce", op, *({algorithm, codec or "none"} - {"auto", "none"})])
         work = self._submit(
             Op(request, (source, target), tensor if out is None else out, _whole, label), on_peer_loss, tag, timeout
         )
@@ -668,9 +670,11 @@ def _redop(op: str, source: Buffer) -> RedOp:
     return redop
 
 
-def _check_codec(codec: str | None) -> None:
-    if codec not in (None, "none"):
-        raise ArgumentError(f"codec {codec!r} is not available; only None (or 'none') is")
+def _codec(codec: str | None, algorithm: str, source: Buffer) -> int:
+    number: int = _choice("codec", codec or "none", _CODECS)
+    if number and (source.dtype_name != "float32" or algorithm not in ("auto", "mesh")):
+        raise ArgumentError(f"codec {codec!r} is for float32 by the mesh, not {source.dtype_name} by {algorithm!r}")
+    return number
 
 
 def _output(out: Any, source: Buffer, count: int) -> Buffer:

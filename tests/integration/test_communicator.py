@@ -160,7 +160,9 @@ def test_arguments_that_are_refused_at_once(cluster: Any) -> None:
             ("integers have no exact mean", lambda: comm.all_reduce(integers, op="avg")),
             ("op must be one of 'sum'", lambda: comm.all_reduce(array, op="median")),  # type: ignore[call-overload]
             ("algorithm must be", lambda: comm.all_reduce(array, algorithm="tree")),  # type: ignore[call-overload]
-            ("codec 'int8' is not available", lambda: comm.all_reduce(array, codec="int8")),
+            ("codec must be one of", lambda: comm.all_reduce(array, codec="int7")),
+            ("codec 'int8' is for float32", lambda: comm.all_reduce(array.astype("float64"), codec="int8")),
+            ("codec 'int8' is for float32", lambda: comm.all_reduce(array, codec="int8", algorithm="ring")),
             ("on_peer_loss must be", lambda: comm.barrier(on_peer_loss="ignore")),  # type: ignore[call-overload]
             ("timeout must be", lambda: comm.barrier(timeout=0)),
             ("tag must be", lambda: comm.barrier(tag=1.5)),  # type: ignore[call-overload]
