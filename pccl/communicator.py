@@ -67,7 +67,7 @@ def connect(
     congestion: str | None = None,
     too_few: TooFew = "wait",
     op_timeout: float = 300.0,
-    transport: str = "tcp",
+    transport: str = "auto",
     fault_seed: int = 0,
 ) -> Communicator:
     """Joins a run and returns its communicator; blocks until the first epoch, at most `timeout` seconds. Ctrl-C
@@ -79,7 +79,8 @@ def connect(
     ("[::]:0": all interfaces, any port). `advertise`: "host:port" or "host" under which the others reach it, if that
     differs. `congestion`: TCP congestion control to ask for ("bbr"). `too_few`: what `advance()` does when fewer than
     the run's minimum are left: "wait" for joiners or "raise" TooFewPeers. `op_timeout`: default deadline of an op, in
-    seconds. `transport`, `fault_seed`: for tests ("faulty+tcp").
+    seconds. `transport`: "auto" (shared memory between peers of one host, else TCP) or "tcp"; for tests, with
+    `fault_seed`, "faulty+tcp".
 
     Raises ArgumentError, Timeout, AuthError, ProtocolError, CoordinatorLost, or PcclError when it cannot listen.
     """

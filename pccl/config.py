@@ -59,7 +59,7 @@ def settings_from(
     congestion: str | None = None,
     too_few: TooFew = "wait",
     op_timeout: float = 300.0,
-    transport: str = "tcp",
+    transport: str = "auto",
     fault_seed: int = 0,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:

@@ -7,53 +7,26 @@
  * side that said it would sleep. So resets, ends and crashes are seen as tcp.c sees them, and a busy stream costs no
  * system calls.
  *
- * The UNIX socket's name is made of the TCP address and belongs, like it, to one network namespace; it is in no file
- * system, nor is the memory, and both vanish with their processes. Only processes of the same user meet. Whatever
- * goes wrong before the answer ends in an ordinary TCP stream: the dialler dials again, plainly.
+ * Whatever goes wrong before the answer ends in an ordinary TCP stream: the dialler dials again, plainly. How memory is
+ * made, offered and taken is told in shm_offer.c.
  *
  * The acceptor learns of an offer when it accepts the TCP stream, since the offer was made before. While there are
  * offers, an accepted stream is undecided until its first bytes have told whether it is one of them.
  *
  * Engine thread only, except shm_wake (any thread). */
-#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <ifaddrs.h>
-#include <linux/magic.h>
-#include <netinet/in.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/random.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/statfs.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 #include "../csrc/transport.h"
+#include "shm_offer.h"
 #include "shm_ring.h"
 
-enum {
-    SHM_RING_BYTES = 1 << 20,
-    SHM_HEAD_BYTES = 4096,
-    SHM_MEMORY_BYTES = SHM_HEAD_BYTES + 2 * SHM_RING_BYTES,
-    SHM_BLOCK_BYTES = 512,              /* of st_blocks */
-    SHM_SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL,
-    SHM_TOKEN_BYTES = 16,
-    SHM_ANSWER = 'R',
-    SHM_OFFERS_MAX = 256,
-    SHM_BACKLOG = 512,
-    SHM_BATCH = 64,
-    SHM_NAME_BYTES = 80
-};
+enum { SHM_ANSWER = 'R', SHM_BATCH = 64 };
 
 #define SHM_UNDECIDED_WAIT_NS 50000000u  /* how often poll looks whether an undecided stream still has to wait */
-
-static const char SHM_NAME[] = "pccl-shm-1";
 
 /* Laid out by the dialler at the front of the memory: [0] from it to the acceptor, [1] the other way. */
 struct shm_head {
@@ -68,16 +41,6 @@ enum shm_state {
     SHM_UNDECIDED,                      /* accepted: the first bytes will tell */
     SHM_RING,
     SHM_BROKEN                          /* neither way could be dialled: `error` */
-};
-
-/* What a dialler has to give: kept by it until the answer, by the acceptor until the token comes. */
-struct shm_offer {
-    int fd;                             /* the UNIX socket: its end tells that the other side has given up */
-    int has_token;
-    int is_gone;                        /* given up */
-    uint8_t token[SHM_TOKEN_BYTES];
-    void *memory;                       /* NULL: the other side's could not be used */
-    struct shm_offer *next;
 };
 
 struct shm_stream {
@@ -103,9 +66,7 @@ struct shm_stream {
 struct shm {
     struct transport base;
     struct transport *inner;
-    int listen_fd;                      /* -1: streams can be offered to nobody here */
-    struct shm_offer *offers;           /* made to us, not yet taken */
-    int offer_count;
+    struct shm_offers offers;           /* made to us */
     int undecided_count;
     struct shm_stream *watched;         /* those whose readiness is not TCP's alone; where the next scan begins */
     int watched_count;
@@ -116,297 +77,7 @@ struct shm {
 extern const struct transport_ops auto_ops;
 extern const struct transport_ops tcp_ops;
 
-/* -- memory --------------------------------------------------------------------------------------- */
-
-/* A forked child has no business in it. */
-static void *memory_map(int fd)
-{
-    void *memory = mmap(NULL, SHM_MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (memory == MAP_FAILED)
-        return NULL;
-    (void)madvise(memory, SHM_MEMORY_BYTES, MADV_DONTFORK);
-    return memory;
-}
-
-static void memory_unmap(void *memory)
-{
-    if (memory)
-        (void)munmap(memory, SHM_MEMORY_BYTES);
-}
-
-/* Allocated at once, so that a lack of memory is seen here and not as SIGBUS. Returns the descriptor. */
-static int memory_new(void **memory_p)
-{
-    int fd = memfd_create("pccl", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (fd < 0)
-        return -1;
-    if (fallocate(fd, 0, 0, SHM_MEMORY_BYTES) != 0 || fcntl(fd, F_ADD_SEALS, SHM_SEALS) != 0)
-        goto fail;
-    *memory_p = memory_map(fd);
-    if (*memory_p)
-        return fd;
-fail:
-    close(fd);
-    return -1;
-}
-
-/* The other side's: sealed, so that it cannot shrink under us; of the right size; allocated, and not of huge pages,
- * which may be missing when they are touched. */
-static void *memory_take(int fd)
-{
-    struct stat status;
-    struct statfs system;
-    int seals = fcntl(fd, F_GET_SEALS);
-    if (seals < 0 || (seals & SHM_SEALS) != SHM_SEALS || fstat(fd, &status) != 0 || fstatfs(fd, &system) != 0)
-        return NULL;
-    if (system.f_type != TMPFS_MAGIC || status.st_size != SHM_MEMORY_BYTES
-        || status.st_blocks < SHM_MEMORY_BYTES / SHM_BLOCK_BYTES)
-        return NULL;
-    return memory_map(fd);
-}
-
-/* -- names ---------------------------------------------------------------------------------------- */
-
-union shm_ip {
-    struct in_addr v4;
-    struct in6_addr v6;
-};
-
-/* Reads "127.0.0.1:80" or "[::1]:80"; returns the family, 0 if it is neither. */
-static int ip_parse(const char *address, union shm_ip *ip_p, const char **port_p)
-{
-    char host[64];
-    const char *colon = strrchr(address, ':');
-    int bracketed = address[0] == '[' && colon && colon[-1] == ']';
-    if (!colon || colon - address >= (ptrdiff_t)sizeof host)
-        return 0;
-    snprintf(host, sizeof host, "%.*s", (int)(colon - address) - 2 * bracketed, address + bracketed);
-    *port_p = colon + 1;
-    int family = bracketed ? AF_INET6 : AF_INET;
-    return inet_pton(family, host, ip_p) == 1 ? family : 0;
-}
-
-/* Is this an address of an interface of ours, or of the loopback network? */
-static int ip_is_here(int family, const union shm_ip *ip)
-{
-    struct ifaddrs *all, *i;
-    if (family == AF_INET && (ntohl(ip->v4.s_addr) >> 24) == 127)
-        return 1;
-    if (getifaddrs(&all) != 0)
-        return 0;
-    for (i = all; i; i = i->ifa_next) {
-        if (!i->ifa_addr || i->ifa_addr->sa_family != family)
-            continue;
-        const union {
-            struct sockaddr any;
-            struct sockaddr_in v4;
-            struct sockaddr_in6 v6;
-        } *own_address = (const void *)i->ifa_addr;
-        const void *own = family == AF_INET ? (const void *)&own_address->v4.sin_addr : &own_address->v6.sin6_addr;
-        if (memcmp(own, ip, family == AF_INET ? sizeof ip->v4 : sizeof ip->v6) == 0)
-            break;
-    }
-    freeifaddrs(all);
-    return i != NULL;
-}
-
-static int ip_is_any(int family, const union shm_ip *ip)
-{
-    return family == AF_INET ? ip->v4.s_addr == htonl(INADDR_ANY) : IN6_IS_ADDR_UNSPECIFIED(&ip->v6);
-}
-
-/* The abstract name of who listens at so and so; `ip` NULL: at every address. Returns the length for bind. */
-static socklen_t name_of(int family, const union shm_ip *ip, long port, struct sockaddr_un *name_p)
-{
-    char host[INET6_ADDRSTRLEN] = "*";
-    if (ip)
-        inet_ntop(family, ip, host, sizeof host);
-    *name_p = (struct sockaddr_un){.sun_family = AF_UNIX};
-    int bytes = snprintf(name_p->sun_path + 1, SHM_NAME_BYTES, "%s/%s/%ld", SHM_NAME, host, port);
-    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)bytes);
-}
-
-static int same_user(int fd)
-{
-    struct ucred other;
-    socklen_t bytes = sizeof other;
-    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &other, &bytes) == 0 && other.uid == geteuid();
-}
-
-/* -- offers: the dialler -------------------------------------------------------------------------- */
-
-/* Takes the offer. */
-static void offer_free(struct shm_offer *offer)
-{
-    if (!offer)
-        return;
-    if (offer->fd >= 0)
-        close(offer->fd);
-    memory_unmap(offer->memory);
-    free(offer);
-}
-
-/* Finds who listens for offers at the address: -1 if nobody does, or it is not of this host. */
-static int meet(const char *address)
-{
-    union shm_ip ip;
-    const char *port;
-    struct sockaddr_un name;
-    int family = ip_parse(address, &ip, &port);
-    if (!family || !ip_is_here(family, &ip))
-        return -1;
-    for (int any = 0; any < 2; any++) {
-        int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-        if (fd < 0)
-            return -1;
-        socklen_t bytes = name_of(family, any ? NULL : &ip, strtol(port, NULL, 10), &name);
-        if (connect(fd, (const struct sockaddr *)&name, bytes) == 0 && same_user(fd))
-            return fd;
-        close(fd);
-    }
-    return -1;
-}
-
-/* One message: the token, and the memory's descriptor beside it. */
-static int send_offer(const struct shm_offer *offer, int memory_fd)
-{
-    union {
-        struct cmsghdr header;
-        char room[CMSG_SPACE(sizeof(int))];
-    } control = {.room = {0}};
-    struct iovec iov = {(void *)(uintptr_t)offer->token, SHM_TOKEN_BYTES};
-    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.room,
-                             .msg_controllen = sizeof control.room};
-    struct cmsghdr *c = CMSG_FIRSTHDR(&message);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof(int));
-    memcpy(CMSG_DATA(c), &memory_fd, sizeof memory_fd);
-    return sendmsg(offer->fd, &message, MSG_NOSIGNAL) == SHM_TOKEN_BYTES;
-}
-
-/* NULL: a plain stream it is. */
-static struct shm_offer *offer_make(const char *address)
-{
-    struct shm_offer *offer = calloc(1, sizeof *offer);
-    if (!offer)
-        return NULL;
-    offer->fd = meet(address);
-    int memory_fd = offer->fd >= 0 ? memory_new(&offer->memory) : -1;
-    int sent = memory_fd >= 0 && getrandom(offer->token, SHM_TOKEN_BYTES, 0) == SHM_TOKEN_BYTES
-               && send_offer(offer, memory_fd);
-    if (memory_fd >= 0)
-        close(memory_fd);
-    if (sent)
-        return offer;
-    offer_free(offer);
-    return NULL;
-}
-
-/* -- offers: the acceptor ------------------------------------------------------------------------- */
-
-/* Reads the message and takes the memory; 0 if the other side has gone, or talks nonsense. */
-static int offer_receive(struct shm_offer *offer)
-{
-    union {
-        struct cmsghdr header;
-        char room[CMSG_SPACE(sizeof(int))];
-    } control;
-    uint8_t token[SHM_TOKEN_BYTES + 1];
-    struct iovec iov = {token, sizeof token};
-    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.room,
-                             .msg_controllen = sizeof control.room};
-    ssize_t bytes = recvmsg(offer->fd, &message, MSG_CMSG_CLOEXEC);
-    if (bytes < 0)
-        return errno == EAGAIN;
-    const struct cmsghdr *c = CMSG_FIRSTHDR(&message);
-    int memory_fd = -1;
-    if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof(int)))
-        memcpy(&memory_fd, CMSG_DATA(c), sizeof memory_fd);
-    int good = bytes == SHM_TOKEN_BYTES && !offer->has_token;
-    if (good) {
-        offer->has_token = 1;
-        memcpy(offer->token, token, SHM_TOKEN_BYTES);
-        offer->memory = memory_fd >= 0 ? memory_take(memory_fd) : NULL;
-    }
-    if (memory_fd >= 0)
-        close(memory_fd);
-    return good;
-}
-
-static void take_new_offers(struct shm *t)
-{
-    while (t->listen_fd >= 0 && t->offer_count < SHM_OFFERS_MAX) {
-        int fd = accept4(t->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0)
-            return;
-        struct shm_offer *offer = same_user(fd) ? calloc(1, sizeof *offer) : NULL;
-        if (!offer) {
-            close(fd);
-            continue;
-        }
-        offer->fd = fd;
-        offer->next = t->offers;
-        t->offers = offer;
-        t->offer_count++;
-    }
-}
-
-static void receive_offers(struct shm *t)
-{
-    take_new_offers(t);
-    for (struct shm_offer *offer = t->offers; offer; offer = offer->next)
-        offer->is_gone |= !offer_receive(offer);
-}
-
-static void drop_gone_offers(struct shm *t)
-{
-    for (struct shm_offer **at = &t->offers; *at;) {
-        struct shm_offer *offer = *at;
-        if (!offer->is_gone) {
-            at = &offer->next;
-            continue;
-        }
-        *at = offer->next;
-        t->offer_count--;
-        offer_free(offer);
-    }
-}
-
-/* Finds an offer whose token begins with these bytes; takes it out if they are all of it. */
-static struct shm_offer *offer_match(struct shm *t, const uint8_t *first, uint32_t bytes)
-{
-    for (struct shm_offer **at = &t->offers; *at; at = &(*at)->next) {
-        struct shm_offer *offer = *at;
-        if (!offer->has_token || memcmp(offer->token, first, bytes) != 0)
-            continue;
-        if (bytes == SHM_TOKEN_BYTES) {
-            *at = offer->next;
-            t->offer_count--;
-        }
-        return offer;
-    }
-    return NULL;
-}
-
 /* -- the transport -------------------------------------------------------------------------------- */
-
-/* Where offers are taken: beside the TCP listener, and never worth failing for. */
-static int offers_listen(const char *listen_text, int port)
-{
-    union shm_ip ip;
-    const char *unused;
-    struct sockaddr_un name;
-    int family = ip_parse(listen_text, &ip, &unused);
-    int fd = family ? socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0) : -1;
-    if (fd < 0)
-        return -1;
-    socklen_t bytes = name_of(family, ip_is_any(family, &ip) ? NULL : &ip, port, &name);
-    if (bind(fd, (const struct sockaddr *)&name, bytes) == 0 && listen(fd, SHM_BACKLOG) == 0)
-        return fd;
-    close(fd);
-    return -1;
-}
 
 static pccl_err shm_open_transport(const pccl_config *config, struct transport **transport_p, int *sys_errno_p)
 {
@@ -422,7 +93,7 @@ static pccl_err shm_open_transport(const pccl_config *config, struct transport *
     char listen_text[sizeof config->listen + 1] = "";
     memcpy(listen_text, config->listen, sizeof config->listen);
     t->base.ops = &auto_ops;
-    t->listen_fd = offers_listen(listen_text, tcp_ops.port(t->inner));
+    shm_offers_open(&t->offers, listen_text, tcp_ops.port(t->inner));
     *transport_p = &t->base;
     return PCCL_OK;
 }
@@ -440,13 +111,7 @@ static void shm_close_transport(struct transport *transport)
 {
     struct shm *t = (struct shm *)transport;
     bury_dead(t);
-    while (t->offers) {
-        struct shm_offer *offer = t->offers;
-        t->offers = offer->next;
-        offer_free(offer);
-    }
-    if (t->listen_fd >= 0)
-        close(t->listen_fd);
+    shm_offers_close(&t->offers);
     tcp_ops.close(t->inner);
     free(t);
 }
@@ -519,10 +184,10 @@ static pccl_err shm_dial(struct transport *transport, const char *address, struc
     if (!s)
         return PCCL_ENOMEM;
     snprintf(s->address, sizeof s->address, "%s", address);
-    s->offer = offer_make(address);
+    s->offer = shm_offer_make(address);
     pccl_err err = dial_inner(s, sys_errno_p);
     if (err != PCCL_OK) {
-        offer_free(s->offer);
+        shm_offer_free(s->offer);
         free(s);
         return err;
     }
@@ -544,8 +209,8 @@ static pccl_err shm_accept(struct transport *transport, struct stream **stream_p
             tcp_ops.stream_close(inner, 1);
             continue;
         }
-        receive_offers(t);
-        if (t->offers) {
+        shm_offers_receive(&t->offers);
+        if (t->offers.first) {
             s->state = SHM_UNDECIDED;
             t->undecided_count++;
             watch(s);
@@ -575,7 +240,7 @@ static void become_ring(struct shm_stream *s, struct shm_offer *offer, int is_di
     s->state = SHM_RING;
     s->memory = offer->memory;
     offer->memory = NULL;
-    offer_free(offer);
+    shm_offer_free(offer);
     shm_ring_init(&s->out, &head->ring[!is_dialler], data + !is_dialler * SHM_RING_BYTES, SHM_RING_BYTES, 1);
     shm_ring_init(&s->in, &head->ring[is_dialler], data + is_dialler * SHM_RING_BYTES, SHM_RING_BYTES, 0);
     tcp_ops.want(s->inner, TRANSPORT_READ);
@@ -711,9 +376,9 @@ static void shm_stream_close(struct stream *stream, int abort)
     struct shm_stream *s = (struct shm_stream *)stream;
     if (is_closed(s))
         return;
-    memory_unmap(s->memory); /* what lies in the ring stays readable to the other side */
+    shm_memory_unmap(s->memory); /* what lies in the ring stays readable to the other side */
     s->memory = NULL;
-    offer_free(s->offer);
+    shm_offer_free(s->offer);
     s->offer = NULL;
     s->shm->undecided_count -= s->state == SHM_UNDECIDED;
     unwatch(s);
@@ -731,7 +396,7 @@ static void shm_stream_close(struct stream *stream, int abort)
 /* No answer will come: dials again without an offer. */
 static void dial_plainly(struct shm_stream *s)
 {
-    offer_free(s->offer);
+    shm_offer_free(s->offer);
     s->offer = NULL;
     tcp_ops.stream_close(s->inner, 1);
     s->inner = NULL;
@@ -747,7 +412,7 @@ static void dial_plainly(struct shm_stream *s)
 static unsigned on_dial_end(struct shm_stream *s, unsigned what)
 {
     if (what & TRANSPORT_READ) {
-        offer_free(s->offer);
+        shm_offer_free(s->offer);
         s->offer = NULL;
         become_plain(s);
         return what;
@@ -782,7 +447,7 @@ static void accept_offer(struct shm_stream *s, struct shm_offer *offer)
         become_ring(s, offer, 0);
         return;
     }
-    offer_free(offer);
+    shm_offer_free(offer);
     s->first_begin = s->first_end = 0;
     s->shm->undecided_count--;
     s->state = SHM_BROKEN;
@@ -797,7 +462,7 @@ static void on_first_bytes(struct shm_stream *s)
     if (bytes == -EAGAIN)
         return;
     s->first_end += bytes > 0 ? (uint32_t)bytes : 0;
-    struct shm_offer *offer = bytes > 0 ? offer_match(s->shm, s->first, s->first_end) : NULL;
+    struct shm_offer *offer = bytes > 0 ? shm_offers_match(&s->shm->offers, s->first, s->first_end) : NULL;
     if (!offer)
         become_plain(s);
     else if (s->first_end == SHM_TOKEN_BYTES)
@@ -903,16 +568,16 @@ static int set_sleep(struct shm *t, int sleeps)
  * left, what is undecided is plain. */
 static void decide(struct shm *t)
 {
-    receive_offers(t);
+    shm_offers_receive(&t->offers);
     struct shm_stream *s = t->watched, *next;
     for (int left = t->watched_count; left > 0; left--, s = next) {
         next = s->next;
         if (s->state == SHM_UNDECIDED)
             on_first_bytes(s);
     }
-    drop_gone_offers(t);
+    shm_offers_drop_gone(&t->offers);
     s = t->watched;
-    for (int left = t->offers ? 0 : t->watched_count; left > 0; left--, s = next) {
+    for (int left = t->offers.first ? 0 : t->watched_count; left > 0; left--, s = next) {
         next = s->next;
         if (s->state == SHM_UNDECIDED)
             become_plain(s);

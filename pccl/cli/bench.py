@@ -170,6 +170,13 @@ def command() -> None:
 )
 @click.option("--iters", default="auto", show_default=True, help="Iterations per size.")
 @click.option("--congestion", help="TCP congestion control, as cubic or bbr.  [default: the system's]")
+@click.option(
+    "--transport",
+    type=click.Choice(["auto", "tcp"]),
+    default="auto",
+    show_default=True,
+    help="Through shared memory, as peers of one host do, or over loopback TCP.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per row.")
 def all_reduce(
     peers: list[int],
@@ -180,9 +187,10 @@ def all_reduce(
     in_flight: int,
     iters: str,
     congestion: str | None,
+    transport: str,
     as_json: bool,
 ) -> None:
-    """Time all-reduce between local peers over loopback TCP, checking every result.
+    """Time all-reduce between local peers, checking every result.
 
     A ratio below 1 means that pccl is faster than gloo.
     """
@@ -196,6 +204,7 @@ def all_reduce(
         "in_flight": in_flight,
         "iterations": 0 if iters == "auto" else int(iters),
         "congestion": congestion or "",
+        "transport": transport,
     }
 
     def report(row: Row) -> None:

@@ -32,6 +32,7 @@ class Job:
     iterations: int  # 0: by size
     gloo_store: str  # path of gloo's rendezvous file; "" without gloo
     congestion: str
+    transport: str
 
 
 def iterations_for(size: int, in_flight: int) -> int:
@@ -224,7 +225,7 @@ def main() -> None:
     import pccl
 
     job = Job(**json.loads(sys.argv[1]))
-    with pccl.connect(congestion=job.congestion or None, timeout=60) as comm:
+    with pccl.connect(congestion=job.congestion or None, transport=job.transport, timeout=60) as comm:
         bench = Bench(job, int(os.environ["PCCL_LAUNCH_INDEX"]), comm)
         for size in job.sizes:
             print(json.dumps({"bytes": size, "samples": bench.samples(size)}), flush=True)

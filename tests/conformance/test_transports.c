@@ -1063,25 +1063,29 @@ static int connect_tcp_to_b(void)
     return fd;
 }
 
-/* Offers b whatever lies behind the descriptor (-1: nothing), under the token; returns the UNIX socket. */
-static int offer(const char *token, size_t token_bytes, int memory_fd)
+/* Offers b so many copies of the descriptor, under the token; returns the UNIX socket. */
+static int offer_copies(const char *token, size_t token_bytes, int memory_fd, size_t copies)
 {
     struct sockaddr_un name;
     socklen_t bytes = name_beside_b(&name);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
     CHECK_EQ_INT(connect(fd, (struct sockaddr *)&name, bytes), 0);
+    const int fds[] = {memory_fd, memory_fd};
     union {
         struct cmsghdr header;
-        char room[CMSG_SPACE(sizeof(int))];
-    } control = {.header = {.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int))}};
-    memcpy(CMSG_DATA(&control.header), &memory_fd, sizeof memory_fd);
+        char room[CMSG_SPACE(sizeof fds)];
+    } control = {.header = {.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(copies * sizeof(int))}};
+    memcpy(CMSG_DATA(&control.header), fds, copies * sizeof(int));
     struct iovec iov = {(void *)(uintptr_t)token, token_bytes};
     struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.room,
-                             .msg_controllen = sizeof control.room};
-    if (memory_fd < 0)
-        message.msg_controllen = 0;
+                             .msg_controllen = copies ? CMSG_SPACE(copies * sizeof(int)) : 0};
     CHECK_EQ_INT(sendmsg(fd, &message, MSG_NOSIGNAL), token_bytes);
     return fd;
+}
+
+static int offer(const char *token, size_t token_bytes, int memory_fd)
+{
+    return offer_copies(token, token_bytes, memory_fd, memory_fd >= 0);
 }
 
 static int memory(size_t bytes, int allocate, int seals)
@@ -1150,7 +1154,7 @@ TEST(nonsense_offers_are_dropped)
     begin();
     int memory_fd = memory(MEMORY_BYTES, 1, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
     int unix_fd[] = {offer("short", 5, memory_fd), offer("much too long a token", 21, memory_fd),
-                     offer("nobody dials me.", TOKEN_BYTES, memory_fd)};
+                     offer("nobody dials me.", TOKEN_BYTES, memory_fd), offer_copies("two at a time", 13, memory_fd, 2)};
     struct end *there, *here;
     connect_pair(&there, &here);
     check_text(there, here, "none of them is this one");
@@ -1159,7 +1163,7 @@ TEST(nonsense_offers_are_dropped)
     end_close(accepted[before_it], 1); /* while it is undecided */
     settle();
     CHECK(poll_ns(b, 100 * MILLISECOND) >= 100 * MILLISECOND);
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         close(unix_fd[i]);
     close(tcp_fd);
     connect_pair(&there, &here);
