@@ -197,7 +197,7 @@ static void set_defaults(pccl_config *config)
     if (!config->handshake_timeout_ns)
         config->handshake_timeout_ns = 5000 * MILLISECOND;
     if (!config->silence_ns)
-        config->silence_ns = 4000 * MILLISECOND;
+        config->silence_ns = 2500 * MILLISECOND;
 }
 
 pccl_err pccl_engine_new(const pccl_config *config, pccl_engine **engine_p)

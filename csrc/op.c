@@ -7,6 +7,21 @@
 #include "err.h"
 #include "reduce.h"
 
+/* Rows: state; columns: START, RESULT (this peer holds it whole), AGAIN (back for another attempt), END. */
+#define NONE OP_STATE_COUNT
+static const enum op_state transitions[OP_STATE_COUNT][OP_INPUT_COUNT] = {
+    [OP_QUEUED] = {OP_RUNNING, NONE, OP_QUEUED, OP_ENDED},
+    [OP_RUNNING] = {NONE, OP_FINISHED, OP_QUEUED, OP_ENDED},
+    [OP_FINISHED] = {NONE, NONE, OP_QUEUED, OP_ENDED},
+    [OP_ENDED] = {NONE, NONE, NONE, NONE},
+};
+
+static void input(struct op *op, enum op_input in)
+{
+    op->state = transitions[op->state][in];
+    ASSERT(op->state != NONE);
+}
+
 /* -- who takes part --------------------------------------------------------------------------------------------- */
 
 int op_is_pair(const struct op *op)
@@ -202,7 +217,7 @@ void op_try_start(struct op *op)
     if (err == PCCL_OK)
         err = attempt_describe(op);
     if (err == PCCL_OK) {
-        op->state = OP_RUNNING;
+        input(op, OP_START);
         pccl_op_name name = op->request.name;
         err = op->algorithm->start(op);
         if (err == PCCL_OK) {
@@ -225,7 +240,7 @@ void op_reset(struct op *op)
     detach(op);
     backup_restore(op);
     attempt_drop(op);
-    op->state = OP_QUEUED;
+    input(op, OP_AGAIN);
     op->frozen = 0;
     op->told_mismatch = 0;
 }
@@ -321,6 +336,7 @@ void op_end(struct op *op, pccl_err status)
 {
     pccl_engine *e = op->engine;
     pccl_event event;
+    input(op, OP_END);
     describe_end(op, status, &event);
     detach(op);
     if (status == PCCL_OK)
@@ -376,7 +392,7 @@ void op_finished(struct op *op)
 {
     if (op->state != OP_RUNNING)
         return;
-    op->state = OP_FINISHED;
+    input(op, OP_RESULT);
     for (uint32_t i = 0; i < op->n; i++)
         if (op->peers[i] && !detour_of(op, op->rank, i))
             link_notify(op->peers[i], op, FRAME_FIN, 0);

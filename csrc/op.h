@@ -8,7 +8,8 @@
 
 #include "link.h"
 
-enum op_state { OP_QUEUED, OP_RUNNING, OP_FINISHED, OP_STATE_COUNT };
+enum op_state { OP_QUEUED, OP_RUNNING, OP_FINISHED, OP_ENDED, OP_STATE_COUNT };
+enum op_input { OP_START, OP_RESULT, OP_AGAIN, OP_END, OP_INPUT_COUNT };
 
 struct epoch;
 

@@ -1,8 +1,8 @@
 /* op_memory.c - spans and segments of an op, and the backup of in-place inputs.
  *
  * A reduction's elements are cut into n spans, equal ones or by the weights that the plan gives the participants (a peer with
- * a slow uplink owns less of a mesh); a span is cut into segments of segment_elements. For exchanges (direct.c) there is one span per participant of `count` elements. Offsets on the wire are bytes
- * from the beginning of the op's data. An in-place input is copied segment by segment, just before the segment is
+ * a slow uplink owns less of a mesh); a span is cut into segments of segment_elements. Offsets on the wire are bytes from
+ * the beginning of the op's data. An in-place input is copied segment by segment, just before the segment is
  * overwritten for the first time, while its bytes are in the cache anyway. */
 #include <string.h>
 

@@ -66,7 +66,7 @@ struct stream {
     void *user;                /* the engine's; NULL in a new stream */
 };
 
-/* "tcp", "sim", "faulty+tcp", "faulty+sim"; NULL if unknown. */
+/* "auto" (tcp, and shared memory on one host), "tcp", "sim", and "faulty+" before any; NULL if unknown. */
 const struct transport_ops *transport_find(const char *scheme);
 
 #endif

@@ -74,7 +74,7 @@ typedef struct {
     pccl_peer_id self;
     uint8_t run[16];               /* identifies the run on the wire */
     uint8_t key[32];               /* proves membership: HMAC key derived from the run's secret */
-    char transport[16];            /* "tcp", "sim", or either behind a fault injector: "faulty+tcp" */
+    char transport[16];            /* as transport_find says: "auto", "tcp", "sim", "faulty+tcp", ... */
     char listen[64];               /* tcp: "0.0.0.0:0", "[::]:29500"; sim: "sim:3" */
     char congestion[16];           /* TCP congestion control to ask for; "" leaves the system's choice */
     uint64_t fault_seed;           /* "faulty+...": seed of the fault schedule */

@@ -23,6 +23,7 @@ from pccl.coordinator.membership import (
     State,
     Tick,
 )
+from pccl.coordinator.plan import STREAMS_FAR
 from pccl.coordinator.run import GROUPS_MAX, Run
 from pccl.types import Cause, OpName, Status
 
@@ -38,7 +39,7 @@ def test_forms_when_min_peers_are_here() -> None:
     epoch = sent[A]
     assert isinstance(epoch, m.Epoch)
     assert (epoch.epoch, epoch.from_boundary, epoch.change) == (1, 0, 0)
-    assert [member.peer for member in epoch.members] == [A, B] and epoch.plan.streams == 4
+    assert [member.peer for member in epoch.members] == [A, B] and epoch.plan.streams == STREAMS_FAR
 
 
 def test_join_is_idempotent() -> None:

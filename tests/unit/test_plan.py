@@ -279,7 +279,7 @@ def test_streams_follow_the_bandwidth_delay_product() -> None:
     def count(rate: float, rtt: float, loss: int = 0) -> int:
         return streams_between(a, b, rtt, False, Measurements({}, {(a, b): rate}, {(b, a): loss}))
 
-    assert count(62.5 * MB, 0.08) == 4 and count(62.5 * MB, 0.02) == 1 and count(250 * MB, 0.15) == STREAMS_MAX
+    assert count(62.5 * MB, 0.08) == 3 and count(62.5 * MB, 0.02) == 1 and count(250 * MB, 0.15) == STREAMS_MAX
     assert count(1 * MB, 0.08) == 1 and count(1 * MB, 0.08, loss=100) == STREAMS_FAR
     assert streams_between(a, b, 0.08, False, Measurements()) == STREAMS_FAR
     assert streams_between(a, b, 0.08, True, Measurements({}, {(a, b): 1e9})) == 1
