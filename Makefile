@@ -84,6 +84,8 @@ demo: venv
 bench: venv
 	$(BIN)/pccl bench all-reduce --peers 2,4 --sizes 1KiB,64KiB,1MiB,16MiB,64MiB --vs gloo
 	$(BIN)/pccl bench all-reduce --peers 2,4 --sizes 1KiB --in-flight 64 --vs gloo
+	@mkdir -p build
+	$(BIN)/python -m stress.wan.bench --vs gloo --png build/wan_bench.png --if-possible
 
 # -- for maintainers -----------------------------------------------------------------------------------------------
 
