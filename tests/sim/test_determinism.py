@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,10 +27,14 @@ def test_a_scenario_gives_the_same_run_twice(name: str) -> None:
     assert run_seed(3, name).digest == run_seed(3, name).digest
 
 
-def test_another_process_gives_the_same_runs() -> None:
+def test_another_process_gives_the_same_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(SEEDS)]
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    # Elsewhere, so that the installed package is taken and not the source tree, which has no extension.
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    text = done.stdout
     assert text.split() == [run_seed(seed).digest for seed in range(SEEDS)]
 
 
