@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-C_DIRECTORIES = ("csrc", "transports", "tests/c")
+C_TESTS = ("tests/c/", "tests/conformance/")
+C_DIRECTORIES = ("csrc", "transports", *C_TESTS)
 PYTHON_DIRECTORIES = ("pccl", "bindings", "tests", "examples", "stress")
 
 FILE_LINES_MAX = 700
@@ -28,12 +29,12 @@ BANNED_C_CALLS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("strcpy", "strcat", "sprintf", "vsprintf", "strncpy", "gets", "strtok", "rand", "alloca"), ()),
     **dict.fromkeys(
         ("malloc", "calloc", "realloc", "free", "aligned_alloc", "posix_memalign"),
-        ("csrc/mem.c", "transports/", "tests/c/"),
+        ("csrc/mem.c", "transports/", *C_TESTS),
     ),
     **dict.fromkeys(("sleep", "usleep", "nanosleep"), ()),
-    **dict.fromkeys(("printf", "puts"), ("tests/c/",)),
-    "pthread_create": ("csrc/engine_thread.c", "tests/c/"),
-    "atoi": ("transports/tcp.c",),  # of at most five digits that were checked
+    **dict.fromkeys(("printf", "puts"), C_TESTS),
+    "pthread_create": ("csrc/engine_thread.c", *C_TESTS),
+    "atoi": ("transports/tcp.c", "tests/conformance/"),  # of at most five digits that were checked
     "getenv": (),
 }
 
