@@ -2,7 +2,7 @@
 
 Like ZeroMQ over TCP: in order; what is under way when a connection breaks is lost; a peer keeps what it could not send
 and sends it on the next connection, the coordinator forgets it. While a direction is cut nothing passes and nothing is
-lost, until the silence breaks the connection. The data plane's network is transports/sim.c.
+lost, until the silence breaks the connection. The data plane's network is transports/sim_network.c.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-/* test.h - the harness of the C tests: one program per file, tests in the order of the file.
+/* test.h - the harness of the C tests: one program per file, or of several; tests in the order of the files.
  *
  *     TEST(adds) { CHECK(1 + 1 == 2); CHECK_EQ_INT(1 + 1, 2); }
  *     TEST_MAIN("sums")
@@ -21,10 +21,11 @@ struct test_case {
     void (*run)(void);
 };
 
-static struct test_case test_cases[TEST_COUNT_MAX];
-static int test_count;
-static int test_failed_checks; /* of the test that is running */
-static const char *test_running;
+/* Weak: the files of a program share them. */
+__attribute__((weak)) struct test_case test_cases[TEST_COUNT_MAX];
+__attribute__((weak)) int test_count;
+__attribute__((weak)) int test_failed_checks; /* of the test that is running */
+__attribute__((weak)) const char *test_running;
 
 static inline void test_register(const char *name, void (*run)(void))
 {
