@@ -58,6 +58,8 @@ struct pccl_engine {
     uint32_t next_serial;
     struct link *links, *dirty;
     struct op *ops_first, *ops_last;
+    uint64_t ops_submitted;
+    uint32_t ops_thrown_back;  /* pending ones that have been retried */
     struct op_table table;
     struct lane_table lanes;
     struct epoch *epochs;

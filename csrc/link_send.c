@@ -83,17 +83,23 @@ static int may_send(const struct flow *f)
     return !s->windowed || f->windowed_sent < f->granted;
 }
 
+/* Ops take turns. Only those that a change of membership has thrown back go before all others, the oldest first: the next
+ * result after a loss should not wait for everything that was in flight. */
 static struct flow *next_flow(struct link *l)
 {
-    struct flow *first = l->flows, *f = first;
+    struct flow *first = l->flows, *f = first, *best = NULL;
     if (!f)
         return NULL;
     do {
-        if (may_send(f))
-            return f;
+        if (may_send(f)) {
+            if (!l->engine->ops_thrown_back)
+                return f;
+            if (!best || (f->op->retries && (!best->op->retries || f->op->number < best->op->number)))
+                best = f;
+        }
         f = f->next;
     } while (f != first);
-    return NULL;
+    return best;
 }
 
 /* -- frames ------------------------------------------------------------------------------------------------ */

@@ -234,6 +234,7 @@ void op_try_start(struct op *op)
 void op_reset(struct op *op)
 {
     if (op->state != OP_QUEUED) {
+        op->engine->ops_thrown_back += op->retries == 0;
         op->retries++;
         op->engine->stats.ops_retried++;
     }
@@ -307,6 +308,7 @@ pccl_err op_submit(pccl_engine *e, const pccl_op_request *request, const pccl_pe
         memcpy(rows, origin, origin_bytes);
     op->engine = e;
     op->request = *request;
+    op->number = e->ops_submitted++;
     op->origin = rows;
     op->started_ns = e->now_ns;
     op_table_add(&e->table, op);
@@ -338,6 +340,7 @@ void op_end(struct op *op, pccl_err status)
     pccl_event event;
     input(op, OP_END);
     describe_end(op, status, &event);
+    uint32_t was_retried = op->retries != 0;
     detach(op);
     if (status == PCCL_OK)
         backup_drop(op);
@@ -349,6 +352,7 @@ void op_end(struct op *op, pccl_err status)
     mem_free(op->origin);
     mem_free(op);
     e->stats.ops_pending--;
+    e->ops_thrown_back -= was_retried;
     if (status == PCCL_OK)
         e->stats.ops_committed++;
     else

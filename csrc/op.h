@@ -65,6 +65,7 @@ struct op {
     enum op_state state;
     int frozen;
     uint32_t retries;
+    uint64_t number;           /* order of submission */
     uint64_t started_ns;
     int told_mismatch, told_overdue;
 
