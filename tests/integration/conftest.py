@@ -12,7 +12,7 @@ import pccl
 from pccl.coordinator.server import Coordinator
 
 SECRET = "a secret of tests"
-JOIN_S = 60.0
+JOIN_S = 180.0
 
 
 class Cluster:

@@ -1,0 +1,65 @@
+"""Sizes beyond 32 bits: an all-reduce of more than 2^31 bytes, and state of more than 4 GiB in sparse files."""
+
+from __future__ import annotations
+
+import mmap
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pccl
+
+GIB = 1 << 30
+COUNT = 2 * GIB + 4097
+STATE_BYTES = 4 * GIB + 12345
+NEEDED = 16 * GIB
+
+
+def _available_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+pytestmark = pytest.mark.skipif(_available_bytes() < NEEDED, reason="needs 16 GiB of free memory")
+
+
+def test_all_reduce_of_more_than_2_to_the_31_bytes(cluster: Any) -> None:
+    places = [0, 1, GIB, COUNT // 2 - 1, COUNT // 2, 2 * GIB - 1, 2 * GIB, COUNT - 1]
+
+    def body(comm: pccl.Communicator) -> list[int]:
+        array = np.zeros(COUNT, np.uint8)
+        array[places] = comm.rank + np.arange(len(places))
+        comm.all_reduce(array, timeout=120)
+        assert int(np.count_nonzero(array)) == len(places)
+        return [int(value) for value in array[places]]
+
+    expected = [1 + 2 * k for k in range(len(places))]
+    assert cluster(2, body, op_timeout=120) == [expected, expected]
+
+
+def test_state_of_more_than_4_gib(cluster: Any, tmp_path: Path) -> None:
+    if shutil.disk_usage(tmp_path).free < 3 * STATE_BYTES:
+        pytest.skip("needs 12 GiB of free disk")
+    places = [0, 2 * GIB + 1, 4 * GIB - 1, 4 * GIB, STATE_BYTES - 1]
+
+    def body(comm: pccl.Communicator) -> tuple[int, list[int]]:
+        path = tmp_path / f"{comm.rank}"
+        with path.open("wb") as file:
+            file.truncate(STATE_BYTES)
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), STATE_BYTES) as memory:
+            array = np.frombuffer(memory, np.uint8)
+            if comm.rank == 0:
+                array[places] = 7
+            report = comm.sync_state({"w": array}, strategy="send" if comm.rank == 0 else "receive")
+            found = [int(value) for value in array[places]]
+            del array
+            return report.received_bytes, found
+
+    results = cluster(2, body, op_timeout=240)
+    assert [found for _, found in results] == [[7] * len(places)] * 2
+    assert results[0][0] == 0 and results[1][0] >= STATE_BYTES
