@@ -63,7 +63,7 @@ static void fuzz_desc(const uint8_t *data, size_t bytes)
     if (desc_unpack(packed, &desc) != PCCL_OK)
         return;
     require(desc.kind > 0 && desc.kind < PCCL_KIND_COUNT && desc.dtype < PCCL_DTYPE_COUNT);
-    require(desc.redop < PCCL_REDOP_COUNT && desc.algorithm < PCCL_ALGORITHM_COUNT && desc.codec == 0);
+    require(desc.redop < PCCL_REDOP_COUNT && desc.algorithm < PCCL_ALGORITHM_COUNT && desc.codec < PCCL_CODEC_COUNT);
     require(desc.count <= DESC_COUNT_MAX && desc_pack(&desc) == packed);
 }
 
