@@ -66,6 +66,8 @@ struct conn {
     struct outgoing out[SEND_BATCH_FRAMES];
     uint32_t out_first, out_count, out_sent;  /* out_sent: bytes of the first frame already written */
     uint8_t *spill;            /* rest of a half-written frame whose memory had to be given back */
+    int used;                  /* may be given new frames */
+    uint64_t rested_ns;        /* when its stream was last told that nothing is on its way */
     int blocked;               /* the stream took no more: wait for writability */
 
     uint64_t sent_bytes, received_bytes;

@@ -11,6 +11,7 @@ enum {
     LIMIT_STRANGERS = 256,           /* accepted streams that have not proved themselves, or whose peer is not known yet */
     LIMIT_PARKED_FRAMES = 1 << 16,   /* frames a link keeps for ops not called yet */
     WINDOW_FRAMES = 4096,            /* numbered frames in flight on a link; a power of two */
+    METER_SAMPLES = 24,              /* of a link's bandwidth: the best of so many counts */
     WINDOW_RESERVE = 64,             /* of these, kept back for FIN and GRANT */
     SEND_BATCH_FRAMES = 16,          /* frames handed to one writev */
     SEND_BATCH_BYTES = 256 << 10,

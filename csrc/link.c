@@ -115,7 +115,7 @@ static struct link *link_new(pccl_engine *e, const pccl_member *member, uint32_t
     memcpy(l->address, member->address, sizeof l->address);
     l->address[sizeof l->address - 1] = 0;
     l->dial = member->dial;
-    l->streams = streams;
+    l->streams = l->wanted = streams;
     l->slots = slots;
     l->redial_at_ns = l->ack_at_ns = NEVER;
     l->last_received_ns = e->now_ns;
@@ -124,6 +124,20 @@ static struct link *link_new(pccl_engine *e, const pccl_member *member, uint32_t
     l->next = e->links;
     e->links = l;
     return l;
+}
+
+/* A plan with fewer streams leaves the others open, and idle. */
+static void choose_used(struct link *l)
+{
+    l->used = 0;
+    for (uint32_t i = 0; i < l->streams; i++) {
+        struct conn *c = l->conns[i];
+        if (c && c->state == CONN_OPEN)
+            c->used = l->used < l->wanted;
+        l->used += c && c->state == CONN_OPEN && c->used;
+    }
+    l->meter.pace = 0;
+    meter_pace(l);
 }
 
 struct link *link_want(pccl_engine *e, const pccl_member *member, uint32_t streams)
@@ -136,7 +150,11 @@ struct link *link_want(pccl_engine *e, const pccl_member *member, uint32_t strea
         input(l, LINK_WANTED);
         adopt_strangers(l);
         dial_missing(l);
-    } else if (streams > l->streams) {
+        return l;
+    }
+    l->wanted = streams;
+    choose_used(l);
+    if (streams > l->streams) {
         l->streams = streams;
         dial_missing(l);
     }
@@ -154,6 +172,7 @@ void link_stream_open(struct link *l, struct conn *c)
     input(l, LINK_STREAM_OPEN);
     if (l->open++ == 0)
         report(l, PCCL_EVENT_LINK_UP, PCCL_CAUSE_NONE, 0);
+    choose_used(l);
     l->ack_now = 1;
     link_mark_dirty(l);
 }
@@ -172,6 +191,7 @@ void link_stream_lost(struct link *l, struct conn *c, pccl_cause cause, int sys_
     uint32_t before = l->open;
     l->conns[c->index] = NULL;
     l->open = count_open(l);
+    choose_used(l);
     if (l->state == LINK_CLOSED)
         return;
     if (!l->open) {
@@ -245,13 +265,15 @@ uint64_t link_on_time(struct link *l, uint64_t now_ns)
 static int all_blocked(const struct link *l)
 {
     for (uint32_t i = 0; i < l->streams; i++)
-        if (l->conns[i] && l->conns[i]->state == CONN_OPEN && !l->conns[i]->blocked)
+        if (l->conns[i] && l->conns[i]->state == CONN_OPEN && l->conns[i]->used && !l->conns[i]->blocked)
             return 0;
     return l->open != 0;
 }
 
 void link_pump(struct link *l)
 {
+    if (l->flows)
+        meter_rest(l);
     for (uint32_t i = 0; i < l->streams && l->open; i++) {
         struct conn *c = l->conns[(l->next_conn + i) % l->streams];
         if (c && c->state == CONN_OPEN && !c->blocked && (c->out_count || link_wants_to_send(l)))

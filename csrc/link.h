@@ -64,9 +64,15 @@ struct parked {
 
 /* What a link can carry, learned from what it carries (link_meter.c). */
 struct meter {
-    uint64_t busy_since_ns;    /* 0: not busy */
-    uint64_t busy_bytes;       /* sent when it became busy */
-    uint64_t bytes_per_s;
+    uint64_t window_begin_ns;  /* 0: none */
+    uint64_t window_end_ns;    /* of the window, or of the wait before the first; 0: nothing is measured now */
+    uint64_t window_delivered, window_held;  /* at its begin: arrived at the other side; on its way there */
+    uint32_t window_streams;   /* in use at its begin */
+    int window_gap;            /* the link could have taken more since its begin */
+    uint64_t samples[METER_SAMPLES];  /* a ring: bytes per second */
+    uint32_t windows, windows_since_better;
+    uint64_t bytes_per_s;      /* the best sample; 0: none yet */
+    uint64_t pace;             /* of each stream, bytes per second; 0: none set */
     uint64_t packets, packets_again;
     uint32_t loss_ppm;
 };
@@ -84,8 +90,10 @@ struct link {
     struct link *dirty_next;
 
     struct conn *conns[LIMIT_STREAMS];
-    uint32_t streams;          /* how many are wanted */
+    uint32_t streams;          /* how many are kept */
+    uint32_t wanted;           /* how many the newest plan wants to be used */
     uint32_t open;             /* how many are open */
+    uint32_t used;             /* how many of these get frames: the first `wanted` */
     uint32_t next_conn;
     uint64_t redial_at_ns, redial_after_ns;
     pccl_cause told;           /* the worst cause reported in this outage */
@@ -132,6 +140,10 @@ void link_mark_dirty(struct link *l);
 void link_pump(struct link *l);
 
 /* link_meter.c */
+/* Sets the pace of the streams, if the link is known. */
+void meter_pace(struct link *l);
+/* Before each round of sending: streams on which nothing is on its way may do what would disturb later. */
+void meter_rest(struct link *l);
 /* After each round of sending: `saturated` if there is more to send than the streams take. */
 void meter_sent(struct link *l, int saturated);
 /* Now and then: asks the transport. */

@@ -1,57 +1,155 @@
-/* link_meter.c - passive measurement: bandwidth, loss and round-trip time of a link, from its real traffic.
+/* link_meter.c - passive measurement of a link from its real traffic: bandwidth, loss, round-trip time; and the pace it sets.
  *
- * Bandwidth is what was written during a time in which every stream was full and more was waiting: then the writes
- * keep the pace of the network. Shorter times than METER_SHORTEST_NS say more about socket buffers than about the link and do not
- * count; the buffers' first filling is not counted either, because the clock starts when they are full. */
+ * Bandwidth is what arrived at the other side, over all streams, in one round trip, when for one before there had always been
+ * more to send than the streams took, or more on its way than could arrive. The best of the last windows counts: pauses make a
+ * link look slower than it is, nothing but jitter makes it look faster.
+ *
+ * On a long link that is known, the streams are paced: all together a little above that best, each with its part. Streams that
+ * look for bandwidth each for itself begin every op with a burst of several times what the link carries, overfill the queue before
+ * its bottleneck, lose what does not fit, and wait. A pace above the best finds a link that has become faster: now and then much above it. */
 #include "engine.h"
 
-#define METER_SHORTEST_NS (50 * MILLISECOND)
-#define METER_LONGEST_NS (200 * MILLISECOND)
+#define WINDOW_MIN_NS (25 * MILLISECOND)
+#define PACE_FROM_RTT_US 5000u
+/* A stream is told so often that it rests: more often than any connection looks for what it could see then (bbr: 10 s). */
+#define REST_EVERY_NS (4000 * MILLISECOND)
+#define AT_REST_BYTES 16384u
 
-static void take_sample(struct link *l)
-{
-    struct meter *m = &l->meter;
-    uint64_t elapsed_ns = l->engine->now_ns - m->busy_since_ns;
-    if (elapsed_ns < METER_SHORTEST_NS)
-        return;
-    uint64_t sample = (uint64_t)((unsigned __int128)(l->sent_bytes - m->busy_bytes) * 1000000000U / elapsed_ns);
-    m->bytes_per_s = m->bytes_per_s ? (3 * m->bytes_per_s + sample) / 4 : sample;
-}
+enum {
+    KNOWN_AFTER_WINDOWS = 12,
+    PROBE_EVERY_WINDOWS = 8,     /* paced well above the best, and for a while after a window that was clearly better */
+    PROBE_WINDOWS = 3,
+    CRUISE_PERCENT = 103,
+    PROBE_PERCENT = 125
+};
 
-void meter_sent(struct link *l, int saturated)
-{
-    struct meter *m = &l->meter;
-    uint64_t now_ns = l->engine->now_ns;
-    if (m->busy_since_ns && (!saturated || now_ns - m->busy_since_ns >= METER_LONGEST_NS)) {
-        take_sample(l);
-        m->busy_since_ns = 0;
-    }
-    if (saturated && !m->busy_since_ns) {
-        m->busy_since_ns = now_ns;
-        m->busy_bytes = l->sent_bytes;
-    }
-}
+/* A pace that differs by less than this part is not set anew. */
+#define PACE_CHANGE_PART 32
+#define CLEARLY_BETTER_PART 16
 
-void meter_ask(struct link *l)
+struct reading {
+    uint64_t held_bytes, packets, packets_again;
+    uint32_t rtt_us;
+};
+
+static struct reading read_streams(const struct link *l)
 {
-    uint64_t packets = 0, again = 0;
-    uint32_t rtt_us = 0;
+    struct reading r = {0};
     for (uint32_t i = 0; i < l->streams; i++) {
         struct stream_info info;
         if (!l->conns[i] || l->conns[i]->state != CONN_OPEN)
             continue;
         l->engine->ops->info(l->conns[i]->stream, &info);
-        packets += info.packets;
-        again += info.packets_again;
-        if (info.rtt_us && (!rtt_us || info.rtt_us < rtt_us))
-            rtt_us = (uint32_t)info.rtt_us;
+        r.held_bytes += info.held_bytes;
+        r.packets += info.packets;
+        r.packets_again += info.packets_again;
+        if (info.rtt_us && (!r.rtt_us || info.rtt_us < r.rtt_us))
+            r.rtt_us = (uint32_t)info.rtt_us;
     }
-    if (rtt_us)
-        l->rtt_us = rtt_us;
+    return r;
+}
+
+/* -- pace ---------------------------------------------------------------------------------------------------------- */
+
+static uint64_t pace_of_all(const struct meter *m)
+{
+    uint32_t since = m->windows_since_better;
+    int probe = since < PROBE_WINDOWS || since % PROBE_EVERY_WINDOWS == 0;
+    return m->bytes_per_s * (probe ? PROBE_PERCENT : CRUISE_PERCENT) / 100;
+}
+
+void meter_pace(struct link *l)
+{
+    struct meter *m = &l->meter;
+    if (!l->engine->ops->pace || l->rtt_us < PACE_FROM_RTT_US || !l->used || m->windows < KNOWN_AFTER_WINDOWS)
+        return;
+    uint64_t pace = pace_of_all(m) / l->used;
+    uint64_t change = pace > m->pace ? pace - m->pace : m->pace - pace;
+    if (change < m->pace / PACE_CHANGE_PART)
+        return;
+    m->pace = pace;
+    for (uint32_t i = 0; i < l->streams; i++)
+        if (l->conns[i] && l->conns[i]->state == CONN_OPEN)
+            l->engine->ops->pace(l->conns[i]->stream, pace);
+}
+
+/* -- bandwidth ----------------------------------------------------------------------------------------------------- */
+
+static void take_window(struct link *l, uint64_t bytes_per_s)
+{
+    struct meter *m = &l->meter;
+    int better = bytes_per_s > m->bytes_per_s + m->bytes_per_s / CLEARLY_BETTER_PART;
+    m->windows_since_better = better ? 0 : m->windows_since_better + 1;
+    m->samples[m->windows++ % METER_SAMPLES] = bytes_per_s;
+    m->bytes_per_s = 0;
+    for (uint32_t i = 0; i < METER_SAMPLES; i++)
+        if (m->samples[i] > m->bytes_per_s)
+            m->bytes_per_s = m->samples[i];
+    meter_pace(l);
+}
+
+static uint64_t window_ns(const struct link *l)
+{
+    uint64_t rtt_ns = l->rtt_us * 1000ULL;
+    return rtt_ns > WINDOW_MIN_NS ? rtt_ns : WINDOW_MIN_NS;
+}
+
+/* The window is over: it counts if it was measured in time and the link had always something to do. */
+static void end_window(struct link *l, int saturated)
+{
+    struct meter *m = &l->meter;
+    uint64_t now_ns = l->engine->now_ns, held = read_streams(l).held_bytes;
+    uint64_t delivered = l->sent_bytes > held ? l->sent_bytes - held : 0;
+    uint64_t bytes = delivered > m->window_delivered ? delivered - m->window_delivered : 0;
+    int in_time = now_ns <= m->window_end_ns + window_ns(l) / 2;
+    int busy = !m->window_gap || m->window_held > bytes + bytes / 4;
+    if (m->window_begin_ns && m->window_streams == l->used && bytes && in_time && busy)
+        take_window(l, (uint64_t)((unsigned __int128)bytes * 1000000000U / (now_ns - m->window_begin_ns)));
+    int goes_on = in_time && (saturated || (busy && held > bytes));
+    m->window_begin_ns = goes_on ? now_ns : 0;
+    m->window_end_ns = goes_on ? now_ns + window_ns(l) : 0;
+    m->window_delivered = delivered;
+    m->window_held = held;
+    m->window_streams = l->used;
+    m->window_gap = !saturated;
+}
+
+void meter_sent(struct link *l, int saturated)
+{
+    struct meter *m = &l->meter;
+    m->window_gap |= !saturated;
+    if (saturated && !m->window_end_ns)
+        m->window_end_ns = l->engine->now_ns + window_ns(l);
+    if (m->window_end_ns && l->engine->now_ns >= m->window_end_ns)
+        end_window(l, saturated);
+}
+
+/* -- the rest ------------------------------------------------------------------------------------------------------ */
+
+void meter_rest(struct link *l)
+{
+    if (!l->engine->ops->rest || l->rtt_us < PACE_FROM_RTT_US)
+        return;
+    for (uint32_t i = 0; i < l->streams; i++) {
+        struct conn *c = l->conns[i];
+        struct stream_info info;
+        if (!c || c->state != CONN_OPEN || l->engine->now_ns < c->rested_ns + REST_EVERY_NS)
+            continue;
+        l->engine->ops->info(c->stream, &info);
+        if (info.held_bytes < AT_REST_BYTES && l->engine->ops->rest(c->stream))
+            c->rested_ns = l->engine->now_ns;
+    }
+}
+
+void meter_ask(struct link *l)
+{
+    struct reading r = read_streams(l);
+    if (r.rtt_us)
+        l->rtt_us = r.rtt_us;
     struct meter *m = &l->meter;
     /* Streams come and go, and their counters with them: then this round tells nothing. */
-    if (packets > m->packets + 100 && again >= m->packets_again)
-        m->loss_ppm = (uint32_t)((again - m->packets_again) * 1000000U / (packets - m->packets));
-    m->packets = packets;
-    m->packets_again = again;
+    if (r.packets > m->packets + 100 && r.packets_again >= m->packets_again)
+        m->loss_ppm = (uint32_t)((r.packets_again - m->packets_again) * 1000000U / (r.packets - m->packets));
+    m->packets = r.packets;
+    m->packets_again = r.packets_again;
 }

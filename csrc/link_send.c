@@ -212,6 +212,8 @@ static int send_sign_of_life(struct link *l, struct conn *c)
 
 int link_next_frame(struct link *l, struct conn *c)
 {
+    if (!c->used)
+        return 0;
     return send_again(l, c) || send_notice(l, c) || send_segment(l, c) || send_sign_of_life(l, c);
 }
 

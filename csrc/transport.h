@@ -30,7 +30,7 @@ struct transport_ready {
 
 struct stream_info {
     uint64_t rtt_us;           /* the least of late, by the transport's own measurement; 0: none */
-    uint64_t unsent_bytes;     /* taken from us, not yet given to the network */
+    uint64_t held_bytes;       /* taken from us, and not known to have arrived */
     uint64_t packets, packets_again;  /* sent so far, and sent again so far; 0: the transport does not tell */
     char remote[80];           /* "host:port" */
 };
@@ -51,6 +51,10 @@ struct transport_ops {
     void (*want)(struct stream *s, unsigned interest);   /* TRANSPORT_READ | TRANSPORT_WRITE; a new stream wants READ */
     void (*stream_close)(struct stream *s, int abort);   /* abort 1: reset if the transport can; 0: flush in the background */
     void (*info)(const struct stream *s, struct stream_info *info_p);
+    /* Asks not to send faster than this; 0: no limit. May do nothing; NULL: the transport cannot. */
+    void (*pace)(struct stream *s, uint64_t bytes_per_s);
+    /* Nothing is on its way just now: the time for what would disturb later. 0: not yet, ask again; NULL: never anything to do. */
+    int (*rest)(struct stream *s);
     /* Waits at most timeout_ns (0: not at all; UINT64_MAX: for ever) for readiness; fills at most cap entries. */
     int (*poll)(struct transport *t, uint64_t timeout_ns, struct transport_ready *ready, int cap);
     void (*wake)(struct transport *t);                   /* any thread: makes the current or next poll return WAKE */

@@ -140,7 +140,5 @@ def error_of(
     return class_of(status)(message, peer=peer, epoch=epoch, op=op)
 
 
-def _rebuild(
-    kind: type[PcclError], message: str, peer: bytes | None, epoch: int | None, op: str | None
-) -> PcclError:
+def _rebuild(kind: type[PcclError], message: str, peer: bytes | None, epoch: int | None, op: str | None) -> PcclError:
     return kind(message, peer=peer, epoch=epoch, op=op)

@@ -1,8 +1,9 @@
 /* engine_bench.c - the engine alone, without Python: all-reduces between processes on loopback.
  *
  *     engine_bench PEERS BYTES ITERATIONS [--in-place] [--ring|--mesh] [--streams N] [--congestion cubic] [--in-flight K]
- *         [--transport auto] [--codec N] [--segment BYTES] [--verbose]
- * Every process is one peer; rank 0 prints the median and the best time of an op. Tells where the time of `pccl bench` goes.
+ *         [--transport auto] [--codec N] [--segment BYTES] [--every MS] [--verbose]
+ * Every process is one peer; rank 0 prints the median and the best time of an op. With --every all begin each op
+ * together, at a multiple of so many milliseconds: links rest in between. Tells where the time of `pccl bench` goes.
  * At the sites of an emulated network (python -m stress.wan run TOPOLOGY -- engine_bench wan BYTES ITERATIONS ...) every site runs one
  * such process, which finds the others by the environment that the emulator sets. */
 #include <poll.h>
@@ -20,7 +21,7 @@ enum { PEERS_MAX = 16 };
 struct options {
     uint32_t peers, iterations, streams, in_flight;
     uint64_t bytes;
-    uint32_t segment_bytes;
+    uint32_t segment_bytes, every_ms;
     int in_place, algorithm, codec, verbose;
     const char *congestion, *transport;
 };
@@ -41,7 +42,7 @@ static void die(const char *what)
 static pccl_engine *open_engine(const struct options *o, uint32_t rank, const char *listen)
 {
     pccl_engine *engine;
-    pccl_config config = {.size = sizeof config, .self = id_of(rank)};
+    pccl_config config = {.size = sizeof config, .self = id_of(rank), .eager_bytes = 4 << 20};
     snprintf(config.listen, sizeof config.listen, "%s", listen);
     snprintf(config.transport, sizeof config.transport, "%s", o->transport);
     snprintf(config.congestion, sizeof config.congestion, "%s", o->congestion);
@@ -63,6 +64,12 @@ static void configure(const struct options *o, pccl_engine *engine, uint32_t ran
     };
     if (pccl_engine_configure(engine, &epoch) != PCCL_OK)
         die("configure");
+}
+
+static void wait_for_turn(uint32_t every_ms)
+{
+    if (every_ms)
+        poll(NULL, 0, (int)(every_ms - pccl_now_ns() / 1000000 % every_ms));
 }
 
 static uint32_t take_ended(pccl_engine *engine)
@@ -100,6 +107,7 @@ static _Noreturn void run_ops(const struct options *o, uint32_t rank, pccl_engin
     uint64_t *times = calloc(o->iterations, sizeof *times);
     uint32_t seq = 0;
     for (uint32_t i = 0; i < o->iterations; i++) {
+        wait_for_turn(o->every_ms);
         uint64_t begin = pccl_now_ns();
         for (uint32_t k = 0; k < o->in_flight; k++) {
             pccl_op_request r = {
@@ -191,6 +199,8 @@ static struct options parse(int argc, char **argv)
             o.verbose = 1;
         else if (strcmp(argv[i], "--segment") == 0)
             o.segment_bytes = (uint32_t)atoi(next);
+        else if (strcmp(argv[i], "--every") == 0)
+            o.every_ms = (uint32_t)atoi(next);
         else if (strcmp(argv[i], "--codec") == 0)
             o.codec = atoi(next);
         else if (strcmp(argv[i], "--streams") == 0)

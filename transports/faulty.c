@@ -173,6 +173,19 @@ static void faulty_want(struct stream *stream, unsigned interest)
         s->inner->ops->want(s->inner, interest);
 }
 
+static void faulty_pace(struct stream *stream, uint64_t bytes_per_s)
+{
+    const struct faulty_stream *s = (const struct faulty_stream *)stream;
+    if (s->inner && s->inner->ops->pace)
+        s->inner->ops->pace(s->inner, bytes_per_s);
+}
+
+static int faulty_rest(struct stream *stream)
+{
+    const struct faulty_stream *s = (const struct faulty_stream *)stream;
+    return !s->inner || !s->inner->ops->rest || s->inner->ops->rest(s->inner);
+}
+
 static void faulty_info(const struct stream *stream, struct stream_info *info_p)
 {
     const struct faulty_stream *s = (const struct faulty_stream *)stream;
@@ -347,5 +360,6 @@ static int faulty_poll(struct transport *transport, uint64_t timeout_ns, struct 
 const struct transport_ops faulty_ops = {
     .scheme = "faulty", .open = faulty_open, .close = faulty_close, .port = faulty_port, .dial = faulty_dial,
     .accept = faulty_accept, .readv = faulty_readv, .writev = faulty_writev, .want = faulty_want,
-    .stream_close = faulty_stream_close, .info = faulty_info, .poll = faulty_poll, .wake = faulty_wake,
+    .stream_close = faulty_stream_close, .info = faulty_info, .pace = faulty_pace, .rest = faulty_rest,
+    .poll = faulty_poll, .wake = faulty_wake,
 };

@@ -368,7 +368,20 @@ static void shm_info(const struct stream *stream, struct stream_info *info_p)
     else
         memcpy(info_p->remote, s->address, sizeof info_p->remote);
     if (s->state == SHM_RING)
-        info_p->unsent_bytes = shm_ring_used(&s->out);
+        info_p->held_bytes = shm_ring_used(&s->out);
+}
+
+static void shm_pace(struct stream *stream, uint64_t bytes_per_s)
+{
+    const struct shm_stream *s = (const struct shm_stream *)stream;
+    if (s->state == SHM_PLAIN && s->inner)
+        tcp_ops.pace(s->inner, bytes_per_s);
+}
+
+static int shm_rest(struct stream *stream)
+{
+    const struct shm_stream *s = (const struct shm_stream *)stream;
+    return s->state != SHM_PLAIN || !s->inner || tcp_ops.rest(s->inner);
 }
 
 static void shm_stream_close(struct stream *stream, int abort)
@@ -607,5 +620,5 @@ static int shm_poll(struct transport *transport, uint64_t timeout_ns, struct tra
 const struct transport_ops auto_ops = {
     .scheme = "auto", .open = shm_open_transport, .close = shm_close_transport, .port = shm_port, .dial = shm_dial,
     .accept = shm_accept, .readv = shm_readv, .writev = shm_writev, .want = shm_want,
-    .stream_close = shm_stream_close, .info = shm_info, .poll = shm_poll, .wake = shm_wake,
+    .stream_close = shm_stream_close, .info = shm_info, .pace = shm_pace, .rest = shm_rest, .poll = shm_poll, .wake = shm_wake,
 };

@@ -262,7 +262,7 @@ static void sim_info(const struct stream *stream, struct stream_info *info_p)
     const struct sim_flow *flow = &s->conn->flow[s->side], *back = &s->conn->flow[1 - s->side];
     memset(info_p, 0, sizeof *info_p);
     info_p->rtt_us = (flow->path->now.delay_ns + back->path->now.delay_ns) / 1000;
-    info_p->unsent_bytes = flow->flight_bytes;
+    info_p->held_bytes = flow->flight_bytes;
     snprintf(info_p->remote, sizeof info_p->remote, "sim:%u", (unsigned)flow->path->to);
 }
 

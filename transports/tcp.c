@@ -62,6 +62,7 @@ struct tcp {
     atomic_int woken;                   /* 1: the eventfd is set already */
     struct tcp_stream *dead;
     char congestion[16];
+    int bbr_allowed;
 };
 
 extern const struct transport_ops tcp_ops;
@@ -158,6 +159,24 @@ static void set_option(int fd, int level, int name, int value)
 }
 
 /* Options are wishes: none of them is worth losing a connection for. Accepted sockets inherit the listener's. */
+static void set_congestion(int fd, const char *name)
+{
+    (void)!setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, (socklen_t)strlen(name));
+}
+
+/* May a socket be given bbr, so that it can be taken away for a moment? */
+static int is_bbr_allowed(void)
+{
+    char names[256] = "";
+    int fd = open("/proc/sys/net/ipv4/tcp_allowed_congestion_control", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    ssize_t bytes = read(fd, names, sizeof names - 1);
+    close(fd);
+    const char *found = bytes > 0 ? strstr(names, "bbr") : NULL;
+    return found && (found[3] == ' ' || found[3] == '\n') && (found == names || found[-1] == ' ');
+}
+
 static void tune(int fd, const char *congestion)
 {
     set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
@@ -168,7 +187,7 @@ static void tune(int fd, const char *congestion)
     set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, TCP_KEEPALIVE_INTERVAL_S);
     set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, TCP_KEEPALIVE_PROBES);
     if (congestion[0])
-        (void)!setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, congestion, (socklen_t)strlen(congestion));
+        set_congestion(fd, congestion);
 }
 
 static int listen_at(const union tcp_address *address, socklen_t address_bytes, const char *congestion)
@@ -273,6 +292,7 @@ static pccl_err tcp_open(const pccl_config *config, struct transport **transport
     t->base.ops = &tcp_ops;
     t->epoll_fd = t->listen_fd = t->wake_fd = t->reserve_fd = -1;
     memcpy(t->congestion, config->congestion, sizeof t->congestion - 1);
+    t->bbr_allowed = is_bbr_allowed();
     char listen_text[sizeof config->listen + 1] = "";
     memcpy(listen_text, config->listen, sizeof config->listen);
 
@@ -486,11 +506,37 @@ static void tcp_info(const struct stream *stream, struct stream_info *info_p)
     memset(info_p, 0, sizeof *info_p);
     if (getsockopt(s->fd, IPPROTO_TCP, TCP_INFO, &kernel, &bytes) == 0) {
         info_p->rtt_us = kernel.tcpi_min_rtt != UINT32_MAX ? kernel.tcpi_min_rtt : 0;
-        info_p->unsent_bytes = kernel.tcpi_notsent_bytes;
+        info_p->held_bytes =
+            kernel.tcpi_notsent_bytes + (uint64_t)(kernel.tcpi_unacked - kernel.tcpi_sacked) * kernel.tcpi_snd_mss;
         info_p->packets = kernel.tcpi_segs_out;
         info_p->packets_again = kernel.tcpi_total_retrans;
     }
     memcpy(info_p->remote, s->remote, sizeof info_p->remote);
+}
+
+static void tcp_pace(struct stream *stream, uint64_t bytes_per_s)
+{
+    const struct tcp_stream *s = (const struct tcp_stream *)stream;
+    uint64_t rate = bytes_per_s ? bytes_per_s : UINT64_MAX;
+    (void)!setsockopt(s->fd, SOL_SOCKET, SO_MAX_PACING_RATE, &rate, sizeof rate);
+}
+
+/* A bbr connection that has been busy for 10 s sends next to nothing for 200 ms, to see the path's shortest round trip. While it
+ * rests that is seen without any pause: bbr begins anew with the round trip that the kernel knows, the window stays. Not while the
+ * window is small because of a loss. */
+static int tcp_rest(struct stream *stream)
+{
+    const struct tcp_stream *s = (const struct tcp_stream *)stream;
+    struct tcp_info kernel = {0};
+    char name[16] = "";
+    socklen_t name_bytes = sizeof name, bytes = sizeof kernel;
+    if (!s->tcp->bbr_allowed || getsockopt(s->fd, IPPROTO_TCP, TCP_CONGESTION, name, &name_bytes) || strcmp(name, "bbr") != 0)
+        return 1;
+    if (getsockopt(s->fd, IPPROTO_TCP, TCP_INFO, &kernel, &bytes) || kernel.tcpi_ca_state || kernel.tcpi_sacked || kernel.tcpi_lost)
+        return 0;
+    set_congestion(s->fd, "reno");
+    set_congestion(s->fd, "bbr");
+    return 1;
 }
 
 /* -- readiness ---------------------------------------------------------------------------------- */
@@ -590,5 +636,6 @@ static void tcp_wake(struct transport *transport)
 const struct transport_ops tcp_ops = {
     .scheme = "tcp", .open = tcp_open, .close = tcp_close, .port = tcp_port, .dial = tcp_dial, .accept = tcp_accept,
     .readv = tcp_readv, .writev = tcp_writev, .want = tcp_want, .stream_close = tcp_stream_close, .info = tcp_info,
+    .pace = tcp_pace, .rest = tcp_rest,
     .poll = tcp_poll, .wake = tcp_wake,
 };

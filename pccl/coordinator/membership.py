@@ -17,7 +17,7 @@ from typing import Any
 from pccl import messages as m
 from pccl.coordinator.cost import Measurements
 from pccl.coordinator.links import Links
-from pccl.coordinator.plan import Pair, Plan, is_worth_it, plan, predict
+from pccl.coordinator.plan import Pair, Plan, is_worth_it, plan, predict, wants_other_streams
 from pccl.coordinator.roster import Peer, evidence_in_words, in_words, infos, wire_members, wire_plan
 from pccl.coordinator.verdicts import Fault, Report, judge, name_of, report_of
 from pccl.types import Cause, MemberInfo, OpName, short_id
@@ -244,9 +244,7 @@ class Membership:
             )
             self._note(event.peer, "join", f"{join.addresses[0]} on {join.host}, pid {join.pid}")
         missing = self.settings.min_peers - len(self.waiting) if self.state is State.FORMING else 0
-        self._send(
-            event.peer, m.Welcome(m.VERSION, self.settings.lease_s, self.settings.min_peers, max(0, missing))
-        )
+        self._send(event.peer, m.Welcome(m.VERSION, self.settings.lease_s, self.settings.min_peers, max(0, missing)))
 
     def _refusal(self, join: m.Join) -> m.Refused | None:
         others = [*self.members.values(), *self.waiting.values()]
@@ -483,6 +481,8 @@ class Membership:
         now_s = predict(self.plan, infos(self.members.values()), self._links.measured(self._now))
         if is_worth_it(now_s, ahead):
             self._wish = f"new plan: {ahead.predicted_s:.3g} s instead of {now_s:.3g} s expected for 64 MiB"
+        elif wants_other_streams(self.plan, ahead):
+            self._wish = "new plan: other numbers of streams"
 
     # -- steps ------------------------------------------------------------------------------------------------
 

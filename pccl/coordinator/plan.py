@@ -31,9 +31,13 @@ from pccl.types import Algorithm, MemberInfo, short_id
 
 STREAMS_FAR = 3
 STREAMS_MAX = 16
-STREAM_BYTES = 1_700_000
-#: From this loss on a stream alone is slow, however little the path holds.
-LOSS_PPM_MIN = 50
+#: What one connection keeps on its way within the usual limits of its buffers (4 MB with overhead), with some to spare.
+STREAM_BYTES = 2_300_000
+#: From this loss on one stream more is worth it: while one recovers, the others go on.
+LOSS_PPM_MIN = 20
+#: A plan that only changes streams must change a link's by so much: more streams are needed sooner than fewer.
+STREAMS_MORE = 4 / 3
+STREAMS_FEWER = 1 / 2
 SEGMENT_BYTES = 256 << 10
 SEGMENT_BYTES_SLOW = 64 << 10
 SLOW_BYTES_PER_S = 2e6
@@ -116,6 +120,20 @@ def is_worth_it(present_s: float, ahead: Plan) -> bool:
     """Whether the plan ahead is so much better that the peers shall wait for a boundary for it."""
     gain = present_s - ahead.predicted_s
     return ahead.predicted_s > 0 and gain > CHANGE_GAIN * ahead.predicted_s and gain > CHANGE_GAIN_S
+
+
+def wants_other_streams(present: Plan, ahead: Plan) -> bool:
+    """Whether some link should have clearly more or fewer streams than the present plan gives it."""
+    now, then = _streams_by_peers(present), _streams_by_peers(ahead)
+    named = now.keys() | then.keys()
+    ratios = [then.get(pair, ahead.streams) / now.get(pair, present.streams) for pair in named]
+    if len(named) < len(present.order) * (len(present.order) - 1) // 2:
+        ratios.append(ahead.streams / present.streams)
+    return any(ratio >= STREAMS_MORE or ratio <= STREAMS_FEWER for ratio in ratios)
+
+
+def _streams_by_peers(plan: Plan) -> dict[frozenset[bytes], int]:
+    return {frozenset((plan.order[a], plan.order[b])): count for a, b, count in plan.pair_streams}
 
 
 # -- without measurements -------------------------------------------------------------------------------------------
@@ -301,15 +319,14 @@ def _via(paths: Paths, cut: set[frozenset[int]], a: int, b: int) -> int | None:
 
 
 def streams_between(a: bytes, b: bytes, rtt_s: float, near: bool, measured: Measurements) -> int:
-    """As many as the path's bandwidth-delay product fills; more where packets get lost."""
+    """As many as the path's bandwidth-delay product fills; one more where packets get lost."""
     if near:
         return 1
     rates = [measured.bytes_per_s[pair] for pair in ((a, b), (b, a)) if pair in measured.bytes_per_s]
     if not rates:
         return STREAMS_FAR
     loss = max(measured.loss_ppm.get((a, b), 0), measured.loss_ppm.get((b, a), 0))
-    least = STREAMS_FAR if loss >= LOSS_PPM_MIN else 1
-    return min(STREAMS_MAX, max(least, ceil(max(rates) * rtt_s / STREAM_BYTES)))
+    return min(STREAMS_MAX, max(1, ceil(max(rates) * rtt_s / STREAM_BYTES)) + (loss >= LOSS_PPM_MIN))
 
 
 def _streams(members: Sequence[MemberInfo], measured: Measurements, paths: Paths) -> list[Triple]:

@@ -34,6 +34,7 @@ from pccl.coordinator.plan import (
     plan,
     predict,
     streams_between,
+    wants_other_streams,
 )
 from pccl.coordinator.rings import EXACT_MAX, best_ring, ring_key
 from pccl.coordinator.spans import as_shares, as_weights, best_shares, proportional_shares
@@ -280,9 +281,21 @@ def test_streams_follow_the_bandwidth_delay_product() -> None:
         return streams_between(a, b, rtt, False, Measurements({}, {(a, b): rate}, {(b, a): loss}))
 
     assert count(62.5 * MB, 0.08) == 3 and count(62.5 * MB, 0.02) == 1 and count(250 * MB, 0.15) == STREAMS_MAX
-    assert count(1 * MB, 0.08) == 1 and count(1 * MB, 0.08, loss=100) == STREAMS_FAR
+    assert count(1 * MB, 0.08) == 1 and count(1 * MB, 0.08, loss=100) == 2 and count(62.5 * MB, 0.08, loss=100) == 4
     assert streams_between(a, b, 0.08, False, Measurements()) == STREAMS_FAR
     assert streams_between(a, b, 0.08, True, Measurements({}, {(a, b): 1e9})) == 1
+
+
+def test_a_plan_is_wanted_for_its_streams() -> None:
+    def with_streams(usual: int, *pairs: tuple[int, int, int]) -> Plan:
+        return Plan(usual, 1 << 18, 1 << 20, tuple(peer(k) for k in range(3)), pair_streams=pairs)
+
+    three = with_streams(3)
+    assert wants_other_streams(three, with_streams(1)) and wants_other_streams(three, with_streams(4))
+    assert not wants_other_streams(three, three) and not wants_other_streams(three, with_streams(2))
+    assert wants_other_streams(three, with_streams(3, (0, 2, 6)))
+    every_pair = ((0, 1, 3), (0, 2, 3), (1, 2, 3))
+    assert not wants_other_streams(three, with_streams(1, *every_pair))
 
 
 # -- broken links -------------------------------------------------------------------------------------------------
