@@ -71,7 +71,7 @@ struct meter {
     int window_gap;            /* the link could have taken more since its begin */
     uint64_t samples[METER_SAMPLES];  /* a ring: bytes per second */
     uint32_t windows, windows_since_better;
-    uint64_t bytes_per_s;      /* the best sample; 0: none yet */
+    uint64_t bytes_per_s, best_bytes_per_s;  /* the median and the best of them; 0: none yet */
     uint64_t pace;             /* of each stream, bytes per second; 0: none set */
     uint64_t packets, packets_again;
     uint32_t loss_ppm;

@@ -7,6 +7,9 @@
  * On a long link that is known, the streams are paced: all together a little above that best, each with its part. Streams that
  * look for bandwidth each for itself begin every op with a burst of several times what the link carries, overfill the queue before
  * its bottleneck, lose what does not fit, and wait. A pace above the best finds a link that has become faster: now and then much above it. */
+#include <stdlib.h>
+#include <string.h>
+
 #include "engine.h"
 
 #define WINDOW_MIN_NS (25 * MILLISECOND)
@@ -19,6 +22,7 @@ enum {
     KNOWN_AFTER_WINDOWS = 12,
     PROBE_EVERY_WINDOWS = 8,     /* paced well above the best, and for a while after a window that was clearly better */
     PROBE_WINDOWS = 3,
+    LOSS_MEMORY = 8,
     CRUISE_PERCENT = 103,
     PROBE_PERCENT = 125
 };
@@ -55,7 +59,7 @@ static uint64_t pace_of_all(const struct meter *m)
 {
     uint32_t since = m->windows_since_better;
     int probe = since < PROBE_WINDOWS || since % PROBE_EVERY_WINDOWS == 0;
-    return m->bytes_per_s * (probe ? PROBE_PERCENT : CRUISE_PERCENT) / 100;
+    return m->best_bytes_per_s * (probe ? PROBE_PERCENT : CRUISE_PERCENT) / 100;
 }
 
 void meter_pace(struct link *l)
@@ -75,16 +79,30 @@ void meter_pace(struct link *l)
 
 /* -- bandwidth ----------------------------------------------------------------------------------------------------- */
 
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* The best is for the pace; planners hear what it mostly carries, in its turn among the links that share a bottleneck with it. */
+static void summarize(struct meter *m)
+{
+    uint32_t count = m->windows < METER_SAMPLES ? m->windows : METER_SAMPLES;
+    uint64_t sorted[METER_SAMPLES];
+    memcpy(sorted, m->samples, count * sizeof *sorted);
+    qsort(sorted, count, sizeof *sorted, by_value);
+    m->best_bytes_per_s = sorted[count - 1];
+    m->bytes_per_s = sorted[count / 2];
+}
+
 static void take_window(struct link *l, uint64_t bytes_per_s)
 {
     struct meter *m = &l->meter;
-    int better = bytes_per_s > m->bytes_per_s + m->bytes_per_s / CLEARLY_BETTER_PART;
+    int better = bytes_per_s > m->best_bytes_per_s + m->best_bytes_per_s / CLEARLY_BETTER_PART;
     m->windows_since_better = better ? 0 : m->windows_since_better + 1;
     m->samples[m->windows++ % METER_SAMPLES] = bytes_per_s;
-    m->bytes_per_s = 0;
-    for (uint32_t i = 0; i < METER_SAMPLES; i++)
-        if (m->samples[i] > m->bytes_per_s)
-            m->bytes_per_s = m->samples[i];
+    summarize(m);
     meter_pace(l);
 }
 
@@ -141,6 +159,12 @@ void meter_rest(struct link *l)
     }
 }
 
+/* A running mean: losses are rare, and come together. */
+static void add_loss(struct meter *m, uint32_t ppm)
+{
+    m->loss_ppm = m->loss_ppm - m->loss_ppm / LOSS_MEMORY + ppm / LOSS_MEMORY;
+}
+
 void meter_ask(struct link *l)
 {
     struct reading r = read_streams(l);
@@ -149,7 +173,7 @@ void meter_ask(struct link *l)
     struct meter *m = &l->meter;
     /* Streams come and go, and their counters with them: then this round tells nothing. */
     if (r.packets > m->packets + 100 && r.packets_again >= m->packets_again)
-        m->loss_ppm = (uint32_t)((r.packets_again - m->packets_again) * 1000000U / (r.packets - m->packets));
+        add_loss(m, (uint32_t)((r.packets_again - m->packets_again) * 1000000U / (r.packets - m->packets)));
     m->packets = r.packets;
     m->packets_again = r.packets_again;
 }

@@ -34,7 +34,7 @@ STREAMS_MAX = 16
 #: What one connection keeps on its way within the usual limits of its buffers (4 MB with overhead), with some to spare.
 STREAM_BYTES = 2_300_000
 #: From this loss on one stream more is worth it: while one recovers, the others go on.
-LOSS_PPM_MIN = 20
+LOSS_PPM_MIN = 50
 #: A plan that only changes streams must change a link's by so much: more streams are needed sooner than fewer.
 STREAMS_MORE = 4 / 3
 STREAMS_FEWER = 1 / 2
@@ -46,6 +46,9 @@ MESH_BYTES_MIN = 16 << 10
 MESH_ALWAYS = 1 << 62
 #: What a less simple plan must gain over a simpler one, and a new one over the one in use.
 PREFER_GAIN = 0.05
+#: What unequal spans must gain over equal ones. Measured rates of equal paths differ by almost as much, and spans made from
+#: noise cost as much as they promise.
+SPANS_GAIN = 0.2
 CHANGE_GAIN = 0.25
 CHANGE_GAIN_S = 0.005
 PAIRS_MAX = 1 << 16
@@ -222,14 +225,12 @@ def _bar(algorithm: Algorithm) -> float:
 def _candidates(paths: Paths, regions: tuple[int, ...], segment: int) -> list[_Candidate]:
     """Simple ones first."""
     n, own = paths.n, tuple(range(paths.n))
-    shares = best_shares(paths, mesh_regions(n))
-    seconds = owners_seconds(paths, mesh_regions(n), shares, REFERENCE_BYTES)
+    shares, seconds = _shares(paths, mesh_regions(n))
     found = [_Candidate(Algorithm.MESH, own, seconds, shares, f"mesh, {_spread(shares)}")]
     if n < 3:
         return found
     if 1 < len(set(regions)) < n:
-        split = best_shares(paths, regions)
-        seconds = owners_seconds(paths, regions, split, REFERENCE_BYTES)
+        split, seconds = _shares(paths, regions)
         text = f"two levels, {len(set(regions))} regions, {_spread(split)}"
         found.append(_Candidate(Algorithm.TWO_LEVEL, own, seconds, split, text))
     order = best_ring(ring_costs(paths))
@@ -239,6 +240,13 @@ def _candidates(paths: Paths, regions: tuple[int, ...], segment: int) -> list[_C
     seconds = ring_seconds(placed, REFERENCE_BYTES, segment)
     found.append(_Candidate(Algorithm.RING, order, seconds, shares, text))
     return found
+
+
+def _shares(paths: Paths, regions: Sequence[int]) -> tuple[tuple[float, ...], float]:
+    """The owners' shares, and the time they take: equal ones unless others are clearly better."""
+    equal, best = equal_shares(paths.n), best_shares(paths, regions)
+    equal_s, best_s = (owners_seconds(paths, regions, shares, REFERENCE_BYTES) for shares in (equal, best))
+    return (best, best_s) if best_s < (1 - SPANS_GAIN) * equal_s else (equal, equal_s)
 
 
 def ring_costs(paths: Paths, dead: Sequence[tuple[int, int]] = ()) -> list[list[float]]:
