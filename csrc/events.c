@@ -83,7 +83,7 @@ static void publish_links(pccl_engine *e)
     e->links_shared_count = 0;
     for (const struct link *l = e->links; l; l = l->next)
         e->links_shared[e->links_shared_count++] = (pccl_link_stats){
-            .peer = l->id, .streams = l->open, .rtt_us = l->rtt_us,
+            .peer = l->id, .streams = l->used, .rtt_us = l->rtt_us,
             .bytes_per_s = l->meter.bytes_per_s, .loss_ppm = l->meter.loss_ppm, .sent_bytes = l->sent_bytes,
             .received_bytes = l->received_bytes, .unacked_frames = l->send_next - l->send_acked,
         };

@@ -33,8 +33,6 @@ STREAMS_FAR = 3
 STREAMS_MAX = 16
 #: What one connection keeps on its way within the usual limits of its buffers (4 MB with overhead), with some to spare.
 STREAM_BYTES = 2_300_000
-#: From this loss on one stream more is worth it: while one recovers, the others go on.
-LOSS_PPM_MIN = 50
 #: A plan that only changes streams must change a link's by so much: more streams are needed sooner than fewer.
 STREAMS_MORE = 4 / 3
 STREAMS_FEWER = 1 / 2
@@ -327,14 +325,16 @@ def _via(paths: Paths, cut: set[frozenset[int]], a: int, b: int) -> int | None:
 
 
 def streams_between(a: bytes, b: bytes, rtt_s: float, near: bool, measured: Measurements) -> int:
-    """As many as the path's bandwidth-delay product fills; one more where packets get lost."""
+    """As many as the path's bandwidth-delay product fills.
+
+    No more for loss: a queue that too many streams overfill loses too, and more streams would make it worse.
+    """
     if near:
         return 1
     rates = [measured.bytes_per_s[pair] for pair in ((a, b), (b, a)) if pair in measured.bytes_per_s]
     if not rates:
         return STREAMS_FAR
-    loss = max(measured.loss_ppm.get((a, b), 0), measured.loss_ppm.get((b, a), 0))
-    return min(STREAMS_MAX, max(1, ceil(max(rates) * rtt_s / STREAM_BYTES)) + (loss >= LOSS_PPM_MIN))
+    return min(STREAMS_MAX, max(1, ceil(max(rates) * rtt_s / STREAM_BYTES)))
 
 
 def _streams(members: Sequence[MemberInfo], measured: Measurements, paths: Paths) -> list[Triple]:
