@@ -44,8 +44,8 @@ MESH_BYTES_MIN = 16 << 10
 MESH_ALWAYS = 1 << 62
 #: What a less simple plan must gain over a simpler one, and a new one over the one in use.
 PREFER_GAIN = 0.05
-#: What unequal spans must gain over equal ones. Measured rates of equal paths differ by almost as much, and spans made from
-#: noise cost as much as they promise.
+#: What unequal spans must gain over equal ones. Measured rates of equal paths differ by almost as much, and spans made
+#: from noise cost as much as they promise.
 SPANS_GAIN = 0.2
 CHANGE_GAIN = 0.25
 CHANGE_GAIN_S = 0.005
