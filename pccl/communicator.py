@@ -20,7 +20,6 @@ in place; an output that is not the input is undefined (see pccl/errors.py).
 from __future__ import annotations
 
 import secrets
-import socket
 import threading
 import warnings
 import weakref
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pccl import _native, keys
 from pccl._native import Algorithm, Kind, OpRequest, RedOp
+from pccl.addresses import advertised
 from pccl.buffers import DTYPE_NAMES, Buffer, as_buffer, empty_like, flat_slice
 from pccl.config import Settings, TooFew, settings_from
 from pccl.control import Control
@@ -109,7 +109,7 @@ def connect(
             secret_bytes,
             settings.group,
             engine,
-            [_advertised(address, engine.port) for address in settings.advertise],
+            [advertised(address, engine.port) for address in settings.advertise],
             runtime.describe,
             runtime.on_op,
             runtime.on_view,
@@ -147,18 +147,6 @@ def _engine(settings: Settings, key: bytes, peer_id: bytes, listen: str) -> _nat
             fault_seed=settings.fault_seed,
         )
     )
-
-
-def _advertised(address: str, port: int) -> str:
-    """The "host" or "host:port" as others dial it: numeric, with the engine's port where none is given."""
-    host, colon, service = address.rpartition(":")
-    if not colon or (address.count(":") > 1 and not host.startswith("[")):
-        host, service = address, str(port)
-    try:
-        number = socket.getaddrinfo(host.strip("[]"), int(service), type=socket.SOCK_STREAM)[0][4][0]
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"advertise: {address!r} is no address: {error}") from error
-    return f"[{number}]:{service}" if ":" in str(number) else f"{number}:{service}"
 
 
 class Communicator:

@@ -1,4 +1,4 @@
-"""The command line: ``pccl coordinator | launch | status | bench | simulate | version``.
+"""The command line: ``pccl coordinator | launch | status | doctor | bench | simulate | version``.
 
 Each command lives in a file of its own and is imported only when it is called, so that ``pccl --help`` is quick and a
 command does not need the dependencies of another.
@@ -16,6 +16,7 @@ from pccl.errors import PcclError
 COMMANDS = {
     "bench": "Measure collectives on this machine, against gloo if asked.",
     "coordinator": "Serve a run: membership, order and topology.",
+    "doctor": "Examine the path between two machines and say what to change.",
     "launch": "Run a script as several local peers of a new run.",
     "simulate": "Run many seeds of the simulator and check every promise.",
     "status": "Show who is in a run and what happened to it.",
