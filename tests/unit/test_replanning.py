@@ -6,8 +6,9 @@ import pytest
 from unit.group_table import A, B, C, D, Table, V, frozen, group, join, of, suspect
 
 from pccl import messages as m
+from pccl.coordinator.events import Tick
 from pccl.coordinator.links import FIGURES_AGE_S, MENDED_S
-from pccl.coordinator.membership import REPLAN_GAP_S, State, Tick
+from pccl.coordinator.membership import REPLAN_GAP_S, State
 from pccl.types import Algorithm, Cause
 
 
