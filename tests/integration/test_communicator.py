@@ -57,13 +57,17 @@ def test_a_plan_that_the_operator_fixed(cluster: Any) -> None:
 
     def body() -> tuple[pccl.PlanInfo, list[int]]:
         with cluster.connect(coordinator, transport="tcp") as comm:
+
+            def links() -> list[dict[str, Any]]:
+                return comm.stats()["links"]
+
             comm.all_reduce(ones(1 << 18))
             end = time.monotonic() + 5
-            while {link["streams"] for link in comm.stats()["links"]} != {5}:
-                assert time.monotonic() < end, comm.stats()
+            while {link["streams"] for link in links()} != {5} or max(link["sent_bytes"] for link in links()) < 1 << 20:
+                assert time.monotonic() < end, comm.stats()  # the engine publishes a moment later
             status.append(coordinator.status())
             comm.barrier()
-            return comm.plan, sorted(link["sent_bytes"] for link in comm.stats()["links"])
+            return comm.plan, sorted(link["sent_bytes"] for link in links())
 
     with ThreadPoolExecutor(4) as threads:
         plans, sent = zip(*(future.result(60) for future in [threads.submit(body) for _ in range(4)]), strict=True)
