@@ -251,7 +251,7 @@ typedef struct {
 typedef struct {
     pccl_peer_id peer;
     uint32_t streams;
-    uint32_t rtt_us;           /* the smallest of late, of the transport's or the link's pings; 0: not yet known */
+    uint32_t rtt_us;           /* the least of late if the transport measures, else of pings; 0: not yet known */
     uint64_t bytes_per_s;      /* what it carried when it had always more to send; 0: not yet known */
     uint32_t loss_ppm;         /* packets that the transport sent again, of those of late */
     uint64_t sent_bytes;
