@@ -19,7 +19,7 @@ from pccl import messages as m
 from pccl.coordinator.cost import Measurements
 from pccl.coordinator.events import Disconnected, Effect, Event, From, Reconnected, Record, Send, Tick
 from pccl.coordinator.links import Links
-from pccl.coordinator.plan import Pair, Plan, is_worth_it, plan, predict
+from pccl.coordinator.plan import Pair, Plan, is_worth_a_try, is_worth_it, plan, predict
 from pccl.coordinator.reality import Reality
 from pccl.coordinator.roster import Peer, evidence_in_words, in_words, infos, wire_members, wire_plan
 from pccl.coordinator.verdicts import Fault, Report, judge, name_of, report_of
@@ -438,7 +438,7 @@ class Membership:
         for remark in self._reality.look(self._now, expected):
             self._note(b"", remark.what, remark.text, remark.warning)
         now_s = expected()
-        if is_worth_it(now_s, ahead):
+        if is_worth_it(now_s, ahead) or is_worth_a_try(self.plan, now_s, ahead):
             self._wish = f"new plan: {ahead.predicted_s:.3g} s instead of {now_s:.3g} s expected for 64 MiB"
 
     # -- steps ------------------------------------------------------------------------------------------------

@@ -136,6 +136,14 @@ def is_worth_it(present_s: float, ahead: Plan) -> bool:
     return ahead.predicted_s > 0 and gain > CHANGE_GAIN * ahead.predicted_s and gain > CHANGE_GAIN_S
 
 
+def is_worth_a_try(present: Plan, present_s: float, ahead: Plan) -> bool:
+    """Whether two levels that promise no gain shall be tried all the same: from what pairs carried while all of them
+    were busy nobody can tell whether they share the lines out of their sites, where fewer bytes would gain much.
+    """
+    anew = ahead.large_algorithm == Algorithm.TWO_LEVEL != present.large_algorithm
+    return anew and not present.detours and 0 < ahead.predicted_s <= _bar(Algorithm.TWO_LEVEL) * present_s
+
+
 # -- without measurements -------------------------------------------------------------------------------------------
 
 
