@@ -30,6 +30,18 @@ int pccl_desc_text(uint64_t packed, char *text, int cap)
                     d.codec ? " as " : "", d.codec ? codec_name((pccl_codec)d.codec) : "");
 }
 
+pccl_err pccl_desc_read(uint64_t packed, pccl_op_desc *fields)
+{
+    struct desc d;
+    if (desc_unpack(packed, &d) != PCCL_OK)
+        return PCCL_EPROTO;
+    *fields = (pccl_op_desc){
+        .kind = d.kind, .dtype = d.dtype, .redop = d.redop, .algorithm = d.algorithm, .codec = d.codec,
+        .count = d.count, .bytes = d.count * dtype_bytes((pccl_dtype)d.dtype),
+    };
+    return PCCL_OK;
+}
+
 const char *pccl_kernels(void)
 {
     return reduce_isa();

@@ -236,9 +236,12 @@ static void on_ping(struct link *l, const struct frame *frame)
     link_mark_dirty(l);
 }
 
-static void on_pong(struct link *l, const struct frame *frame)
+/* Counts only where the transport does not measure: a ping waits behind data here and there, and for a busy engine. */
+static void on_pong(struct link *l, const struct conn *c, const struct frame *frame)
 {
-    if (frame->offset > l->engine->now_ns)
+    struct stream_info info;
+    l->engine->ops->info(c->stream, &info);
+    if (info.rtt_us || frame->offset > l->engine->now_ns)
         return;
     uint64_t rtt = (l->engine->now_ns - frame->offset) / 1000;
     uint32_t rtt_us = rtt > UINT32_MAX ? UINT32_MAX : (uint32_t)rtt;
@@ -332,7 +335,7 @@ pccl_err link_on_frame(struct link *l, struct conn *c, const uint8_t *payload)
         return PCCL_OK;
     switch (c->frame.type) {
     case FRAME_PING: on_ping(l, &c->frame); return PCCL_OK;
-    case FRAME_PONG: on_pong(l, &c->frame); return PCCL_OK;
+    case FRAME_PONG: on_pong(l, c, &c->frame); return PCCL_OK;
     case FRAME_DATA:
     case FRAME_GRANT:
     case FRAME_FIN: return on_op_frame(l, c, payload);

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         TooFewPeers,
     )
     from pccl.state import SyncReport, sync_state
-    from pccl.types import EpochView, MemberInfo
+    from pccl.types import EpochView, MemberInfo, PlanInfo
     from pccl.work import Result, Work
 
     __version__: str
@@ -56,7 +56,7 @@ _HOMES = {
         "TooFewPeers",
     ),
     "pccl.state": ("SyncReport", "sync_state"),
-    "pccl.types": ("EpochView", "MemberInfo"),
+    "pccl.types": ("EpochView", "MemberInfo", "PlanInfo"),
     "pccl.work": ("Result", "Work"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -75,6 +75,7 @@ __all__ = [
     "MismatchError",
     "PcclError",
     "PeerLost",
+    "PlanInfo",
     "ProtocolError",
     "ResourceError",
     "Result",

@@ -28,6 +28,7 @@ from pccl.types import (
     Event,
     LinkStats,
     MemberConfig,
+    OpDesc,
     OpName,
     OpState,
     Status,
@@ -52,6 +53,7 @@ __all__ = [
     "kernels",
     "now_ns",
     "pin",
+    "read_desc",
     "reduce",
     "wire_version",
 ]
@@ -185,6 +187,14 @@ def describe_op(desc: int) -> str:
     text = ffi.new("char[]", _TEXT_BYTES)
     length = lib.pccl_desc_text(desc, text, _TEXT_BYTES)
     return bytes(ffi.buffer(text)[0 : max(0, min(length, _TEXT_BYTES - 1))]).decode(errors="replace")
+
+
+def read_desc(desc: int) -> OpDesc | None:
+    """What a packed description says; None if it says nothing."""
+    fields = ffi.new("pccl_op_desc *")
+    if lib.pccl_desc_read(desc, fields) != Status.OK:
+        return None
+    return OpDesc(fields.kind == lib.PCCL_ALL_REDUCE, fields.algorithm, fields.codec, fields.bytes)
 
 
 def now_ns() -> int:
@@ -461,6 +471,10 @@ class Engine:
     def desc_text(self, desc: int) -> str:
         """A packed description in words."""
         return describe_op(desc)
+
+    def read_desc(self, desc: int) -> OpDesc | None:
+        """What a packed description says."""
+        return read_desc(desc)
 
     def stats(self) -> EngineStats:
         """Counters since the engine was made."""

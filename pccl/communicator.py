@@ -20,8 +20,6 @@ in place; an output that is not the input is undefined (see pccl/errors.py).
 from __future__ import annotations
 
 import secrets
-import threading
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -33,8 +31,8 @@ from pccl.buffers import DTYPE_NAMES, Buffer, as_buffer, empty_like, flat_slice
 from pccl.config import Settings, TooFew, settings_from
 from pccl.control import Control
 from pccl.errors import ArgumentError, PcclError, PeerLost
-from pccl.runtime import Op, Runtime, Tag, shape_hash
-from pccl.types import EpochView, Event
+from pccl.runtime import Op, Runtime, Tag, left_open, shape_hash
+from pccl.types import EpochView, Event, PlanInfo
 from pccl.work import Result, Work
 
 if TYPE_CHECKING:
@@ -160,7 +158,7 @@ class Communicator:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._finalizer = weakref.finalize(self, _left_open, runtime)
+        self._finalizer = weakref.finalize(self, left_open, runtime, _CLOSE_TIMEOUT_S)
         self._finalizer.atexit = False
 
     def __enter__(self) -> Communicator:
@@ -206,6 +204,12 @@ class Communicator:
         """Number of the membership in which an op called now would run."""
         self._runtime.check_pid()
         return self._runtime.view().epoch
+
+    @property
+    def plan(self) -> PlanInfo:
+        """How an op called now moves its bytes, the time that this was expected to take, and why it was chosen."""
+        self._runtime.check_pid()
+        return self._runtime.view().plan
 
     @property
     def boundary(self) -> int:
@@ -676,13 +680,3 @@ def _output(out: Any, source: Buffer, count: int) -> Buffer:
     if target.overlaps(source):
         raise ArgumentError("out overlaps the input without being the same memory")
     return target
-
-
-def _left_open(runtime: Runtime) -> None:
-    """A communicator was dropped without close(): says so and closes in the background; never blocks the collector."""
-    if runtime.closed or runtime.is_foreign():
-        return
-    warnings.warn(
-        f"pccl.Communicator {runtime.peer_id.hex()[:8]} was dropped without close()", ResourceWarning, stacklevel=2
-    )
-    threading.Thread(target=runtime.close, args=(_CLOSE_TIMEOUT_S,), name="pccl-close", daemon=True).start()

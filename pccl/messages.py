@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pccl.errors import ProtocolError
-from pccl.types import ADDRESS_BYTES_MAX, PEER_ID_BYTES
+from pccl.types import ADDRESS_BYTES_MAX, PEER_ID_BYTES, STREAMS_LIMIT
 
 VERSION: Final = 1
 MESSAGE_BYTES_MAX: Final = 4 << 20
@@ -79,6 +79,17 @@ class LinkReport(Part, frozen=True):
     loss_ppm: U32
 
 
+class Achieved(Part, frozen=True):
+    """What large all-reduces of an epoch took at a peer since it last said so: stretches of time in which one or more
+    of them were in flight, their bytes, and how long the stretches were in all.
+    """
+
+    epoch: U32
+    stretches: U32
+    bytes: U64
+    busy_us: U64
+
+
 class Member(Part, frozen=True):
     """A member of an epoch; its rank is its position. `weight`: its share of a large mesh all-reduce."""
 
@@ -93,7 +104,7 @@ class Member(Part, frozen=True):
 class Plan(Part, frozen=True):
     """What the coordinator chose for an epoch, what it expects of it (0: nothing is known), and why."""
 
-    streams: Annotated[int, Meta(ge=1, le=64)]
+    streams: Annotated[int, Meta(ge=1, le=STREAMS_LIMIT)]
     segment_bytes: Annotated[int, Meta(ge=64, le=1 << 20, multiple_of=64)]
     mesh_bytes_max: U64
     large_algorithm: Annotated[int, Meta(ge=0, le=3)] = 0
@@ -128,8 +139,18 @@ class LogEntry(Part, frozen=True):
     reason: Reason
 
 
+class Reality(Part, frozen=True):
+    """How the plan in use does, in seconds for 64 MiB: expected by the figures as they are, and achieved (0: no large
+    all-reduce yet); the bytes of all that were timed.
+    """
+
+    expected_s: Seconds
+    achieved_s: Seconds
+    timed_bytes: U64
+
+
 class GroupStatus(Part, frozen=True):
-    """One group in a Status."""
+    """One group in a Status. `reality` is None as long as nothing is known about the paths."""
 
     group: U32
     state: Name
@@ -140,6 +161,7 @@ class GroupStatus(Part, frozen=True):
     members: Annotated[tuple[PeerStatus, ...], Meta(max_length=MEMBERS_MAX)]
     waiting: Annotated[tuple[PeerStatus, ...], Meta(max_length=MEMBERS_MAX)]
     log: Annotated[tuple[LogEntry, ...], Meta(max_length=1024)]
+    reality: Reality | None = None
 
 
 class Message(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -162,13 +184,14 @@ class Join(Message, frozen=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """Renews the lease. `ops` and `bytes` count from the start of the peer. `links`: those with news."""
+    """Renews the lease. `ops` and `bytes` count from the start of the peer. `links`, `achieved`: what is new."""
 
     boundary: U32
     epoch: U32
     ops: U64
     bytes: U64
     links: Annotated[tuple[LinkReport, ...], Meta(max_length=LINKS_MAX)] = ()
+    achieved: Achieved | None = None
 
 
 class Held(Message, frozen=True):
@@ -260,7 +283,7 @@ class Hold(Message, frozen=True):
 
     hold: U32
     epoch: U32
-    streams: Annotated[int, Meta(ge=1, le=64)]
+    streams: Annotated[int, Meta(ge=1, le=STREAMS_LIMIT)]
     joiners: Annotated[tuple[Member, ...], Meta(max_length=MEMBERS_MAX)]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from pccl import messages as m
 from pccl import session as s
+from pccl.achieved import Stopwatch
 from pccl.errors import PcclError
 from pccl.measure import LinkReporter
 from pccl.types import Engine, EpochView, Event, EventKind, OpInfo, OpName, OpState, Status
@@ -31,6 +32,7 @@ class Peer:
         self._engine = engine
         self._describe = describe
         self._reporter = LinkReporter()
+        self._stopwatch = Stopwatch()
         self._verdicts: OrderedDict[OpName, tuple[int, str]] = OrderedDict()
         self._failed: OrderedDict[OpName, m.Pending] = OrderedDict()
 
@@ -98,7 +100,7 @@ class Peer:
         ended = []
         for event in events:
             if event.kind == EventKind.OP:
-                self._count(event)
+                self._count(now, event)
                 self._note_failure(event)
                 ended.append(event)
             else:
@@ -110,6 +112,8 @@ class Peer:
         if self.session.state is s.State.MEMBER:
             for report in self._reporter.news(now, self._engine.links()):
                 self.session.links[report.peer] = report
+            if self.session.achieved is None:
+                self.session.achieved = self._stopwatch.take()
         self._do(now, s.Tick())
 
     def advance(self, now: float) -> int | None:
@@ -166,10 +170,14 @@ class Peer:
             known = peer if any(peer) else b""
             self._do(now, s.Faulted(kind, info.name, known, info.what, theirs))
 
-    def _count(self, event: Event) -> None:
+    def _count(self, now: float, event: Event) -> None:
         if event.status == Status.OK:
             self.session.ops += 1
         self.session.bytes += event.sent_bytes + event.received_bytes
+        if self._stopwatch.could_count(event):
+            desc = self._engine.read_desc(event.desc)
+            if desc is not None:
+                self._stopwatch.ended(now, event, desc)
 
     def _do(self, now: float, event: s.Event) -> None:
         for effect in self.session.handle(now, event):
@@ -184,6 +192,7 @@ class Peer:
         elif isinstance(effect, s.Configure):
             self._keep_verdicts(effect)
             self.configured += 1
+            self._stopwatch.configure(effect.config)
             engine.configure(effect.config)
         elif isinstance(effect, s.FreezeEngine):
             engine.freeze(effect.change)

@@ -17,6 +17,7 @@ import itertools
 import logging
 import os
 import threading
+import warnings
 import weakref
 import zlib
 from collections.abc import Callable
@@ -40,7 +41,7 @@ from pccl.errors import (
 from pccl.types import EpochView, Event, OpInfo, OpName, Status
 from pccl.work import Result, Work
 
-__all__ = ["Op", "Runtime", "Tag"]
+__all__ = ["Op", "Runtime", "Tag", "left_open", "shape_hash"]
 
 log = logging.getLogger("pccl")
 
@@ -401,6 +402,16 @@ def _lane(key: bytes, tag: Tag, pair: tuple[bytes, bytes] | None) -> int:
 def shape_hash(shape: tuple[int, ...], extra: bytes = b"") -> int:
     """What peers compare: the dimensions, and whatever else must be the same for all."""
     return zlib.crc32(repr(tuple(map(int, shape))).encode() + extra)
+
+
+def left_open(runtime: Runtime, timeout: float) -> None:
+    """A communicator was dropped without close(): says so and closes in the background; never blocks the collector."""
+    if runtime.closed or runtime.is_foreign():
+        return
+    warnings.warn(
+        f"pccl.Communicator {runtime.peer_id.hex()[:8]} was dropped without close()", ResourceWarning, stacklevel=2
+    )
+    threading.Thread(target=runtime.close, args=(timeout,), name="pccl-close", daemon=True).start()
 
 
 def _watch(reference: weakref.ref[Runtime], stop: threading.Event) -> None:

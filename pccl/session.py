@@ -17,11 +17,14 @@ from pccl import errors
 from pccl import messages as m
 from pccl.coordinator.membership import CONCLUSIVE
 from pccl.types import (
+    STREAMS_LIMIT,
+    Algorithm,
     EpochConfig,
     EpochView,
     MemberConfig,
     MemberInfo,
     OpName,
+    PlanInfo,
     Status,
     dials,
     short_id,
@@ -31,7 +34,6 @@ JOIN_RETRY_S = 0.5
 FRESH_S = 0.05
 VIEWS_MAX = 256
 TURNED_AWAY_MAX = 3
-STREAMS_MAX = 64
 
 
 class State(Enum):
@@ -208,6 +210,7 @@ class Session:
         self.ops = 0
         self.bytes = 0
         self.links: dict[bytes, m.LinkReport] = {}  # news that the next Heartbeat takes along
+        self.achieved: m.Achieved | None = None  # likewise
         self._chain: list[EpochView] = []
         self._views: OrderedDict[int, EpochView] = OrderedDict()
         self._streams = 1
@@ -517,7 +520,8 @@ class Session:
         news = tuple(self.links.values())[: m.LINKS_MAX]
         for report in news:
             del self.links[report.peer]
-        self._send(m.Heartbeat(m.VERSION, self.boundary, self.epoch, self.ops, self.bytes, news))
+        achieved, self.achieved = self.achieved, None
+        self._send(m.Heartbeat(m.VERSION, self.boundary, self.epoch, self.ops, self.bytes, news, achieved))
 
     def _send_held(self) -> None:
         assert self._promise is not None
@@ -614,7 +618,12 @@ TABLE: dict[tuple[State, type], Row] = {
 
 def _view_of(event: m.Epoch) -> EpochView:
     members = tuple(MemberInfo(p.peer, p.since, p.address, p.host) for p in event.members)
-    return EpochView(event.epoch, event.from_boundary, members, len(members) < event.min_peers)
+    return EpochView(event.epoch, event.from_boundary, members, len(members) < event.min_peers, _plan_of(event.plan))
+
+
+def _plan_of(plan: m.Plan) -> PlanInfo:
+    algorithm = Algorithm(plan.large_algorithm or Algorithm.RING)
+    return PlanInfo(algorithm, plan.mesh_bytes_max, plan.streams, plan.predicted_s, plan.reason)
 
 
 def _configure(own: bytes, event: m.Epoch) -> Configure:
@@ -653,7 +662,7 @@ def _streams_of(own: bytes, event: m.Epoch) -> dict[int, int]:
     """How many streams the links to the others have, by rank, where it is not the plan's number."""
     mine = next(rank for rank, member in enumerate(event.members) if member.peer == own)
     ends = ((a if b == mine else b, count) for a, b, count in event.streams if mine in (a, b))
-    return {other: count for other, count in ends if 1 <= count <= STREAMS_MAX}
+    return {other: count for other, count in ends if 1 <= count <= STREAMS_LIMIT}
 
 
 def who(identity: Identity) -> str:

@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 
 PEER_ID_BYTES = 16
 ADDRESS_BYTES_MAX = 79
+#: Streams that a link can have at most: LIMIT_STREAMS of csrc/limits.h.
+STREAMS_LIMIT = 64
 
 
 class Status(IntEnum):
@@ -74,6 +76,15 @@ class OpName(NamedTuple):
     boundary: int
     lane: int
     seq: int
+
+
+class OpDesc(NamedTuple):
+    """What the description of an op says (pccl_op_desc). `algorithm`: the one taken; `nbytes`: before any codec."""
+
+    is_all_reduce: bool
+    algorithm: int
+    codec: int
+    nbytes: int
 
 
 @dataclass(slots=True, frozen=True)
@@ -181,6 +192,22 @@ class MemberInfo:
 
 
 @dataclass(slots=True, frozen=True)
+class PlanInfo:
+    """How an epoch moves its bytes, as users see it.
+
+    All-reduces of at most `mesh_bytes_max` bytes take the mesh with equal spans, larger ones `algorithm`. `streams`: of
+    a link for which no other number was better. `predicted_s`: seconds that the planner expected 64 MiB of float32 to
+    take; 0 if it knew nothing about the paths. `reason`: why this plan, in words.
+    """
+
+    algorithm: Algorithm
+    mesh_bytes_max: int
+    streams: int
+    predicted_s: float
+    reason: str
+
+
+@dataclass(slots=True, frozen=True)
 class EpochView:
     """An epoch as users see it. `paused`: it has fewer members than the run asks for and runs no ops."""
 
@@ -188,6 +215,7 @@ class EpochView:
     from_boundary: int
     members: tuple[MemberInfo, ...]
     paused: bool
+    plan: PlanInfo
 
     def participants(self, boundary: int) -> tuple[bytes, ...]:
         """The peers that take part in ops of `boundary`, in the order of their ranks."""
@@ -238,6 +266,9 @@ class Engine(Protocol):
 
     def desc_text(self, desc: int) -> str:
         """A packed description in words."""
+
+    def read_desc(self, desc: int) -> OpDesc | None:
+        """What a packed description says; None if it says nothing."""
 
 
 def short_id(peer: bytes) -> str:

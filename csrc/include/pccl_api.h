@@ -237,10 +237,21 @@ typedef struct {
     uint64_t pool_bytes;       /* scratch and backup memory held */
 } pccl_stats;
 
+/* What a packed description says. */
+typedef struct {
+    uint8_t kind;              /* pccl_kind */
+    uint8_t dtype;
+    uint8_t redop;
+    uint8_t algorithm;         /* the one that was taken, never PCCL_ALGORITHM_AUTO */
+    uint8_t codec;
+    uint64_t count;            /* elements */
+    uint64_t bytes;            /* of the elements, not encoded */
+} pccl_op_desc;
+
 typedef struct {
     pccl_peer_id peer;
     uint32_t streams;          /* in use, of those that are open */
-    uint32_t rtt_us;           /* the smallest of late, of the transport's or the link's pings; 0: not yet known */
+    uint32_t rtt_us;           /* the least of late if the transport measures, else of pings; 0: not yet known */
     uint64_t bytes_per_s;      /* what it carried when it had always more to send; 0: not yet known */
     uint32_t loss_ppm;         /* packets that the transport sent again, of those of late */
     uint64_t sent_bytes;
@@ -280,6 +291,8 @@ void pccl_engine_stats(pccl_engine *engine, pccl_stats *stats);
 int pccl_engine_links(pccl_engine *engine, pccl_link_stats *links, int cap);
 /* Writes the name of a packed description ("all_reduce sum float32 x 1024 mesh") into text; returns its length. */
 int pccl_desc_text(uint64_t desc, char *text, int cap);
+/* PCCL_EPROTO: it describes nothing. */
+pccl_err pccl_desc_read(uint64_t desc, pccl_op_desc *fields);
 const char *pccl_err_name(int err);
 /* What went wrong in the calling thread's last failed call, for people. Never NULL. */
 const char *pccl_last_error(void);

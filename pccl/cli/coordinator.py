@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 
 from pccl.cli._run_options import read_secret, run_option, secret_file_option
+from pccl.coordinator.fixed import ALGORITHMS
+from pccl.types import STREAMS_LIMIT
 
 
 def show_log() -> None:
@@ -34,17 +36,36 @@ def end_on_signals() -> threading.Event:
 @run_option
 @click.option("--min-peers", type=click.IntRange(1), default=1, show_default=True, help="Fewest peers that run ops.")
 @click.option("--lease", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Seconds of silence.")
+@click.option("--streams", type=click.IntRange(1, STREAMS_LIMIT), help="Of every link.  [default: as measured]")
+@click.option(
+    "--algorithm",
+    type=click.Choice(list(ALGORITHMS)),
+    default="auto",
+    show_default=True,
+    help="Of all-reduces that name none; auto: the fastest.",
+)
 @secret_file_option
-def command(bind: str, run: str, min_peers: int, lease: float, secret_file: Path | None) -> None:
+def command(
+    bind: str, run: str, min_peers: int, lease: float, streams: int | None, algorithm: str, secret_file: Path | None
+) -> None:
     """Serve a run: membership, order and topology.
 
     Peers that were silent for longer than the lease are out. The secret is read from PCCL_SECRET or --secret-file.
+    --streams and --algorithm are for benchmarks, and for finding out why something is slow: the planner knows better.
     """
     from pccl.coordinator.server import Coordinator
 
     end = end_on_signals()
     show_log()
-    coordinator = Coordinator(bind=bind, run=run, secret=read_secret(secret_file), min_peers=min_peers, lease_s=lease)
+    coordinator = Coordinator(
+        bind=bind,
+        run=run,
+        secret=read_secret(secret_file),
+        min_peers=min_peers,
+        lease_s=lease,
+        streams=streams,
+        algorithm=algorithm,
+    )
     coordinator.start()
     try:
         click.echo(f"run {run!r} at {coordinator.address}, at least {min_peers} peers; Ctrl-C ends it")

@@ -109,7 +109,7 @@ def peer_table(group: messages.GroupStatus) -> Table:
         title=f"group {group.group}: {group.state}, epoch {group.epoch} from boundary {group.from_boundary}, "
         f"{len(group.members)} peers (at least {group.min_peers}){planned}{paused}",
         title_justify="left",
-        caption=escape(planned_for(plan)) if plan else None,
+        caption=escape(planned_for(plan, group.reality)) if plan else None,
         caption_justify="left",
     )
     for heading in ("rank", "peer", "host", "pid", "address", "since", "boundary", "ops/s", "MB/s", "heard"):
@@ -119,11 +119,15 @@ def peer_table(group: messages.GroupStatus) -> Table:
     return table
 
 
-def planned_for(plan: messages.Plan) -> str:
-    """What large ops use, why, and what is expected of it."""
-    expected = f" (64 MiB: {plan.predicted_s:.3g} s expected)" if plan.predicted_s else ""
-    name = Algorithm(plan.large_algorithm).name.lower().replace("_", "-")
-    return f"large ops: {name}{expected}; {plan.reason}"
+def planned_for(plan: messages.Plan, reality: messages.Reality | None) -> str:
+    """What large ops use, why, what is expected of it, and what it achieves."""
+    expected_s = reality.expected_s if reality is not None else plan.predicted_s
+    times = [f"{expected_s:.3g} s expected"] if expected_s else []
+    if reality is not None and reality.achieved_s:
+        times.append(f"{reality.achieved_s:.3g} s achieved ({format_bytes(reality.timed_bytes)} timed)")
+    name = Algorithm(plan.large_algorithm or Algorithm.RING).name.lower().replace("_", "-")
+    shown = f" (64 MiB: {', '.join(times)})" if times else ""
+    return f"large ops: {name}{shown}; {plan.reason}"
 
 
 def peer_cells(peer: messages.PeerStatus) -> list[str]:

@@ -12,12 +12,15 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from pccl import messages as m
 from pccl.coordinator.cost import Measurements
+from pccl.coordinator.events import Disconnected, Effect, Event, From, Reconnected, Record, Send, Tick
 from pccl.coordinator.links import Links
-from pccl.coordinator.plan import Pair, Plan, is_worth_it, plan, predict, wants_other_streams
+from pccl.coordinator.plan import Pair, Plan, is_worth_a_try, is_worth_it, plan, predict, wants_other_streams
+from pccl.coordinator.reality import Reality
 from pccl.coordinator.roster import Peer, evidence_in_words, in_words, infos, wire_members, wire_plan
 from pccl.coordinator.verdicts import Fault, Report, judge, name_of, report_of
 from pccl.types import Cause, MemberInfo, OpName, short_id
@@ -38,59 +41,6 @@ class State(Enum):
     STABLE = "stable"
     HOLDING = "holding"
     FREEZING = "freezing"
-
-
-@dataclass(slots=True, frozen=True)
-class From:
-    """A message of a peer has come."""
-
-    peer: bytes
-    message: m.ToCoordinator
-
-
-@dataclass(slots=True, frozen=True)
-class Disconnected:
-    """The control connection of a peer was closed."""
-
-    peer: bytes
-
-
-@dataclass(slots=True, frozen=True)
-class Reconnected:
-    """A peer whose control connection was closed has a new one."""
-
-    peer: bytes
-
-
-@dataclass(slots=True, frozen=True)
-class Tick:
-    """Time has passed; due at `next_deadline()`."""
-
-
-Event = From | Disconnected | Reconnected | Tick
-
-
-@dataclass(slots=True, frozen=True)
-class Send:
-    """Send a message to a peer."""
-
-    peer: bytes
-    message: m.ToPeer
-
-
-@dataclass(slots=True, frozen=True)
-class Record:
-    """A decision, for the log."""
-
-    time: float
-    group: int
-    epoch: int
-    peer: bytes
-    what: str
-    reason: str
-
-
-Effect = Send | Record
 
 
 @dataclass(slots=True, frozen=True)
@@ -145,6 +95,7 @@ class Membership:
         self._changes = 0
         self._epochs: list[m.Epoch] = []
         self._links = Links(settings.link_grace_s)
+        self._reality = Reality()
         self._wish = ""  # why a new plan is wanted
         self._planned = float("-inf")
         self._faults: dict[OpName, Fault] = {}
@@ -200,6 +151,7 @@ class Membership:
             log=tuple(
                 m.LogEntry(now - entry.time, entry.epoch, entry.peer, entry.what, entry.reason) for entry in self.log
             ),
+            reality=self._reality.status() if self.members else None,
         )
 
     # -- facts ------------------------------------------------------------------------------------------------
@@ -267,6 +219,8 @@ class Membership:
         peer.epoch = max(peer.epoch, beat.epoch)
         peer.count(self._now, beat)
         self._links.report(self._now, peer.id, (entry for entry in beat.links if entry.peer in self.members))
+        if beat.achieved is not None:
+            self._reality.report(peer.id, beat.achieved)
         if self._now - peer.reminded >= self.settings.lease_s / 5:
             self._remind(peer)
         self._review()
@@ -472,14 +426,19 @@ class Membership:
         return bool(dead)
 
     def _compare(self) -> None:
-        """Wishes for a new plan if it is clearly better than the present one, as the paths are now."""
+        """Wishes for a new plan if it is clearly better than the present one, as the paths are now; and says how the
+        present one does.
+        """
         assert self.plan is not None
         self._planned = self._now
         ahead = self._plan_for(self.members.values())
         if not ahead.predicted_s:
             return
-        now_s = predict(self.plan, infos(self.members.values()), self._links.measured(self._now))
-        if is_worth_it(now_s, ahead):
+        expected = partial(predict, self.plan, infos(self.members.values()), self._links.measured(self._now))
+        for remark in self._reality.look(self._now, expected):
+            self._note(b"", remark.what, remark.text, remark.warning)
+        now_s = expected()
+        if is_worth_it(now_s, ahead) or is_worth_a_try(self.plan, now_s, ahead):
             self._wish = f"new plan: {ahead.predicted_s:.3g} s instead of {now_s:.3g} s expected for 64 MiB"
         elif wants_other_streams(self.plan, ahead):
             self._wish = "new plan: other numbers of streams"
@@ -500,6 +459,7 @@ class Membership:
         self.plan, self.epoch, self.from_boundary = chosen, self.epoch + 1, boundary
         self.growth, self.change, self.state = None, None, State.STABLE
         self._wish, self._planned = "", self._now
+        self._reality.begin(self.epoch, chosen.reason)
         self._links.try_again()
         message = m.Epoch(
             v=m.VERSION,
@@ -610,8 +570,8 @@ class Membership:
     def _send(self, peer: bytes, message: m.ToPeer) -> None:
         self._out.append(Send(peer, message))
 
-    def _note(self, peer: bytes, what: str, reason: str) -> None:
-        entry = Record(self._now, self.group, self.epoch, peer, what, m.clip(reason))
+    def _note(self, peer: bytes, what: str, reason: str, warning: bool = False) -> None:
+        entry = Record(self._now, self.group, self.epoch, peer, what, m.clip(reason), warning)
         self.log.append(entry)
         self._out.append(entry)
 

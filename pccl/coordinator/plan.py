@@ -24,6 +24,7 @@ from pccl.coordinator.cost import (
     ring_hops,
     ring_seconds,
 )
+from pccl.coordinator.fixed import FREE, Fixed
 from pccl.coordinator.places import all_near, regions_of
 from pccl.coordinator.rings import best_ring
 from pccl.coordinator.spans import as_shares, as_weights, best_shares
@@ -85,36 +86,53 @@ class Plan:
 
 
 def plan(
-    members: Sequence[MemberInfo], measured: Measurements | None = None, broken: frozenset[Pair] = frozenset()
+    members: Sequence[MemberInfo],
+    measured: Measurements | None = None,
+    broken: frozenset[Pair] = frozenset(),
+    fixed: Fixed = FREE,
 ) -> Plan:
-    """The plan for members in their present order. `broken`: pairs of live members without a link, if that can be."""
-    known = measured if measured is not None else Measurements()
+    """The plan for members in their present order. `broken`: pairs of live members without a link, if that can be.
+    `fixed`: what is not the planner's to choose.
+    """
+    chosen = _plan(members, measured if measured is not None else Measurements(), broken, fixed.algorithm)
+    if not fixed.streams:
+        return chosen
+    reason = f"{chosen.reason}; the operator fixed the streams of every link"
+    return replace(chosen, streams=fixed.streams, pair_streams=(), reason=reason)
+
+
+def _plan(members: Sequence[MemberInfo], measured: Measurements, broken: frozenset[Pair], asked: Algorithm) -> Plan:
     if len(members) > PLANNED_MAX:
-        return _for_many(members)
-    paths = paths_of(members, known)
+        return _as_asked(_for_many(members), asked)
+    paths = paths_of(members, measured)
     ids = [member.id for member in members]
     dead = sorted((ids.index(a), ids.index(b)) for a, b in broken if a in ids and b in ids)
-    around = _around(members, known, paths, dead) if dead else None
+    around = _around(members, measured, paths, dead) if dead else None
     if around is not None:
         return around
-    chosen = _by_measurement(members, known, paths) if _is_measured(paths) else _by_rule(members, known, paths)
+    if _is_measured(paths):
+        chosen = _by_measurement(members, measured, paths, asked)
+    else:
+        chosen = _as_asked(_by_rule(members, measured, paths), asked)
     if dead:
         return replace(chosen, reason=f"{chosen.reason}; no ring avoids {_pairs(ids, dead)}")
     return chosen
 
 
-def predict(present: Plan, members: Sequence[MemberInfo], measured: Measurements) -> float:
-    """What a plan that is in use would take now, for REFERENCE_BYTES. The members are those of the plan."""
+def predict(
+    present: Plan, members: Sequence[MemberInfo], measured: Measurements, nbytes: float = REFERENCE_BYTES
+) -> float:
+    """What a plan that is in use would take now for so many bytes. The members are those of the plan."""
     by_id = {member.id: member for member in members}
     paths = paths_of([by_id[peer] for peer in present.order], measured)
     n = paths.n
-    if not present.detours and (n <= 2 or present.mesh_bytes_max >= REFERENCE_BYTES):
-        return owners_seconds(paths, mesh_regions(n), equal_shares(n), REFERENCE_BYTES)
+    if not present.detours and (n <= 2 or present.mesh_bytes_max >= nbytes):
+        return owners_seconds(paths, mesh_regions(n), equal_shares(n), nbytes)
     if present.detours or present.large_algorithm in (Algorithm.AUTO, Algorithm.RING):
-        return ring_seconds(paths, REFERENCE_BYTES, present.segment_bytes)
+        return ring_seconds(paths, nbytes, present.segment_bytes)
     two_level = present.large_algorithm == Algorithm.TWO_LEVEL
     regions = present.regions if two_level else mesh_regions(n)
-    return owners_seconds(paths, regions, as_shares(present.weights or (0,) * n), REFERENCE_BYTES)
+    return owners_seconds(paths, regions, as_shares(present.weights or (0,) * n), nbytes)
 
 
 def is_worth_it(present_s: float, ahead: Plan) -> bool:
@@ -135,6 +153,14 @@ def wants_other_streams(present: Plan, ahead: Plan) -> bool:
 
 def _streams_by_peers(plan: Plan) -> dict[frozenset[bytes], int]:
     return {frozenset((plan.order[a], plan.order[b])): count for a, b, count in plan.pair_streams}
+
+
+def is_worth_a_try(present: Plan, present_s: float, ahead: Plan) -> bool:
+    """Whether two levels that promise no gain shall be tried all the same: from what pairs carried while all of them
+    were busy nobody can tell whether they share the lines out of their sites, where fewer bytes would gain much.
+    """
+    anew = ahead.large_algorithm == Algorithm.TWO_LEVEL != present.large_algorithm
+    return anew and not present.detours and 0 < ahead.predicted_s <= _bar(Algorithm.TWO_LEVEL) * present_s
 
 
 # -- without measurements -------------------------------------------------------------------------------------------
@@ -174,6 +200,22 @@ def _for_many(members: Sequence[MemberInfo]) -> Plan:
     )
 
 
+def _as_asked(chosen: Plan, asked: Algorithm) -> Plan:
+    """The plan by rule with the algorithm that the operator fixed, for all-reduces of any size."""
+    if asked == Algorithm.AUTO:
+        return chosen
+    algorithm, why = _possible(asked, chosen.regions)
+    size = MESH_ALWAYS if algorithm == Algorithm.MESH else 0
+    return replace(chosen, large_algorithm=algorithm, mesh_bytes_max=size, reason=f"{why}; {chosen.reason}")
+
+
+def _possible(asked: Algorithm, regions: Sequence[int]) -> tuple[Algorithm, str]:
+    """What comes of a fixed algorithm, and that in words. Two levels in one region are the ring, also in the engine."""
+    if asked == Algorithm.TWO_LEVEL and len(set(regions)) < 2:
+        return Algorithm.RING, "ring: the operator fixed two levels, but there is one region"
+    return asked, f"the operator fixed the {_name(asked)}"
+
+
 # -- by measurement -------------------------------------------------------------------------------------------------
 
 
@@ -186,14 +228,13 @@ class _Candidate:
     text: str
 
 
-def _by_measurement(members: Sequence[MemberInfo], measured: Measurements, paths: Paths) -> Plan:
+def _by_measurement(
+    members: Sequence[MemberInfo], measured: Measurements, paths: Paths, asked: Algorithm = Algorithm.AUTO
+) -> Plan:
     segment = _segment_bytes(paths)
     regions = regions_of(paths.delay, paths.near)
     candidates = _candidates(paths, regions, segment)
-    best = candidates[0]
-    for candidate in candidates[1:]:
-        if candidate.seconds < _bar(candidate.algorithm) * best.seconds:
-            best = candidate
+    best, why = _best(candidates) if asked == Algorithm.AUTO else _asked(candidates, regions, asked)
     ranked = [members[k] for k in best.order]
     placed = paths.ordered(best.order)
     places = tuple(regions[k] for k in best.order)
@@ -202,15 +243,31 @@ def _by_measurement(members: Sequence[MemberInfo], measured: Measurements, paths
     return Plan(
         streams=streams,
         segment_bytes=segment,
-        mesh_bytes_max=_mesh_bytes_max(placed, best.algorithm, places, weights, segment),
+        mesh_bytes_max=_mesh_bytes_max(placed, best.algorithm, places, weights, segment, asked),
         order=tuple(member.id for member in ranked),
         large_algorithm=best.algorithm,
         weights=weights,
         regions=places,
         pair_streams=_pair_streams(ranked, measured, placed, streams),
         predicted_s=best.seconds,
-        reason=f"{best.text}; of " + ", ".join(f"{_name(c.algorithm)} {c.seconds:.3g} s" for c in candidates),
+        reason=why + ", ".join(f"{_name(c.algorithm)} {c.seconds:.3g} s" for c in candidates),
     )
+
+
+def _best(candidates: Sequence[_Candidate]) -> tuple[_Candidate, str]:
+    """The fastest, if it is so much faster than the simpler ones that it is worth it."""
+    best = candidates[0]
+    for candidate in candidates[1:]:
+        if candidate.seconds < _bar(candidate.algorithm) * best.seconds:
+            best = candidate
+    return best, f"{best.text}; of "
+
+
+def _asked(candidates: Sequence[_Candidate], regions: Sequence[int], asked: Algorithm) -> tuple[_Candidate, str]:
+    """The one that the operator fixed. For two members there is only the mesh, which is then what a ring is."""
+    algorithm, why = _possible(asked, regions)
+    best = next((candidate for candidate in candidates if candidate.algorithm == algorithm), candidates[0])
+    return best, f"{why}: {best.text}; of "
 
 
 def _bar(algorithm: Algorithm) -> float:
@@ -258,12 +315,19 @@ def ring_costs(paths: Paths, dead: Sequence[tuple[int, int]] = ()) -> list[list[
 
 
 def _mesh_bytes_max(
-    paths: Paths, algorithm: Algorithm, regions: Sequence[int], weights: Sequence[int], segment: int
+    paths: Paths,
+    algorithm: Algorithm,
+    regions: Sequence[int],
+    weights: Sequence[int],
+    segment: int,
+    asked: Algorithm = Algorithm.AUTO,
 ) -> int:
-    """The largest power of two for which the mesh with equal spans is better than what large ops use."""
+    """The largest power of two for which the mesh with equal spans is better than what large ops use; 0: never."""
     n = paths.n
     if n <= 2 or (algorithm == Algorithm.MESH and not any(weights)):
         return MESH_ALWAYS
+    if asked not in (Algorithm.AUTO, Algorithm.MESH):
+        return 0
     levels = regions if algorithm == Algorithm.TWO_LEVEL else mesh_regions(n)
     size = MESH_BYTES_MIN
     while size < MESH_ALWAYS >> 20:

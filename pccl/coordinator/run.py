@@ -8,17 +8,8 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from pccl import messages as m
-from pccl.coordinator.membership import (
-    REMEMBERED_MAX,
-    Disconnected,
-    Effect,
-    From,
-    Membership,
-    Reconnected,
-    Send,
-    Settings,
-    Tick,
-)
+from pccl.coordinator.events import Disconnected, Effect, From, Reconnected, Send, Tick
+from pccl.coordinator.membership import REMEMBERED_MAX, Membership, Settings
 from pccl.errors import ProtocolError
 
 GROUPS_MAX = 256

@@ -14,12 +14,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import zmq
 import zmq.utils.z85
 
 from pccl import messages as m
-from pccl.coordinator.membership import Effect, Record, Send, Settings
+from pccl.coordinator.events import Effect, Record, Send
+from pccl.coordinator.fixed import fixed_from
+from pccl.coordinator.membership import Settings
+from pccl.coordinator.plan import plan
 from pccl.coordinator.run import Run
 from pccl.errors import PcclError, ProtocolError
 from pccl.keys import RunKeys, as_secret, run_keys
@@ -90,10 +94,16 @@ class Coordinator:
         lease_s: float = 5.0,
         probe: bool = True,
         peers_max: int = 1024,
+        streams: int | None = None,
+        algorithm: str = "auto",
     ) -> None:
+        """`streams` of every link and `algorithm` ("ring", "mesh", "two_level") of all-reduces: the planner's to choose
+        unless they are given. Raises ArgumentError for what is no such number or name.
+        """
         self._bind = bind if "://" in bind else f"tcp://{bind}"
         self._keys = run_keys(as_secret(secret), run)
-        settings = Settings(min_peers=min_peers, lease_s=lease_s, probe=probe, peers_max=peers_max)
+        planner = partial(plan, fixed=fixed_from(streams, algorithm))
+        settings = Settings(min_peers=min_peers, lease_s=lease_s, probe=probe, peers_max=peers_max, planner=planner)
         self._run = Run(run, settings, time.monotonic())
         self._lock = threading.Lock()  # guards _run: status() comes from other threads
         self._connections = Connections()
@@ -277,4 +287,5 @@ def _encode(effect: Send) -> bytes:
 
 def _show(entry: Record) -> None:
     about = f" peer {short_id(entry.peer)}" if entry.peer else ""
-    _log.info("group %d epoch %d%s: %s: %s", entry.group, entry.epoch, about, entry.what, entry.reason)
+    level = logging.WARNING if entry.warning else logging.INFO
+    _log.log(level, "group %d epoch %d%s: %s: %s", entry.group, entry.epoch, about, entry.what, entry.reason)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pccl import messages as m
-from pccl.coordinator.membership import Record
+from pccl.coordinator.events import Record
 from pccl.coordinator.membership import State as GroupState
 from pccl.session import State
 from pccl.testing import agreement

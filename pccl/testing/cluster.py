@@ -21,7 +21,8 @@ from random import Random
 from pccl import _native as native
 from pccl import messages as m
 from pccl.coordinator.cost import Measurements
-from pccl.coordinator.membership import Effect, Membership, Record, Settings
+from pccl.coordinator.events import Effect, Record
+from pccl.coordinator.membership import Membership, Settings
 from pccl.coordinator.plan import Pair, Plan, plan
 from pccl.coordinator.run import Run
 from pccl.errors import Timeout

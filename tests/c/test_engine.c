@@ -339,4 +339,30 @@ TEST(exchanges)
         }
 }
 
+TEST(round_trips_are_those_of_the_network_however_busy_it_is)
+{
+    enum { COUNT = 200000 };
+    static float much[2][COUNT], result[2][COUNT];
+    cluster_open(&c, 2, 5, "sim", 0);
+    pccl_sim_path path = {.delay_ns = SECOND / 25, .bytes_per_s = 200000};
+    CHECK(pccl_sim_set_path(c.sim, 0, 1, &path) == PCCL_OK && pccl_sim_set_path(c.sim, 1, 0, &path) == PCCL_OK);
+    cluster_epoch(&c, 1, 0, 0, 3, 3, NULL, 0);
+    for (uint32_t i = 0; i < 2; i++) {
+        pccl_op_request r = {.kind = PCCL_ALL_REDUCE, .dtype = PCCL_FLOAT32, .count = COUNT, .in = much[i],
+                             .out = result[i], .token = 1};
+        cluster_submit(&c, i, &r);
+    }
+    uint32_t known = 0;
+    for (uint32_t turn = 0; turn < 100; turn++) {
+        pccl_link_stats link;
+        cluster_run(&c, SECOND / 20);
+        if (pccl_engine_links(c.engines[0], &link, 1) == 1 && link.rtt_us) {
+            CHECK_EQ_INT(link.rtt_us, 80000);
+            known++;
+        }
+    }
+    CHECK(known > 50 && cluster_event(&c, 0, PCCL_EVENT_OP, 1) && cluster_event(&c, 1, PCCL_EVENT_OP, 1));
+    cluster_close(&c);
+}
+
 TEST_MAIN("engine")

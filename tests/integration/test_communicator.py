@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,35 @@ def test_facts(cluster: Any) -> None:
         return comm.peers
 
     assert len(set(cluster(3, body))) == 1
+
+
+def test_a_plan_that_the_operator_fixed(cluster: Any) -> None:
+    """Streams and algorithm are as told, everybody knows it, and all-reduces that the mesh is for take the ring."""
+    coordinator = cluster.coordinator(4, streams=5, algorithm="ring")
+    status = []
+
+    def body() -> tuple[pccl.PlanInfo, list[int]]:
+        with cluster.connect(coordinator, transport="tcp") as comm:
+
+            def links() -> list[dict[str, Any]]:
+                return comm.stats()["links"]
+
+            comm.all_reduce(ones(1 << 18))
+            end = time.monotonic() + 5
+            while {link["streams"] for link in links()} != {5} or max(link["sent_bytes"] for link in links()) < 1 << 20:
+                assert time.monotonic() < end, comm.stats()  # the engine publishes a moment later
+            status.append(coordinator.status())
+            comm.barrier()
+            return comm.plan, sorted(link["sent_bytes"] for link in links())
+
+    with ThreadPoolExecutor(4) as threads:
+        plans, sent = zip(*(future.result(60) for future in [threads.submit(body) for _ in range(4)]), strict=True)
+    assert len(set(plans)) == 1 and (plans[0].algorithm.name, plans[0].streams) == ("RING", 5)
+    assert plans[0].mesh_bytes_max == 0 and "the operator fixed the ring" in plans[0].reason
+    for one, other, following in sent:
+        assert max(one, other) < 1 << 18 and following > 1 << 20, "two neighbours, and data to one of them"
+    (group,) = status[0].groups
+    assert group.plan is not None and group.plan.reason == plans[0].reason and group.reality is None
 
 
 def test_many_untagged_ops_in_flight_are_matched_by_order(cluster: Any) -> None:

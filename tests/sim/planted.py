@@ -6,6 +6,7 @@ from typing import Any
 
 from pccl import messages as m
 from pccl import session as s
+from pccl.coordinator import events
 from pccl.coordinator import membership as c
 from pccl.session import Session
 
@@ -54,8 +55,8 @@ class CommitsUnfinished(c.Membership):
 class EvictsOnLinkFault(c.Membership):
     """Believes that who has a dead link is dead."""
 
-    def handle(self, now: float, event: c.Event) -> list[c.Effect]:
-        if isinstance(event, c.From) and isinstance(event.message, m.Suspect):
+    def handle(self, now: float, event: events.Event) -> list[events.Effect]:
+        if isinstance(event, events.From) and isinstance(event.message, m.Suspect):
             target = self.members.get(event.message.peer)
             if target is not None:
                 target.connected = False

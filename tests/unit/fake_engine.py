@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 
-from pccl.types import EpochConfig, Event, EventKind, LinkStats, MemberConfig, OpName, OpState
+from pccl.types import EpochConfig, Event, EventKind, LinkStats, MemberConfig, OpDesc, OpName, OpState
 
 
 class FakeEngine:
@@ -21,6 +21,7 @@ class FakeEngine:
         self.ops: list[OpState] = []
         self.lanes: dict[int, int] = {}
         self.link_stats: list[LinkStats] = []
+        self.descs: dict[int, OpDesc] = {}
         self.boundary = 0
         self.auto_freeze = True
         self._events: list[Event] = []
@@ -86,3 +87,6 @@ class FakeEngine:
 
     def desc_text(self, desc: int) -> str:
         return f"op of description {desc}"
+
+    def read_desc(self, desc: int) -> OpDesc | None:
+        return self.descs.get(desc)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pccl import messages as m
-from pccl.coordinator.membership import Effect, Event, From, Membership, Send, Settings, State, Tick
+from pccl.coordinator.events import Effect, Event, From, Send, Tick
+from pccl.coordinator.membership import Membership, Settings, State
 from pccl.types import Cause, OpName
 
 V = m.VERSION

@@ -11,18 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from unit.group_table import A, B, C, D, Table, V, fault, frozen, group, join, of, pend, pid, suspect
 
 from pccl import messages as m
-from pccl.coordinator.membership import (
-    Disconnected,
-    Event,
-    From,
-    Membership,
-    Reconnected,
-    Record,
-    Send,
-    Settings,
-    State,
-    Tick,
-)
+from pccl.coordinator.events import Disconnected, Event, From, Reconnected, Record, Send, Tick
+from pccl.coordinator.membership import Membership, Settings, State
 from pccl.coordinator.plan import STREAMS_FAR
 from pccl.coordinator.run import GROUPS_MAX, Run
 from pccl.types import Cause, OpName, Status

@@ -40,6 +40,7 @@ groups = st.builds(
     *(u32, text, u32, u32, u32, st.none() | plans),
     *(st.lists(status, max_size=2).map(tuple), st.lists(status, max_size=2).map(tuple)),
     st.lists(logs, max_size=2).map(tuple),
+    st.none() | st.builds(m.Reality, reals, reals, u64),
 )
 one = st.just(m.VERSION)
 kinds = st.sampled_from(["mismatch", "overdue", "cancelled"])
@@ -48,7 +49,7 @@ lanes = st.dictionaries(u64, u32, max_size=4)
 
 TO_COORDINATOR = st.one_of(
     st.builds(m.Join, one, text, u32, peers, st.lists(addresses, min_size=1, max_size=3).map(tuple), text, u32, u32),
-    st.builds(m.Heartbeat, one, u32, u32, u64, u64, reports),
+    st.builds(m.Heartbeat, one, u32, u32, u64, u64, reports, st.none() | st.builds(m.Achieved, u32, u32, u64, u64)),
     st.builds(m.Held, one, u32, u32),
     st.builds(m.Frozen, one, u32, u32, lanes, st.lists(pending, max_size=3).map(tuple)),
     st.builds(m.Suspect, one, peers, st.integers(0, 6), st.integers(-5, 200), u32),

@@ -102,6 +102,8 @@ def test_one_peer_alone() -> None:
     engine.configure(EpochConfig(1, 0, 1, [me], [], 1, 65536, 1 << 20))
     event = wait_for(engine, types.EventKind.OP)
     assert (event.token, event.status, event.member_count) == (7, Status.OK, 1)
+    assert engine.read_desc(event.desc) == types.OpDesc(True, types.Algorithm.MESH, 0, 32)
+    assert engine.read_desc(0) is None
     assert data.tolist() == [0, 1, 2, 3]
     assert engine.stats().ops_committed == 1
     assert engine.links() == []

@@ -30,6 +30,7 @@ from pccl.coordinator.plan import (
     STREAMS_MAX,
     Pair,
     Plan,
+    is_worth_a_try,
     is_worth_it,
     plan,
     predict,
@@ -269,6 +270,23 @@ def test_what_is_worth_a_wait() -> None:
     assert is_worth_it(1.3, ahead) and not is_worth_it(1.2, ahead)
     assert not is_worth_it(0.002, Plan(4, 64, 0, (), predicted_s=0.001)), "too little to notice"
     assert not is_worth_it(9.9, Plan(4, 64, 0, ())), "nothing is known"
+
+
+def test_two_levels_are_worth_a_try() -> None:
+    """Pairs between regions that seem slow, because three of them share a line: by these figures both take as long."""
+    known = Measurements(
+        between(6, lambda a, b: 0.0004 if a % 2 == b % 2 else 0.08),
+        between(6, lambda a, b: 300 * MB if a % 2 == b % 2 else 8 * MB),
+    )
+    present, ahead = plan(far(6)), plan(far(6), known)
+    present_s = predict(present, far(6), known)
+    assert (present.large_algorithm, ahead.large_algorithm) == (Algorithm.MESH, Algorithm.TWO_LEVEL)
+    assert not is_worth_it(present_s, ahead) and is_worth_a_try(present, present_s, ahead)
+    assert not is_worth_a_try(ahead, predict(ahead, far(6), known), ahead), "in use"
+    assert not is_worth_a_try(present, ahead.predicted_s / 1.1, ahead), "they promise less"
+    assert not is_worth_a_try(present, present_s, plan(far(6), same(6, 8 * MB))), "no regions"
+    around = plan(far(6), known, frozenset({(peer(0), peer(1))}))
+    assert around.detours and not is_worth_a_try(around, 99.0, ahead), "only the ring can do without a link"
 
 
 # -- streams ------------------------------------------------------------------------------------------------------

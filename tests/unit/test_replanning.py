@@ -6,8 +6,9 @@ import pytest
 from unit.group_table import A, B, C, D, Table, V, frozen, group, join, of, suspect
 
 from pccl import messages as m
+from pccl.coordinator.events import Tick
 from pccl.coordinator.links import FIGURES_AGE_S, MENDED_S
-from pccl.coordinator.membership import REPLAN_GAP_S, State, Tick
+from pccl.coordinator.membership import REPLAN_GAP_S, State
 from pccl.types import Algorithm, Cause
 
 
@@ -148,3 +149,22 @@ def test_a_peer_that_does_not_answer_is_no_dead_link() -> None:
         table.say(peer, suspect(B, Cause.SILENT))
     assert not of(m.Freeze, table.wait(8.0, A, C, D)) and table.state is State.STABLE
     assert of(m.Evicted, table.wait(4.0, A, C, D)), "its lease decides"
+
+
+def test_two_levels_are_tried_without_a_promise() -> None:
+    table = group(A, B, C, D)
+    table.now += REPLAN_GAP_S
+    sent = []
+    for sender in table.members:
+        near = {A: B, B: A, C: D, D: C}[sender]
+        links = [m.LinkReport(peer, 80_000, 8_000_000, 0) for peer in table.members if peer not in (sender, near)]
+        links.append(m.LinkReport(near, 400, 300_000_000, 0))
+        sent += table.say(sender, m.Heartbeat(V, 0, table.machine.epoch, 0, 0, tuple(links)))
+    assert set(of(m.Hold, sent)) == {A, B, C, D}
+    for peer in table.members:
+        sent = table.say(peer, m.Held(V, table.machine._holds, 1))
+    epoch = of(m.Epoch, sent)[A]
+    assert isinstance(epoch, m.Epoch) and epoch.plan.large_algorithm == Algorithm.TWO_LEVEL
+    assert [member.region for member in epoch.members] == [0, 0, 1, 1]
+    table.now += REPLAN_GAP_S
+    assert not of(m.Hold, table(Tick())), "it has what it wanted"
