@@ -261,13 +261,13 @@ class Membership:
         """answers Ack; sends again what the peer has missed; takes what it has measured"""
         beat = event.message
         assert isinstance(beat, m.Heartbeat)
-        self._send(event.peer, m.Ack(m.VERSION, beat.boundary))
         peer = self.members.get(event.peer)
+        if peer is not None:
+            peer.note(self._now, beat)
+        settled = min((member.oldest for member in self.members.values()), default=0)
+        self._send(event.peer, m.Ack(m.VERSION, beat.boundary, settled))
         if peer is None:
             return
-        peer.boundary = max(peer.boundary, beat.boundary)
-        peer.epoch = max(peer.epoch, beat.epoch)
-        peer.count(self._now, beat)
         self._links.report(self._now, peer.id, (entry for entry in beat.links if entry.peer in self.members))
         if self._now - peer.reminded >= self.settings.lease_s / 5:
             self._remind(peer)
@@ -489,7 +489,7 @@ class Membership:
     def _enter(self, joiners: dict[bytes, Peer], boundary: int) -> None:
         for peer in list(joiners.values()):
             del self.waiting[peer.id]
-            peer.since = peer.boundary = boundary
+            peer.since = peer.boundary = peer.oldest = boundary
             self.members[peer.id] = peer
 
     def _publish(self, boundary: int, change: int, verdicts: tuple[m.Verdict, ...], reason: str) -> None:

@@ -301,6 +301,38 @@ def overdue_peer(cluster: Cluster, faults: Faults, random: Random) -> None:
 
 
 @scenario
+def skipped_op(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """One peer never calls what moves no bytes of its own, and is soon boundaries further: nobody may get it done."""
+    cluster.watch.overdue_expected = True
+    peers = random.randint(3, 4)
+    absent, skipped, last = random.randrange(peers), random.randrange(3), random.randint(3, 30)
+
+    async def program(peer: SimPeer) -> None:
+        missed = None
+        while peer.boundary < last:
+            if peer.boundary == skipped and peer.index != absent:
+                timeout = random.choice((0.1, 1.0))
+                root = cluster.nodes[(absent + 1) % peers].id
+                missed = (
+                    peer.broadcast(np.ones(300, "int64"), root, tag="skipped", timeout=timeout)
+                    if cluster.seed % 2
+                    else peer.barrier(tag="skipped", timeout=timeout)
+                )
+            await settled(peer.all_reduce(np.ones(10, "int64"), tag=f"step {peer.boundary % 3}"))
+            await peer.advance()
+        if missed is not None:
+            error = await settled(missed)
+            cluster.marks["missed"] += error is not None and "not called" in error.message
+
+    for _ in range(peers):
+        cluster.add(program)
+    cluster.form_with(peers)
+    if peers == 4 and random.random() < 0.5:  # the epochs freeze before the op is overdue
+        victim = (absent + 2) % peers
+        faults.when("advance", absent, skipped + 1, then=lambda: faults.crash(victim), after_s=random.random() * 0.1)
+
+
+@scenario
 def too_few_peers(cluster: Cluster, faults: Faults, random: Random) -> None:
     """One of three dies where three are asked for: no op runs until a joiner fills the gap."""
     cluster.options.min_peers = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pccl import messages as m
@@ -59,4 +60,22 @@ class EvictsOnLinkFault(c.Membership):
             target = self.members.get(event.message.peer)
             if target is not None:
                 target.connected = False
+        return super().handle(now, event)
+
+
+class ForgetsBoundaries(Session):
+    """Reports what it called at its present boundary only: whatever is older counts as called."""
+
+    def handle(self, now: float, event: s.Event) -> list[s.Effect]:
+        if isinstance(event, s.EngineFrozen):
+            event = replace(event, lanes={self.boundary: event.lanes[self.boundary]})
+        return super().handle(now, event)
+
+
+class DeniesCalls(Session):
+    """Reports that it has called nothing before its present boundary, whatever has ended there."""
+
+    def handle(self, now: float, event: s.Event) -> list[s.Effect]:
+        if isinstance(event, s.EngineFrozen):
+            event = replace(event, lanes={0: {}, self.boundary: event.lanes[self.boundary]})
         return super().handle(now, event)

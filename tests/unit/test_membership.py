@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import pytest
@@ -25,7 +27,7 @@ from pccl.coordinator.membership import (
 )
 from pccl.coordinator.plan import STREAMS_FAR
 from pccl.coordinator.run import GROUPS_MAX, Run
-from pccl.types import Cause, OpName, Status
+from pccl.types import Cause, Lanes, OpName, Status
 
 # -- forming ------------------------------------------------------------------------------------------------------
 
@@ -149,7 +151,7 @@ def test_a_removed_peer_never_comes_back() -> None:
     table = group(A, B)
     table.wait(12.0, A)
     assert table.members == [A]
-    for message in (m.Heartbeat(V, 0, 1, 0, 0), join(B), frozen(1)):
+    for message in (m.Heartbeat(V, 0, 1, 0, 0, 0), join(B), frozen(1)):
         (answer,) = table.say(B, message)
         assert isinstance(answer[1], m.Evicted) and "lease" in answer[1].reason
     assert table.say(B, m.Leave(V, "")) == [(B, m.Goodbye(V))]
@@ -249,7 +251,7 @@ def test_a_coordinator_that_slept_evicts_nobody() -> None:
 def test_what_was_missed_is_sent_again() -> None:
     table = group(A, B)
     assert set(of(m.Epoch, table(Reconnected(A)))) == {A}, "it has not confirmed epoch 1"
-    table.say(A, m.Heartbeat(V, 0, 1, 0, 0))
+    table.say(A, m.Heartbeat(V, 0, 1, 0, 0, 0))
     assert not table(Reconnected(A))
     table.say(C, join(C))
     assert set(of(m.Hold, table(Reconnected(A)))) == {A}
@@ -257,7 +259,7 @@ def test_what_was_missed_is_sent_again() -> None:
     table.say(B, m.Leave(V, ""))
     assert set(of(m.Freeze, table(Reconnected(A)))) == {A}
     table.now += 3.0
-    again = table.say(A, m.Heartbeat(V, 0, 1, 0, 0))
+    again = table.say(A, m.Heartbeat(V, 0, 1, 0, 0, 0))
     assert [type(message) for _, message in again] == [m.Ack, m.Freeze]
 
 
@@ -266,9 +268,9 @@ def test_what_was_missed_is_sent_again() -> None:
 
 def test_status_and_rates() -> None:
     table = group(A, B)
-    table.say(A, m.Heartbeat(V, 1, 1, 10, 1000))
+    table.say(A, m.Heartbeat(V, 1, 1, 0, 10, 1000))
     table.now += 1.0
-    table.say(A, m.Heartbeat(V, 5, 1, 20, 3000))
+    table.say(A, m.Heartbeat(V, 5, 1, 0, 20, 3000))
     table.say(C, join(C))
     status = table.machine.status(table.now)
     assert m.decode_at_peer(m.encode(m.Status(V, "run", 1.0, 0, (status,)))).groups == (status,)
@@ -315,10 +317,22 @@ class Model:
     epoch: int = 0
     promise: int | None = None
     change: int = 0
-    lanes: dict[int, int] = field(default_factory=dict)
+    lanes: Lanes = field(default_factory=lambda: {0: {}})
+    called: set[OpName] = field(default_factory=set)
     pending: dict[OpName, bool] = field(default_factory=dict)
     since: int = 0
     member: bool = False
+
+    def beat(self, *links: m.LinkReport) -> m.Heartbeat:
+        oldest = min([self.boundary, *(name.boundary for name in self.pending)])
+        return m.Heartbeat(V, self.boundary, self.epoch, oldest, 0, 0, links)
+
+    def forget(self, settled: int) -> None:
+        """As the engine does: what an entry says holds up to the next one."""
+        known = sorted(self.lanes)
+        for boundary, after in itertools.pairwise(known):
+            if after <= settled:
+                del self.lanes[boundary]
 
 
 class Walk(RuleBasedStateMachine):
@@ -366,15 +380,14 @@ class Walk(RuleBasedStateMachine):
             if verdict.status == Status.OK:
                 for member in epoch.members:
                     if member.since <= name.boundary:
-                        assert self.has_finished(self.reported[member.peer], name)
+                        assert self.has_finished(member.peer, name)
         self.promised.clear()
 
-    @staticmethod
-    def has_finished(answer: m.Frozen, name: OpName) -> bool:
-        for entry in answer.pending:
+    def has_finished(self, peer: bytes, name: OpName) -> bool:
+        for entry in self.reported[peer].pending:
             if entry.op == m.OpRef(*name):
                 return entry.finished
-        return name.boundary < answer.boundary or name.seq < answer.lanes.get(name.lane, 0)
+        return name in self.peers[peer].called
 
     # -- what peers do --
 
@@ -403,6 +416,7 @@ class Walk(RuleBasedStateMachine):
             if not model.member:
                 model.member = True
                 model.since = model.boundary = next(p.since for p in message.members if p.peer == peer)
+                model.lanes = {model.boundary: {}}
             for verdict in message.verdicts:
                 model.pending.pop(OpName(verdict.op.boundary, verdict.op.lane, verdict.op.seq), None)
             model.epoch, model.promise, model.change = message.epoch, None, 0
@@ -412,11 +426,13 @@ class Walk(RuleBasedStateMachine):
             self.feed(From(peer, m.Held(V, message.hold, model.promise)))
         elif isinstance(message, m.Release):
             model.promise = None
+        elif isinstance(message, m.Ack):
+            model.forget(message.settled)
         elif isinstance(message, m.Freeze):
             model.change, model.promise = message.change, None
             self.promised.clear()
             entries = tuple(pend(name, finished) for name, finished in sorted(model.pending.items()))
-            answer = m.Frozen(V, message.change, model.boundary, dict(model.lanes), entries)
+            answer = m.Frozen(V, message.change, model.boundary, deepcopy(model.lanes), entries)
             self.reported[peer] = answer
             self.feed(From(peer, answer))
         elif isinstance(message, m.Evicted):
@@ -427,9 +443,12 @@ class Walk(RuleBasedStateMachine):
         peer = self.pick(data)
         if peer is not None and not self.peers[peer].change:
             model = self.peers[peer]
-            seq = model.lanes.get(lane, 0)
-            model.lanes[lane] = seq + 1
-            model.pending[OpName(model.boundary, lane, seq)] = False
+            lanes = model.lanes[model.boundary]
+            seq = lanes.get(lane, 0)
+            lanes[lane] = seq + 1
+            name = OpName(model.boundary, lane, seq)
+            model.called.add(name)
+            model.pending[name] = False
 
     @rule(data=st.data())
     def finishes(self, data: st.DataObject) -> None:
@@ -445,7 +464,7 @@ class Walk(RuleBasedStateMachine):
             model = self.peers[peer]
             if not model.change and (model.promise is None or model.boundary + 1 < model.promise):
                 model.boundary += 1
-                model.lanes.clear()
+                model.lanes[model.boundary] = {}
 
     @rule(data=st.data())
     def complains(self, data: st.DataObject) -> None:
@@ -486,13 +505,13 @@ class Walk(RuleBasedStateMachine):
         a, b = self.pick(data), self.pick(data)
         if a is not None and b is not None and a != b:
             model = self.peers[a]
-            self.feed(From(a, m.Heartbeat(V, model.boundary, model.epoch, 0, 0, (m.LinkReport(b, 50_000, rate, 0),))))
+            self.feed(From(a, model.beat(m.LinkReport(b, 50_000, rate, 0))))
 
     @rule()
     def time_passes(self) -> None:
         self.now += 2.0
         for peer, model in sorted(self.peers.items()):
-            self.feed(From(peer, m.Heartbeat(V, model.boundary, model.epoch, 0, 0)))
+            self.feed(From(peer, model.beat()))
         self.feed(Tick())
 
     # -- what always holds --
