@@ -15,8 +15,8 @@ from typing import Any
 
 from pccl import errors
 from pccl import messages as m
-from pccl.coordinator.membership import CONCLUSIVE
 from pccl.types import (
+    Cause,
     EpochConfig,
     EpochView,
     Lanes,
@@ -464,7 +464,7 @@ class Session:
         if all(member.id != event.peer for member in self._chain[-1].members):
             return
         known = self._suspects.get(event.peer)
-        if known is not None and (known.cause in CONCLUSIVE or known.cause == event.cause):
+        if known is not None and known.cause in (Cause.REFUSED, event.cause):
             return
         suspect = m.Suspect(m.VERSION, event.peer, event.cause, event.errno, self.epoch)
         self._suspects[event.peer] = suspect

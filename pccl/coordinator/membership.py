@@ -20,15 +20,13 @@ from pccl.coordinator.links import Links
 from pccl.coordinator.plan import Pair, Plan, is_worth_it, plan, predict
 from pccl.coordinator.roster import Peer, evidence_in_words, in_words, infos, wire_members, wire_plan
 from pccl.coordinator.verdicts import Fault, Report, judge, name_of, report_of
-from pccl.types import Cause, MemberInfo, OpName, short_id
+from pccl.types import MemberInfo, OpName, short_id
 
 REMEMBERED_MAX = 4096
 LOG_MAX = 256
 PROBE_GAP_S = 1.0
 #: A plan is made anew for what was measured at most so often.
 REPLAN_GAP_S = 10.0
-#: Evidence that, with a closed control connection, says that the process is gone.
-CONCLUSIVE = frozenset({Cause.EOF, Cause.RESET, Cause.REFUSED})
 
 
 class State(Enum):
@@ -289,15 +287,13 @@ class Membership:
             self.members[event.peer].boundary = frozen.boundary
 
     def _on_suspect(self, event: From) -> None:
-        """notes the evidence; with a closed control connection: out; else Probe"""
+        """notes the evidence; a refused dial and a closed control connection: out; else Probe"""
         suspect = event.message
         assert isinstance(suspect, m.Suspect)
         target = self.members.get(suspect.peer)
         if target is None or event.peer not in self.members or event.peer == suspect.peer:
             return
-        known = self._links.evidence(target.id).get(event.peer)
-        if known is None or known.cause not in CONCLUSIVE:
-            self._links.suspect(self._now, event.peer, suspect)
+        self._links.suspect(self._now, event.peer, suspect)
         self._note(target.id, "suspect", evidence_in_words(event.peer, suspect))
         if not self._lose_if_proven(target) and target.connected:
             self._probe(target)
@@ -340,7 +336,7 @@ class Membership:
             self._lose([(event.peer, "leave", leave.reason)])
 
     def _on_disconnected(self, event: Disconnected) -> None:
-        """a waiting peer is dropped; a member is out if a link to it was reported dead, else its lease runs"""
+        """a waiting peer is dropped; a member is out if its port refused a dial of late, else its lease runs"""
         if event.peer in self.waiting:
             self._drop(event.peer, "gone", "its control connection closed before it was a member")
             return
@@ -528,15 +524,12 @@ class Membership:
         return [epoch for epoch in self._epochs if epoch.epoch > oldest]
 
     def _lose_if_proven(self, peer: Peer) -> bool:
-        """A closed control connection and a dead link: the process is gone."""
-        if peer.connected:
-            return False
-        for reporter, suspect in self._links.evidence(peer.id).items():
-            if suspect.cause in CONCLUSIVE:
-                reason = f"its control connection closed; {evidence_in_words(reporter, suspect)}"
-                self._lose([(peer.id, "lost", reason)])
-                return True
-        return False
+        """A closed control connection and a port that refuses: the process is gone. Broken streams prove nothing."""
+        proof = None if peer.connected else self._links.refusal(peer.id, self._now - self.settings.lease_s)
+        if proof is not None:
+            reason = f"its control connection closed; {evidence_in_words(*proof)}"
+            self._lose([(peer.id, "lost", reason)])
+        return proof is not None
 
     def _lose(self, losses: list[tuple[bytes, str, str]]) -> None:
         """Members go, all in one change."""

@@ -180,6 +180,19 @@ def flapping_link(cluster: Cluster, faults: Faults, random: Random) -> None:
 
 
 @scenario
+def forgetful_router(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """All connections of a live peer break at once, now and then again: what a dying process looks like, and is not."""
+    peers = random.randint(2, 4)
+    _start(cluster, peers, _reductions(boundaries=12))
+    victim = random.randrange(peers)
+    after_s = random.uniform(0, 8) * _delay_s(cluster)
+    for _ in range(random.randint(1, 3)):
+        faults.when("epoch", victim, then=lambda: faults.lose_all(victim), after_s=after_s)
+        after_s += random.choice((0.01, 0.1, 1.0))
+    faults.mark("lost", "log", "disconnected")
+
+
+@scenario
 def corrupt_wire(cluster: Cluster, faults: Faults, random: Random) -> None:
     """Bits flip on their way, and bytes arrive twice: streams are closed, nothing wrong is believed."""
     _start(cluster, 3, _reductions(boundaries=8))

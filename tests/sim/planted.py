@@ -9,6 +9,7 @@ from pccl import messages as m
 from pccl import session as s
 from pccl.coordinator import membership as c
 from pccl.session import Session
+from pccl.types import Cause
 
 
 class IgnoresHold(Session):
@@ -52,7 +53,18 @@ class CommitsUnfinished(c.Membership):
         return super()._try_judge()
 
 
-class EvictsOnLinkFault(c.Membership):
+class BelievesBrokenStreams(c.Membership):
+    """Takes a broken stream for proof that nobody lives at its other end."""
+
+    def handle(self, now: float, event: c.Event) -> list[c.Effect]:
+        if isinstance(event, c.From) and isinstance(event.message, m.Suspect):
+            said = event.message
+            if said.cause in (Cause.EOF, Cause.RESET):
+                event = c.From(event.peer, m.Suspect(m.VERSION, said.peer, Cause.REFUSED, said.errno, said.epoch))
+        return super().handle(now, event)
+
+
+class EvictsOnLinkFault(BelievesBrokenStreams):
     """Believes that who has a dead link is dead."""
 
     def handle(self, now: float, event: c.Event) -> list[c.Effect]:

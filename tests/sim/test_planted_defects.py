@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 from sim.planted import (
+    BelievesBrokenStreams,
     CommitsUnfinished,
     DeniesCalls,
     EvictsOnLinkFault,
@@ -37,6 +38,7 @@ CONTROL = [
     pytest.param({"membership": CommitsUnfinished}, "P1", "staggered_freeze", id="commits_unfinished"),
     pytest.param({"session": ForgetsBoundaries}, "P1", "skipped_op", id="forgets_boundaries"),
     pytest.param({"session": DeniesCalls}, "P1", "skipped_op", id="denies_calls"),
+    pytest.param({"membership": BelievesBrokenStreams}, "P4", "forgetful_router", id="believes_broken_streams"),
     pytest.param({"membership": EvictsOnLinkFault}, "P4", "flapping_link", id="evicts_on_link_fault"),
 ]
 

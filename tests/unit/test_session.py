@@ -276,7 +276,8 @@ def test_links(member: Bench) -> None:
     assert member.engine_says(down(LOW, Cause.SILENT)) == [m.Suspect(V, LOW, Cause.SILENT, 104, 1)]
     assert member.engine_says(down(LOW, Cause.SILENT)) == []
     assert member.engine_says(down(LOW, Cause.EOF)) == [m.Suspect(V, LOW, Cause.EOF, 104, 1)]
-    assert member.engine_says(down(LOW, Cause.UNREACHABLE)) == []
+    assert member.engine_says(down(LOW, Cause.REFUSED)) == [m.Suspect(V, LOW, Cause.REFUSED, 104, 1)]
+    assert member.engine_says(down(LOW, Cause.UNREACHABLE)) == [], "it tells less"
     assert member.engine_says(Event(kind=EventKind.LINK_UP, peer=LOW)) == [m.Healed(V, LOW)]
     assert member.engine_says(Event(kind=EventKind.LINK_UP, peer=LOW)) == []
     assert member.say(m.Probe(V, 3)) == [m.ProbeReply(V, 3)]
