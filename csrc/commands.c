@@ -7,8 +7,8 @@
 #include "reduce.h"
 
 enum command_type {
-    COMMAND_SUBMIT, COMMAND_ADVANCE, COMMAND_PREPARE, COMMAND_FREEZE, COMMAND_CONFIGURE, COMMAND_FAIL_ALL,
-    COMMAND_ABANDON, COMMAND_KILL_STREAM
+    COMMAND_SUBMIT, COMMAND_ADVANCE, COMMAND_FORGET, COMMAND_PREPARE, COMMAND_FREEZE, COMMAND_CONFIGURE,
+    COMMAND_FAIL_ALL, COMMAND_ABANDON, COMMAND_KILL_STREAM
 };
 
 struct command {
@@ -65,8 +65,7 @@ static void do_advance(pccl_engine *e, uint32_t boundary)
 {
     if (boundary <= e->boundary)
         return;
-    e->boundary = boundary;
-    lane_forget_all(e);
+    lanes_pass(e, boundary);
     tombstone_forget(e, boundary);
 }
 
@@ -123,6 +122,7 @@ static void carry_out(pccl_engine *e, struct command *c)
     switch (c->type) {
     case COMMAND_SUBMIT: (void)op_submit(e, &c->u.submit, (const pccl_peer_id *)c->tail); break;
     case COMMAND_ADVANCE: do_advance(e, c->u.number); break;
+    case COMMAND_FORGET: lanes_forget(e, c->u.number); break;
     case COMMAND_PREPARE: do_prepare(e, c); break;
     case COMMAND_FREEZE: epoch_freeze(e, c->u.number); break;
     case COMMAND_CONFIGURE: do_configure(e, c); break;
@@ -233,6 +233,11 @@ static pccl_err push_number(pccl_engine *engine, enum command_type type, uint32_
 pccl_err pccl_engine_advance(pccl_engine *engine, uint32_t boundary)
 {
     return push_number(engine, COMMAND_ADVANCE, boundary);
+}
+
+pccl_err pccl_engine_forget(pccl_engine *engine, uint32_t boundary)
+{
+    return push_number(engine, COMMAND_FORGET, boundary);
 }
 
 pccl_err pccl_engine_freeze(pccl_engine *engine, uint32_t change)

@@ -49,6 +49,10 @@ static void on_challenge(struct conn *c, const uint8_t *message)
         refuse(c, PCCL_EAUTH);
         return;
     }
+    if (c == c->link->check) {
+        conn_fail(c, PCCL_CAUSE_NONE, 0);
+        return;
+    }
     wire_dialler_mac(c->engine->config.key, c->hello, message, mac);
     wire_encode_proof(mac, proof);
     send_later(c, proof, WIRE_PROOF_BYTES);

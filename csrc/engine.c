@@ -248,7 +248,7 @@ void pccl_engine_free(pccl_engine *engine)
     if (e->event_fd >= 0)
         close(e->event_fd);
     pthread_mutex_destroy(&e->lock);
-    mem_free(e->lanes.lanes);
+    lanes_free(e);
     mem_free(e->events);
     mem_free(e->links_shared);
     mem_free(e->frozen_ops);

@@ -39,6 +39,13 @@ struct lane_table {
     uint32_t cap, count;
 };
 
+/* What the table was at an earlier boundary, and at those after it up to the next record's. */
+struct lane_record {
+    struct lane_record *next;
+    uint32_t count;
+    pccl_lane_state lanes[];
+};
+
 /* A verdict on an op that this peer has not called yet: it ends with it as soon as it is called. */
 struct tombstone {
     struct tombstone *next;
@@ -62,6 +69,8 @@ struct pccl_engine {
     uint32_t ops_thrown_back;  /* pending ones that have been retried */
     struct op_table table;
     struct lane_table lanes;
+    struct lane_record *records_first, *records_last;
+    uint32_t record_lanes;     /* in all of them */
     struct epoch *epochs;
     struct tombstone *tombstones;
     uint32_t boundary;
@@ -130,7 +139,13 @@ void tombstone_forget(pccl_engine *e, uint32_t boundary);
 /* lanes.c */
 uint32_t lane_posted(const pccl_engine *e, uint64_t lane);
 pccl_err lane_note(pccl_engine *e, uint64_t lane, uint32_t posted);
-void lane_forget_all(pccl_engine *e);
+/* On to a later boundary: the table becomes a record. */
+void lanes_pass(pccl_engine *e, uint32_t boundary);
+/* Drops the records that speak of boundaries below this one only. */
+void lanes_forget(pccl_engine *e, uint32_t boundary);
+/* All records, the oldest first, then the table; NULL: no memory. The caller frees it. */
+pccl_lane_state *lanes_report(const pccl_engine *e, uint32_t *count_p);
+void lanes_free(pccl_engine *e);
 /* Is this an op that this peer has called and that has ended? (Only asked for ops that are not in the table.) */
 int op_is_over(const pccl_engine *e, const pccl_op_name *name);
 

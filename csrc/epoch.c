@@ -53,16 +53,13 @@ void epoch_free_all(pccl_engine *e)
 
 static void take_snapshot(pccl_engine *e)
 {
-    uint32_t op_count = 0, lane_count = 0;
+    uint32_t op_count = 0, lane_count;
     pccl_op_state *ops = mem_alloc(e->table.count * sizeof *ops);
-    pccl_lane_state *lanes = mem_alloc(e->lanes.count * sizeof *lanes);
+    pccl_lane_state *lanes = lanes_report(e, &lane_count);
     ASSERT(ops && lanes);
     for (const struct op *op = e->ops_first; op; op = op->next)
         ops[op_count++] = (pccl_op_state){.name = op->request.name, .token = op->request.token,
                                           .finished = op->state == OP_FINISHED};
-    for (uint32_t i = 0; i < e->lanes.cap; i++)
-        if (e->lanes.lanes[i].used)
-            lanes[lane_count++] = (pccl_lane_state){.lane = e->lanes.lanes[i].lane, .posted = e->lanes.lanes[i].posted};
     pthread_mutex_lock(&e->lock);
     mem_free(e->frozen_ops);
     mem_free(e->frozen_lanes);

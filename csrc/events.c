@@ -89,10 +89,18 @@ static void publish_links(pccl_engine *e)
         };
 }
 
+/* Ops are in the order of their boundaries. */
+static uint32_t oldest_boundary(const pccl_engine *e)
+{
+    uint32_t first = e->ops_first ? e->ops_first->request.name.boundary : UINT32_MAX;
+    return first < e->boundary ? first : e->boundary;
+}
+
 void engine_publish(pccl_engine *e)
 {
     int with_links = e->now_ns - e->published_ns >= LINKS_EVERY_NS;
     e->stats.pool_bytes = e->pool.held_bytes;
+    e->stats.oldest_boundary = oldest_boundary(e);
     count_links(e);
     pthread_mutex_lock(&e->lock);
     signal_events(e);

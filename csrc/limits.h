@@ -10,6 +10,7 @@ enum {
     LIMIT_SEGMENT_BYTES = 1 << 20,   /* one DATA payload */
     LIMIT_STRANGERS = 256,           /* accepted streams that have not proved themselves, or whose peer is not known yet */
     LIMIT_PARKED_FRAMES = 1 << 16,   /* frames a link keeps for ops not called yet */
+    LIMIT_RECORD_LANES = 8192,       /* entries of lane records about earlier boundaries */
     WINDOW_FRAMES = 4096,            /* numbered frames in flight on a link; a power of two */
     METER_SAMPLES = 24,              /* of a link's bandwidth: the best of so many counts */
     WINDOW_RESERVE = 64,             /* of these, kept back for FIN and GRANT */

@@ -2,7 +2,8 @@
  *
  * Who dials is decided elsewhere (pccl_member.dial); the other side waits. A link that lost all its streams is BROKEN: the
  * dialler tries again at once and then with growing pauses, and every worse cause is reported once per outage, because a
- * refused dial tells the coordinator more than an end of file does. */
+ * refused dial tells the coordinator more than an end of file does: that nobody is there any more. So the side that
+ * waits dials too, only to see whether the peer answers. */
 #include "link.h"
 
 #include <string.h>
@@ -75,9 +76,34 @@ static void dial_later(struct link *l)
     engine_wake_at(l->engine, l->redial_at_ns);
 }
 
+/* A stream that is broken off as soon as the peer has answered; nothing to learn once a dial was refused. */
+static void check_peer(struct link *l)
+{
+    int sys_errno = 0;
+    if (l->state != LINK_BROKEN || l->check || l->told == PCCL_CAUSE_REFUSED)
+        return;
+    l->check = conn_dial(l->engine, l, 0, &sys_errno);
+    if (l->check)
+        return;
+    report_down(l, PCCL_CAUSE_UNREACHABLE, sys_errno);
+    dial_later(l);
+}
+
+static void check_ended(struct link *l, pccl_cause cause, int sys_errno)
+{
+    l->check = NULL;
+    if (l->state != LINK_BROKEN)
+        return;
+    if (cause != PCCL_CAUSE_NONE)
+        report_down(l, cause, sys_errno);
+    dial_later(l);
+}
+
 static void dial_missing(struct link *l)
 {
     l->redial_at_ns = NEVER;
+    if (!l->dial)
+        check_peer(l);
     for (uint32_t i = 0; l->dial && i < l->streams; i++) {
         int sys_errno = 0;
         if (l->conns[i])
@@ -187,6 +213,10 @@ static uint32_t count_open(const struct link *l)
 
 void link_stream_lost(struct link *l, struct conn *c, pccl_cause cause, int sys_errno)
 {
+    if (c == l->check) {
+        check_ended(l, cause, sys_errno);
+        return;
+    }
     ASSERT(l->conns[c->index] == c);
     uint32_t before = l->open;
     l->conns[c->index] = NULL;
@@ -200,7 +230,7 @@ void link_stream_lost(struct link *l, struct conn *c, pccl_cause cause, int sys_
         if (cause != PCCL_CAUSE_NONE)
             report_down(l, cause, sys_errno);
     }
-    if (l->dial)
+    if (l->dial || !l->open)
         dial_later(l);
     link_mark_dirty(l);
 }
@@ -212,6 +242,8 @@ void link_close(struct link *l)
     for (uint32_t i = 0; i < LIMIT_STREAMS; i++)
         if (l->conns[i])
             conn_fail(l->conns[i], PCCL_CAUSE_NONE, 0);
+    if (l->check)
+        conn_fail(l->check, PCCL_CAUSE_NONE, 0);
     ASSERT(!l->flows);
     link_drop_parked(l, UINT32_MAX);
     struct link **at = &e->links;

@@ -95,6 +95,7 @@ struct link {
     uint32_t open;             /* how many are open */
     uint32_t used;             /* how many of these get frames: the first `wanted` */
     uint32_t next_conn;
+    struct conn *check;        /* dialled by the side that does not dial, to see whether the peer is still there */
     uint64_t redial_at_ns, redial_after_ns;
     pccl_cause told;           /* the worst cause reported in this outage */
 

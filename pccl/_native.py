@@ -26,6 +26,7 @@ from pccl.types import (
     Algorithm,
     EpochConfig,
     Event,
+    Lanes,
     LinkStats,
     MemberConfig,
     OpDesc,
@@ -148,6 +149,7 @@ class EngineStats:
     frames_corrupt: int
     parked_bytes: int
     pool_bytes: int
+    oldest_boundary: int
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------
@@ -402,8 +404,13 @@ class Engine:
         with self._lock:
             _check(lib.pccl_engine_freeze(self._live(), change), "freeze")
 
-    def frozen(self) -> tuple[list[OpState], dict[int, int]]:
-        """After FROZEN: the pending ops, and per lane how many were posted since the boundary."""
+    def forget(self, boundary: int) -> None:
+        """What lanes were before this boundary may be forgotten."""
+        with self._lock:
+            _check(lib.pccl_engine_forget(self._live(), boundary), "forget")
+
+    def frozen(self) -> tuple[list[OpState], Lanes]:
+        """After FROZEN: the pending ops, and how many were posted per lane, by boundary."""
         op_count, lane_count = ffi.new("uint32_t *"), ffi.new("uint32_t *")
         with self._lock:
             handle = self._live()
@@ -418,10 +425,12 @@ class Engine:
                 room = needed
                 ops = ffi.new("pccl_op_state[]", max(1, room[0]))
                 lanes = ffi.new("pccl_lane_state[]", max(1, room[1]))
-        return (
-            [_op_state(ops[i]) for i in range(needed[0])],
-            {lanes[i].lane: lanes[i].posted for i in range(needed[1])},
-        )
+        posted: Lanes = {}
+        for i in range(needed[1]):
+            table = posted.setdefault(lanes[i].boundary, {})
+            if lanes[i].posted:
+                table[lanes[i].lane] = lanes[i].posted
+        return [_op_state(ops[i]) for i in range(needed[0])], posted
 
     def configure(self, config: EpochConfig) -> None:
         """Installs an epoch."""
@@ -483,6 +492,10 @@ class Engine:
         with self._lock:
             lib.pccl_engine_stats(self._live(), raw)
         return EngineStats(*(getattr(raw, name) for name in EngineStats.__slots__))
+
+    def oldest_boundary(self) -> int:
+        """That of the oldest pending op; with none pending, the one last reached."""
+        return self.stats().oldest_boundary
 
     def links(self) -> list[LinkStats]:
         """Every link of the engine."""

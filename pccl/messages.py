@@ -184,10 +184,14 @@ class Join(Message, frozen=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """Renews the lease. `ops` and `bytes` count from the start of the peer. `links`, `achieved`: what is new."""
+    """Renews the lease. `ops` and `bytes` count from the start of the peer. `links`, `achieved`: what is new.
+
+    `oldest`: no op of an earlier boundary is pending at the peer, and none will be.
+    """
 
     boundary: U32
     epoch: U32
+    oldest: U32
     ops: U64
     bytes: U64
     links: Annotated[tuple[LinkReport, ...], Meta(max_length=LINKS_MAX)] = ()
@@ -202,11 +206,14 @@ class Held(Message, frozen=True):
 
 
 class Frozen(Message, frozen=True):
-    """Answer to Freeze. `lanes`: how many ops of each lane were posted since `boundary` was reached."""
+    """Answer to Freeze. `lanes`: how many ops of each lane were posted, by boundary.
+
+    Its entries hold for later boundaries too, up to the next entry; the last one is that of `boundary`.
+    """
 
     change: U32
     boundary: U32
-    lanes: Annotated[dict[U64, U32], Meta(max_length=PENDING_MAX)]
+    lanes: Annotated[dict[U32, Annotated[dict[U64, U32], Meta(max_length=PENDING_MAX)]], Meta(max_length=PENDING_MAX)]
     pending: Annotated[tuple[Pending, ...], Meta(max_length=PENDING_MAX)]
 
 
@@ -270,9 +277,10 @@ class Refused(Message, frozen=True):
 
 
 class Ack(Message, frozen=True):
-    """Answers every Heartbeat."""
+    """Answers every Heartbeat. `settled`: no op of an earlier boundary is pending at any member."""
 
     boundary: U32
+    settled: U32
 
 
 class Hold(Message, frozen=True):

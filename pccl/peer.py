@@ -16,6 +16,8 @@ from pccl.errors import PcclError
 from pccl.measure import LinkReporter
 from pccl.types import Engine, EpochView, Event, EventKind, OpInfo, OpName, OpState, Status
 
+#: The engine is looked at so often at most for what a Heartbeat tells.
+LOOK_GAP_S = 0.1
 VERDICTS_MAX = 65536
 FAILED_MAX = 1024
 
@@ -33,6 +35,7 @@ class Peer:
         self._describe = describe
         self._reporter = LinkReporter()
         self._stopwatch = Stopwatch()
+        self._looked = float("-inf")
         self._verdicts: OrderedDict[OpName, tuple[int, str]] = OrderedDict()
         self._failed: OrderedDict[OpName, m.Pending] = OrderedDict()
 
@@ -85,6 +88,7 @@ class Peer:
     def on_connected(self, now: float) -> None:
         """The control connection is up (again)."""
         self._reporter.forget()
+        self._looked = float("-inf")
         self._do(now, s.Connected())
 
     def on_rejected(self, now: float, reason: str) -> None:
@@ -109,11 +113,6 @@ class Peer:
 
     def on_tick(self, now: float) -> None:
         """Time has passed."""
-        if self.session.state is s.State.MEMBER:
-            for report in self._reporter.news(now, self._engine.links()):
-                self.session.links[report.peer] = report
-            if self.session.achieved is None:
-                self.session.achieved = self._stopwatch.take()
         self._do(now, s.Tick())
 
     def advance(self, now: float) -> int | None:
@@ -151,7 +150,7 @@ class Peer:
     def _on_frozen(self, now: float, change: int) -> None:
         states, lanes = self._engine.frozen()
         pending = (*(self._pending(state) for state in states), *self._failed.values())
-        self._do(now, s.EngineFrozen(change, dict(lanes), pending))
+        self._do(now, s.EngineFrozen(change, lanes, pending))
 
     def _pending(self, state: OpState) -> m.Pending:
         return _entry(state.name, bool(state.finished), self._describe(state.token))
@@ -179,7 +178,18 @@ class Peer:
             if desc is not None:
                 self._stopwatch.ended(now, event, desc)
 
+    def _look(self, now: float) -> None:
+        """For the next Heartbeat, whatever will be the cause of it."""
+        self._looked = now
+        self.session.oldest = self._engine.oldest_boundary()
+        for report in self._reporter.news(now, self._engine.links()):
+            self.session.links[report.peer] = report
+        if self.session.achieved is None:
+            self.session.achieved = self._stopwatch.take()
+
     def _do(self, now: float, event: s.Event) -> None:
+        if self.session.state is s.State.MEMBER and now - self._looked >= LOOK_GAP_S:
+            self._look(now)
         for effect in self.session.handle(now, event):
             self._carry_out(effect)
 
@@ -189,6 +199,8 @@ class Peer:
             self.outbox.append(effect.message)
         elif isinstance(effect, s.AdvanceEngine):
             engine.advance(effect.boundary)
+        elif isinstance(effect, s.ForgetLanes):
+            engine.forget(effect.boundary)
         elif isinstance(effect, s.Configure):
             self._keep_verdicts(effect)
             self.configured += 1

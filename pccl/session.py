@@ -15,12 +15,13 @@ from typing import Any
 
 from pccl import errors
 from pccl import messages as m
-from pccl.coordinator.membership import CONCLUSIVE
 from pccl.types import (
     STREAMS_LIMIT,
     Algorithm,
+    Cause,
     EpochConfig,
     EpochView,
+    Lanes,
     MemberConfig,
     MemberInfo,
     OpName,
@@ -98,7 +99,7 @@ class EngineFrozen:
     """The engine has frozen for this change."""
 
     change: int
-    lanes: dict[int, int]
+    lanes: Lanes
     pending: tuple[m.Pending, ...]
 
 
@@ -170,13 +171,20 @@ class AdvanceEngine:
 
 
 @dataclass(slots=True, frozen=True)
+class ForgetLanes:
+    """engine.forget"""
+
+    boundary: int
+
+
+@dataclass(slots=True, frozen=True)
 class FailAll:
     """engine.fail_all"""
 
     status: int
 
 
-Effect = Send | Prepare | FreezeEngine | Configure | AdvanceEngine | FailAll
+Effect = Send | Prepare | FreezeEngine | Configure | AdvanceEngine | ForgetLanes | FailAll
 
 
 @dataclass(slots=True, frozen=True)
@@ -209,11 +217,13 @@ class Session:
         self.error: errors.PcclError | None = None
         self.ops = 0
         self.bytes = 0
+        self.oldest = 0  # no op of an earlier boundary is pending here
         self.links: dict[bytes, m.LinkReport] = {}  # news that the next Heartbeat takes along
         self.achieved: m.Achieved | None = None  # likewise
         self._chain: list[EpochView] = []
         self._views: OrderedDict[int, EpochView] = OrderedDict()
         self._streams = 1
+        self._forgotten = 0
         self._hold = 0
         self._promise: int | None = None
         self._change = 0
@@ -347,6 +357,7 @@ class Session:
         self._out.append(_configure(self.identity.peer, event))
         if entering:
             self.boundary = next(member.since for member in event.members if member.peer == self.identity.peer)
+            self.oldest = self.boundary
             self._out.append(AdvanceEngine(self.boundary))
         self._pulse()
 
@@ -409,6 +420,12 @@ class Session:
     def _heard_only(self, event: Event) -> None:
         """nothing but that the coordinator lives"""
 
+    def _on_ack(self, event: m.Ack) -> None:
+        """forgets what it called at boundaries of which nothing is pending anywhere"""
+        if event.settled > self._forgotten:
+            self._forgotten = event.settled
+            self._out.append(ForgetLanes(event.settled))
+
     # -- the user ---------------------------------------------------------------------------------------------
 
     def _on_advance(self, event: Advance) -> None:
@@ -450,7 +467,7 @@ class Session:
         if all(member.id != event.peer for member in self._chain[-1].members):
             return
         known = self._suspects.get(event.peer)
-        if known is not None and (known.cause in CONCLUSIVE or known.cause == event.cause):
+        if known is not None and known.cause in (Cause.REFUSED, event.cause):
             return
         suspect = m.Suspect(m.VERSION, event.peer, event.cause, event.errno, self.epoch)
         self._suspects[event.peer] = suspect
@@ -521,7 +538,7 @@ class Session:
         for report in news:
             del self.links[report.peer]
         achieved, self.achieved = self.achieved, None
-        self._send(m.Heartbeat(m.VERSION, self.boundary, self.epoch, self.ops, self.bytes, news, achieved))
+        self._send(m.Heartbeat(m.VERSION, self.boundary, self.epoch, self.oldest, self.ops, self.bytes, news, achieved))
 
     def _send_held(self) -> None:
         assert self._promise is not None
@@ -579,7 +596,7 @@ TABLE: dict[tuple[State, type], Row] = {
     (_J, Shut): _row(_S._on_shut, _C),
     (_M, Advance): _row(_S._on_advance, _M),
     (_M, Connected): _row(_S._on_connected, _M),
-    (_M, m.Ack): _row(_S._heard_only, _M),
+    (_M, m.Ack): _row(_S._on_ack, _M),
     (_M, m.Hold): _row(_S._on_hold, _M),
     (_M, m.Release): _row(_S._on_release, _M),
     (_M, m.Freeze): _row(_S._on_freeze, _M, _Z),
@@ -594,7 +611,7 @@ TABLE: dict[tuple[State, type], Row] = {
     (_M, Quit): _row(_S._on_quit, _M),
     (_M, Shut): _row(_S._on_shut, _C),
     (_Z, Connected): _row(_S._on_connected, _Z),
-    (_Z, m.Ack): _row(_S._heard_only, _Z),
+    (_Z, m.Ack): _row(_S._on_ack, _Z),
     (_Z, m.Freeze): _row(_S._on_freeze, _Z),
     (_Z, EngineFrozen): _row(_S._on_engine_frozen, _Z),
     (_Z, m.Epoch): _row(_S._on_epoch, _Z, _M, _X),

@@ -78,6 +78,11 @@ class OpName(NamedTuple):
     seq: int
 
 
+#: {boundary: {lane: ops called}}. An entry holds for later boundaries as well, up to the next entry; the last one is
+#: that of the present boundary.
+Lanes = dict[int, dict[int, int]]
+
+
 class OpDesc(NamedTuple):
     """What the description of an op says (pccl_op_desc). `algorithm`: the one taken; `nbytes`: before any codec."""
 
@@ -243,14 +248,20 @@ class Engine(Protocol):
     def freeze(self, change: int) -> None:
         """Stops all epochs; a FROZEN event with token == change follows, also when frozen already."""
 
-    def frozen(self) -> tuple[list[OpState], dict[int, int]]:
-        """After FROZEN: the pending ops, and per lane how many were posted since the boundary, as of the freeze."""
+    def frozen(self) -> tuple[list[OpState], Lanes]:
+        """After FROZEN: the pending ops, and how many were posted per lane, as of the freeze."""
 
     def configure(self, config: EpochConfig) -> None:
         """Installs an epoch. Verdicts on ops this engine does not have are ignored."""
 
     def advance(self, boundary: int) -> None:
         """This peer has reached a boundary."""
+
+    def oldest_boundary(self) -> int:
+        """That of the oldest pending op; with none pending, the one last reached. It never goes down."""
+
+    def forget(self, boundary: int) -> None:
+        """No op of an earlier boundary is pending anywhere: what lanes were then may be forgotten."""
 
     def fail_all(self, status: int) -> None:
         """Ends every pending op."""

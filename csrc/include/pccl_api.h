@@ -213,9 +213,11 @@ typedef struct {
     uint8_t finished;          /* 1: this peer holds the whole result */
 } pccl_op_state;
 
-/* How many ops of a lane this peer has called since its current boundary. */
+/* How many ops of a lane this peer has called at a boundary, and likewise at those after it up to the next that has entries.
+ * The last with entries is the present one. A boundary without ops has one entry, of lane 0, with 0. */
 typedef struct {
     uint64_t lane;
+    uint32_t boundary;
     uint32_t posted;
 } pccl_lane_state;
 
@@ -235,6 +237,7 @@ typedef struct {
     uint64_t frames_corrupt;
     uint64_t parked_bytes;
     uint64_t pool_bytes;       /* scratch and backup memory held */
+    uint32_t oldest_boundary;  /* of the pending ops; with none pending, the boundary that the engine was told last */
 } pccl_stats;
 
 /* What a packed description says. */
@@ -306,13 +309,16 @@ int pccl_wire_version(void);
 /* Starts an op (queued until an epoch for its boundary is configured). Errors: PCCL_EINVAL, PCCL_ENOMEM, PCCL_ECLOSED;
  * after an error nothing is borrowed and no event will come. */
 pccl_err pccl_engine_submit(pccl_engine *engine, const pccl_op_request *request);
-/* Tells the engine that this peer has reached a boundary: lanes of earlier ones are forgotten. */
+/* Tells the engine that this peer has reached a boundary. Ops are submitted in the order of their boundaries, after this. */
 pccl_err pccl_engine_advance(pccl_engine *engine, uint32_t boundary);
+/* No op of an earlier boundary than this one is pending anywhere in the group: what lanes were then may be forgotten. */
+pccl_err pccl_engine_forget(pccl_engine *engine, uint32_t boundary);
 /* Opens links ahead of an epoch that will need them. */
 pccl_err pccl_engine_prepare(pccl_engine *engine, const pccl_member *members, uint32_t member_count, uint32_t streams);
 /* Stops all epochs: no op finishes or commits, nothing of theirs is accepted. PCCL_EVENT_FROZEN follows. */
 pccl_err pccl_engine_freeze(pccl_engine *engine, uint32_t change);
-/* After PCCL_EVENT_FROZEN: the pending ops and the lanes at the moment of the freeze. Each count in: capacity, out: needed. */
+/* After PCCL_EVENT_FROZEN: the pending ops and the lanes at the moment of the freeze, by boundary, the oldest first. Each count
+ * in: capacity, out: needed. */
 pccl_err pccl_engine_frozen(pccl_engine *engine, pccl_op_state *ops, uint32_t *op_count,
                             pccl_lane_state *lanes, uint32_t *lane_count);
 /* Installs an epoch; see pccl_epoch. Links to peers of no live epoch are closed. */

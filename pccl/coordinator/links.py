@@ -2,7 +2,8 @@
 
 Pure, like membership.py, whose helper it is. A link is *suspected* while either end reports it dead; *broken* once
 membership has decided to do without it; *mended* when nobody has suspected it for a while, which doubles with every
-break, so that a link that comes and goes does not make a new plan each time.
+break, so that a link that comes and goes does not make a new plan each time. Of what an end reports, that its dial was
+refused outweighs the rest.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pccl import messages as m
 from pccl.coordinator.cost import Measurements
 from pccl.coordinator.plan import Pair
+from pccl.types import Cause
 
 FIGURES_AGE_S = 600.0
 MENDED_S = 5.0
@@ -35,6 +37,7 @@ class Links:
         self._rate: Figures = {}
         self._loss: Figures = {}
         self._suspects: dict[bytes, dict[bytes, m.Suspect]] = {}
+        self._refused: dict[Pair, float] = {}  # (who dialled, whom): when that was said first
         self._since: dict[Pair, float] = {}
         self._whole: dict[Pair, float] = {}
         self._breaks: dict[Pair, int] = {}
@@ -61,7 +64,11 @@ class Links:
 
     def suspect(self, now: float, reporter: bytes, suspect: m.Suspect) -> None:
         """One end says that the link is dead."""
-        self._suspects.setdefault(suspect.peer, {})[reporter] = suspect
+        reports = self._suspects.setdefault(suspect.peer, {})
+        if reporter not in reports or reports[reporter].cause != Cause.REFUSED:
+            reports[reporter] = suspect
+            if suspect.cause == Cause.REFUSED:
+                self._refused[(reporter, suspect.peer)] = now
         pair = pair_of(reporter, suspect.peer)
         self._since.setdefault(pair, now)
         self._whole.pop(pair, None)
@@ -71,6 +78,7 @@ class Links:
         reports = self._suspects.get(peer, {})
         if reports.pop(reporter, None) is None:
             return False
+        self._refused.pop((reporter, peer), None)
         if peer not in self._suspects.get(reporter, {}):
             pair = pair_of(reporter, peer)
             self._since.pop(pair, None)
@@ -83,12 +91,19 @@ class Links:
         """Who has reported a dead link to the peer, and how."""
         return self._suspects.get(peer, {})
 
+    def refusal(self, peer: bytes, since: float) -> tuple[bytes, m.Suspect] | None:
+        """Somebody whose dial the peer's port has refused since then, and what he said."""
+        for reporter, suspect in self._suspects.get(peer, {}).items():
+            if self._refused.get((reporter, peer), float("-inf")) >= since:
+                return reporter, suspect
+        return None
+
     def forget(self, peer: bytes) -> None:
         """The peer is no member any more."""
         self._suspects.pop(peer, None)
         for reports in self._suspects.values():
             reports.pop(peer, None)
-        for table in (self._rtt, self._rate, self._loss, self._since, self._whole, self._breaks):
+        for table in (self._rtt, self._rate, self._loss, self._since, self._whole, self._breaks, self._refused):
             for pair in [pair for pair in table if peer in pair]:
                 del table[pair]
         self._given_up = {pair for pair in self._given_up if peer not in pair}

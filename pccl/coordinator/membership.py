@@ -23,15 +23,13 @@ from pccl.coordinator.plan import Pair, Plan, is_worth_a_try, is_worth_it, plan,
 from pccl.coordinator.reality import Reality
 from pccl.coordinator.roster import Peer, evidence_in_words, in_words, infos, wire_members, wire_plan
 from pccl.coordinator.verdicts import Fault, Report, judge, name_of, report_of
-from pccl.types import Cause, MemberInfo, OpName, short_id
+from pccl.types import MemberInfo, OpName, short_id
 
 REMEMBERED_MAX = 4096
 LOG_MAX = 256
 PROBE_GAP_S = 1.0
 #: A plan is made anew for what was measured at most so often.
 REPLAN_GAP_S = 10.0
-#: Evidence that, with a closed control connection, says that the process is gone.
-CONCLUSIVE = frozenset({Cause.EOF, Cause.RESET, Cause.REFUSED})
 
 
 class State(Enum):
@@ -211,13 +209,13 @@ class Membership:
         """answers Ack; sends again what the peer has missed; takes what it has measured"""
         beat = event.message
         assert isinstance(beat, m.Heartbeat)
-        self._send(event.peer, m.Ack(m.VERSION, beat.boundary))
         peer = self.members.get(event.peer)
+        if peer is not None:
+            peer.note(self._now, beat)
+        settled = min((member.oldest for member in self.members.values()), default=0)
+        self._send(event.peer, m.Ack(m.VERSION, beat.boundary, settled))
         if peer is None:
             return
-        peer.boundary = max(peer.boundary, beat.boundary)
-        peer.epoch = max(peer.epoch, beat.epoch)
-        peer.count(self._now, beat)
         self._links.report(self._now, peer.id, (entry for entry in beat.links if entry.peer in self.members))
         if beat.achieved is not None:
             self._reality.report(peer.id, beat.achieved)
@@ -241,15 +239,13 @@ class Membership:
             self.members[event.peer].boundary = frozen.boundary
 
     def _on_suspect(self, event: From) -> None:
-        """notes the evidence; with a closed control connection: out; else Probe"""
+        """notes the evidence; a refused dial and a closed control connection: out; else Probe"""
         suspect = event.message
         assert isinstance(suspect, m.Suspect)
         target = self.members.get(suspect.peer)
         if target is None or event.peer not in self.members or event.peer == suspect.peer:
             return
-        known = self._links.evidence(target.id).get(event.peer)
-        if known is None or known.cause not in CONCLUSIVE:
-            self._links.suspect(self._now, event.peer, suspect)
+        self._links.suspect(self._now, event.peer, suspect)
         self._note(target.id, "suspect", evidence_in_words(event.peer, suspect))
         if not self._lose_if_proven(target) and target.connected:
             self._probe(target)
@@ -292,7 +288,7 @@ class Membership:
             self._lose([(event.peer, "leave", leave.reason)])
 
     def _on_disconnected(self, event: Disconnected) -> None:
-        """a waiting peer is dropped; a member is out if a link to it was reported dead, else its lease runs"""
+        """a waiting peer is dropped; a member is out if its port refused a dial of late, else its lease runs"""
         if event.peer in self.waiting:
             self._drop(event.peer, "gone", "its control connection closed before it was a member")
             return
@@ -448,7 +444,7 @@ class Membership:
     def _enter(self, joiners: dict[bytes, Peer], boundary: int) -> None:
         for peer in list(joiners.values()):
             del self.waiting[peer.id]
-            peer.since = peer.boundary = boundary
+            peer.since = peer.boundary = peer.oldest = boundary
             self.members[peer.id] = peer
 
     def _publish(self, boundary: int, change: int, verdicts: tuple[m.Verdict, ...], reason: str) -> None:
@@ -488,15 +484,12 @@ class Membership:
         return [epoch for epoch in self._epochs if epoch.epoch > oldest]
 
     def _lose_if_proven(self, peer: Peer) -> bool:
-        """A closed control connection and a dead link: the process is gone."""
-        if peer.connected:
-            return False
-        for reporter, suspect in self._links.evidence(peer.id).items():
-            if suspect.cause in CONCLUSIVE:
-                reason = f"its control connection closed; {evidence_in_words(reporter, suspect)}"
-                self._lose([(peer.id, "lost", reason)])
-                return True
-        return False
+        """A closed control connection and a port that refuses: the process is gone. Broken streams prove nothing."""
+        proof = None if peer.connected else self._links.refusal(peer.id, self._now - self.settings.lease_s)
+        if proof is not None:
+            reason = f"its control connection closed; {evidence_in_words(*proof)}"
+            self._lose([(peer.id, "lost", reason)])
+        return proof is not None
 
     def _lose(self, losses: list[tuple[bytes, str, str]]) -> None:
         """Members go, all in one change."""

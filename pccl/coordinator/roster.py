@@ -28,6 +28,7 @@ class Peer:
     since: int = 0
     boundary: int = 0
     epoch: int = 0
+    oldest: int = 0
     connected: bool = True
     reminded: float = 0.0
     probed: float = float("-inf")
@@ -36,8 +37,11 @@ class Peer:
     ops_per_s: float = 0.0
     bytes_per_s: float = 0.0
 
-    def count(self, now: float, beat: m.Heartbeat) -> None:
-        """Keeps the rates of ops and bytes."""
+    def note(self, now: float, beat: m.Heartbeat) -> None:
+        """How far it is, and the rates of its ops and bytes."""
+        self.boundary = max(self.boundary, beat.boundary)
+        self.epoch = max(self.epoch, beat.epoch)
+        self.oldest = max(self.oldest, beat.oldest)
         elapsed = now - self.rate_at
         if elapsed >= RATE_WINDOW_S:
             self.ops_per_s = max(0, beat.ops - self.rate_base[0]) / elapsed

@@ -8,11 +8,12 @@ no FIN from the other, so as long as nobody is over the op nobody has returned s
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pccl.messages import Frozen, OpFault, OpRef, Pending, Verdict, clip
-from pccl.types import OpName, Status, short_id
+from pccl.types import Lanes, OpName, Status, short_id
 
 NAMED_MAX = 8
 TEXT_LONG = 300
@@ -25,14 +26,23 @@ class Report:
     """What one survivor had at the moment it froze."""
 
     boundary: int
-    lanes: Mapping[int, int]
+    lanes: Lanes
     pending: Mapping[OpName, Pending]
+    _known: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_known", tuple(sorted(self.lanes)))
+
+    def called(self, op: OpName) -> bool:
+        """It has called the op, or forgotten what it called then: nobody has ops of so long ago."""
+        if op.boundary > self.boundary:
+            return False
+        place = bisect_right(self._known, op.boundary)
+        return not place or op.seq < self.lanes[self._known[place - 1]].get(op.lane, 0)
 
     def over(self, op: OpName) -> bool:
-        """It has called the op, or gone past its boundary, and the op is not pending: it ended here."""
-        if op in self.pending:
-            return False
-        return op.boundary < self.boundary or (op.boundary == self.boundary and op.seq < self.lanes.get(op.lane, 0))
+        """It has called the op, and the op is not pending: it ended here."""
+        return op not in self.pending and self.called(op)
 
     def done(self, op: OpName) -> bool:
         """Finished or over."""

@@ -58,14 +58,9 @@ def findings(cluster: Cluster, works: Sequence[Work]) -> Iterator[Finding]:
 
 
 def _may_miss(cluster: Cluster, work: Work, peer: bytes) -> bool:
-    """What needs nobody's bytes may be committed without a peer that is gone, or that has gone past the boundary.
-
-    The latter is the letter of docs/protocol.md 1.3 ("over"); only programs that skip an op meet it.
-    """
-    node = cluster.by_id[peer]
-    survives = node.alive and peer in cluster.coordinator.group.members
-    skipped = node.peer.boundary > work.name.boundary
-    return work.request.kind in (Kind.BROADCAST, Kind.BARRIER) and (skipped or not survives)
+    """What needs nobody's bytes may be committed without a peer that is gone, by those who are left."""
+    survives = cluster.by_id[peer].alive and peer in cluster.coordinator.group.members
+    return work.request.kind in (Kind.BROADCAST, Kind.BARRIER) and not survives
 
 
 def _others(cluster: Cluster, works: Sequence[Work], committed: Work) -> Iterator[Finding]:

@@ -186,8 +186,18 @@ class Faults:
         node = self.node(index)
         if node is not None:
             self._note("lose_control", index)
-            self.cluster.watch.excuse(node, "its control connection broke")
             node.connection.lose()
+
+    def lose_all(self, index: int) -> None:
+        """Every connection of a node breaks at the same moment, as when a router on its way forgets them."""
+        node = self.node(index)
+        if node is None:
+            return
+        self._note("lose_all", index)
+        for other in range(len(self.cluster.nodes)):
+            while other != index and self.cluster.sim.reset(index, other):
+                pass
+        node.connection.lose()
 
     def stall(self, seconds: float) -> None:
         """The coordinator does nothing for so long."""
@@ -262,6 +272,10 @@ class Swarm:
         a = self._some(random)
         return lambda: self.faults.lose_control(a)
 
+    def _lose_all(self, random: Random) -> Callable[[], object]:
+        a = self._some(random)
+        return lambda: self.faults.lose_all(a)
+
     def _isolate(self, random: Random) -> Callable[[], object]:
         a, seconds = self._some(random), random.choice((0.05, 0.5, 2.0))
         return lambda: self.faults.isolate(a, seconds)
@@ -311,6 +325,7 @@ KINDS = {
     "cut": 0.2,
     "cut_control": 0.15,
     "lose_control": 0.15,
+    "lose_all": 0.15,
     "isolate": 0.1,
     "crash": 0.35,
     "freeze": 0.25,

@@ -180,6 +180,19 @@ def flapping_link(cluster: Cluster, faults: Faults, random: Random) -> None:
 
 
 @scenario
+def forgetful_router(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """All connections of a live peer break at once, now and then again: what a dying process looks like, and is not."""
+    peers = random.randint(2, 4)
+    _start(cluster, peers, _reductions(boundaries=12))
+    victim = random.randrange(peers)
+    after_s = random.uniform(0, 8) * _delay_s(cluster)
+    for _ in range(random.randint(1, 3)):
+        faults.when("epoch", victim, then=lambda: faults.lose_all(victim), after_s=after_s)
+        after_s += random.choice((0.01, 0.1, 1.0))
+    faults.mark("lost", "log", "disconnected")
+
+
+@scenario
 def corrupt_wire(cluster: Cluster, faults: Faults, random: Random) -> None:
     """Bits flip on their way, and bytes arrive twice: streams are closed, nothing wrong is believed."""
     _start(cluster, 3, _reductions(boundaries=8))
@@ -298,6 +311,38 @@ def overdue_peer(cluster: Cluster, faults: Faults, random: Random) -> None:
     for _ in range(3):
         cluster.add(program)
     cluster.form_with(3)
+
+
+@scenario
+def skipped_op(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """One peer never calls what moves no bytes of its own, and is soon boundaries further: nobody may get it done."""
+    cluster.watch.overdue_expected = True
+    peers = random.randint(3, 4)
+    absent, skipped, last = random.randrange(peers), random.randrange(3), random.randint(3, 30)
+
+    async def program(peer: SimPeer) -> None:
+        missed = None
+        while peer.boundary < last:
+            if peer.boundary == skipped and peer.index != absent:
+                timeout = random.choice((0.1, 1.0))
+                root = cluster.nodes[(absent + 1) % peers].id
+                missed = (
+                    peer.broadcast(np.ones(300, "int64"), root, tag="skipped", timeout=timeout)
+                    if cluster.seed % 2
+                    else peer.barrier(tag="skipped", timeout=timeout)
+                )
+            await settled(peer.all_reduce(np.ones(10, "int64"), tag=f"step {peer.boundary % 3}"))
+            await peer.advance()
+        if missed is not None:
+            error = await settled(missed)
+            cluster.marks["missed"] += error is not None and "not called" in error.message
+
+    for _ in range(peers):
+        cluster.add(program)
+    cluster.form_with(peers)
+    if peers == 4 and random.random() < 0.5:  # the epochs freeze before the op is overdue
+        victim = (absent + 2) % peers
+        faults.when("advance", absent, skipped + 1, then=lambda: faults.crash(victim), after_s=random.random() * 0.1)
 
 
 @scenario

@@ -365,4 +365,64 @@ TEST(round_trips_are_those_of_the_network_however_busy_it_is)
     cluster_close(&c);
 }
 
+static int said(uint32_t node, pccl_cause cause)
+{
+    for (uint32_t i = 0; i < c.event_count[node]; i++)
+        if (c.events[node][i].kind == PCCL_EVENT_LINK_DOWN && c.events[node][i].cause == (int32_t)cause)
+            return 1;
+    return 0;
+}
+
+/* Node 0 dials node 1. The one that is left, whoever it is, finds out whether the other still lives. */
+TEST(a_refused_dial_is_known_to_both_sides)
+{
+    for (uint32_t victim = 0; victim < 2; victim++) {
+        cluster_open(&c, 2, victim, "sim", 0);
+        cluster_epoch(&c, 1, 0, 0, 3, ~0u, NULL, 0);
+        cluster_run(&c, SECOND / 10);
+        CHECK(cluster_event(&c, 1 - victim, PCCL_EVENT_LINK_UP, 0) != NULL);
+        CHECK(pccl_sim_crash(c.sim, victim) == PCCL_OK);
+        c.stopped[victim] = 1;
+        cluster_run(&c, SECOND / 100);
+        CHECK(said(1 - victim, PCCL_CAUSE_RESET) && said(1 - victim, PCCL_CAUSE_REFUSED));
+        cluster_close(&c);
+    }
+}
+
+TEST(a_live_peer_refuses_nothing)
+{
+    cluster_open(&c, 2, 7, "sim", 0);
+    cluster_epoch(&c, 1, 0, 0, 3, ~0u, NULL, 0);
+    cluster_run(&c, SECOND / 10);
+    for (uint32_t k = 0; k < 20; k++) {
+        while (pccl_sim_reset(c.sim, 0, 1, 0) == PCCL_OK)
+            ;
+        cluster_run(&c, SECOND / 20);
+    }
+    for (uint32_t node = 0; node < 2; node++) {
+        CHECK(said(node, PCCL_CAUSE_RESET) && !said(node, PCCL_CAUSE_REFUSED));
+        pccl_stats stats;
+        pccl_engine_stats(c.engines[node], &stats);
+        CHECK_EQ_INT(stats.streams, c.streams);
+    }
+    cluster_close(&c);
+}
+
+/* Who waits to be dialled goes on asking while it is not, and hears of the end when it comes. */
+TEST(a_peer_that_dies_after_its_link_is_found_out)
+{
+    cluster_open(&c, 2, 8, "sim", 0);
+    cluster_epoch(&c, 1, 0, 0, 3, ~0u, NULL, 0);
+    cluster_run(&c, SECOND / 10);
+    c.stopped[0] = 1;
+    while (pccl_sim_reset(c.sim, 0, 1, 0) == PCCL_OK)
+        ;
+    cluster_run(&c, SECOND);
+    CHECK(said(1, PCCL_CAUSE_RESET) && !said(1, PCCL_CAUSE_REFUSED));
+    CHECK(pccl_sim_crash(c.sim, 0) == PCCL_OK);
+    cluster_run(&c, 5 * SECOND);
+    CHECK(said(1, PCCL_CAUSE_REFUSED));
+    cluster_close(&c);
+}
+
 TEST_MAIN("engine")

@@ -122,11 +122,12 @@ def test_a_vanished_process_is_out_in_no_time(fleet: Fleet) -> None:
     b.control.close()  # without a word: the control connection closes
     for node in (a, c):
         node.engine.emit(Event(kind=EventKind.LINK_DOWN, peer=victim, cause=Cause.EOF))
+        node.engine.emit(Event(kind=EventKind.LINK_DOWN, peer=victim, cause=Cause.REFUSED))
     a.until(lambda view: victim not in {member.id for member in view.members})
     elapsed = time.monotonic() - began
     assert elapsed < 2.0, "a lease of 5 s was waited for"
     log = fleet.coordinator.status().groups[0].log
-    assert any(entry.what == "lost" and "eof" in entry.reason for entry in log)
+    assert any(entry.what == "lost" and "refused" in entry.reason for entry in log)
     assert a.engine.ops, "an op that nobody judged starts again"
 
 
@@ -281,7 +282,8 @@ def test_the_coordinator_is_gone(fleet: Fleet) -> None:
 def test_a_broken_control_connection_is_no_loss(fleet: Fleet) -> None:
     a, b = fleet.joined(2)
     cut(b)
-    b.engine.emit(Event(kind=EventKind.LINK_DOWN, peer=a.control.peer_id, cause=Cause.RESET))  # b lives and says so
+    for node, other in ((a, b), (b, a)):
+        node.engine.emit(Event(kind=EventKind.LINK_DOWN, peer=other.control.peer_id, cause=Cause.RESET))
     c = fleet.node()
     waited = c.control.join(LONG)  # needs Held from both
     assert len(waited.members) == 3 and waited.epoch == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pccl import messages as m
@@ -9,6 +10,7 @@ from pccl import session as s
 from pccl.coordinator import events
 from pccl.coordinator import membership as c
 from pccl.session import Session
+from pccl.types import Cause
 
 
 class IgnoresHold(Session):
@@ -52,7 +54,18 @@ class CommitsUnfinished(c.Membership):
         return super()._try_judge()
 
 
-class EvictsOnLinkFault(c.Membership):
+class BelievesBrokenStreams(c.Membership):
+    """Takes a broken stream for proof that nobody lives at its other end."""
+
+    def handle(self, now: float, event: c.Event) -> list[c.Effect]:
+        if isinstance(event, c.From) and isinstance(event.message, m.Suspect):
+            said = event.message
+            if said.cause in (Cause.EOF, Cause.RESET):
+                event = c.From(event.peer, m.Suspect(m.VERSION, said.peer, Cause.REFUSED, said.errno, said.epoch))
+        return super().handle(now, event)
+
+
+class EvictsOnLinkFault(BelievesBrokenStreams):
     """Believes that who has a dead link is dead."""
 
     def handle(self, now: float, event: events.Event) -> list[events.Effect]:
@@ -60,4 +73,22 @@ class EvictsOnLinkFault(c.Membership):
             target = self.members.get(event.message.peer)
             if target is not None:
                 target.connected = False
+        return super().handle(now, event)
+
+
+class ForgetsBoundaries(Session):
+    """Reports what it called at its present boundary only: whatever is older counts as called."""
+
+    def handle(self, now: float, event: s.Event) -> list[s.Effect]:
+        if isinstance(event, s.EngineFrozen):
+            event = replace(event, lanes={self.boundary: event.lanes[self.boundary]})
+        return super().handle(now, event)
+
+
+class DeniesCalls(Session):
+    """Reports that it has called nothing before its present boundary, whatever has ended there."""
+
+    def handle(self, now: float, event: s.Event) -> list[s.Effect]:
+        if isinstance(event, s.EngineFrozen):
+            event = replace(event, lanes={0: {}, self.boundary: event.lanes[self.boundary]})
         return super().handle(now, event)

@@ -6,7 +6,15 @@ from itertools import chain
 from random import Random
 
 import pytest
-from sim.planted import CommitsUnfinished, EvictsOnLinkFault, IgnoresHold, OffByOne
+from sim.planted import (
+    BelievesBrokenStreams,
+    CommitsUnfinished,
+    DeniesCalls,
+    EvictsOnLinkFault,
+    ForgetsBoundaries,
+    IgnoresHold,
+    OffByOne,
+)
 
 from pccl.testing import run_seed
 from pccl.testing.simulate import draw_options
@@ -28,6 +36,9 @@ CONTROL = [
     pytest.param({"session": IgnoresHold}, "P3", "join_storm", id="ignores_hold"),
     pytest.param({"session": OffByOne}, "P3", "join_storm", id="off_by_one"),
     pytest.param({"membership": CommitsUnfinished}, "P1", "staggered_freeze", id="commits_unfinished"),
+    pytest.param({"session": ForgetsBoundaries}, "P1", "skipped_op", id="forgets_boundaries"),
+    pytest.param({"session": DeniesCalls}, "P1", "skipped_op", id="denies_calls"),
+    pytest.param({"membership": BelievesBrokenStreams}, "P4", "forgetful_router", id="believes_broken_streams"),
     pytest.param({"membership": EvictsOnLinkFault}, "P4", "flapping_link", id="evicts_on_link_fault"),
 ]
 

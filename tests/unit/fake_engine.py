@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 
-from pccl.types import EpochConfig, Event, EventKind, LinkStats, MemberConfig, OpDesc, OpName, OpState
+from pccl.types import EpochConfig, Event, EventKind, Lanes, LinkStats, MemberConfig, OpDesc, OpName, OpState
 
 
 class FakeEngine:
@@ -19,7 +19,7 @@ class FakeEngine:
         self.calls: list[tuple[object, ...]] = []
         self.configs: list[EpochConfig] = []
         self.ops: list[OpState] = []
-        self.lanes: dict[int, int] = {}
+        self.lanes: Lanes = {0: {}}
         self.link_stats: list[LinkStats] = []
         self.descs: dict[int, OpDesc] = {}
         self.boundary = 0
@@ -36,7 +36,7 @@ class FakeEngine:
 
     def post(self, name: OpName, token: int, finished: bool = False) -> None:
         self.ops.append(OpState(name, token, finished))
-        self.lanes[name.lane] = name.seq + 1
+        self.lanes[name.boundary][name.lane] = name.seq + 1
 
     def close(self) -> None:
         os.close(self.event_fd)
@@ -52,8 +52,8 @@ class FakeEngine:
         if self.auto_freeze:
             self.emit(Event(kind=EventKind.FROZEN, token=change))
 
-    def frozen(self) -> tuple[list[OpState], dict[int, int]]:
-        return list(self.ops), dict(self.lanes)
+    def frozen(self) -> tuple[list[OpState], Lanes]:
+        return list(self.ops), {boundary: dict(lanes) for boundary, lanes in self.lanes.items()}
 
     def configure(self, config: EpochConfig) -> None:
         self.configs.append(config)
@@ -64,7 +64,13 @@ class FakeEngine:
 
     def advance(self, boundary: int) -> None:
         self.boundary = boundary
-        self.lanes.clear()
+        self.lanes[boundary] = {}
+
+    def oldest_boundary(self) -> int:
+        return min([self.boundary, *(op.name.boundary for op in self.ops)])
+
+    def forget(self, boundary: int) -> None:
+        self.calls.append(("forget", boundary))
 
     def fail_all(self, status: int) -> None:
         self.calls.append(("fail_all", status))

@@ -44,7 +44,7 @@ class Table:
         while self.now < end:
             self.now += 1.0
             for peer in alive:
-                sent += self.say(peer, m.Heartbeat(V, 0, self.machine.epoch, 0, 0))
+                sent += self.say(peer, m.Heartbeat(V, 0, self.machine.epoch, 0, 0, 0))
             sent += self(Tick())
         return sent
 
@@ -72,7 +72,8 @@ def of(kind: type, sent: list[tuple[bytes, m.ToPeer]]) -> dict[bytes, m.ToPeer]:
 
 
 def frozen(change: int, boundary: int = 0, lanes: dict[int, int] | None = None, *pending: m.Pending) -> m.Frozen:
-    return m.Frozen(V, change, boundary, lanes or {}, pending)
+    """`lanes`: those of the present boundary."""
+    return m.Frozen(V, change, boundary, {boundary: lanes or {}}, pending)
 
 
 def pend(name: OpName, finished: bool = False, pair: bool = False, needs: tuple[bytes, ...] = ()) -> m.Pending:

@@ -45,11 +45,13 @@ groups = st.builds(
 one = st.just(m.VERSION)
 kinds = st.sampled_from(["mismatch", "overdue", "cancelled"])
 refusals = st.sampled_from(["version", "run", "group", "malformed", "closed"])
-lanes = st.dictionaries(u64, u32, max_size=4)
+lanes = st.dictionaries(u32, st.dictionaries(u64, u32, max_size=4), max_size=3)
 
 TO_COORDINATOR = st.one_of(
     st.builds(m.Join, one, text, u32, peers, st.lists(addresses, min_size=1, max_size=3).map(tuple), text, u32, u32),
-    st.builds(m.Heartbeat, one, u32, u32, u64, u64, reports, st.none() | st.builds(m.Achieved, u32, u32, u64, u64)),
+    st.builds(
+        m.Heartbeat, one, u32, u32, u32, u64, u64, reports, st.none() | st.builds(m.Achieved, u32, u32, u64, u64)
+    ),
     st.builds(m.Held, one, u32, u32),
     st.builds(m.Frozen, one, u32, u32, lanes, st.lists(pending, max_size=3).map(tuple)),
     st.builds(m.Suspect, one, peers, st.integers(0, 6), st.integers(-5, 200), u32),
@@ -62,7 +64,7 @@ TO_COORDINATOR = st.one_of(
 TO_PEER = st.one_of(
     st.builds(m.Welcome, one, reals, u32, u32),
     st.builds(m.Refused, one, refusals, text),
-    st.builds(m.Ack, one, u32),
+    st.builds(m.Ack, one, u32, u32),
     st.builds(m.Hold, one, u32, u32, st.integers(1, 64), members),
     st.builds(m.Release, one, u32),
     st.builds(m.Freeze, one, u32, u32),
@@ -136,7 +138,8 @@ def test_limits() -> None:
     plan = m.Plan(1, 64, 0)
     with pytest.raises(errors.ProtocolError, match="larger than"):
         m.encode(m.Epoch(1, 1, 0, 0, (m.Member(b"p" * 16, 0, "h:1", "h"),), plan, many, "", 1))
-    full = m.Frozen(1, 1, 0, {}, tuple(m.Pending(m.OpRef(0, 2**64 - 1, n), True, False, (), "x" * 120)
+    lanes = {b: {2**63 + n: 2**32 - 1 for n in range(b * m.PENDING_MAX)} for b in (0, 1)}
+    full = m.Frozen(1, 1, 1, lanes, tuple(m.Pending(m.OpRef(0, 2**64 - 1, n), True, False, (), "x" * 120)
                                        for n in range(m.PENDING_MAX)))  # fmt: skip
     assert m.decode_at_coordinator(m.encode(full)) == full, "the most a peer may report fits"
     for address in ("no port", "host:1234567", "a b:1", "h:1\n", ""):

@@ -98,7 +98,7 @@ def test_one_peer_alone() -> None:
     wait_for(engine, types.EventKind.FROZEN)
     states, lanes = engine.frozen()
     assert [(state.name, state.token) for state in states] == [(OpName(0, 0, 0), 7)]
-    assert lanes == {0: 1}
+    assert lanes == {0: {0: 1}}
     engine.configure(EpochConfig(1, 0, 1, [me], [], 1, 65536, 1 << 20))
     event = wait_for(engine, types.EventKind.OP)
     assert (event.token, event.status, event.member_count) == (7, Status.OK, 1)

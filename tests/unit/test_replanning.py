@@ -14,7 +14,7 @@ from pccl.types import Algorithm, Cause
 
 def beat(table: Table, sender: bytes, rates: dict[bytes, int]) -> list[tuple[bytes, m.ToPeer]]:
     links = tuple(m.LinkReport(peer, 80_000, rate, 0) for peer, rate in rates.items())
-    return table.say(sender, m.Heartbeat(V, 0, table.machine.epoch, 0, 0, links))
+    return table.say(sender, m.Heartbeat(V, 0, table.machine.epoch, 0, 0, 0, links))
 
 
 def measured(table: Table, slow: tuple[bytes, ...] = (), rate: int = 60_000_000) -> list[tuple[bytes, m.ToPeer]]:

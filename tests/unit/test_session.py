@@ -12,7 +12,7 @@ from pccl import errors
 from pccl import messages as m
 from pccl import session as s
 from pccl.measure import LinkReporter
-from pccl.peer import Peer
+from pccl.peer import LOOK_GAP_S, Peer
 from pccl.types import Algorithm, Cause, Event, EventKind, LinkStats, OpInfo, OpName, Status
 
 V = m.VERSION
@@ -149,8 +149,21 @@ def test_advance_is_free_and_fresh(member: Bench) -> None:
     assert member.peer.advance(member.now) == 1 and not member.sent()
     member.now += 2 * s.FRESH_S
     assert member.peer.advance(member.now) == 2 == member.engine.boundary
-    assert member.sent() == [m.Heartbeat(V, 2, 1, 0, 0)]
+    assert member.sent() == [m.Heartbeat(V, 2, 1, 1, 0, 0)], "the engine was at boundary 1 when it was looked at"
     assert member.peer.advance(member.now) == 3 and not member.sent()
+
+
+def test_the_oldest_op_is_told_and_the_settled_forgotten(member: Bench) -> None:
+    member.engine.post(X, 1)
+    for _ in range(3):
+        member.peer.advance(member.now)
+    member.now += LOOK_GAP_S
+    assert [beat.oldest for beat in member.tick_until(member.now + 1.1) if isinstance(beat, m.Heartbeat)] == [0]
+    member.engine.ops.clear()
+    assert [beat.oldest for beat in member.tick_until(member.now + 1.1) if isinstance(beat, m.Heartbeat)] == [3]
+    for settled in (0, 2, 2, 1, 3):
+        member.say(m.Ack(V, 3, settled))
+    assert [call for call in member.engine.calls if call[0] == "forget"] == [("forget", 2), ("forget", 3)]
 
 
 def test_hold_and_growth(member: Bench) -> None:
@@ -210,7 +223,7 @@ def test_freeze_report_and_verdicts(member: Bench) -> None:
     assert member.state is s.State.FROZEN and member.peer.advance(member.now) is None
     (frozen,) = member.engine_says(*member.engine.events())
     entry = m.Pending(m.OpRef(*X), True, False, (LOW,), "broadcast")
-    assert frozen == m.Frozen(V, 1, 0, {0: 1}, (entry,))
+    assert frozen == m.Frozen(V, 1, 0, {0: {0: 1}}, (entry,))
     assert member.say(m.Freeze(V, 1, 1)) == [frozen], "asked twice, answered twice"
     verdict = m.Verdict(m.OpRef(*X), Status.EPEER, "it is gone")
     member.say(epoch(2, change=1, peers=(ME, HIGH), verdicts=(verdict,)))
@@ -263,7 +276,8 @@ def test_links(member: Bench) -> None:
     assert member.engine_says(down(LOW, Cause.SILENT)) == [m.Suspect(V, LOW, Cause.SILENT, 104, 1)]
     assert member.engine_says(down(LOW, Cause.SILENT)) == []
     assert member.engine_says(down(LOW, Cause.EOF)) == [m.Suspect(V, LOW, Cause.EOF, 104, 1)]
-    assert member.engine_says(down(LOW, Cause.UNREACHABLE)) == []
+    assert member.engine_says(down(LOW, Cause.REFUSED)) == [m.Suspect(V, LOW, Cause.REFUSED, 104, 1)]
+    assert member.engine_says(down(LOW, Cause.UNREACHABLE)) == [], "it tells less"
     assert member.engine_says(Event(kind=EventKind.LINK_UP, peer=LOW)) == [m.Healed(V, LOW)]
     assert member.engine_says(Event(kind=EventKind.LINK_UP, peer=LOW)) == []
     assert member.say(m.Probe(V, 3)) == [m.ProbeReply(V, 3)]
@@ -299,7 +313,7 @@ def test_counters_reach_the_heartbeat(member: Bench) -> None:
     failed = Event(kind=EventKind.OP, token=2, status=Status.EPEER, sent_bytes=1)
     assert member.peer.on_engine(member.now, [done, failed]) == [done, failed]
     member.sent()
-    assert m.Heartbeat(V, 0, 1, 1, 31) in member.tick_until(member.now + 1.1)
+    assert m.Heartbeat(V, 0, 1, 0, 1, 31) in member.tick_until(member.now + 1.1)
 
 
 def test_what_links_measure_reaches_the_heartbeat_once(member: Bench) -> None:
@@ -319,8 +333,17 @@ def test_what_links_measure_reaches_the_heartbeat_once(member: Bench) -> None:
     member.engine.link_stats = [replace(stats, rtt_us=90_000, bytes_per_s=5_000_000)]
     assert links(1.1) == [(m.LinkReport(LOW, 90_000, 5_000_000, 5),)]
     member.peer.on_connected(member.now)
-    member.sent()
-    assert len(links(1.1)[0]) == 1, "a new connection, perhaps a new coordinator: all of it again"
+    (beat,) = member.sent()
+    assert isinstance(beat, m.Heartbeat) and len(beat.links) == 1, "a new connection, perhaps a new coordinator"
+    member.peer.advance(member.now)
+    member.engine.link_stats = [replace(stats, rtt_us=200_000)]
+    told = m.LinkReport(LOW, 200_000, 10_000_000, 5)
+    beats = []
+    for _ in range(100):  # a loop that passes boundaries more often than a Heartbeat is due
+        member.now += s.FRESH_S + 0.01
+        member.peer.advance(member.now)
+        beats += member.sent()
+    assert [beat.links for beat in beats if isinstance(beat, m.Heartbeat) and beat.links] == [(told,)]
 
 
 def test_what_is_confirmed_is_told_again_in_time() -> None:
@@ -361,7 +384,7 @@ def test_a_peer_that_slept_blames_nobody(member: Bench) -> None:
     member.now += 500.0
     member.peer.on_tick(member.now)
     assert member.state is s.State.MEMBER
-    member.say(m.Ack(V, 0))
+    member.say(m.Ack(V, 0, 0))
     member.tick_until(member.now + 59.0)
     assert member.state is s.State.MEMBER
 

@@ -7,7 +7,7 @@ from unit.group_table import A, B, C, V, X, fault, frozen, group, of, pend
 
 from pccl import messages as m
 from pccl.coordinator.verdicts import Fault, Report, judge
-from pccl.types import OpName, Status
+from pccl.types import Lanes, OpName, Status
 
 
 def verdict_of(
@@ -23,15 +23,19 @@ def verdict_of(
     return (found[0].status, found[0].text) if found else None
 
 
-def report(boundary: int, lanes: dict[int, int], *pending: m.Pending) -> Report:
+def report(boundary: int, lanes: Lanes, *pending: m.Pending) -> Report:
     return Report(boundary, lanes, {OpName(p.op.boundary, p.op.lane, p.op.seq): p for p in pending})
 
 
-HAS, DONE = report(0, {0: 1}, pend(X)), report(0, {0: 1}, pend(X, finished=True))
-OVER, UNCALLED, BEYOND = report(0, {0: 1}), report(0, {}), report(1, {})
+ONE: Lanes = {0: {0: 1}}
+HAS, DONE = report(0, ONE, pend(X)), report(0, ONE, pend(X, finished=True))
+OVER, UNCALLED = report(0, ONE), report(0, {0: {}})
+#: Boundaries further: it called the op then, did not, did neither then nor since, or has forgotten what it called.
+BEYOND, SKIPPED = report(2, {**ONE, 1: {}}), report(2, {0: {}, 2: {0: 1}})
+IDLE, FORGOTTEN = report(2, {0: {}}), report(2, {1: {0: 1}})
 
 
-@pytest.mark.parametrize("other", [DONE, OVER, BEYOND])
+@pytest.mark.parametrize("other", [DONE, OVER, BEYOND, FORGOTTEN])
 def test_rule_1_committed(other: Report) -> None:
     assert verdict_of({A: DONE, B: other}) == (Status.OK, "")
     assert verdict_of({A: DONE, B: other}, faults={X: fault("overdue", X, 1)}) == (Status.OK, "")
@@ -43,7 +47,7 @@ MIXED = {X: fault("mismatch", X, 1)}
 
 def test_rule_1_not_for_two_that_meant_different_ops() -> None:
     """Both broadcast their own data under one name: each has finished, and neither takes the other's FIN."""
-    needy = report(0, {0: 1}, pend(X, True, needs=(A,))), report(0, {0: 1}, pend(X, True, needs=(B,)))
+    needy = report(0, ONE, pend(X, True, needs=(A,))), report(0, ONE, pend(X, True, needs=(B,)))
     for reports in ({A: DONE, B: DONE}, dict(zip((A, B), needy, strict=True))):
         status, text = verdict_of(reports, faults=MIXED) or (0, "")
         assert status == Status.EMISMATCH and "theirs" in text
@@ -62,7 +66,7 @@ def test_a_mismatch_outranks_what_was_said_before() -> None:
     assert isinstance(epoch, m.Epoch) and [v.status for v in epoch.verdicts] == [Status.EMISMATCH]
 
 
-@pytest.mark.parametrize("other", [HAS, UNCALLED])
+@pytest.mark.parametrize("other", [HAS, UNCALLED, SKIPPED, IDLE])
 def test_rule_5_starts_again(other: Report) -> None:
     assert verdict_of({A: DONE, B: other}) is None
 
@@ -72,17 +76,17 @@ def test_a_member_that_came_later_takes_no_part() -> None:
 
 
 def test_rule_2_a_needed_peer_is_gone() -> None:
-    needy = report(0, {0: 1}, pend(X, needs=(C,)))
+    needy = report(0, ONE, pend(X, needs=(C,)))
     status, text = verdict_of({A: needy, B: needy}, faults={X: fault("overdue", X, 1)}) or (0, "")
     assert status == Status.EPEER and C[:4].hex() in text
-    done = report(0, {0: 1}, pend(X, True, needs=(C,)))
+    done = report(0, ONE, pend(X, True, needs=(C,)))
     assert verdict_of({A: done, B: done}) == (Status.OK, ""), "it was finished before"
 
 
 def test_only_the_two_of_a_pair_count() -> None:
-    pair = report(0, {0: 1}, pend(X, True, pair=True, needs=(A, B)))
+    pair = report(0, ONE, pend(X, True, pair=True, needs=(A, B)))
     assert verdict_of({A: pair, B: pair, C: UNCALLED}) == (Status.OK, "")
-    half = report(0, {0: 1}, pend(X, False, pair=True, needs=(A, B)))
+    half = report(0, ONE, pend(X, False, pair=True, needs=(A, B)))
     assert verdict_of({A: half, B: pair, C: UNCALLED}) is None
     assert (verdict_of({A: half, C: UNCALLED}) or (0,))[0] == Status.EPEER
 
@@ -98,6 +102,21 @@ def test_only_the_two_of_a_pair_count() -> None:
 def test_rule_3_faults(kind: str, status: Status, words: str) -> None:
     found = verdict_of({A: HAS, B: UNCALLED}, faults={X: fault(kind, X, 1, C)}, min_peers=9)
     assert found is not None and found[0] == status and words in found[1]
+
+
+@pytest.mark.parametrize("absent", [UNCALLED, SKIPPED, IDLE])
+def test_a_boundary_passed_is_no_op_called(absent: Report) -> None:
+    """Both callers of a barrier have finished it; the third has long gone on without."""
+    found = verdict_of({A: DONE, B: DONE, C: absent}, faults={X: fault("overdue", X, 1)})
+    assert found is not None and found[0] == Status.ETIMEOUT
+    assert found[1].endswith("not called by peer 03030303")
+
+
+def test_an_entry_holds_up_to_the_next() -> None:
+    far = report(9, {2: {0: 1, 5: 3}, 7: {}, 9: {5: 1}})
+    called = [OpName(2, 0, 0), OpName(6, 5, 2), OpName(1, 0, 7), OpName(9, 5, 0)]
+    uncalled = [OpName(6, 0, 1), OpName(7, 0, 0), OpName(8, 5, 0), OpName(9, 5, 1), OpName(10, 0, 0)]
+    assert all(far.over(name) for name in called) and not any(far.over(name) for name in uncalled)
 
 
 def test_rule_4_too_few() -> None:
