@@ -36,7 +36,8 @@ STREAM_BYTES = 1_700_000
 LOSS_PPM_MIN = 50
 SEGMENT_BYTES = 256 << 10
 SEGMENT_BYTES_SLOW = 64 << 10
-SLOW_BYTES_PER_S = 2e6
+#: A segment is not interrupted by what is urgent: shorter ones where they take long.
+SLOW_BYTES_PER_S = 15e6
 MESH_BYTES_MAX = 1 << 20
 MESH_BYTES_MIN = 16 << 10
 MESH_ALWAYS = 1 << 62
