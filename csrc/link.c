@@ -192,7 +192,7 @@ void link_close(struct link *l)
     for (uint32_t i = 0; i < LIMIT_STREAMS; i++)
         if (l->conns[i])
             conn_fail(l->conns[i], PCCL_CAUSE_NONE, 0);
-    ASSERT(!l->flows);
+    ASSERT(queues_empty(l));
     link_drop_parked(l, UINT32_MAX);
     struct link **at = &e->links;
     while (*at != l)
