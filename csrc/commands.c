@@ -184,8 +184,8 @@ static pccl_err check_request(const pccl_engine *e, const pccl_op_request *r)
     if (r->size != sizeof *r)
         err_set("pccl_op_request.size is %u, expected %zu", r->size, sizeof *r);
     else if (r->kind == 0 || r->kind >= PCCL_KIND_COUNT || r->dtype >= PCCL_DTYPE_COUNT ||
-             r->redop >= PCCL_REDOP_COUNT || r->algorithm >= PCCL_ALGORITHM_COUNT)
-        err_set("unknown kind, dtype, op or algorithm");
+             r->redop >= PCCL_REDOP_COUNT || r->algorithm >= PCCL_ALGORITHM_COUNT || r->priority >= PCCL_PRIORITY_COUNT)
+        err_set("unknown kind, dtype, op, algorithm or priority");
     else if (reduces && !reduce_kernel((pccl_dtype)r->dtype, (pccl_redop)r->redop))
         err_set("%s of %s is not defined", redop_name((pccl_redop)r->redop), dtype_name((pccl_dtype)r->dtype));
     else if (r->codec >= PCCL_CODEC_COUNT ||

@@ -167,11 +167,12 @@ void conn_on_ready(struct conn *c, unsigned what)
 
 /* -- out --------------------------------------------------------------------------------------------------- */
 
+/* Takes frames only when all before have been written: what waits in the link can still be overtaken by a higher class. */
 static void fill_batch(struct conn *c)
 {
     uint64_t bytes = 0;
-    for (uint32_t i = 0; i < c->out_count; i++)
-        bytes += c->out[(c->out_first + i) % SEND_BATCH_FRAMES].payload_bytes;
+    if (c->out_count)
+        return;
     while (c->out_count < SEND_BATCH_FRAMES && bytes < SEND_BATCH_BYTES) {
         if (!link_next_frame(c->link, c))
             return;

@@ -14,8 +14,8 @@ enum {
     WINDOW_FRAMES = 4096,            /* numbered frames in flight on a link; a power of two */
     METER_SAMPLES = 24,              /* of a link's bandwidth: the best of so many counts */
     WINDOW_RESERVE = 64,             /* of these, kept back for FIN and GRANT */
-    SEND_BATCH_FRAMES = 16,          /* frames handed to one writev */
-    SEND_BATCH_BYTES = 256 << 10,
+    SEND_BATCH_FRAMES = 16,          /* frames handed to one writev at most, */
+    SEND_BATCH_BYTES = 64 << 10,    /* and from so many bytes on no further one */
     STAGING_BYTES = 64 << 10,        /* bytes read ahead of the frame in hand */
     DIRECT_READ_BYTES = 16 << 10,    /* payloads from this size on are read straight to where they belong */
     READ_BUDGET_BYTES = 4 << 20,     /* per stream and turn, so that one stream cannot starve the others */

@@ -244,7 +244,7 @@ void link_close(struct link *l)
             conn_fail(l->conns[i], PCCL_CAUSE_NONE, 0);
     if (l->check)
         conn_fail(l->check, PCCL_CAUSE_NONE, 0);
-    ASSERT(!l->flows);
+    ASSERT(queues_empty(l));
     link_drop_parked(l, UINT32_MAX);
     struct link **at = &e->links;
     while (*at != l)
@@ -304,7 +304,7 @@ static int all_blocked(const struct link *l)
 
 void link_pump(struct link *l)
 {
-    if (l->flows)
+    if (!queues_empty(l))
         meter_rest(l);
     for (uint32_t i = 0; i < l->streams && l->open; i++) {
         struct conn *c = l->conns[(l->next_conn + i) % l->streams];

@@ -1,7 +1,7 @@
 /* link.h - everything between two peers: N streams used as one pipe of numbered frames.
  *
- * Sending: FINs and GRANTs first, then segments, round robin over the ops (flows) that have some. Each frame goes to whichever
- * stream can take it now, gets the link's next number and stays in its slot until acknowledged; when its stream
+ * Sending: FINs and GRANTs first, then segments, by priority class and in turns within one (link_queue.c). Each frame goes to
+ * whichever stream can take it now, gets the link's next number and stays in its slot until acknowledged; when its stream
  * dies it is sent again on another. Receiving: a number seen before is dropped before its payload is looked at. Frames
  * of ops that this peer has not called yet are parked, within a budget that the sender keeps (eager bytes).
  *
@@ -29,7 +29,7 @@ struct segment {
 struct flow {
     struct op *op;
     struct link *link;
-    struct flow *prev, *next;  /* link->flows, while it has segments */
+    struct flow *prev, *next;  /* in a queue of the link, while it has segments */
     struct segment *segments;  /* ring of `cap` */
     uint32_t head, count, cap;
     uint32_t windowed_sent;
@@ -37,6 +37,12 @@ struct flow {
     int called;                /* the receiver is known to have called the op */
     uint32_t eager_bytes;      /* sent before that was known */
     uint32_t unacked;          /* slots of the link that still name this op */
+};
+
+/* The flows of one priority class that have segments. */
+struct flow_queue {
+    struct flow *flows;        /* circular; the next one to be served */
+    uint32_t passed_over;      /* segments of higher classes that went since this one last had a turn, while it had some */
 };
 
 /* FIN or GRANT waiting for its turn. */
@@ -112,7 +118,7 @@ struct link {
 
     struct notice *notices;    /* ring */
     uint32_t notice_head, notice_count, notice_cap;
-    struct flow *flows;        /* circular; the next one to be served */
+    struct flow_queue queues[PCCL_PRIORITY_COUNT];
 
     struct parked *parked_first, *parked_last;
     uint64_t parked_bytes;
@@ -150,10 +156,18 @@ void meter_sent(struct link *l, int saturated);
 /* Now and then: asks the transport. */
 void meter_ask(struct link *l);
 
+/* link_queue.c */
+void flow_push(struct flow *f, const struct segment *segment);
+/* What it has not sent yet will not be sent. */
+void flow_drop(struct flow *f);
+/* Whose first segment may go now; NULL: nobody's. */
+struct flow *queues_next(const struct link *l);
+/* Its first segment has gone. */
+void flow_served(struct flow *f);
+int queues_empty(const struct link *l);
+
 /* link_send.c */
 void link_notify(struct link *l, const struct op *op, uint8_t type, uint64_t offset);
-void flow_push(struct flow *f, const struct segment *segment);
-void flow_drop(struct flow *f);
 /* Gives the conn its next frame; 0 if there is none that may go. */
 int link_next_frame(struct link *l, struct conn *c);
 void link_on_ack(struct link *l, uint32_t link_ack);

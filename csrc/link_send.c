@@ -35,73 +35,6 @@ void link_notify(struct link *l, const struct op *op, uint8_t type, uint64_t off
     link_mark_dirty(l);
 }
 
-/* -- flows ------------------------------------------------------------------------------------------------- */
-
-void flow_push(struct flow *f, const struct segment *segment)
-{
-    ASSERT(f->count < f->cap);
-    f->segments[(f->head + f->count++) % f->cap] = *segment;
-    struct link *l = f->link;
-    if (!f->next) {
-        if (l->flows) {
-            f->next = l->flows;
-            f->prev = l->flows->prev;
-            f->prev->next = f;
-            l->flows->prev = f;
-        } else {
-            f->next = f->prev = f;
-            l->flows = f;
-        }
-    }
-    link_mark_dirty(l);
-}
-
-void flow_drop(struct flow *f)
-{
-    struct link *l = f->link;
-    f->count = 0;
-    if (!f->next)
-        return;
-    if (f->next == f) {
-        l->flows = NULL;
-    } else {
-        f->prev->next = f->next;
-        f->next->prev = f->prev;
-        if (l->flows == f)
-            l->flows = f->next;
-    }
-    f->next = f->prev = NULL;
-}
-
-/* May the flow's first segment go now? A receiver that has not called the op takes only so many bytes. */
-static int may_send(const struct flow *f)
-{
-    const struct segment *s = &f->segments[f->head];
-    const struct link *l = f->link;
-    if (!f->called)
-        return l->eager_outstanding + s->bytes <= l->engine->config.eager_bytes;
-    return !s->windowed || f->windowed_sent < f->granted;
-}
-
-/* Ops take turns. Only those that a change of membership has thrown back go before all others, the oldest first: the next
- * result after a loss should not wait for everything that was in flight. */
-static struct flow *next_flow(struct link *l)
-{
-    struct flow *first = l->flows, *f = first, *best = NULL;
-    if (!f)
-        return NULL;
-    do {
-        if (may_send(f)) {
-            if (!l->engine->ops_thrown_back)
-                return f;
-            if (!best || (f->op->retries && (!best->op->retries || f->op->number < best->op->number)))
-                best = f;
-        }
-        f = f->next;
-    } while (f != first);
-    return best;
-}
-
 /* -- frames ------------------------------------------------------------------------------------------------ */
 
 static void hand_over(struct link *l, struct conn *c, const struct frame *frame, const uint8_t *payload, struct op *op)
@@ -163,7 +96,7 @@ static int send_notice(struct link *l, struct conn *c)
 
 static int send_segment(struct link *l, struct conn *c)
 {
-    struct flow *f = window_left(l) > WINDOW_RESERVE ? next_flow(l) : NULL;
+    struct flow *f = window_left(l) > WINDOW_RESERVE ? queues_next(l) : NULL;
     if (!f)
         return 0;
     struct op *op = f->op;
@@ -181,11 +114,7 @@ static int send_segment(struct link *l, struct conn *c)
         f->windowed_sent++;
     op->sent_bytes += s->bytes;
     const uint8_t *data = s->data;
-    f->head = (f->head + 1) % f->cap;
-    f->count--;
-    l->flows = f->next;
-    if (!f->count)
-        flow_drop(f);
+    flow_served(f);
     send_numbered(l, c, &frame, data, f);
     return 1;
 }
@@ -219,7 +148,7 @@ int link_next_frame(struct link *l, struct conn *c)
 
 int link_wants_to_send(const struct link *l)
 {
-    return l->resend_count || l->notice_count || l->flows || l->pong_now || l->ping_now || l->ack_now;
+    return l->resend_count || l->notice_count || !queues_empty(l) || l->pong_now || l->ping_now || l->ack_now;
 }
 
 /* -- acknowledgement ------------------------------------------------------------------------------------------ */

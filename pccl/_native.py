@@ -129,6 +129,7 @@ class OpRequest:
     name: OpName = _UNNAMED
     deadline_ns: int = 0
     codec: int = 0
+    priority: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -359,6 +360,7 @@ class Engine:
             request.redop = op.redop
             request.algorithm = op.algorithm
             request.codec = op.codec
+            request.priority = op.priority
             name = self._name
             name.boundary, name.lane, name.seq = op.name
             request.shape = op.shape

@@ -11,6 +11,10 @@ all of them share:
 `timeout`       seconds until the op ends with Timeout on every peer (default: the communicator's `op_timeout`).
 `on_peer_loss`  "retry" (default): start again with the survivors, from the preserved input; "raise": end with PeerLost
                 on every peer.
+`priority`      "high", "normal" (default) or "low": whose data this peer sends first on a link that several ops share,
+                segment by segment; of a lower class that waits one segment in 16 still goes. Only what this peer sends
+                depends on it; peers need not agree. Not for recv and barrier, which send
+                no data.
 
 Tensors are torch CPU tensors, numpy arrays, or anything with DLPack or the buffer protocol; contiguous; float64,
 float32, float16, bfloat16, (u)int8 to (u)int64. Any size, 0 included. After an error inputs hold what they held, also
@@ -21,18 +25,34 @@ from __future__ import annotations
 
 import secrets
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pccl import _native, keys
-from pccl._native import Algorithm, Kind, OpRequest, RedOp
+from pccl._native import Kind, OpRequest
 from pccl.addresses import advertised
-from pccl.buffers import DTYPE_NAMES, Buffer, as_buffer, empty_like, flat_slice
+from pccl.arguments import (
+    ALGORITHMS,
+    LOSS,
+    PRIORITIES,
+    AlgorithmName,
+    OnPeerLoss,
+    PriorityName,
+    RedOpName,
+    as_it_is,
+    choice,
+    codec_of,
+    output_of,
+    redop_of,
+    rows_of,
+    span_of,
+)
+from pccl.buffers import Buffer, as_buffer, empty_like
 from pccl.config import Settings, TooFew, settings_from
 from pccl.control import Control
 from pccl.errors import ArgumentError, PcclError, PeerLost
 from pccl.runtime import Op, Runtime, Tag, left_open, shape_hash
-from pccl.types import EpochView, Event, PlanInfo
+from pccl.types import EpochView, PlanInfo
 from pccl.work import Result, Work
 
 if TYPE_CHECKING:
@@ -40,16 +60,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Communicator", "connect"]
 
-OnPeerLoss = Literal["retry", "raise"]
-RedOpName = Literal["sum", "avg", "prod", "min", "max"]
-AlgorithmName = Literal["auto", "ring", "mesh", "two_level"]
 Peer = int | bytes
 
-_REDOPS = {op.name.lower(): op for op in RedOp}
-_ALGORITHMS = {algorithm.name.lower(): algorithm for algorithm in Algorithm}
-_CODECS = {"none": 0, "bf16": 1, "fp16": 2, "int8": 3, "e3m0": 4}
-_LOSS = {"retry": False, "raise": True}
-_FIRST_INTEGER = DTYPE_NAMES.index("int8")
 _CLOSE_TIMEOUT_S = 2.0  # for the goodbye, and once more for the engine's thread
 
 
@@ -243,13 +255,13 @@ class Communicator:
     def all_reduce(
         self, tensor: Any, *, op: RedOpName = ..., out: Any = ..., algorithm: AlgorithmName = ...,
         codec: str | None = ..., tag: Tag = ..., async_op: Literal[False] = ..., timeout: float | None = ...,
-        on_peer_loss: OnPeerLoss = ...,
+        on_peer_loss: OnPeerLoss = ..., priority: PriorityName = ...,
     ) -> Result: ...  # fmt: skip
     @overload
     def all_reduce(
         self, tensor: Any, *, async_op: Literal[True], op: RedOpName = ..., out: Any = ...,
         algorithm: AlgorithmName = ..., codec: str | None = ..., tag: Tag = ..., timeout: float | None = ...,
-        on_peer_loss: OnPeerLoss = ...,
+        on_peer_loss: OnPeerLoss = ..., priority: PriorityName = ...,
     ) -> Work: ...  # fmt: skip
     def all_reduce(
         self,
@@ -263,6 +275,7 @@ class Communicator:
         async_op: bool = False,
         timeout: float | None = None,
         on_peer_loss: OnPeerLoss = "retry",
+        priority: PriorityName = "normal",
     ) -> Result | Work:
         """Reduces tensors of one shape and dtype over all peers; every peer gets the same bytes.
 
@@ -272,14 +285,18 @@ class Communicator:
         the mesh. The result's tensor is `out`, else `tensor`.
         """
         source = as_buffer(tensor, writable=out is None)
-        target = source if out is None else _output(out, source, source.count)
+        target = source if out is None else output_of(out, source, source.count)
         request = self._request(Kind.ALL_REDUCE, source, source, target)
-        request.redop = _redop(op, source)
-        request.algorithm = _choice("algorithm", algorithm, _ALGORITHMS)
-        request.codec = _codec(codec, algorithm, source)
+        request.redop = redop_of(op, source)
+        request.algorithm = choice("algorithm", algorithm, ALGORITHMS)
+        request.codec = codec_of(codec, algorithm, source)
         label = " ".join(["all_reduce", op, *({algorithm, codec or "none"} - {"auto", "none"})])
         work = self._submit(
-            Op(request, (source, target), tensor if out is None else out, _whole, label), on_peer_loss, tag, timeout
+            Op(request, (source, target), tensor if out is None else out, as_it_is, label),
+            on_peer_loss,
+            tag,
+            timeout,
+            priority,
         )
         return work if async_op else work.wait()
 
@@ -287,11 +304,13 @@ class Communicator:
     def reduce_scatter(
         self, tensor: Any, *, op: RedOpName = ..., out: Any = ..., tag: Tag = ...,
         async_op: Literal[False] = ..., timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+        priority: PriorityName = ...,
     ) -> Result: ...  # fmt: skip
     @overload
     def reduce_scatter(
         self, tensor: Any, *, async_op: Literal[True], op: RedOpName = ..., out: Any = ...,
         tag: Tag = ..., timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+        priority: PriorityName = ...,
     ) -> Work: ...  # fmt: skip
     def reduce_scatter(
         self,
@@ -303,6 +322,7 @@ class Communicator:
         async_op: bool = False,
         timeout: float | None = None,
         on_peer_loss: OnPeerLoss = "retry",
+        priority: PriorityName = "normal",
     ) -> Result | Work:
         """Reduces tensors of one shape over all peers and leaves each peer one span of the flattened result.
 
@@ -312,23 +332,23 @@ class Communicator:
         """
         source = as_buffer(tensor, writable=False)
         whole = empty_like(tensor, source.shape) if out is None else out
-        target = _output(whole, source, source.count)
+        target = output_of(whole, source, source.count)
         request = self._request(Kind.REDUCE_SCATTER, source, source, target)
-        request.redop = _redop(op, source)
+        request.redop = redop_of(op, source)
         work = self._submit(
-            Op(request, (source, target), whole, _span, f"reduce_scatter {op}"), on_peer_loss, tag, timeout
+            Op(request, (source, target), whole, span_of, f"reduce_scatter {op}"), on_peer_loss, tag, timeout, priority
         )
         return work if async_op else work.wait()
 
     @overload
     def all_gather(
         self, tensor: Any, *, out: Any = ..., tag: Tag = ..., async_op: Literal[False] = ...,
-        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ..., priority: PriorityName = ...,
     ) -> Result: ...  # fmt: skip
     @overload
     def all_gather(
         self, tensor: Any, *, async_op: Literal[True], out: Any = ..., tag: Tag = ...,
-        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ..., priority: PriorityName = ...,
     ) -> Work: ...  # fmt: skip
     def all_gather(
         self,
@@ -339,6 +359,7 @@ class Communicator:
         async_op: bool = False,
         timeout: float | None = None,
         on_peer_loss: OnPeerLoss = "retry",
+        priority: PriorityName = "normal",
     ) -> Result | Work:
         """Gives every peer the tensors of all, which must have one shape and dtype.
 
@@ -349,20 +370,22 @@ class Communicator:
         with self._runtime.control.lock:
             world = len(self._participants())
             whole = empty_like(tensor, (world, *source.shape)) if out is None else out
-            target = _output(whole, source, source.count * world)
+            target = output_of(whole, source, source.count * world)
             request = self._request(Kind.ALL_GATHER, source, source, target)
-            work = self._submit(Op(request, (source, target), whole, _rows, "all_gather"), on_peer_loss, tag, timeout)
+            work = self._submit(
+                Op(request, (source, target), whole, rows_of, "all_gather"), on_peer_loss, tag, timeout, priority
+            )
         return work if async_op else work.wait()
 
     @overload
     def broadcast(
         self, tensor: Any, root: Peer = ..., *, tag: Tag = ..., async_op: Literal[False] = ...,
-        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ..., priority: PriorityName = ...,
     ) -> Result: ...  # fmt: skip
     @overload
     def broadcast(
         self, tensor: Any, root: Peer = ..., *, async_op: Literal[True], tag: Tag = ...,
-        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ..., priority: PriorityName = ...,
     ) -> Work: ...  # fmt: skip
     def broadcast(
         self,
@@ -373,6 +396,7 @@ class Communicator:
         async_op: bool = False,
         timeout: float | None = None,
         on_peer_loss: OnPeerLoss = "retry",
+        priority: PriorityName = "normal",
     ) -> Result | Work:
         """Copies the root's tensor into everybody's, in place. `root`: a rank of the current epoch, or a peer's id.
 
@@ -385,18 +409,20 @@ class Communicator:
             request = self._request(Kind.BROADCAST, buffer, buffer, buffer, root_id)
             request.root = root_id
             label = f"broadcast from {root_id.hex()[:8]}"
-            work = self._submit(Op(request, (buffer,), tensor, _whole, label, (root_id,)), on_peer_loss, tag, timeout)
+            work = self._submit(
+                Op(request, (buffer,), tensor, as_it_is, label, (root_id,)), on_peer_loss, tag, timeout, priority
+            )
         return work if async_op else work.wait()
 
     @overload
     def all_to_all(
         self, tensor: Any, *, out: Any = ..., tag: Tag = ..., async_op: Literal[False] = ...,
-        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ..., priority: PriorityName = ...,
     ) -> Result: ...  # fmt: skip
     @overload
     def all_to_all(
         self, tensor: Any, *, async_op: Literal[True], out: Any = ..., tag: Tag = ...,
-        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ..., priority: PriorityName = ...,
     ) -> Work: ...  # fmt: skip
     def all_to_all(
         self,
@@ -407,6 +433,7 @@ class Communicator:
         async_op: bool = False,
         timeout: float | None = None,
         on_peer_loss: OnPeerLoss = "retry",
+        priority: PriorityName = "normal",
     ) -> Result | Work:
         """Sends row i of the tensor to the peer of rank i; gives the rows that all peers had for this one.
 
@@ -422,14 +449,16 @@ class Communicator:
                     f"all_to_all wants one row per peer, {len(peers)}, and got a tensor of shape {source.shape}"
                 )
             whole = empty_like(tensor, source.shape) if out is None else out
-            target = _output(whole, source, source.count)
+            target = output_of(whole, source, source.count)
             if source.count and target.address == source.address:
                 raise ArgumentError("all_to_all cannot work in place")
             request = self._request(Kind.ALL_TO_ALL, source, source, target)
             request.shape = shape_hash(source.shape[1:])
             request.count = source.count // len(peers)
             request.origin = peers
-            work = self._submit(Op(request, (source, target), whole, _rows, "all_to_all"), on_peer_loss, tag, timeout)
+            work = self._submit(
+                Op(request, (source, target), whole, rows_of, "all_to_all"), on_peer_loss, tag, timeout, priority
+            )
         return work if async_op else work.wait()
 
     # -- point to point, barrier -------------------------------------------------------------------------------------
@@ -437,12 +466,12 @@ class Communicator:
     @overload
     def send(
         self, tensor: Any, dst: Peer, *, tag: Tag = ..., async_op: Literal[False] = ...,
-        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ..., priority: PriorityName = ...,
     ) -> Result: ...  # fmt: skip
     @overload
     def send(
         self, tensor: Any, dst: Peer, *, async_op: Literal[True], tag: Tag = ...,
-        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ...,
+        timeout: float | None = ..., on_peer_loss: OnPeerLoss = ..., priority: PriorityName = ...,
     ) -> Work: ...  # fmt: skip
     def send(
         self,
@@ -453,6 +482,7 @@ class Communicator:
         async_op: bool = False,
         timeout: float | None = None,
         on_peer_loss: OnPeerLoss = "retry",
+        priority: PriorityName = "normal",
     ) -> Result | Work:
         """Sends a tensor to one peer, which must call `recv` with a tensor of the same shape and dtype.
 
@@ -463,7 +493,7 @@ class Communicator:
         buffer = as_buffer(tensor, writable=False)
         request = self._request(Kind.SEND_RECV, buffer, buffer, None)
         work = self._transfer(
-            lambda *pair: _transfer_op(request, buffer, None, pair), dst, True, on_peer_loss, tag, timeout
+            lambda *pair: _transfer_op(request, buffer, None, pair), dst, True, on_peer_loss, tag, timeout, priority
         )
         return work if async_op else work.wait()
 
@@ -516,7 +546,7 @@ class Communicator:
     ) -> Result | Work:
         """Ends when every peer has called it. The result's tensor is None."""
         request = self._request(Kind.BARRIER, None, None, None)
-        work = self._submit(Op(request, (), None, _whole, "barrier"), on_peer_loss, tag, timeout)
+        work = self._submit(Op(request, (), None, as_it_is, "barrier"), on_peer_loss, tag, timeout)
         return work if async_op else work.wait()
 
     # -- membership and state ----------------------------------------------------------------------------------------
@@ -562,9 +592,16 @@ class Communicator:
     # -- the inside --------------------------------------------------------------------------------------------------
 
     def _submit(
-        self, op: Op, on_peer_loss: str, tag: Tag, timeout: float | None, pair: tuple[bytes, bytes] | None = None
+        self,
+        op: Op,
+        on_peer_loss: str,
+        tag: Tag,
+        timeout: float | None,
+        priority: str = "normal",
+        pair: tuple[bytes, bytes] | None = None,
     ) -> Work:
-        op.needs_all = _choice("on_peer_loss", on_peer_loss, _LOSS)
+        op.needs_all = choice("on_peer_loss", on_peer_loss, LOSS)
+        op.request.priority = choice("priority", priority, PRIORITIES)
         return self._runtime.submit(op, tag, pair, timeout)
 
     def _participants(self) -> tuple[bytes, ...]:
@@ -614,69 +651,16 @@ class Communicator:
         on_peer_loss: str,
         tag: Tag,
         timeout: float | None,
+        priority: str = "normal",
     ) -> Work:
         with self._runtime.control.lock:
             other_id = self._peer("dst" if sending else "src", other)
             if other_id == self.peer_id:
                 raise ArgumentError("a peer cannot send to itself")
             pair = (self.peer_id, other_id) if sending else (other_id, self.peer_id)
-            return self._submit(op_of(*pair), on_peer_loss, tag, timeout, pair)
+            return self._submit(op_of(*pair), on_peer_loss, tag, timeout, priority, pair)
 
 
 def _transfer_op(request: OpRequest, buffer: Buffer, tensor: Any, pair: tuple[bytes, bytes]) -> Op:
     request.root, request.target = pair
-    return Op(request, (buffer,), tensor, _whole, f"send {pair[0].hex()[:8]} -> {pair[1].hex()[:8]}", pair, pair=True)
-
-
-# -- what the result shows of the memory that the engine wrote -------------------------------------------------------
-
-
-def _whole(tensor: Any, event: Event) -> Any:
-    return tensor
-
-
-def _rows(tensor: Any, event: Event) -> Any:
-    """The rows of those who took part."""
-    return tensor[: event.member_count]
-
-
-def _span(tensor: Any, event: Event) -> Any:
-    return flat_slice(tensor, event.span_offset, event.span_count)
-
-
-# -- arguments -------------------------------------------------------------------------------------------------------
-
-
-def _choice(what: str, value: Any, choices: Mapping[str, Any]) -> Any:
-    try:
-        return choices[value]
-    except (KeyError, TypeError):
-        raise ArgumentError(f"{what} must be one of {', '.join(map(repr, choices))}, not {value!r}") from None
-
-
-def _redop(op: str, source: Buffer) -> RedOp:
-    redop: RedOp = _choice("op", op, _REDOPS)
-    if redop == RedOp.AVG and source.dtype >= _FIRST_INTEGER:
-        raise ArgumentError(
-            f"op='avg' does not exist for {source.dtype_name}: integers have no exact mean; take 'sum' and divide"
-        )
-    return redop
-
-
-def _codec(codec: str | None, algorithm: str, source: Buffer) -> int:
-    number: int = _choice("codec", codec or "none", _CODECS)
-    if number and (source.dtype_name != "float32" or algorithm not in ("auto", "mesh")):
-        raise ArgumentError(f"codec {codec!r} is for float32 by the mesh, not {source.dtype_name} by {algorithm!r}")
-    return number
-
-
-def _output(out: Any, source: Buffer, count: int) -> Buffer:
-    """The memory of a result: the input's dtype, exactly `count` elements, the input itself or apart from it."""
-    target = as_buffer(out, writable=True, what="out")
-    if target.dtype != source.dtype or target.count != count:
-        raise ArgumentError(
-            f"out must hold {count} elements of {source.dtype_name}, not {target.count} of {target.dtype_name}"
-        )
-    if target.overlaps(source):
-        raise ArgumentError("out overlaps the input without being the same memory")
-    return target
+    return Op(request, (buffer,), tensor, as_it_is, f"send {pair[0].hex()[:8]} -> {pair[1].hex()[:8]}", pair, pair=True)

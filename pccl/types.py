@@ -70,6 +70,14 @@ class Algorithm(IntEnum):
     TWO_LEVEL = 3
 
 
+class Priority(IntEnum):
+    """pccl_priority."""
+
+    NORMAL = 0
+    HIGH = 1
+    LOW = 2
+
+
 class OpName(NamedTuple):
     """The name of an op within a group: the same on every peer, kept when the op is retried."""
 

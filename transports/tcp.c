@@ -22,6 +22,7 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "../csrc/transport.h"
@@ -30,7 +31,10 @@ enum {
     TCP_BACKLOG = 512,
     TCP_BATCH = 128,                    /* most events that one poll takes from epoll */
     TCP_DEAD_AFTER_MS = 30000,          /* bytes unacknowledged for so long end the connection */
-    TCP_UNSENT_BYTES = 512 << 10,       /* a socket with more than this in its queue is not writable: short queues */
+    TCP_UNSENT_BYTES = 512 << 10,       /* a socket with more than this in its queue is not writable: short queues, */
+    TCP_UNSENT_BYTES_MIN = 64 << 10,    /* and shorter ones for slow sockets, but not below this: */
+    TCP_UNSENT_PER_S = 25,              /* what the socket delivers in 1/25 s */
+    TCP_LOOK_EVERY_MS = 50,             /* how often a full socket is asked what it delivers */
     TCP_KEEPALIVE_IDLE_S = 10,
     TCP_KEEPALIVE_INTERVAL_S = 5,
     TCP_KEEPALIVE_PROBES = 4,
@@ -46,6 +50,8 @@ struct tcp_stream {
     unsigned interest;
     uint32_t mask;                      /* as epoll knows it */
     int connecting;
+    uint64_t looked_ns;                 /* when it was last asked what it delivers */
+    uint32_t unsent_bytes;              /* its TCP_NOTSENT_LOWAT */
     struct tcp_stream *next_dead;
     char remote[80];
 };
@@ -352,6 +358,7 @@ static struct tcp_stream *stream_new(struct tcp *t, int fd, int connecting)
     s->fd = fd;
     s->connecting = connecting;
     s->interest = TRANSPORT_READ;
+    s->unsent_bytes = TCP_UNSENT_BYTES;
     s->mask = mask_of(s);
     if (watch(t, EPOLL_CTL_ADD, fd, s->mask, s) != 0)
         goto free_stream;
@@ -459,13 +466,39 @@ static ssize_t tcp_readv(struct stream *stream, const struct iovec *iov, int iov
     return moved(s, bytes);
 }
 
+/* A full socket: what is urgent should not have to wait behind much that is not, but the network must not run dry while we
+ * sleep. So the queue holds what goes out in a moment, by the kernel's own measurement; older kernels tell nothing. */
+static void shorten_queue(struct tcp_stream *s)
+{
+    struct timespec now;
+    struct tcp_info kernel;
+    socklen_t bytes = sizeof kernel;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    uint64_t now_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    if (now_ns - s->looked_ns < TCP_LOOK_EVERY_MS * 1000000ull)
+        return;
+    s->looked_ns = now_ns;
+    memset(&kernel, 0, sizeof kernel);
+    if (getsockopt(s->fd, IPPROTO_TCP, TCP_INFO, &kernel, &bytes) != 0 || kernel.tcpi_delivery_rate == 0)
+        return;
+    uint64_t fit = kernel.tcpi_delivery_rate / TCP_UNSENT_PER_S;
+    fit = fit < TCP_UNSENT_BYTES_MIN ? TCP_UNSENT_BYTES_MIN : fit > TCP_UNSENT_BYTES ? TCP_UNSENT_BYTES : fit;
+    if (fit == s->unsent_bytes)
+        return;
+    s->unsent_bytes = (uint32_t)fit;
+    set_option(s->fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, (int)fit);
+}
+
 static ssize_t tcp_writev(struct stream *stream, const struct iovec *iov, int iov_count)
 {
     struct tcp_stream *s = (struct tcp_stream *)stream;
     if (s->error)
         return -s->error;
     struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)iov_count};
-    return moved(s, sendmsg(s->fd, &message, MSG_NOSIGNAL));
+    ssize_t bytes = moved(s, sendmsg(s->fd, &message, MSG_NOSIGNAL));
+    if (bytes == -EAGAIN)
+        shorten_queue(s);
+    return bytes;
 }
 
 /* The kernel resets, and may lose what it has yet to send, when bytes are unread at the close: throw those away. */

@@ -63,6 +63,14 @@ typedef enum {
     PCCL_ALGORITHM_COUNT = 4
 } pccl_algorithm;
 
+/* Whose segments a link sends first. A matter of the sender alone: peers need not agree. */
+typedef enum {
+    PCCL_PRIORITY_NORMAL = 0,
+    PCCL_PRIORITY_HIGH = 1,   /* before normal ones, of which one segment in 16 still goes */
+    PCCL_PRIORITY_LOW = 2,    /* after both, but for one segment in 16 */
+    PCCL_PRIORITY_COUNT = 3
+} pccl_priority;
+
 typedef struct { uint8_t bytes[16]; } pccl_peer_id;   /* random, one per process and communicator, never reused */
 
 typedef struct pccl_engine pccl_engine;
@@ -152,6 +160,7 @@ typedef struct {
     uint8_t dtype;                 /* pccl_dtype */
     uint8_t redop;                 /* pccl_redop; 0 for kinds that do not reduce */
     uint8_t algorithm;             /* pccl_algorithm */
+    uint8_t priority;              /* pccl_priority */
     uint8_t codec;                 /* what float32 all-reduces travel as: 0 plain, or a codec of codec.h (mesh only) */
     pccl_op_name name;
     uint32_t shape;                /* hash of the dimensions: compared between peers, not interpreted */

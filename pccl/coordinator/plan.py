@@ -39,7 +39,8 @@ STREAMS_MORE = 4 / 3
 STREAMS_FEWER = 1 / 2
 SEGMENT_BYTES = 256 << 10
 SEGMENT_BYTES_SLOW = 64 << 10
-SLOW_BYTES_PER_S = 2e6
+#: A segment is not interrupted by what is urgent: shorter ones where they take long.
+SLOW_BYTES_PER_S = 15e6
 MESH_BYTES_MAX = 1 << 20
 MESH_BYTES_MIN = 16 << 10
 MESH_ALWAYS = 1 << 62

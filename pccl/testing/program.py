@@ -39,6 +39,7 @@ DTYPES = {
 }  # fmt: skip
 REDOPS = {"sum": 0, "avg": 1, "prod": 2, "min": 3, "max": 4}
 ALGORITHMS = {"auto": 0, "ring": 1, "mesh": 2}
+PRIORITIES = ("normal", "high", "low")
 
 
 class Work(Future):
@@ -177,6 +178,7 @@ class SimPeer:
         op: str = "sum",
         out: Array | None = None,
         algorithm: str = "auto",
+        priority: str = "normal",
         tag: str | None = None,
         timeout: float = 10.0,
         guard: bool = False,
@@ -185,6 +187,7 @@ class SimPeer:
         target = array if out is None else out
         work = self._work(native.Kind.ALL_REDUCE, f"all_reduce {op}", array, target, array.size)
         work.request.redop, work.request.algorithm = REDOPS[op], ALGORITHMS[algorithm]
+        work.request.priority = PRIORITIES.index(priority)
         return self._submit(work, tag, None, timeout, guard)
 
     def reduce_scatter(

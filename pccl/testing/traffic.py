@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pccl.errors import Closed, CoordinatorLost, Evicted, PcclError, TooFewPeers
-from pccl.testing.program import Array, SimPeer, Work
+from pccl.testing.program import PRIORITIES, Array, SimPeer, Work
 
 if TYPE_CHECKING:
     from pccl.testing.cluster import Cluster
@@ -135,7 +135,18 @@ class Traffic:
             out = self.empty(peer, call.count * len(self.cluster.nodes) + call.count * 8, call.dtype)
             return [peer.all_gather(array, out, tag=call.tag, timeout=timeout, guard=guard)]
         out = array if call.in_place else self.empty(peer, call.count, call.dtype)
-        return [peer.all_reduce(array, out=out, algorithm=call.algorithm, tag=call.tag, timeout=timeout, guard=guard)]
+        priority = PRIORITIES[(peer.index + call.number) % len(PRIORITIES)]  # the others' may be another one
+        return [
+            peer.all_reduce(
+                array,
+                out=out,
+                algorithm=call.algorithm,
+                priority=priority,
+                tag=call.tag,
+                timeout=timeout,
+                guard=guard,
+            )
+        ]
 
     def _pair(self, peer: SimPeer, call: Call) -> list[Work]:
         pair = self._pick(peer, call)[:2]

@@ -251,3 +251,40 @@ def test_all_reduce_with_codec(cluster: Any, world: int, codec: str) -> None:
     share = {"bf16": 0.5, "fp16": 0.5, "int8": 0.27, "e3m0": 0.14}[codec]
     assert error < limit
     assert all(sent <= share * 1.05 * 2 * 4 * 4099 for _, sent in results)
+
+
+def test_priorities_change_no_result(cluster: Any) -> None:
+    """Each peer has another one, and another order of ends; the same op of each kind in every class, all in flight."""
+    names = ("high", "normal", "low")
+
+    def body(comm: pccl.Communicator) -> None:
+        rank, count, world = comm.rank, 50_000, 3
+        for turn in range(3):
+            works = []
+            for index in range(6):
+                tensor = values(rank, count, np.int32)
+                options: Any = {"priority": names[(rank + index + turn) % 3], "async_op": True}
+                works += [
+                    comm.all_reduce(tensor, **options),
+                    comm.reduce_scatter(values(rank, count, np.int32), **options),
+                    comm.all_gather(values(rank, count, np.int32), **options),
+                    comm.broadcast(values(rank, count, np.int32), index % 3, **options),
+                    comm.all_to_all(np.full((world, count), rank, np.int32), **options),
+                ]
+                to, source = (rank + 1) % world, (rank - 1) % world
+                works += [
+                    comm.send(values(rank, count, np.int32), to, **options),
+                    comm.recv(np.empty(count, np.int32), source, async_op=True),
+                ]
+            expected = folded(world, count, np.int32, "sum")
+            for index in range(6):
+                reduced, scattered, gathered, root, all_to_all, _, received = (work.wait() for work in works[:7])
+                del works[:7]
+                assert same(reduced.tensor, expected)
+                assert same(scattered.tensor, expected[scattered.offset :][: scattered.tensor.size])
+                assert all(same(gathered.tensor[k], values(k, count, np.int32)) for k in range(world))
+                assert same(root.tensor, values(index % 3, count, np.int32))
+                assert (all_to_all.tensor == np.arange(world)[:, None]).all()
+                assert same(received.tensor, values((rank - 1) % world, count, np.int32))
+
+    cluster(3, body)

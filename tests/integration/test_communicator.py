@@ -194,6 +194,8 @@ def test_arguments_that_are_refused_at_once(cluster: Any) -> None:
             ("codec 'int8' is for float32", lambda: comm.all_reduce(array.astype("float64"), codec="int8")),
             ("codec 'int8' is for float32", lambda: comm.all_reduce(array, codec="int8", algorithm="ring")),
             ("on_peer_loss must be", lambda: comm.barrier(on_peer_loss="ignore")),  # type: ignore[call-overload]
+            ("'high', 'normal', 'low', not 'x'", lambda: comm.all_reduce(array, priority="x")),  # type: ignore[call-overload]
+            ("priority must be", lambda: comm.broadcast(array, priority=1)),  # type: ignore[call-overload]
             ("timeout must be", lambda: comm.barrier(timeout=0)),
             ("tag must be", lambda: comm.barrier(tag=1.5)),  # type: ignore[call-overload]
             ("out must hold 8 elements of float32", lambda: comm.all_reduce(array, out=integers)),
