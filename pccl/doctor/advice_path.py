@@ -15,16 +15,14 @@ from pccl.doctor.way import Way, label
 __all__ = ["bandwidth", "is_lossy", "loss", "mtu", "round_trip"]
 
 LOSS_SHARE = 50e-6
-#: So much is loss even where it does not hold a lone stream back.
-LOSS_SHARE_HEAVY = 0.02
 #: What a queue that was full before we came adds to a round trip.
 QUEUE_S = 0.02
 MTU_LEAST = 1280
 
 
 def is_lossy(way: Way) -> bool:
-    """Packets are lost, and more of them than a queue drops that a stream has filled itself."""
-    return way.resent_share >= LOSS_SHARE_HEAVY or (way.resent_share >= LOSS_SHARE and way.held_back)
+    """Packets are lost, and that holds a lone stream back: it has not just overfilled the path."""
+    return way.resent_share >= LOSS_SHARE and way.held_back
 
 
 def round_trip(measured: Measurements) -> Finding:

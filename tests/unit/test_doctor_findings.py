@@ -239,6 +239,13 @@ def test_a_rate_that_was_never_counted_is_no_division_by_zero() -> None:
     assert found(measured, "buffers", UP).level == "ok"
 
 
+def test_bytes_that_waited_behind_a_gap_are_not_counted_as_speed() -> None:
+    """Of 240 Mbit/s that were read, a part had arrived before. Full segments that arrived may be more than was read."""
+    assert flow(240, 8, delivered_bytes=50_000_000).bytes_per_s == 25e6
+    assert flow(200, 8, delivered_bytes=60_000_000).bytes_per_s == 25e6
+    assert flow(200, 8, delivered_bytes=0).bytes_per_s == 25e6, "an old kernel does not tell"
+
+
 def lossy(mbit: float, resent: int, congestion: str = "cubic", **changes: Any) -> Flow:
     return flow(mbit, 1, segments=20_000, resent=resent, congestion=congestion, **changes)
 
@@ -255,7 +262,6 @@ def test_a_path_that_loses_packets() -> None:
     others_are_fine(measured, "loss", "congestion control", "bandwidth")
     assert found(good(up=lossy(200, 10)), "loss", UP).text.endswith("one stream fills the path all the same")
     assert found(good(up=lossy(200, 10)), "loss", UP).level == "ok", "the stream filled the path"
-    assert found(good(up=lossy(200, 500)), "loss", UP).level == "advice", "2.5 % is too much for a queue"
     assert found(good(up=lossy(20, 0)), "loss", UP).level == "ok"
 
 
