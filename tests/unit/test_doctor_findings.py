@@ -210,7 +210,11 @@ def test_a_queue_that_is_full_before_the_test() -> None:
 
 def test_one_stream_that_does_not_fill_the_path() -> None:
     one = found(good(up=flow(60), up_many=flow(200, 8)), "bandwidth", UP)
-    says(one, "advice", "60 Mbit/s over 1 stream, 200 Mbit/s over 8", "use 4 streams")
+    says(one, "advice", "60 Mbit/s over 1 stream, 200 Mbit/s over 8", "use 4 streams: pccl coordinator --streams 4")
+    far = found(good(rtts_us=(200_000,), up=flow(60), up_many=flow(500, 8)), "bandwidth", UP)
+    assert "use 8 streams: pccl coordinator --streams 8 (its planner would take 6)" in far.change
+    filled = found(good(rtts_us=(200_000,), up=flow(150), up_many=flow(500, 8)), "bandwidth", UP)
+    assert "use 4 streams or more: pccl's planner takes 6 here by itself" in filled.change
     assert (one.values["one_stream_mbit_per_s"], one.values["all_streams_mbit_per_s"]) == (60.0, 200.0)
     assert found(good(up=flow(60)), "bandwidth", DOWN).level == "ok"
     assert found(good(up=flow(180), up_many=flow(200, 8)), "bandwidth", UP).level == "ok"
@@ -321,9 +325,9 @@ def test_buffers_that_hold_less_than_the_path() -> None:
     measured = good(up=flow(340), up_many=flow(1000, 8))
     one = found(measured, "buffers", UP)
     says(one, "advice", "one connection can carry 357 Mbit/s at 80.00 ms; the path was seen to carry 1000 Mbit/s", "")
-    assert one.change == 'on alpha: sysctl -w net.ipv4.tcp_wmem="4096 16384 33554432"; or use 3 streams or more, ' + (
-        "as pccl's planner does"
-    )
+    wmem, streams = one.change.split("; or ")
+    assert wmem == 'on alpha: sysctl -w net.ipv4.tcp_wmem="4096 16384 33554432"'
+    assert streams.startswith("use 3 streams or more: pccl's planner takes 5 here")
     assert one.values["path_bytes"] == 10_000_000
     assert one.values["send_window_bytes"] == int(0.85 * (4 << 20))
     assert found(measured, "buffers", DOWN).level == "ok"
