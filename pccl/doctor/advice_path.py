@@ -1,8 +1,4 @@
-"""advice_path.py - what the path itself does: round trips, bandwidth, loss, packet size. Pure.
-
-The thresholds are the planner's where it has one (coordinator/plan.py): from 50 lost packets in a million on, a lone
-stream is slow however little the path holds.
-"""
+"""advice_path.py - what the path itself does: round trips, bandwidth, loss, packet size. Pure."""
 
 from __future__ import annotations
 
@@ -12,19 +8,28 @@ from pccl.doctor.facts import Measurements
 from pccl.doctor.finding import Finding, mbit, percent, rate_text
 from pccl.doctor.way import Way, label
 
-__all__ = ["bandwidth", "is_lossy", "loss", "mtu", "round_trip"]
+__all__ = ["bandwidth", "is_lossy", "loss", "mtu", "round_trip", "use_streams"]
 
+#: From here on a stream that takes losses for full queues is slow, however little the path holds.
 LOSS_SHARE = 50e-6
-#: So much is loss even where it does not hold a lone stream back.
-LOSS_SHARE_HEAVY = 0.02
 #: What a queue that was full before we came adds to a round trip.
 QUEUE_S = 0.02
 MTU_LEAST = 1280
 
 
 def is_lossy(way: Way) -> bool:
-    """Packets are lost, and more of them than a queue drops that a stream has filled itself."""
-    return way.resent_share >= LOSS_SHARE_HEAVY or (way.resent_share >= LOSS_SHARE and way.held_back)
+    """Packets are lost, and that holds a lone stream back: it has not just overfilled the path."""
+    return way.resent_share >= LOSS_SHARE and way.held_back
+
+
+def use_streams(way: Way) -> str:
+    """How to get as many streams as the path needs."""
+    needed, planned = way.streams_needed, way.streams_planned
+    if planned >= needed:
+        return (
+            f"use {needed} streams or more: pccl's planner takes {planned} here by itself, other programs must be told"
+        )
+    return f"use {needed} streams: pccl coordinator --streams {needed} (its planner would take {planned})"
 
 
 def round_trip(measured: Measurements) -> Finding:
@@ -52,7 +57,6 @@ def bandwidth(way: Way) -> Finding:
         "loaded_rtt_ms": way.many.sent.loaded_rtt_us / 1e3,
     }
     text = f"{rate_text(one)} over 1 stream, {rate_text(many)} over {way.many.streams}"
-
     if way.silent:
         change = "see path MTU: small messages pass, full packets do not"
         return Finding("bandwidth", way.name, "problem", "nothing arrived", change, values)
@@ -60,10 +64,8 @@ def bandwidth(way: Way) -> Finding:
         change = f"ask who runs the firewalls between {way.source} and {way.target} whether they limit connections"
         return Finding("bandwidth", way.name, "advice", f"{text}; {lost} broke under load", change, values)
     if way.held_back:
-        change = (
-            f"use {way.streams_needed} streams or more: pccl's planner does so by itself, other programs must be told"
-        )
-        return Finding("bandwidth", way.name, "advice", f"{text}: one does not fill this path", change, values)
+        text = f"{text}: one does not fill this path"
+        return Finding("bandwidth", way.name, "advice", text, use_streams(way), values)
     return Finding("bandwidth", way.name, "ok", text, values=values)
 
 
@@ -84,10 +86,7 @@ def loss(way: Way) -> Finding:
         change = f"on {way.source} and {way.target}: sysctl -w net.ipv4.tcp_sack=1; if it is, a device removes it"
         return Finding("loss", way.name, "advice", f"{text}; no selective acknowledgements", change, values)
     if is_lossy(way):
-        change = (
-            f"use {way.streams_needed} streams or more (pccl's planner does), see congestion control, "
-            "and show the figure to the network's operator"
-        )
+        change = f"{use_streams(way)}; see congestion control, and show the figure to the network's operator"
         return Finding("loss", way.name, "advice", f"{text}: the path loses packets", change, values)
     borne = ": one stream fills the path all the same" if way.resent_share >= LOSS_SHARE else ""
     return Finding("loss", way.name, "ok", text + borne, values=values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pccl.doctor.advice_path import is_lossy
+from pccl.doctor.advice_path import is_lossy, use_streams
 from pccl.doctor.facts import Host
 from pccl.doctor.finding import Finding, mbit, rate_text
 from pccl.doctor.way import Way
@@ -75,7 +75,8 @@ def buffers(way: Way) -> Finding:
     )
     changes = _changes(way, by_sender, by_receiver, path_bytes)
     if changes:
-        return Finding("buffers", way.name, "advice", text, "; ".join(changes) + _or_streams(way), values)
+        instead = f"; or {use_streams(way)}" if way.streams_needed > 1 else ""
+        return Finding("buffers", way.name, "advice", text, "; ".join(changes) + instead, values)
     return Finding("buffers", way.name, "ok", text, values=values)
 
 
@@ -95,10 +96,6 @@ def _sysctl(where: str, name: str, present: tuple[int, int, int] | None, wanted:
     least, default, _ = present or (4096, 16384, 0)
     most = min(BUFFER_MAX, 1 << (int(wanted * SPARE) - 1).bit_length())
     return f'on {where}: sysctl -w net.ipv4.{name}="{least} {default} {most}"'
-
-
-def _or_streams(way: Way) -> str:
-    return f"; or use {way.streams_needed} streams or more, as pccl's planner does" if way.streams_needed > 1 else ""
 
 
 def _share(part_us: int, whole_us: int) -> float | None:

@@ -87,7 +87,8 @@ class Sent(Part, frozen=True):
     """The sender's side of a flow: sums over its streams, of times and segments too; `streams_lost` broke meanwhile.
 
     `segments`, `resent`: data segments of TCP after the warm-up, and those of them that went again. `rtt_us`: the least
-    that TCP saw; `loaded_rtt_us`: its smoothed one at the end. `by_receiver_us`, `by_buffer_us` of `busy_us`: while the
+    that TCP saw; `loaded_rtt_us`: its smoothed one at the end. `delivered_bytes`, `delivered_us`: full segments that
+    arrived after the warm-up, and in what time. `by_receiver_us`, `by_buffer_us` of `busy_us`: while the
     receiver's window or the send buffer, not the network, held it back. 0 where the kernel does not tell.
     """
 
@@ -97,6 +98,8 @@ class Sent(Part, frozen=True):
     resent: U64
     mss_bytes: U32
     mtu_bytes: U32
+    delivered_bytes: U64
+    delivered_us: U64
     rtt_us: U32
     loaded_rtt_us: U32
     busy_us: U64
@@ -123,8 +126,14 @@ class Flow(Part, frozen=True):
 
     @property
     def bytes_per_s(self) -> float:
-        """After the warm-up; 0 if nothing came."""
-        return self.received.counted_bytes * 1e6 / max(1, self.received.counted_us)
+        """After the warm-up; 0 if nothing came.
+
+        The receiver counts what it could read: in bursts, because what arrived beyond a gap waits until the gap is
+        filled. The sender knows what arrived, in segments that may be smaller than the full ones. The less is right.
+        """
+        read = self.received.counted_bytes * 1e6 / max(1, self.received.counted_us)
+        arrived = self.sent.delivered_bytes * 1e6 / max(1, self.sent.delivered_us)
+        return min(read, arrived) if arrived > 0 else read
 
 
 class Measurements(Part, frozen=True):

@@ -18,7 +18,9 @@ NEVER_MEASURED = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class TcpInfo:
-    """Of one connection, seen from the side that sends. `segments`: with data; `resent`: of them again."""
+    """Of one connection, seen from the side that sends. `segments`: with data; `resent`: of them again; `delivered`:
+    of them known to have arrived, also beyond a gap.
+    """
 
     window_scaling: bool
     selective_acks: bool
@@ -28,6 +30,7 @@ class TcpInfo:
     min_rtt_us: int
     segments: int
     resent: int
+    delivered: int
     busy_us: int
     by_receiver_us: int
     by_buffer_us: int
@@ -53,6 +56,7 @@ def parse(data: bytes) -> TcpInfo:
         min_rtt_us=0 if min_rtt_us == NEVER_MEASURED else min_rtt_us,
         segments=u32(156),
         resent=u32(100),
+        delivered=u32(192),
         busy_us=u64(168),
         by_receiver_us=u64(176),
         by_buffer_us=u64(184),

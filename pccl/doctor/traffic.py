@@ -47,11 +47,11 @@ async def send(connections: Sequence[Connection], seconds: float, warm_up_s: flo
     tasks = [asyncio.ensure_future(flood(connection)) for connection in connections]
     try:
         await _for(warm_up_s, tasks)
-        before = [tcp_info(connection.sock) for connection in connections]
+        before, begun = [tcp_info(connection.sock) for connection in connections], time.monotonic()
         await _for(seconds - warm_up_s, tasks)
         broken = sum(task.done() for task in tasks)
-        infos = [tcp_info(connection.sock) for connection in connections]
-        return _sum(congestion_of(connections[0].sock), broken, before, infos)
+        infos, took_s = [tcp_info(connection.sock) for connection in connections], time.monotonic() - begun
+        return _sum(congestion_of(connections[0].sock), broken, before, infos, took_s)
     finally:
         await _end(tasks)
 
@@ -116,13 +116,16 @@ async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _sum(congestion: str, broken: int, before: Sequence[TcpInfo], infos: Sequence[TcpInfo]) -> Sent:
+def _sum(congestion: str, broken: int, before: Sequence[TcpInfo], infos: Sequence[TcpInfo], took_s: float) -> Sent:
+    pairs = list(zip(infos, before, strict=True))
     measured = [info.min_rtt_us for info in infos if info.min_rtt_us]
     return Sent(
         congestion=plain(congestion),
         streams_lost=broken,
-        segments=sum(max(0, now.segments - then.segments) for now, then in zip(infos, before, strict=True)),
-        resent=sum(max(0, now.resent - then.resent) for now, then in zip(infos, before, strict=True)),
+        segments=sum(max(0, now.segments - then.segments) for now, then in pairs),
+        resent=sum(max(0, now.resent - then.resent) for now, then in pairs),
+        delivered_bytes=sum(max(0, now.delivered - then.delivered) * now.mss_bytes for now, then in pairs),
+        delivered_us=int(took_s * 1e6),
         mss_bytes=min(info.mss_bytes for info in infos),
         mtu_bytes=min(info.mtu_bytes for info in infos),
         rtt_us=min(measured, default=0),

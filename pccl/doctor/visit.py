@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from pccl.doctor.calls import call_all
 from pccl.doctor.connection import Connection, within
@@ -23,7 +25,6 @@ from pccl.doctor.talk import (
     Open,
     Ping,
     Pong,
-    Said,
     Talk,
     Welcome,
 )
@@ -31,6 +32,8 @@ from pccl.doctor.traffic import receive, send
 from pccl.errors import PcclError, ProtocolError
 
 __all__ = ["Visit"]
+
+T = TypeVar("T")
 
 #: How long the client may be silent beside a flow, and a message of ours may take.
 IDLE_S = 20.0
@@ -112,16 +115,30 @@ class Visit:
             if isinstance(message, Ping):
                 await self._talk.say(Pong(received_ns, time.time_ns()), SAY_S)
             elif isinstance(message, CallMe):
-                calls = await call_all("listener", message.addresses, self._key, self._session)
-                await self._talk.say(Called(calls), SAY_S)
+                calls = call_all("listener", message.addresses, self._key, self._session)
+                await self._talk.say(Called(await self._while_there(calls)), SAY_S)
             elif isinstance(message, FlowPlan) and message.warm_up_s <= message.seconds <= flow_s:
-                await self._talk.say(await self._flow(message), SAY_S)
+                self._wanted = message.streams
+                await self._talk.say(FlowReady(), SAY_S)
+                await self._talk.say(await self._while_there(self._flow(message)), SAY_S)
             else:
                 raise ProtocolError(f"{self.remote} said {type(message).__name__} out of turn")
 
-    async def _flow(self, plan: FlowPlan) -> Said:
-        self._wanted = plan.streams
-        await self._talk.say(FlowReady(), SAY_S)
+    async def _while_there(self, work: Awaitable[T]) -> T:
+        """Its result. The client is to be silent meanwhile: if it goes, the work ends too."""
+        task = asyncio.ensure_future(work)
+        heard = asyncio.ensure_future(self._talk.hear_any(VISIT_S))
+        try:
+            await asyncio.wait([task, heard], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise ProtocolError(f"{self.remote} said {type(heard.result()).__name__} out of turn")
+        finally:
+            for one in (task, heard):
+                one.cancel()
+            await asyncio.gather(task, heard, return_exceptions=True)
+
+    async def _flow(self, plan: FlowPlan) -> FlowDone:
         missing = f"{self.remote} announced {plan.streams} connections and did not make all of them in {STREAMS_S:g} s"
         await within(STREAMS_S, self._complete.wait(), missing)
         connections = list(self._streams.values())

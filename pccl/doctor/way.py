@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pccl.coordinator.cost import Measurements as Paths
+from pccl.coordinator.plan import streams_between
 from pccl.doctor.facts import Flow, Measurements, Place, Role
 
 __all__ = ["Way", "label", "other", "side_of", "way"]
@@ -49,6 +51,12 @@ class Way:
         """So many streams as fast as the lone one carry what the path has been seen to carry."""
         alone = self.one.bytes_per_s
         return min(self.many.streams, math.ceil(self.best_bytes_per_s / alone)) if alone > 0 else self.many.streams
+
+    @property
+    def streams_planned(self) -> int:
+        """So many pccl's planner would take, if it had measured that."""
+        a, b = b"a", b"b"
+        return streams_between(a, b, self.rtt_s, False, Paths(bytes_per_s={(a, b): self.best_bytes_per_s}))
 
     @property
     def resent_share(self) -> float:

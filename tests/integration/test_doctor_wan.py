@@ -86,7 +86,7 @@ def environment() -> dict[str, str]:
     return {"PCCL_SECRET": "a secret", "PYTHONUNBUFFERED": "1", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-def near(value: float, expected: float, share: float = 0.15) -> bool:
+def near(value: float, expected: float, share: float = 0.08) -> bool:
     return abs(value - expected) <= share * expected
 
 

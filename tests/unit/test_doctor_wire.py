@@ -159,11 +159,12 @@ def test_tcp_info_is_read_where_the_kernel_puts_it() -> None:
         (168, "=Q", 3_000_000),
         (176, "=Q", 10),
         (184, "=Q", 20),
+        (192, "=I", 8950),
     ):
         struct.pack_into(form, data, offset, value)
     info = parse(bytes(data))
     assert (info.mss_bytes, info.mtu_bytes, info.rtt_us, info.min_rtt_us) == (1448, 1500, 85_000, 80_000)
-    assert (info.segments, info.resent) == (9000, 17)
+    assert (info.segments, info.resent, info.delivered) == (9000, 17, 8950)
     assert (info.busy_us, info.by_receiver_us, info.by_buffer_us) == (3_000_000, 10, 20)
     assert (info.window_scaling, info.selective_acks) == (True, True)
 
