@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 2000
+ROUNDS ?= 5
 
 # The C tests run as the code ships, then under the address and undefined-behaviour, then under the thread sanitizer.
 VARIANTS ?= release asan tsan
@@ -81,11 +82,9 @@ sim: venv
 demo: venv
 	$(BIN)/python examples/demo/run.py
 
+# Against gloo on this machine and on emulated WANs, kills, joins, kernels: half an hour, and tables in build/bench.
 bench: venv
-	$(BIN)/pccl bench all-reduce --peers 2,4 --sizes 1KiB,64KiB,1MiB,16MiB,64MiB --vs gloo
-	$(BIN)/pccl bench all-reduce --peers 2,4 --sizes 1KiB --in-flight 64 --vs gloo
-	@mkdir -p build
-	$(BIN)/python -m stress.wan.bench --vs gloo --png build/wan_bench.png --if-possible
+	$(BIN)/python stress/bench_all.py --out build/bench --rounds $(ROUNDS)
 
 # -- for maintainers -----------------------------------------------------------------------------------------------
 

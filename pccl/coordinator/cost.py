@@ -8,7 +8,7 @@ and csrc/two_level.c.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median_low
 
@@ -20,6 +20,7 @@ NEAR_RTT_S = 50e-6
 NEAR_BYTES_PER_S = 4e9
 FAR_RTT_S = 50e-3
 FAR_BYTES_PER_S = 125e6
+CLOSE_RTT_S = 5e-3
 
 Matrix = tuple[tuple[float, ...], ...]
 #: Of a span, how many copies go from one rank to another: (from, to, span).
@@ -81,14 +82,22 @@ class Paths:
 
 
 def paths_of(members: Sequence[MemberInfo], measured: Measurements) -> Paths:
-    """Unknown: as in the other direction, else as usual on one host, else like the median of the known far paths."""
+    """Unknown: as in the other direction, else as usual on one host, else like the median of the known far paths; for
+    rates of those as close as this one, since between machines of one place there is more than between places.
+    """
     ids = [member.id for member in members]
     n = range(len(ids))
     near = tuple(tuple(a != b and is_near(members[a], members[b], measured.rtt_s) for b in n) for a in n)
-    far = [(ids[a], ids[b]) for a in n for b in n if a != b and not near[a][b]]
-    rtt = _filled(ids, near, measured.rtt_s, NEAR_RTT_S, _usual(measured.rtt_s, far, FAR_RTT_S))
-    usual = _usual(measured.bytes_per_s, far, FAR_BYTES_PER_S)
-    rate = _filled(ids, near, measured.bytes_per_s, NEAR_BYTES_PER_S, usual)
+    far = [(a, b) for a in n for b in n if a != b and not near[a][b]]
+    usual_rtt = _usual(ids, measured.rtt_s, far, FAR_RTT_S)
+    rtt = _filled(ids, measured.rtt_s, lambda a, b: NEAR_RTT_S if near[a][b] else usual_rtt)
+    usual = {
+        close: _usual(ids, measured.bytes_per_s, [(a, b) for a, b in far if _is_close(rtt, a, b) == close])
+        for close in (False, True)
+    }
+    rate = _filled(
+        ids, measured.bytes_per_s, lambda a, b: NEAR_BYTES_PER_S if near[a][b] else usual[_is_close(rtt, a, b)]
+    )
     return Paths(
         delay=tuple(tuple(value / 2 for value in row) for row in rtt),
         rate=rate,
@@ -99,23 +108,29 @@ def paths_of(members: Sequence[MemberInfo], measured: Measurements) -> Paths:
     )
 
 
-def _usual(known: dict[tuple[bytes, bytes], float], pairs: Sequence[tuple[bytes, bytes]], default: float) -> float:
-    return median_low([known[pair] for pair in pairs if pair in known] or [default])
+def _is_close(rtt: Matrix, a: int, b: int) -> bool:
+    """One place, if not one host: a local network lies between them."""
+    return max(rtt[a][b], rtt[b][a]) <= CLOSE_RTT_S
+
+
+def _usual(
+    ids: Sequence[bytes],
+    known: dict[tuple[bytes, bytes], float],
+    pairs: Sequence[tuple[int, int]],
+    default: float = FAR_BYTES_PER_S,
+) -> float:
+    found = (known.get((ids[a], ids[b])) for a, b in pairs)
+    return median_low([value for value in found if value is not None] or [default])
 
 
 def _filled(
-    ids: Sequence[bytes],
-    near: tuple[tuple[bool, ...], ...],
-    known: dict[tuple[bytes, bytes], float],
-    usual_near: float,
-    usual_far: float,
+    ids: Sequence[bytes], known: dict[tuple[bytes, bytes], float], fallback: Callable[[int, int], float]
 ) -> Matrix:
     def value(a: int, b: int) -> float:
         if a == b:
             return 0.0
         there, back = known.get((ids[a], ids[b])), known.get((ids[b], ids[a]))
-        fallback = usual_near if near[a][b] else usual_far
-        return there if there is not None else back if back is not None else fallback
+        return there if there is not None else back if back is not None else fallback(a, b)
 
     return tuple(tuple(value(a, b) for b in range(len(ids))) for a in range(len(ids)))
 

@@ -3,11 +3,13 @@
     from pccl.testing import Cluster, Faults, simulate
 
 `simulate(seeds)` runs the built-in programs under a swarm of faults; `Cluster` runs yours. docs/testing.md has both.
+`kill_stream` disturbs a real communicator.
 """
 
 from pccl.testing.checkers import Broken
 from pccl.testing.cluster import Cluster, Node, Options
 from pccl.testing.faults import Faults
+from pccl.testing.live import kill_stream
 from pccl.testing.program import SimPeer, Work
 from pccl.testing.scenarios import SCENARIOS, scenario
 from pccl.testing.simulate import Outcome, SimReport, run_seed, simulate
@@ -26,6 +28,7 @@ __all__ = [
     "SimReport",
     "Traffic",
     "Work",
+    "kill_stream",
     "run_seed",
     "scenario",
     "simulate",

@@ -69,13 +69,19 @@ def open_pairs(topology: Topology) -> list[Pair]:
     return [(a, b) for a in names for b in names if a != b and topology.links[a, b].loss < 1]
 
 
-def delay_s(topology: Topology) -> float:
-    """To the best placed owner and back, by the farthest peers."""
+def shortest_s(topology: Topology) -> dict[Pair, float]:
+    """One-way delays from each peer to each, along the shortest way."""
     names = [site.name for site in topology.peers]
     reach = {(a, b): 0.0 if a == b else math.inf for a in names for b in names}
     reach.update({pair: topology.links[pair].delay_ms / 1e3 for pair in open_pairs(topology)})
     for via, a, b in itertools.product(names, names, names):
         reach[a, b] = min(reach[a, b], reach[a, via] + reach[via, b])
+    return reach
+
+
+def delay_s(topology: Topology) -> float:
+    """To the best placed owner and back, by the farthest peers."""
+    names, reach = [site.name for site in topology.peers], shortest_s(topology)
     return min(max(reach[i, owner] for i in names) + max(reach[owner, i] for i in names) for owner in names)
 
 
@@ -168,9 +174,10 @@ class AllReduce:
     def caps(self) -> list[tuple[list[Pair], float, bool]]:
         """(pairs that share a line, its rate, whether losses come before it); lines without a limit left out."""
         found = [([pair], self.topology.links[pair].rate_mbit, False) for pair in self.pairs]
+        shared = [pair for pair in self.pairs if not self.topology.links[pair].local]
         for site in self.topology.peers:
-            found.append(([pair for pair in self.pairs if pair[0] == site.name], site.up_mbit, False))
-            found.append(([pair for pair in self.pairs if pair[1] == site.name], site.down_mbit, True))
+            found.append(([pair for pair in shared if pair[0] == site.name], site.up_mbit, False))
+            found.append(([pair for pair in shared if pair[1] == site.name], site.down_mbit, True))
         return [(pairs, mbit, after_loss) for pairs, mbit, after_loss in found if mbit > 0]
 
     def seconds(self) -> float:

@@ -159,7 +159,8 @@ def check_rates(wan: Emulator, prober: Prober, a: str, b: str, seconds: float) -
 
 def shared_cap(wan: Emulator, prober: Prober, site: str, up: bool, seconds: float) -> Finding | None:
     """Floods all links of a site in one direction at once; None when they cannot carry more than the cap."""
-    topology, others = wan.topology, [other for other in wan.sites if other != site]
+    topology = wan.topology
+    others = [other for other in wan.sites if other != site and not topology.links[site, other].local]
     cap = topology.sites[site].up_mbit if up else topology.sites[site].down_mbit
     pairs = [(site, other) if up else (other, site) for other in others]
     offers = [min(FLOOD_OVER * cap, topology.expected_mbit(*pair)) for pair in pairs]

@@ -115,14 +115,16 @@ static void command_pair(struct request *request)
     struct pair *pair = pair_field(request);
     if (!pair || !check_range(request, "delay_ms", 0, 60e3) || !check_range(request, "jitter_ms", 0, 60e3) ||
         !check_range(request, "rate_mbit", 0, 1e6) || !check_range(request, "queue_bytes", 0, 1e12) ||
-        !check_range(request, "loss", 0, 1))
+        !check_range(request, "loss", 0, 1) || !check_range(request, "local", 0, 1))
         return;
     set_ms(request, "delay_ms", &pair->delay_ns);
     set_ms(request, "jitter_ms", &pair->jitter_ns);
     set_stage(request, "rate_mbit", "queue_bytes", &pair->rate);
-    const double *loss = json_number(request->fields, "loss");
+    const double *loss = json_number(request->fields, "loss"), *local = json_number(request->fields, "local");
     if (loss)
         network_set_loss(pair, *loss);
+    if (local)
+        pair->local = *local > 0;
     succeed(request);
 }
 

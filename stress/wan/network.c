@@ -269,7 +269,10 @@ static void stage_leave(struct network *network, struct stage *stage, struct pac
         leave_rate(network, network->pairs[stage->from][stage->to], packet, t);
         break;
     case STAGE_DELAY:
-        stage_push(network, &network->sites[stage->to]->down, packet, t);
+        if (network->pairs[stage->from][stage->to]->local)
+            deliver(network, packet);
+        else
+            stage_push(network, &network->sites[stage->to]->down, packet, t);
         break;
     case STAGE_DOWNLINK:
         deliver(network, packet);
@@ -302,7 +305,10 @@ void network_enter(struct network *network, struct packet *packet, uint64_t now_
         packet_free(&network->memory, packet);
         return;
     }
-    stage_push(network, &from->up, packet, now_ns);
+    if (network->pairs[packet->from][packet->to]->local)
+        enter_pair(network, packet, now_ns);
+    else
+        stage_push(network, &from->up, packet, now_ns);
 }
 
 void network_run(struct network *network, uint64_t now_ns, uint32_t moves)

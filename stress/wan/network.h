@@ -2,6 +2,7 @@
  *
  *     uplink of the site  ->  pair's rate  ->  random loss  ->  pair's delay  ->  downlink of the site  ->  deliver
  *
+ * A local pair (a LAN within a region) goes by neither uplink nor downlink.
  * A passive object in virtual time: the caller brings packets and the time, packets leave through `deliver`. A stage is a
  * first-in first-out queue; the first packet of every busy stage has a time at which it moves on, and a heap orders those.
  * Lateness of the caller therefore never adds up: a packet moves on at the time it was due, not at the time it was looked at. */
@@ -42,7 +43,7 @@ struct pair {
     double loss;
     uint64_t until_loss; /* wire packets that pass before the next one is lost */
     uint64_t loss_random, jitter_random;
-    bool cut;
+    bool cut, local;
     struct pair_counters counters;
 };
 

@@ -18,7 +18,7 @@ QUEUE_MS_DEFAULT = 100.0
 QUEUE_BYTES_MIN = 256 << 10
 ROLES = ("peer", "coordinator")
 
-LINK_FIELDS = {"delay_ms", "rtt_ms", "jitter_ms", "rate_mbit", "queue_kb", "loss"}
+LINK_FIELDS = {"delay_ms", "rtt_ms", "jitter_ms", "rate_mbit", "queue_kb", "loss", "local"}
 CAP_FIELDS = {"up_mbit", "down_mbit", "up_queue_kb", "down_queue_kb"}
 WHERE_FIELDS = {"pair", "from", "to"}
 LIMITS = {
@@ -42,13 +42,14 @@ class TopologyError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One directed pair. A rate of 0 is no limit."""
+    """One directed pair. A rate of 0 is no limit. A local one does not use the lines that its sites share."""
 
     delay_ms: float = 0.0
     jitter_ms: float = 0.0
     rate_mbit: float = 0.0
     queue_kb: float | None = None
     loss: float = 0.0
+    local: bool = False
 
     @property
     def queue_bytes(self) -> int:
@@ -122,8 +123,9 @@ class Topology:
 
     def expected_mbit(self, a: str, b: str) -> float:
         """Wire rate of a lone flow; 0 is no limit."""
-        limits = (self.sites[a].up_mbit, self.links[a, b].rate_mbit, self.sites[b].down_mbit)
-        return min((limit for limit in limits if limit > 0), default=0.0)
+        link = self.links[a, b]
+        shared = () if link.local else (self.sites[a].up_mbit, self.sites[b].down_mbit)
+        return min((limit for limit in (link.rate_mbit, *shared) if limit > 0), default=0.0)
 
 
 def queue_bytes(queue_kb: float | None, rate_mbit: float) -> int:
@@ -165,9 +167,17 @@ def number(value: Any, place: str) -> float:
     return float(value)
 
 
+def flag(value: Any, place: str) -> bool:
+    if not isinstance(value, bool):
+        raise TopologyError(f"{place}: true or false is needed, not {value!r}")
+    return value
+
+
 def link_settings(fields: Mapping[str, Any], place: str) -> dict[str, float]:
     """The link fields among `fields`, with `rtt_ms` turned into a one-way delay."""
-    settings = {name: number(value, f"{place}.{name}") for name, value in fields.items() if name in LINK_FIELDS}
+    given = {name: value for name, value in fields.items() if name in LINK_FIELDS}
+    readers = {"local": flag}
+    settings = {name: readers.get(name, number)(value, f"{place}.{name}") for name, value in given.items()}
     if "rtt_ms" in settings:
         if "delay_ms" in settings:
             raise TopologyError(f"{place}: either rtt_ms or delay_ms (one way), not both")

@@ -58,6 +58,7 @@ def test_ready_made_topologies_are_valid(name: str) -> None:
         ({"sites": {"a": {"up": 3}, "b": {}}}, "sites.a.up: unknown"),
         ({"defaults": {"loss": 2}}, "defaults.loss: 2 is outside"),
         ({"defaults": {"rtt_ms": "80"}}, "defaults.rtt_ms: a number"),
+        ({"defaults": {"local": 1}}, "defaults.local: true or false"),
         ({"defaults": {"rtt_ms": 8, "delay_ms": 4}}, "defaults: either rtt_ms or delay_ms"),
         ({"links": [{"pair": ["a", "x"]}]}, "links[0].pair: no site or region 'x'"),
         ({"links": [{"from": "a"}]}, "links[0]: pair"),
@@ -125,6 +126,20 @@ def test_all_links_of_a_site_share_its_uplink(wan: Any, prober: Prober) -> None:
     wan.set_site("a", up_mbit=0)
     mbit = sum(result["wire_bytes"] for result in got) * 8e-6 / max(result["seconds"] for result in got)
     assert 36 <= mbit <= 42
+
+
+@needs_wan
+@pytest.mark.needs_root
+def test_a_local_pair_uses_no_shared_line(wan: Any, prober: Prober) -> None:
+    """Its own rate holds, not the site's: 100 Mbit/s of UDP arrive through a cap of 10."""
+    wan.set_site("a", up_mbit=10)
+    wan.set_site("b", down_mbit=10)
+    wan.set_pair("a", "b", both=False, local=True)
+    got = prober.datagrams("a", "b", 6000, 90)
+    wan.set_pair("a", "b", both=False, local=False)
+    for site in ("a", "b"):
+        wan.set_site(site, up_mbit=0, down_mbit=0)
+    assert got["packets"] == 6000 and got["wire_bytes"] * 8e-6 / got["seconds"] > 70
 
 
 @needs_wan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pccl.coordinator.cost import (
+    FAR_BYTES_PER_S,
     Measurements,
     Paths,
     agents_of,
@@ -149,3 +150,16 @@ def test_what_is_unknown_is_assumed() -> None:
     assert paths.rate[0][2] == 8.0, "like the median of those that are known"
     assert paths.rate[0][3] > 1e9 and paths.delay[0][3] < 1e-3
     assert paths.delay[0][1] == paths.delay[1][2] == 0.1 and paths.known[0][1] and not paths.known[1][0]
+
+
+def test_unknown_paths_within_a_place_are_not_like_those_between_places() -> None:
+    """Four in two places, of which two pairs between them and one within were measured; then none within."""
+    members = peers(4)
+    ids = [member.id for member in members]
+    rtt = {(ids[a], ids[b]): 0.0005 if a % 2 == b % 2 else 0.08 for a in range(4) for b in range(4) if a != b}
+    known = {(ids[0], ids[1]): 9 * MB, (ids[0], ids[3]): 10 * MB, (ids[0], ids[2]): 200 * MB}
+    paths = paths_of(members, Measurements(rtt, known))
+    assert paths.rate[1][3] == paths.rate[3][1] == 200 * MB and paths.rate[2][1] == paths.rate[1][2] == 9 * MB
+    del known[ids[0], ids[2]]
+    paths = paths_of(members, Measurements(rtt, known))
+    assert paths.rate[0][2] == paths.rate[1][3] == FAR_BYTES_PER_S and paths.rate[2][3] == 9 * MB

@@ -12,7 +12,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # at the end: pccl it
 
 pytest.importorskip("scipy", reason="SciPy is not installed")
 from stress.wan.bound import BoundError, bound, delay_s
-from stress.wan.topology import Topology, parse
+from stress.wan.ring_bound import ring_bound
+from stress.wan.topology import Topology, load, parse
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -137,3 +138,48 @@ def test_no_limit_is_no_time_and_no_way_is_an_error() -> None:
     cut = parse({"sites": sites("ab"), "defaults": {"rate_mbit": 10}, "links": [{"from": "a", "to": "b", "loss": 1.0}]})
     with pytest.raises(BoundError, match="cannot reach"):
         bound(cut, SIZE)
+
+
+# -- local pairs -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_local_does_not_use_the_shared_lines() -> None:
+    """Three peers on each side: regions sum inside, and each line carries a third of the data each way."""
+    lan = load("two_regions_lan", wan_mbit=300, rtt_ms=80)
+    assert bound(lan, SIZE).total_s == pytest.approx(SECONDS_PER_MBIT / 3 / 300 + 0.08)
+    assert lan.expected_mbit("eu0", "eu1") == 0 and lan.expected_mbit("eu0", "us1") == 300
+
+
+# -- the ring --------------------------------------------------------------------------------------------------------
+
+
+def test_a_ring_of_equal_hops() -> None:
+    """Three halves of the data over each hop, the last span's way, and the word."""
+    assert ring_bound(mesh4(), SIZE).total_s == pytest.approx(SECONDS_PER_MBIT * 1.5 / 500 + 0.08)
+    assert ring_bound(shared4(), SIZE).total_s == pytest.approx(bound(shared4(), SIZE).total_s)
+
+
+def test_the_best_ring_goes_around_a_slow_pair() -> None:
+    document = {"sites": sites("abcd"), "defaults": {"rate_mbit": 500}, "links": [{"pair": ["a", "b"], "rate_mbit": 5}]}
+    assert ring_bound(parse(document), SIZE).total_s == pytest.approx(SECONDS_PER_MBIT * 1.5 / 500)
+    three = {**document, "sites": sites("abc")}
+    assert ring_bound(parse(three), SIZE).transfer_s == pytest.approx(SECONDS_PER_MBIT * 4 / 3 / 5), "none to be had"
+
+
+def test_a_ring_of_long_ways() -> None:
+    """Next to no data: one span's way over 2 (n - 1) hops, and the word."""
+    assert ring_bound(mesh4(), 4).total_s == pytest.approx(6 * 0.04 + 0.04, rel=1e-3)
+
+
+def test_losses_and_cuts_of_a_ring() -> None:
+    assert ring_bound(mesh4(loss=0.2), SIZE).transfer_s == pytest.approx(SECONDS_PER_MBIT * 1.5 / 400)
+    cut = {"defaults": {"rate_mbit": 10}, "links": [{"pair": ["a", "*"], "loss": 1.0}], "sites": sites("abc")}
+    with pytest.raises(BoundError, match="no ring"):
+        ring_bound(parse(cut), SIZE)
+    with pytest.raises(BoundError, match="too many"):
+        ring_bound(parse({"sites": sites("abcdefghi"), "defaults": {"rate_mbit": 10}}), SIZE)
+
+
+@pytest.mark.parametrize("topology", [mesh4(loss=0.01), shared4(), two_regions(), uneven()])
+def test_no_ring_is_faster_than_the_bound(topology: Topology) -> None:
+    assert bound(topology, SIZE).total_s <= ring_bound(topology, SIZE).total_s * (1 + 1e-9)

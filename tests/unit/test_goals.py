@@ -1,0 +1,57 @@
+"""What `make bench` wants of its figures: found in the rows that the steps print, judged with the limit included."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(
+    str(Path(__file__).resolve().parents[2] / "stress")
+)  # at the end: as `python stress/bench_all.py` has it
+
+from bench_all import steps
+from goals import GOALS, MIB
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "tcp": [
+        {"peers": peers, "bytes": nbytes, "ours_ms": ms, "ratio": 0.8}
+        for peers, nbytes, ms in ((2, 1024, 0.3), (4, 1024, 1.0), (2, MIB, 0.9), (2, 64 * MIB, 15), (4, 64 * MIB, 44))
+    ],
+    "in_flight": [{"peers": 4, "bytes": 1024, "ours_ops_per_s": 7000.0}],
+    "shm": [{"peers": peers, "bytes": 64 * MIB, "ratio": 0.5} for peers in (2, 4)],
+    "kernels": [
+        {"kernel": f"{codec} {way}", "isa": isa, "gb_per_s": speed}
+        for codec in ("int8", "e3m0")
+        for way in ("encode", "decode")
+        for isa, speed in (("scalar", 1.0), ("avx2", 12.0))
+    ],
+    "kill": [{"wrong": 0, "median_ms": 80.0, "worst_ms": 200.0}],
+    "join": [{"wrong": 0, "aborted": 0, "median_ms": 43.0}],
+    "wan": [{"targets": [{"ok": True}, {"ok": None}]}, {"targets": []}],
+}
+BAD: dict[str, list[dict[str, Any]]] = {
+    "tcp": [{**row, "ours_ms": 99.0, "ratio": 1.2} for row in ROWS["tcp"]],
+    "in_flight": [{"peers": 4, "bytes": 1024, "ours_ops_per_s": 4999.0}],
+    "shm": [{**row, "ratio": 0.8} for row in ROWS["shm"]],
+    "kernels": [{**row, "gb_per_s": 2.9} for row in ROWS["kernels"]],
+    "kill": [{"wrong": 1, "median_ms": 301.0, "worst_ms": 1001.0}],
+    "join": [{"wrong": 1, "aborted": 1, "median_ms": 101.0}],
+    "wan": [{"targets": [{"ok": True}, {"ok": False}]}],
+}
+
+
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: f"{goal.step}-{goal.what}")
+def test_a_goal_is_reached_missed_or_not_measured(goal: Any) -> None:
+    good, bad, none = (goal.judge(rows) for rows in (ROWS[goal.step], BAD[goal.step], []))
+    assert good["ok"] is True and bad["ok"] is False and none["ok"] is None and none["found"] is None
+    assert goal.judge(ROWS[goal.step])["wanted"].startswith(">=" if goal.at_least else "<=")
+
+
+def test_every_goal_has_a_step_that_can_be_run() -> None:
+    known = steps(Path("out"), 3)
+    assert {goal.step for goal in GOALS} == set(known)
+    programs = [part for command in known.values() for part in command if part.startswith("stress/")]
+    assert programs and all((Path(__file__).resolve().parents[2] / program).exists() for program in programs)
