@@ -322,6 +322,7 @@ class Epoch(Message, frozen=True):
     verdicts: Annotated[tuple[Verdict, ...], Meta(max_length=PENDING_MAX)]
     reason: Reason
     min_peers: U32
+    lease_s: Seconds
     streams: Triples = ()
     detours: Triples = ()
 

@@ -304,9 +304,12 @@ class Session:
     def _on_welcome(self, event: m.Welcome) -> None:
         """waits for an Epoch"""
         self.welcomed = True
-        self.lease_s = max(event.lease_s, 0.01)
+        self._take_lease(event.lease_s)
         self.min_peers, self.waiting_for = event.min_peers, event.waiting_for
         self._beat = self._now
+
+    def _take_lease(self, lease_s: float) -> None:
+        self.lease_s = max(lease_s, 0.01)
 
     def _on_refused(self, event: m.Refused) -> None:
         """gives up"""
@@ -348,6 +351,7 @@ class Session:
         while len(self._views) > VIEWS_MAX:
             self._views.popitem(last=False)
         self.epoch, self.min_peers, self._streams = event.epoch, event.min_peers, event.plan.streams
+        self._take_lease(event.lease_s)
         self._promise, self._answer = None, None
         if event.change:
             self._faults.clear()

@@ -467,6 +467,7 @@ class Membership:
             verdicts=verdicts,
             reason=m.clip(reason),
             min_peers=self.settings.min_peers,
+            lease_s=self.settings.lease_s,
             streams=chosen.pair_streams,
             detours=chosen.detours,
         )

@@ -68,7 +68,7 @@ TO_PEER = st.one_of(
     st.builds(m.Hold, one, u32, u32, st.integers(1, 64), members),
     st.builds(m.Release, one, u32),
     st.builds(m.Freeze, one, u32, u32),
-    st.builds(m.Epoch, one, u32, u32, u32, members, plans, verdicts, text, u32, triples, triples),
+    st.builds(m.Epoch, one, u32, u32, u32, members, plans, verdicts, text, u32, reals, triples, triples),
     st.builds(m.Probe, one, u32),
     st.builds(m.Evicted, one, text),
     st.builds(m.Goodbye, one),
@@ -137,7 +137,7 @@ def test_limits() -> None:
     many = tuple(m.Verdict(m.OpRef(0, 0, n), 0, "x" * 400) for n in range(m.PENDING_MAX))
     plan = m.Plan(1, 64, 0)
     with pytest.raises(errors.ProtocolError, match="larger than"):
-        m.encode(m.Epoch(1, 1, 0, 0, (m.Member(b"p" * 16, 0, "h:1", "h"),), plan, many, "", 1))
+        m.encode(m.Epoch(1, 1, 0, 0, (m.Member(b"p" * 16, 0, "h:1", "h"),), plan, many, "", 1, 5.0))
     lanes = {b: {2**63 + n: 2**32 - 1 for n in range(b * m.PENDING_MAX)} for b in (0, 1)}
     full = m.Frozen(1, 1, 1, lanes, tuple(m.Pending(m.OpRef(0, 2**64 - 1, n), True, False, (), "x" * 120)
                                        for n in range(m.PENDING_MAX)))  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 from unit.fake_engine import FakeEngine
 
 from pccl import errors
@@ -83,7 +84,7 @@ def epoch(
     since: int = 0,
 ) -> m.Epoch:
     members = tuple(m.Member(p, since if p in (NEW, ME) else 0, f"10.0.0.{p[0]}:1", "h") for p in peers)
-    return m.Epoch(V, number, boundary, change, members, PLAN, verdicts, "why", 2)
+    return m.Epoch(V, number, boundary, change, members, PLAN, verdicts, "why", 2, 5.0)
 
 
 def hold(number: int, at: int = 1) -> m.Hold:
@@ -130,6 +131,13 @@ def test_a_rejected_handshake(bench: Bench, member: Bench) -> None:
     other.peer.on_rejected(0.1, "wrong secret")
     other.engine.close()
     assert isinstance(other.peer.error, errors.AuthError)
+
+
+def test_who_missed_the_welcome_learns_the_lease_with_the_epoch(bench: Bench) -> None:
+    bench.peer.start(bench.now)
+    bench.say(structs.replace(epoch(1), lease_s=1.0))
+    beats = [x for x in bench.tick_until(bench.now + 1.05) if isinstance(x, m.Heartbeat)]
+    assert len(beats) == 5
 
 
 def test_turned_away_while_joining_asks_again_and_then_gives_up(bench: Bench) -> None:
@@ -190,7 +198,7 @@ def test_a_hold_for_a_new_plan(member: Bench) -> None:
         for p, weight, region in ((LOW, 1, 0), (ME, 2, 1), (HIGH, 3, 1))
     )
     streams, detours = ((0, 1, 7), (0, 2, 5), (1, 2, 99)), ((0, 2, 1), (0, 9, 1), (0, 0, 1))
-    member.say(m.Epoch(V, 2, 1, 0, members, plan, (), "why", 2, streams, detours))
+    member.say(m.Epoch(V, 2, 1, 0, members, plan, (), "why", 2, 5.0, streams, detours))
     assert member.peer.advance(member.now) == 1
     config = member.engine.configs[-1]
     assert [(c.weight, c.region, c.streams) for c in config.members] == [(1, 0, 7), (2, 1, 0), (3, 1, 0)]
