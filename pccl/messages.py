@@ -157,6 +157,7 @@ class GroupStatus(Part, frozen=True):
     epoch: U32
     from_boundary: U32
     min_peers: U32
+    form_peers: U32
     plan: Plan | None
     members: Annotated[tuple[PeerStatus, ...], Meta(max_length=MEMBERS_MAX)]
     waiting: Annotated[tuple[PeerStatus, ...], Meta(max_length=MEMBERS_MAX)]

@@ -48,7 +48,7 @@ class Director:
     def start(self) -> None:
         """Starts all processes; they load the text and stand by, and connect when they are told to."""
         common = [f"--{name.replace('_', '-')}={getattr(self.options, name)}" for name in ("steps", "batch", "seed")]
-        common += ["--standby", f"--start-with={self.options.peers}"]
+        common.append("--standby")
         for name in self.names:
             self.fleet.start(name, [*common, f"--die-at={self.options.kill_at}"] if name == self.victim else common)
         self.fleet.start(self.joiner, common)
@@ -160,7 +160,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def rehearse(options: argparse.Namespace, story: Story) -> None:
     """The run itself, from the coordinator's start to the end of the last process."""
     secret = secrets.token_hex(16)
-    with Coordinator(run=RUN, secret=secret, min_peers=options.peers - 1) as coordinator:
+    with Coordinator(run=RUN, secret=secret, min_peers=options.peers - 1, form_peers=options.peers) as coordinator:
         contact = {"PCCL_COORDINATOR": coordinator.address, "PCCL_RUN": RUN, "PCCL_SECRET": secret}
         with Fleet(contact, options.out) as fleet, Dashboard(story, options.steps) as dashboard:
             director = Director(options, fleet, story)

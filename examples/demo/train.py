@@ -52,7 +52,6 @@ class Settings:
     seed: int
     learning_rate: float
     evaluate_every: int
-    start_with: int
     die_at: int | None
     standby: bool
 
@@ -133,9 +132,7 @@ class Peer:
             self.sync()
             if self.trainer.step >= self.settings.steps:
                 return
-            place, peers = self.call_the_roll()
-            if self.trainer.step > 0 or peers >= self.settings.start_with:
-                self.train_step(place, peers)
+            self.train_step(*self.call_the_roll())
             self.comm.advance()
 
     def sync(self) -> None:
@@ -206,7 +203,6 @@ def parse() -> Settings:
     sizes = {"steps": 200, "batch": 8, "layers": 6, "width": 128, "context": 128, "buckets": 4, "seed": 1}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--start-with", type=int, default=1, help="peers to wait for before the first step")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--evaluate-every", type=int, default=10)
     parser.add_argument("--die-at", type=int, help="step in which this peer asks to be killed")

@@ -35,6 +35,7 @@ def end_on_signals() -> threading.Event:
 @click.option("--bind", default="tcp://[::]:29400", show_default=True, help="Where to listen; port 0: any free one.")
 @run_option
 @click.option("--min-peers", type=click.IntRange(1), default=1, show_default=True, help="Fewest peers that run ops.")
+@click.option("--form-peers", type=click.IntRange(1), help="How many begin.  [default: as --min-peers]")
 @click.option("--lease", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Seconds of silence.")
 @click.option("--streams", type=click.IntRange(1, STREAMS_LIMIT), help="Of every link.  [default: as measured]")
 @click.option(
@@ -46,7 +47,14 @@ def end_on_signals() -> threading.Event:
 )
 @secret_file_option
 def command(
-    bind: str, run: str, min_peers: int, lease: float, streams: int | None, algorithm: str, secret_file: Path | None
+    bind: str,
+    run: str,
+    min_peers: int,
+    form_peers: int | None,
+    lease: float,
+    streams: int | None,
+    algorithm: str,
+    secret_file: Path | None,
 ) -> None:
     """Serve a run: membership, order and topology.
 
@@ -62,13 +70,15 @@ def command(
         run=run,
         secret=read_secret(secret_file),
         min_peers=min_peers,
+        form_peers=form_peers or 0,
         lease_s=lease,
         streams=streams,
         algorithm=algorithm,
     )
     coordinator.start()
     try:
-        click.echo(f"run {run!r} at {coordinator.address}, at least {min_peers} peers; Ctrl-C ends it")
+        begin = f", {form_peers} to begin" if form_peers else ""
+        click.echo(f"run {run!r} at {coordinator.address}, at least {min_peers} peers{begin}; Ctrl-C ends it")
         end.wait()
     finally:
         coordinator.close()

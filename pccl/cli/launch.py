@@ -66,7 +66,6 @@ class Launch:
         self.grace_s = grace_s
         self.fleet = Fleet(prefixed_sink(colour_wanted()))
         self.count = 0  # peers from the start; those with higher indices are joiners
-        self.complete = False  # all of them were members at once
         self.next_index = 0
         self.exit_code = 0
         self.signalled = False
@@ -86,7 +85,7 @@ class Launch:
                 self.on_signals()
                 self.on_deadlines(time.monotonic())
                 if self.steps and not self.ending:
-                    self.on_progress(self.coordinator.status())
+                    self.on_boundary(run_boundary(self.coordinator.status()))
                 if self.only_joiners and not self.ending and run_is_empty(self.coordinator.status()):
                     self.on_late_joiners()
         finally:
@@ -161,12 +160,6 @@ class Launch:
             process.signal(signal.SIGTERM)
         self.kill_at = time.monotonic() + TERM_S
 
-    def on_progress(self, status: Status) -> None:
-        """Steps count once all peers from the start are in: a kill is to hit the run that was asked for."""
-        self.complete = self.complete or member_count(status) >= self.count
-        if self.complete:
-            self.on_boundary(run_boundary(status))
-
     def on_boundary(self, boundary: int) -> None:
         for kind, step in self.steps.due(boundary):
             if kind == "join":
@@ -181,8 +174,8 @@ class Launch:
 
 
 def run_boundary(status: Status) -> int:
-    """The furthest boundary that a member of the run has reported."""
-    return max((member.boundary for group in status.groups for member in group.members), default=0)
+    """The furthest boundary that a member of the run has reported; -1 before it has begun."""
+    return max((member.boundary for group in status.groups for member in group.members), default=-1)
 
 
 def member_count(status: Status) -> int:
@@ -242,7 +235,7 @@ def command(
     script: str,
     args: tuple[str, ...],
 ) -> None:
-    """Run SCRIPT as several local peers of a new run.
+    """Run SCRIPT as several local peers of a new run, which begins when all of them are there.
 
     Their lines appear behind "[index] ". The exit code is that of the first peer that failed; peers killed by --kill-at
     do not count. After a failure, or Ctrl-C, which is passed on, the peers that still live have --grace seconds to end.
@@ -257,6 +250,7 @@ def command(
         run=run,
         secret=secret,
         min_peers=min_peers or default_min_peers(count, len(kill_at)),
+        form_peers=count,
         lease_s=lease,
     )
     coordinator.start()

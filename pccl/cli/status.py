@@ -105,9 +105,10 @@ def peer_table(group: messages.GroupStatus) -> Table:
     if plan and plan.mesh_bytes_max > 1 << 40:
         planned = f", {plan.streams} streams, mesh"
     paused = " [red]too few peers[/red]" if group.epoch > 0 and len(group.members) < group.min_peers else ""
+    wanted = f"at least {group.min_peers}" if group.epoch else f"{group.form_peers} to begin"
     table = Table(
         title=f"group {group.group}: {group.state}, epoch {group.epoch} from boundary {group.from_boundary}, "
-        f"{len(group.members)} peers (at least {group.min_peers}){planned}{paused}",
+        f"{len(group.members)} peers ({wanted}){planned}{paused}",
         title_justify="left",
         caption=escape(planned_for(plan, group.reality)) if plan else None,
         caption_justify="left",

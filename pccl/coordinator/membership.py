@@ -23,6 +23,7 @@ from pccl.coordinator.plan import Pair, Plan, is_worth_a_try, is_worth_it, plan,
 from pccl.coordinator.reality import Reality
 from pccl.coordinator.roster import Peer, evidence_in_words, in_words, infos, wire_members, wire_plan
 from pccl.coordinator.verdicts import Fault, Report, judge, name_of, report_of
+from pccl.errors import ArgumentError
 from pccl.types import MemberInfo, OpName, short_id
 
 REMEMBERED_MAX = 4096
@@ -43,15 +44,21 @@ class State(Enum):
 
 @dataclass(slots=True, frozen=True)
 class Settings:
-    """What the operator chose."""
+    """What the operator chose. `form_peers`: so many begin (default 0: as many as `min_peers`, which must go on)."""
 
     min_peers: int = 1
+    form_peers: int = 0
     lease_s: float = 5.0
     probe: bool = True
     peers_max: int = 1024
     waiting_max: int = 1024
     link_grace_s: float = 1.0
     planner: Callable[[Sequence[MemberInfo], Measurements, frozenset[Pair]], Plan] = plan
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "form_peers", self.form_peers or self.min_peers)
+        if self.form_peers < self.min_peers:
+            raise ArgumentError(f"form_peers ({self.form_peers}) is less than min_peers ({self.min_peers})")
 
 
 @dataclass(slots=True)
@@ -143,6 +150,7 @@ class Membership:
             epoch=self.epoch,
             from_boundary=self.from_boundary,
             min_peers=self.settings.min_peers,
+            form_peers=self.settings.form_peers,
             plan=wire_plan(chosen) if chosen is not None else None,
             members=tuple(peer.status(rank, now) for rank, peer in enumerate(self.members.values())),
             waiting=tuple(peer.status(-1, now) for peer in self.waiting.values()),
@@ -193,7 +201,7 @@ class Membership:
                 rate_at=self._now,
             )
             self._note(event.peer, "join", f"{join.addresses[0]} on {join.host}, pid {join.pid}")
-        missing = self.settings.min_peers - len(self.waiting) if self.state is State.FORMING else 0
+        missing = self._to_form - len(self.waiting) if self.state is State.FORMING else 0
         self._send(event.peer, m.Welcome(m.VERSION, self.settings.lease_s, self.settings.min_peers, max(0, missing)))
 
     def _refusal(self, join: m.Join) -> m.Refused | None:
@@ -328,12 +336,17 @@ class Membership:
         while steps[self.state]():
             pass
 
+    @property
+    def _to_form(self) -> int:
+        """A group that has begun once and lost everybody begins again with as few as may go on."""
+        return self.settings.min_peers if self.epoch else self.settings.form_peers
+
     def _try_form(self) -> bool:
-        if not self.waiting or len(self.waiting) < self.settings.min_peers:
+        if not self.waiting or len(self.waiting) < self._to_form:
             return False
-        count = len(self.waiting)
+        reason = f"{len(self.waiting)} peers are here, {self._to_form} were asked for"
         self._enter(self.waiting, 0)
-        self._publish(0, 0, (), f"{count} peers are here, {self.settings.min_peers} were asked for")
+        self._publish(0, 0, (), reason)
         return True
 
     def _try_hold(self) -> bool:

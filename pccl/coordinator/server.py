@@ -82,7 +82,10 @@ class Connections:
 
 
 class Coordinator:
-    """Serves one run. `start()` returns once it listens; `close()` once the thread and all sockets are gone."""
+    """Serves one run. `start()` returns once it listens; `close()` once the thread and all sockets are gone.
+
+    `form_peers`: how many a group waits for before it begins; default 0: `min_peers`, the fewest that may go on.
+    """
 
     def __init__(
         self,
@@ -91,6 +94,7 @@ class Coordinator:
         run: str = "default",
         secret: bytes | str | None = None,
         min_peers: int = 1,
+        form_peers: int = 0,
         lease_s: float = 5.0,
         probe: bool = True,
         peers_max: int = 1024,
@@ -103,7 +107,7 @@ class Coordinator:
         self._bind = bind if "://" in bind else f"tcp://{bind}"
         self._keys = run_keys(as_secret(secret), run)
         planner = partial(plan, fixed=fixed_from(streams, algorithm))
-        settings = Settings(min_peers=min_peers, lease_s=lease_s, probe=probe, peers_max=peers_max, planner=planner)
+        settings = Settings(min_peers, form_peers, lease_s, probe, peers_max, planner=planner)
         self._run = Run(run, settings, time.monotonic())
         self._lock = threading.Lock()  # guards _run: status() comes from other threads
         self._connections = Connections()

@@ -499,18 +499,8 @@ class Cluster:
 
     def form_with(self, peers: int) -> None:
         """The group waits for so many before it forms; afterwards `Options.min_peers` counts."""
-
-        def ask(min_peers: int) -> None:
-            settings = replace(self.coordinator.run.settings, min_peers=min_peers)
-            self.coordinator.run.settings = self.coordinator.group.settings = settings
-
-        def look(what: str, facts: tuple[object, ...]) -> None:
-            if what == "log" and facts[0] == "epoch":
-                self.clock.after(0.0, lambda: ask(self.options.min_peers))
-                self.observers.remove(look)
-
-        ask(peers)
-        self.observers.append(look)
+        settings = replace(self._settings(), form_peers=max(peers, self.options.min_peers))
+        self.coordinator.run.settings = self.coordinator.group.settings = settings
 
     def next_token(self) -> int:
         """Names an op within the simulation."""

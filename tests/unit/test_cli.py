@@ -189,7 +189,7 @@ def example_status() -> messages.Status:
 
     entry = messages.LogEntry(3.0, 2, bytes([9] * 16), "out", "control connection closed; EOF seen by 01010101")
     group = messages.GroupStatus(
-        0, "STABLE", 2, 0, 2, messages.Plan(1, 262144, 1 << 20), (peer(1, 0), peer(2, 1)), (peer(3, -1),), (entry,)
+        0, "STABLE", 2, 0, 2, 3, messages.Plan(1, 262144, 1 << 20), (peer(1, 0), peer(2, 1)), (peer(3, -1),), (entry,)
     )
     return messages.Status(messages.VERSION, "demo", 61.0, 0, (group,))
 
@@ -200,6 +200,7 @@ def test_the_status_page_shows_peers_and_reasons() -> None:
     text = out.getvalue()
     for expected in ("run demo", "STABLE", "epoch 2", "01010101", "waits", "host[bold]", "12.5", "3.0", "EOF seen by"):
         assert expected in text
+    assert "2 peers (at least 2)" in text
 
 
 def test_the_status_as_json_has_names_and_hex() -> None:

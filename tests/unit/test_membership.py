@@ -17,6 +17,7 @@ from pccl.coordinator.events import Disconnected, Event, From, Reconnected, Reco
 from pccl.coordinator.membership import Membership, Settings, State
 from pccl.coordinator.plan import STREAMS_FAR
 from pccl.coordinator.run import GROUPS_MAX, Run
+from pccl.errors import ArgumentError
 from pccl.types import Cause, Lanes, OpName, Status
 
 # -- forming ------------------------------------------------------------------------------------------------------
@@ -32,6 +33,30 @@ def test_forms_when_min_peers_are_here() -> None:
     assert isinstance(epoch, m.Epoch)
     assert (epoch.epoch, epoch.from_boundary, epoch.change) == (1, 0, 0)
     assert [member.peer for member in epoch.members] == [A, B] and epoch.plan.streams == STREAMS_FAR
+
+
+def test_more_may_be_asked_for_to_begin_than_to_go_on() -> None:
+    table = Table(min_peers=2, form_peers=3)
+    (welcome,) = of(m.Welcome, table.say(A, join(A))).values()
+    assert welcome == m.Welcome(V, 10.0, 2, 2) and table.machine.status(table.now).form_peers == 3
+    table.say(B, join(B))
+    assert table.state is State.FORMING
+    assert set(of(m.Epoch, table.say(C, join(C)))) == {A, B, C}
+    table.say(C, m.Leave(V, ""))
+    for peer in (A, B):
+        sent = table.say(peer, frozen(1))
+    epoch = of(m.Epoch, sent)[A]
+    assert isinstance(epoch, m.Epoch) and (len(epoch.members), epoch.min_peers) == (2, 2)
+    for peer in (A, B):
+        table.say(peer, m.Leave(V, ""))
+    table.say(D, join(D))
+    assert set(of(m.Epoch, table.say(pid(5), join(pid(5))))) == {D, pid(5)}, "it has begun once"
+
+
+def test_fewer_to_begin_than_to_go_on_makes_no_sense() -> None:
+    with pytest.raises(ArgumentError, match=r"form_peers \(2\) is less than min_peers \(3\)"):
+        Settings(min_peers=3, form_peers=2)
+    assert (Settings(min_peers=3).form_peers, Settings().form_peers) == (3, 1)
 
 
 def test_join_is_idempotent() -> None:

@@ -37,7 +37,7 @@ status = st.builds(
 logs = st.builds(m.LogEntry, reals, u32, peers | st.just(b""), text, text)
 groups = st.builds(
     m.GroupStatus,
-    *(u32, text, u32, u32, u32, st.none() | plans),
+    *(u32, text, u32, u32, u32, u32, st.none() | plans),
     *(st.lists(status, max_size=2).map(tuple), st.lists(status, max_size=2).map(tuple)),
     st.lists(logs, max_size=2).map(tuple),
     st.none() | st.builds(m.Reality, reals, reals, u64),
