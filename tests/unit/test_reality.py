@@ -130,7 +130,7 @@ def test_a_heartbeat_takes_the_times_along_once() -> None:
         peer.on_message(0.0, m.Welcome(V, 10.0, 1, 0))
         members = tuple(m.Member(other, 0, "10.0.0.1:1", "host") for other in (A, B))
         plan = m.Plan(3, 1 << 18, 0, Algorithm.MESH, 0.7, "because")
-        peer.on_message(0.0, m.Epoch(V, 1, 0, 0, members, plan, (), "", 2))
+        peer.on_message(0.0, m.Epoch(V, 1, 0, 0, members, plan, (), "", 2, 5.0))
         view = peer.view()
         assert view is not None and view.plan.predicted_s == 0.7 and view.plan.reason == "because"
         assert (view.plan.algorithm, view.plan.streams, view.plan.mesh_bytes_max) == (Algorithm.MESH, 3, 0)
