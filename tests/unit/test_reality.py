@@ -239,7 +239,7 @@ def beat(table: Table, achieved_s: float | None) -> None:
     for sender in (A, B, C, D):
         links = tuple(m.LinkReport(peer, 80_000, 60_000_000, 0) for peer in (A, B, C, D) if peer != sender)
         achieved = None if achieved_s is None else told(achieved_s, epoch=table.machine.epoch)
-        table.say(sender, m.Heartbeat(V, 0, table.machine.epoch, 0, 0, links, achieved))
+        table.say(sender, m.Heartbeat(V, 0, table.machine.epoch, 0, 0, 0, links, achieved))
 
 
 def test_a_group_says_what_its_plan_achieves() -> None:

@@ -159,7 +159,7 @@ def test_two_levels_are_tried_without_a_promise() -> None:
         near = {A: B, B: A, C: D, D: C}[sender]
         links = [m.LinkReport(peer, 80_000, 8_000_000, 0) for peer in table.members if peer not in (sender, near)]
         links.append(m.LinkReport(near, 400, 300_000_000, 0))
-        sent += table.say(sender, m.Heartbeat(V, 0, table.machine.epoch, 0, 0, tuple(links)))
+        sent += table.say(sender, m.Heartbeat(V, 0, table.machine.epoch, 0, 0, 0, tuple(links)))
     assert set(of(m.Hold, sent)) == {A, B, C, D}
     for peer in table.members:
         sent = table.say(peer, m.Held(V, table.machine._holds, 1))
