@@ -119,7 +119,7 @@ static void end_window(struct link *l, int saturated)
     uint64_t now_ns = l->engine->now_ns, held = read_streams(l).held_bytes;
     uint64_t delivered = l->sent_bytes > held ? l->sent_bytes - held : 0;
     uint64_t bytes = delivered > m->window_delivered ? delivered - m->window_delivered : 0;
-    int in_time = now_ns <= m->window_end_ns + window_ns(l) / 2;
+    int in_time = now_ns <= m->window_end_ns + window_ns(l);
     int busy = !m->window_gap || m->window_held > bytes + bytes / 4;
     if (m->window_begin_ns && m->window_streams == l->used && bytes && in_time && busy)
         take_window(l, (uint64_t)((unsigned __int128)bytes * 1000000000U / (now_ns - m->window_begin_ns)));
