@@ -190,8 +190,8 @@ static pccl_err check_request(const pccl_engine *e, const pccl_op_request *r)
         err_set("%s of %s is not defined", redop_name((pccl_redop)r->redop), dtype_name((pccl_dtype)r->dtype));
     else if (r->codec >= PCCL_CODEC_COUNT ||
              (r->codec && (r->kind != PCCL_ALL_REDUCE || r->dtype != PCCL_FLOAT32 ||
-                           (r->algorithm != PCCL_ALGORITHM_AUTO && r->algorithm != PCCL_ALGORITHM_MESH))))
-        err_set("a codec is for all-reduces of float32 by the mesh");
+                           r->algorithm == PCCL_ALGORITHM_RING || r->algorithm == PCCL_ALGORITHM_TWO_LEVEL)))
+        err_set("a codec is for all-reduces of float32 by the mesh or in one round");
     else if (r->count > DESC_COUNT_MAX)
         err_set("count %llu is too large", (unsigned long long)r->count);
     else if (r->count && ((needs_in(r, e) && !r->in) || (needs_out(r, e) && !r->out)))

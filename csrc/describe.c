@@ -24,10 +24,11 @@ int pccl_desc_text(uint64_t packed, char *text, int cap)
     if (d.kind == PCCL_BARRIER)
         return snprintf(text, (size_t)cap, "barrier");
     int reduces = d.kind == PCCL_ALL_REDUCE || d.kind == PCCL_REDUCE_SCATTER;
+    const char *algorithm = d.algorithm == PCCL_ALGORITHM_RING ? " (ring)"
+                            : d.algorithm == PCCL_ALGORITHM_ONE_ROUND ? " (one round)" : "";
     return snprintf(text, (size_t)cap, "%s%s%s %s x %llu%s%s%s", kind_name(d.kind), reduces ? " " : "",
                     reduces ? redop_name((pccl_redop)d.redop) : "", dtype_name((pccl_dtype)d.dtype),
-                    (unsigned long long)d.count, d.algorithm == PCCL_ALGORITHM_RING ? " (ring)" : "",
-                    d.codec ? " as " : "", d.codec ? codec_name((pccl_codec)d.codec) : "");
+                    (unsigned long long)d.count, algorithm, d.codec ? " as " : "", d.codec ? codec_name((pccl_codec)d.codec) : "");
 }
 
 pccl_err pccl_desc_read(uint64_t packed, pccl_op_desc *fields)

@@ -20,7 +20,7 @@ struct epoch {
     uint32_t member_count;
     pccl_member *members;
     uint32_t streams, segment_bytes;
-    uint64_t mesh_bytes_max;
+    uint64_t one_round_bytes_max, mesh_bytes_max;
     uint8_t large_algorithm;
     uint32_t detour_count;
     pccl_detour *detours;

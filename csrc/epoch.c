@@ -168,8 +168,8 @@ static struct epoch *epoch_new(const pccl_epoch *config)
     *epoch = (struct epoch){
         .number = config->epoch, .from_boundary = config->from_boundary, .member_count = config->member_count,
         .members = members, .streams = config->streams, .segment_bytes = config->segment_bytes,
-        .mesh_bytes_max = config->mesh_bytes_max, .large_algorithm = config->large_algorithm,
-        .detour_count = config->detour_count, .detours = detours,
+        .one_round_bytes_max = config->one_round_bytes_max, .mesh_bytes_max = config->mesh_bytes_max,
+        .large_algorithm = config->large_algorithm, .detour_count = config->detour_count, .detours = detours,
     };
     return epoch;
 }

@@ -33,6 +33,8 @@ enum {
 
 /* Scratch that a mesh keeps per op for contributions that wait for their turn. */
 #define MESH_SCRATCH_BYTES (64ULL << 20)
+/* What a peer sends, and keeps of others, in one round at most; an all-reduce of more takes the mesh. */
+#define ONE_ROUND_BYTES_MAX (64ULL << 20)
 /* Scratch slots per source beyond which a source must wait, whatever the budget allows. */
 #define MESH_SLOTS_MIN 4u
 

@@ -117,41 +117,59 @@ static int one_region(const struct op *op)
     return 1;
 }
 
+/* What the plan has for an op of this size. */
+static pccl_algorithm planned(const struct op *op)
+{
+    const struct epoch *epoch = op->epoch;
+    if (op->request.kind == PCCL_ALL_REDUCE && op->request.count * op->element_bytes <= epoch->one_round_bytes_max)
+        return PCCL_ALGORITHM_ONE_ROUND;
+    if (!is_large(op))
+        return PCCL_ALGORITHM_MESH;
+    return epoch->large_algorithm ? (pccl_algorithm)epoch->large_algorithm : PCCL_ALGORITHM_RING;
+}
+
 /* Every participant comes to the same answer: it sees the same epoch and the same op. */
 static pccl_algorithm resolve(const struct op *op)
 {
     int reduces = op->request.kind == PCCL_ALL_REDUCE;
     if (!reduces && op->request.kind != PCCL_BROADCAST)
         return PCCL_ALGORITHM_MESH;
-    if (op->request.codec)
-        return PCCL_ALGORITHM_MESH;   /* a ring would encode again at every hop */
+    pccl_algorithm asked = (pccl_algorithm)op->request.algorithm;
+    if (asked == PCCL_ALGORITHM_AUTO)
+        asked = planned(op);
+    if (asked == PCCL_ALGORITHM_ONE_ROUND && !(reduces && one_round_fits(op)))
+        asked = PCCL_ALGORITHM_MESH;
+    if (op->request.codec)            /* a ring would encode again at every hop */
+        return asked == PCCL_ALGORITHM_ONE_ROUND ? asked : PCCL_ALGORITHM_MESH;
     if (op->epoch->detour_count)
         return PCCL_ALGORITHM_RING;   /* the only one that can do without a link between some pair */
-    pccl_algorithm asked = (pccl_algorithm)op->request.algorithm;
-    if (asked == PCCL_ALGORITHM_AUTO && is_large(op))
-        asked = op->epoch->large_algorithm ? (pccl_algorithm)op->epoch->large_algorithm : PCCL_ALGORITHM_RING;
     if (asked == PCCL_ALGORITHM_TWO_LEVEL && (!reduces || one_region(op)))
         asked = PCCL_ALGORITHM_RING;
     int narrow = op->request.dtype == PCCL_FLOAT16 || op->request.dtype == PCCL_BFLOAT16;
     if (asked == PCCL_ALGORITHM_RING && op->request.algorithm == PCCL_ALGORITHM_AUTO && narrow && reduces)
         asked = PCCL_ALGORITHM_MESH;  /* one rounding instead of one per hop */
-    return asked == PCCL_ALGORITHM_AUTO ? PCCL_ALGORITHM_MESH : asked;
+    return asked;
 }
 
+/* Equal spans, or by the plan's weights; in one round everything is one span. */
 static pccl_err cut_spans(struct op *op, pccl_algorithm algorithm)
 {
     uint32_t weights[LIMIT_PEERS];
+    int whole = algorithm == PCCL_ALGORITHM_ONE_ROUND;
     int weighted = op->request.kind == PCCL_ALL_REDUCE && algorithm != PCCL_ALGORITHM_RING && is_large(op);
     for (uint32_t i = 0; i < op->n; i++)
-        weights[i] = op->members[i]->weight;
-    return spans_prepare(op, weighted ? weights : NULL);
+        weights[i] = whole ? i == 0 : op->members[i]->weight;
+    return spans_prepare(op, weighted || whole ? weights : NULL);
 }
 
 static const struct algorithm *implementation(const struct op *op, pccl_algorithm algorithm)
 {
+    static const struct algorithm *const all_reduces[PCCL_ALGORITHM_COUNT] = {
+        [PCCL_ALGORITHM_RING] = &ring_all_reduce, [PCCL_ALGORITHM_MESH] = &mesh_reduce,
+        [PCCL_ALGORITHM_TWO_LEVEL] = &two_level_reduce, [PCCL_ALGORITHM_ONE_ROUND] = &one_round_reduce,
+    };
     if (op->n > 1 && op->request.kind == PCCL_ALL_REDUCE)
-        return algorithm == PCCL_ALGORITHM_RING ? &ring_all_reduce
-               : algorithm == PCCL_ALGORITHM_TWO_LEVEL ? &two_level_reduce : &mesh_reduce;
+        return all_reduces[algorithm];
     return op->n > 1 && op->request.kind == PCCL_REDUCE_SCATTER ? &mesh_reduce : &direct_exchange;
 }
 

@@ -25,7 +25,7 @@ struct algorithm {
     void (*drop)(struct op *op);
 };
 
-extern const struct algorithm ring_all_reduce, mesh_reduce, two_level_reduce, direct_exchange;
+extern const struct algorithm ring_all_reduce, mesh_reduce, two_level_reduce, one_round_reduce, direct_exchange;
 
 struct ring_state {
     uint64_t left;             /* segments still to arrive */
@@ -50,6 +50,15 @@ struct two_level_state {
     uint64_t *slots_begin;     /* per span: where its slots begin */
     uint32_t *arrived;         /* per span and segment: sources so far */
     uint64_t left;             /* results still to come or to be made */
+};
+
+struct one_round_state {
+    uint8_t *slots;            /* the others' whole contributions, by rank; NULL for n == 2 without a codec */
+    uint64_t slots_bytes;
+    uint8_t *encoded;          /* with a codec: what this peer sends */
+    uint64_t encoded_bytes, encoded_stride;
+    uint32_t *arrived;         /* per segment: contributions so far */
+    uint64_t left;             /* segments still to be folded */
 };
 
 struct direct_state {
@@ -88,6 +97,7 @@ struct op {
         struct ring_state ring;
         struct mesh_state mesh;
         struct two_level_state two_level;
+        struct one_round_state one_round;
         struct direct_state direct;
     } u;
 
@@ -104,6 +114,9 @@ struct op_table {
     struct op **buckets;
     uint32_t bucket_count, count;
 };
+
+/* one_round.c: is the op little enough? */
+int one_round_fits(const struct op *op);
 
 /* op_table.c */
 pccl_err op_table_init(struct op_table *t);

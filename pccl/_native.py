@@ -453,6 +453,7 @@ class Engine:
         epoch.verdict_count, epoch.verdicts = len(config.verdicts), verdicts
         epoch.streams = config.streams
         epoch.segment_bytes = config.segment_bytes
+        epoch.one_round_bytes_max = config.one_round_bytes_max
         epoch.mesh_bytes_max = config.mesh_bytes_max
         epoch.large_algorithm = config.large_algorithm
         epoch.detour_count, epoch.detours = len(config.detours), detours

@@ -87,6 +87,8 @@ class Stopwatch:
         planned = config.large_algorithm or Algorithm.RING
         if config.detours:
             planned = Algorithm.RING
+        elif desc.nbytes <= config.one_round_bytes_max:
+            planned = Algorithm.ONE_ROUND
         elif desc.nbytes <= config.mesh_bytes_max:
             planned = Algorithm.MESH
         is_plain = desc.is_all_reduce and not desc.codec

@@ -15,7 +15,7 @@ from pccl.types import Algorithm, Event, Priority
 
 OnPeerLoss = Literal["retry", "raise"]
 RedOpName = Literal["sum", "avg", "prod", "min", "max"]
-AlgorithmName = Literal["auto", "ring", "mesh", "two_level"]
+AlgorithmName = Literal["auto", "ring", "mesh", "two_level", "one_round"]
 PriorityName = Literal["high", "normal", "low"]
 
 ALGORITHMS = {algorithm.name.lower(): algorithm for algorithm in Algorithm}
@@ -47,8 +47,10 @@ def redop_of(op: str, source: Buffer) -> RedOp:
 def codec_of(codec: str | None, algorithm: str, source: Buffer) -> int:
     """Number of the codec, 0 for none, if the tensor can travel so."""
     number: int = choice("codec", codec or "none", _CODECS)
-    if number and (source.dtype_name != "float32" or algorithm not in ("auto", "mesh")):
-        raise ArgumentError(f"codec {codec!r} is for float32 by the mesh, not {source.dtype_name} by {algorithm!r}")
+    if number and (source.dtype_name != "float32" or algorithm not in ("auto", "mesh", "one_round")):
+        raise ArgumentError(
+            f"codec {codec!r} is for float32 by the mesh or in one round, not {source.dtype_name} by {algorithm!r}"
+        )
     return number
 
 

@@ -280,9 +280,10 @@ class Communicator:
         """Reduces tensors of one shape and dtype over all peers; every peer gets the same bytes.
 
         In place, or into `out` (same dtype and size). `op`: "sum", "avg" (floating types only; divides by the number of
-        peers that took part), "prod", "min", "max". `algorithm`: "auto" leaves it to the plan. `codec`: float32 travels
-        as "bf16", "fp16", "int8" or "e3m0" (blocks of 256; errors and NaN policy: csrc/codec.h), folded in float32, by
-        the mesh. The result's tensor is `out`, else `tensor`.
+        peers that took part), "prod", "min", "max". `algorithm`: "auto" leaves it to the plan; "one_round" (everybody
+        sends everything to all) takes the mesh when that would be more than 64 MiB. `codec`: float32 travels as "bf16",
+        "fp16", "int8" or "e3m0" (blocks of 256; errors and NaN policy: csrc/codec.h), folded in float32, by the mesh or
+        in one round. The result's tensor is `out`, else `tensor`.
         """
         source = as_buffer(tensor, writable=out is None)
         target = source if out is None else output_of(out, source, source.count)

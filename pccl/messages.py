@@ -110,6 +110,7 @@ class Plan(Part, frozen=True):
     large_algorithm: Annotated[int, Meta(ge=0, le=3)] = 0
     predicted_s: Seconds = 0.0
     reason: Reason = ""
+    one_round_bytes_max: U64 = 0
 
 
 class PeerStatus(Part, frozen=True):

@@ -644,7 +644,14 @@ def _view_of(event: m.Epoch) -> EpochView:
 
 def _plan_of(plan: m.Plan) -> PlanInfo:
     algorithm = Algorithm(plan.large_algorithm or Algorithm.RING)
-    return PlanInfo(algorithm, plan.mesh_bytes_max, plan.streams, plan.predicted_s, plan.reason)
+    return PlanInfo(
+        algorithm=algorithm,
+        mesh_bytes_max=plan.mesh_bytes_max,
+        streams=plan.streams,
+        predicted_s=plan.predicted_s,
+        reason=plan.reason,
+        one_round_bytes_max=plan.one_round_bytes_max,
+    )
 
 
 def _configure(own: bytes, event: m.Epoch) -> Configure:
@@ -673,6 +680,7 @@ def _configure(own: bytes, event: m.Epoch) -> Configure:
         segment_bytes=event.plan.segment_bytes,
         mesh_bytes_max=event.plan.mesh_bytes_max,
         large_algorithm=event.plan.large_algorithm,
+        one_round_bytes_max=event.plan.one_round_bytes_max,
         detours=tuple(detour for detour in event.detours if max(detour) < count and len(set(detour)) == 3),
     )
     texts = {name: verdict.text for name, verdict in zip(names, event.verdicts, strict=True) if verdict.text}

@@ -68,6 +68,7 @@ class Algorithm(IntEnum):
     RING = 1
     MESH = 2
     TWO_LEVEL = 3
+    ONE_ROUND = 4
 
 
 class Priority(IntEnum):
@@ -156,6 +157,7 @@ class EpochConfig:
     mesh_bytes_max: int
     large_algorithm: int = 0
     detours: tuple[tuple[int, int, int], ...] = ()
+    one_round_bytes_max: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -208,9 +210,10 @@ class MemberInfo:
 class PlanInfo:
     """How an epoch moves its bytes, as users see it.
 
-    All-reduces of at most `mesh_bytes_max` bytes take the mesh with equal spans, larger ones `algorithm`. `streams`: of
-    a link for which no other number was better. `predicted_s`: seconds that the planner expected 64 MiB of float32 to
-    take; 0 if it knew nothing about the paths. `reason`: why this plan, in words.
+    All-reduces of at most `one_round_bytes_max` bytes take one round, those of at most `mesh_bytes_max` the mesh with
+    equal spans, larger ones `algorithm`. `streams`: of a link for which no other number was better. `predicted_s`:
+    seconds that the planner expected 64 MiB of float32 to take; 0 if it knew nothing about the paths. `reason`: why
+    this plan, in words.
     """
 
     algorithm: Algorithm
@@ -218,6 +221,7 @@ class PlanInfo:
     streams: int
     predicted_s: float
     reason: str
+    one_round_bytes_max: int = 0
 
 
 @dataclass(slots=True, frozen=True)

@@ -60,7 +60,8 @@ typedef enum {
     PCCL_ALGORITHM_RING = 1,
     PCCL_ALGORITHM_MESH = 2,
     PCCL_ALGORITHM_TWO_LEVEL = 3,  /* all-reduce over regions, see pccl_member.region */
-    PCCL_ALGORITHM_COUNT = 4
+    PCCL_ALGORITHM_ONE_ROUND = 4,  /* all-reduce: everybody sends everything to all, up to 64 MiB out of each peer */
+    PCCL_ALGORITHM_COUNT = 5
 } pccl_algorithm;
 
 /* Whose segments a link sends first. A matter of the sender alone: peers need not agree. */
@@ -147,7 +148,8 @@ typedef struct {
     const pccl_verdict *verdicts;
     uint32_t streams;              /* TCP connections per link */
     uint32_t segment_bytes;        /* multiple of 64, at most 1 MiB */
-    uint64_t mesh_bytes_max;       /* all-reduces of at most so many bytes use the mesh with equal shares, */
+    uint64_t one_round_bytes_max;  /* all-reduces of at most so many bytes take one round, */
+    uint64_t mesh_bytes_max;       /* those of at most so many the mesh with equal shares, */
     uint8_t large_algorithm;       /* larger ones this pccl_algorithm (AUTO: the ring), with the members' weights */
     uint32_t detour_count;
     const pccl_detour *detours;
@@ -161,7 +163,7 @@ typedef struct {
     uint8_t redop;                 /* pccl_redop; 0 for kinds that do not reduce */
     uint8_t algorithm;             /* pccl_algorithm */
     uint8_t priority;              /* pccl_priority */
-    uint8_t codec;                 /* what float32 all-reduces travel as: 0 plain, or a codec of codec.h (mesh only) */
+    uint8_t codec;                 /* what float32 all-reduces travel as: 0 plain, or a codec of codec.h (mesh, one round) */
     pccl_op_name name;
     uint32_t shape;                /* hash of the dimensions: compared between peers, not interpreted */
     uint64_t count;                /* elements, as said at pccl_kind */

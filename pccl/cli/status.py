@@ -101,9 +101,7 @@ def plain(value: Any) -> Any:
 def peer_table(group: messages.GroupStatus) -> Table:
     """Members by rank, then who waits."""
     plan = group.plan
-    planned = f", {plan.streams} streams, mesh up to {format_bytes(plan.mesh_bytes_max)}" if plan else ""
-    if plan and plan.mesh_bytes_max > 1 << 40:
-        planned = f", {plan.streams} streams, mesh"
+    planned = f", {plan.streams} streams, {sizes_of(plan)}" if plan else ""
     paused = " [red]too few peers[/red]" if group.epoch > 0 and len(group.members) < group.min_peers else ""
     wanted = f"at least {group.min_peers}" if group.epoch else f"{group.form_peers} to begin"
     table = Table(
@@ -118,6 +116,13 @@ def peer_table(group: messages.GroupStatus) -> Table:
     for peer in (*group.members, *group.waiting):
         table.add_row(*peer_cells(peer))
     return table
+
+
+def sizes_of(plan: messages.Plan) -> str:
+    """What all-reduces use by their size."""
+    one_round = f"one round up to {format_bytes(plan.one_round_bytes_max)}, " if plan.one_round_bytes_max else ""
+    limit = f" up to {format_bytes(plan.mesh_bytes_max)}" if plan.mesh_bytes_max <= 1 << 40 else ""
+    return f"{one_round}mesh{limit}"
 
 
 def planned_for(plan: messages.Plan, reality: messages.Reality | None) -> str:

@@ -1,9 +1,9 @@
 """cost.py - how long an all-reduce takes: predicted seconds of the ring, the mesh and the two-level scheme.
 
 Pure. `Paths` is what is known or assumed about the ways between n members, by rank. A time is the bytes of the busiest
-path (or site) at its rate, plus the delays that nothing hides; kernels cost nothing. The mesh is the two-level scheme
-in which every member is a region of its own: one formula serves both. Who sends what follows csrc/ring.c, csrc/mesh.c
-and csrc/two_level.c.
+path (or site) at its rate, plus the delays that nothing hides; kernels cost nothing, except where all fold everything.
+The mesh is the two-level scheme in which every member is a region of its own: one formula serves both. Who sends what
+follows csrc/ring.c, csrc/mesh.c, csrc/two_level.c and csrc/one_round.c.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ NEAR_BYTES_PER_S = 4e9
 FAR_RTT_S = 50e-3
 FAR_BYTES_PER_S = 125e6
 CLOSE_RTT_S = 5e-3
+#: What a peer folds, of the contributions of others.
+FOLD_BYTES_PER_S = 4e9
 
 Matrix = tuple[tuple[float, ...], ...]
 #: Of a span, how many copies go from one rank to another: (from, to, span).
@@ -226,6 +228,19 @@ def owners_delay(paths: Paths, regions: Sequence[int]) -> float:
         ways = [way(member, span, agent) for member, agent in enumerate(agents)]
         longest = max(longest, max(there for there, _ in ways) + max(back for _, back in ways))
     return longest + paths.delay_max
+
+
+def one_round_seconds(paths: Paths, nbytes: float) -> float:
+    """Everybody sends everything to all and folds it all: the busiest path or site, the folding, the way, and the FIN.
+
+    Of the folding only what the mesh does not have, where each folds its span.
+    """
+    n = paths.n
+    if n < 2:
+        return 0.0
+    slowest = min(paths.rate[a][b] for a in range(n) for b in range(n) if a != b)
+    site = min(*paths.up, *paths.down)
+    return max(nbytes / slowest, (n - 1) * nbytes / site) + (n - 1) * nbytes / FOLD_BYTES_PER_S + 2 * paths.delay_max
 
 
 def equal_shares(n: int) -> tuple[float, ...]:

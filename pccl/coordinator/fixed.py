@@ -2,7 +2,7 @@
 
 For benchmarks and for finding out what a plan costs; the planner does better without. Pure. What is fixed counts as far
 as it can: a dead link still asks for the ring, two levels for regions, a codec and a half-precision all-reduce for the
-mesh.
+mesh. One round is only for little data, so nobody can fix it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pccl.errors import ArgumentError
 from pccl.types import STREAMS_LIMIT, Algorithm
 
-ALGORITHMS = {algorithm.name.lower(): algorithm for algorithm in Algorithm}
+ALGORITHMS = {algorithm.name.lower(): algorithm for algorithm in Algorithm if algorithm != Algorithm.ONE_ROUND}
 
 
 @dataclass(slots=True, frozen=True)

@@ -19,6 +19,7 @@ from pccl.coordinator.cost import (
     Paths,
     equal_shares,
     mesh_regions,
+    one_round_seconds,
     owners_seconds,
     paths_of,
     ring_hops,
@@ -44,6 +45,10 @@ SLOW_BYTES_PER_S = 15e6
 MESH_BYTES_MAX = 1 << 20
 MESH_BYTES_MIN = 16 << 10
 MESH_ALWAYS = 1 << 62
+ONE_ROUND_BYTES_MIN = 64
+ONE_ROUND_BYTES_MAX = 4 << 20
+#: Where nothing is known of the rates, what a peer sends in one round at most, to all others together.
+ONE_ROUND_BYTES_UNKNOWN = 192 << 10
 #: What a less simple plan must gain over a simpler one, and a new one over the one in use.
 PREFER_GAIN = 0.05
 #: What unequal spans must gain over equal ones. Measured rates of equal paths differ by almost as much, and spans made
@@ -64,9 +69,10 @@ Triple = tuple[int, int, int]
 class Plan:
     """An epoch's plan. `order`: peer ids by rank; weights and regions are by rank too.
 
-    `mesh_bytes_max`: up to so many bytes the mesh with equal spans, beyond `large_algorithm` with the spans of
-    `weights` (all 0: equal). `pair_streams`: (a, b, count) by rank where it is not `streams`. `detours`: (a, b, via)
-    for each broken pair. `predicted_s`: for REFERENCE_BYTES; 0 if nothing is known.
+    `one_round_bytes_max`: up to so many bytes all-reduces take one round, up to `mesh_bytes_max` the mesh with equal
+    spans, beyond `large_algorithm` with the spans of `weights` (all 0: equal). `pair_streams`: (a, b, count) by rank
+    where it is not `streams`. `detours`: (a, b, via) for each broken pair. `predicted_s`: for REFERENCE_BYTES; 0 if
+    nothing is known.
     """
 
     streams: int
@@ -80,6 +86,7 @@ class Plan:
     detours: tuple[Triple, ...] = ()
     predicted_s: float = 0.0
     reason: str = ""
+    one_round_bytes_max: int = 0
 
     def avoids(self, pair: Pair) -> bool:
         """Whether it does without the link between two members."""
@@ -127,6 +134,8 @@ def predict(
     by_id = {member.id: member for member in members}
     paths = paths_of([by_id[peer] for peer in present.order], measured)
     n = paths.n
+    if not present.detours and nbytes <= present.one_round_bytes_max:
+        return one_round_seconds(paths, nbytes)
     if not present.detours and (n <= 2 or present.mesh_bytes_max >= nbytes):
         return owners_seconds(paths, mesh_regions(n), equal_shares(n), nbytes)
     if present.detours or present.large_algorithm in (Algorithm.AUTO, Algorithm.RING):
@@ -184,6 +193,7 @@ def _by_rule(members: Sequence[MemberInfo], measured: Measurements, paths: Paths
         regions=regions_of(paths.delay, paths.near),
         pair_streams=() if near else _pair_streams(members, measured, paths, STREAMS_FAR),
         reason="one host" if near else "nothing is known about the paths: the mesh tries them all",
+        one_round_bytes_max=_one_round_bytes_max(paths, MESH_BYTES_MAX if near else _one_round_unknown(paths.n)),
     )
 
 
@@ -198,6 +208,7 @@ def _for_many(members: Sequence[MemberInfo]) -> Plan:
         large_algorithm=Algorithm.RING if near or len(hosts) == len(members) else Algorithm.TWO_LEVEL,
         regions=tuple(hosts[member.host] for member in members),
         reason=f"{len(members)} members on {len(hosts)} hosts: too many to measure every pair",
+        one_round_bytes_max=_one_round_unknown(len(members)),
     )
 
 
@@ -207,7 +218,8 @@ def _as_asked(chosen: Plan, asked: Algorithm) -> Plan:
         return chosen
     algorithm, why = _possible(asked, chosen.regions)
     size = MESH_ALWAYS if algorithm == Algorithm.MESH else 0
-    return replace(chosen, large_algorithm=algorithm, mesh_bytes_max=size, reason=f"{why}; {chosen.reason}")
+    reason = f"{why}; {chosen.reason}"
+    return replace(chosen, large_algorithm=algorithm, mesh_bytes_max=size, one_round_bytes_max=0, reason=reason)
 
 
 def _possible(asked: Algorithm, regions: Sequence[int]) -> tuple[Algorithm, str]:
@@ -241,10 +253,11 @@ def _by_measurement(
     places = tuple(regions[k] for k in best.order)
     weights = as_weights([best.shares[k] for k in best.order])
     streams = _usual_streams(ranked, measured, placed)
+    mesh_bytes_max = _mesh_bytes_max(placed, best.algorithm, places, weights, segment, asked)
     return Plan(
         streams=streams,
         segment_bytes=segment,
-        mesh_bytes_max=_mesh_bytes_max(placed, best.algorithm, places, weights, segment, asked),
+        mesh_bytes_max=mesh_bytes_max,
         order=tuple(member.id for member in ranked),
         large_algorithm=best.algorithm,
         weights=weights,
@@ -252,6 +265,7 @@ def _by_measurement(
         pair_streams=_pair_streams(ranked, measured, placed, streams),
         predicted_s=best.seconds,
         reason=why + ", ".join(f"{_name(c.algorithm)} {c.seconds:.3g} s" for c in candidates),
+        one_round_bytes_max=_one_round_bytes_max(placed, mesh_bytes_max) if asked == Algorithm.AUTO else 0,
     )
 
 
@@ -339,6 +353,27 @@ def _mesh_bytes_max(
             return size // 2
         size *= 2
     return MESH_ALWAYS
+
+
+def _one_round_bytes_max(paths: Paths, most: int) -> int:
+    """The largest power of two, up to `most`, for which one round is better than the mesh.
+
+    It saves a way and costs something per byte, so there is one size at which they are even.
+    """
+    n = paths.n
+    if n < 2:
+        return 0
+
+    def extra_s(nbytes: int) -> float:
+        return one_round_seconds(paths, nbytes) - owners_seconds(paths, mesh_regions(n), equal_shares(n), nbytes)
+
+    saved_s, cost_s = -extra_s(0), extra_s(REFERENCE_BYTES) - extra_s(0)
+    even = min(most, ONE_ROUND_BYTES_MAX, max(0.0, saved_s) * REFERENCE_BYTES / cost_s)
+    return 1 << int(even).bit_length() - 1 if even >= ONE_ROUND_BYTES_MIN else 0
+
+
+def _one_round_unknown(n: int) -> int:
+    return ONE_ROUND_BYTES_UNKNOWN // max(1, n - 1)
 
 
 def _segment_bytes(paths: Paths) -> int:

@@ -97,6 +97,7 @@ def wire_plan(chosen: Plan) -> m.Plan:
         large_algorithm=int(chosen.large_algorithm),
         predicted_s=chosen.predicted_s,
         reason=m.clip(chosen.reason),
+        one_round_bytes_max=chosen.one_round_bytes_max,
     )
 
 

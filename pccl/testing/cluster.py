@@ -49,6 +49,7 @@ class Options:
     join_timeout_s: float = 20.0
     streams: int = 2
     segment_bytes: int = 1024
+    one_round_bytes_max: int = 256
     mesh_bytes_max: int = 4096
     eager_bytes: int = 16 << 10
     silence_s: float = 1.0
@@ -450,7 +451,13 @@ class Cluster:
         order = tuple(member.id for member in members)
         if options.rank_by_index:
             order = tuple(sorted(order, key=lambda peer: self.by_id[peer].index))
-        return Plan(options.streams, options.segment_bytes, options.mesh_bytes_max, order)
+        return Plan(
+            streams=options.streams,
+            segment_bytes=options.segment_bytes,
+            mesh_bytes_max=options.mesh_bytes_max,
+            order=order,
+            one_round_bytes_max=options.one_round_bytes_max,
+        )
 
     def engine_config(self, peer_id: bytes, index: int) -> native.EngineConfig:
         """How the engine of a node is made."""

@@ -38,7 +38,7 @@ DTYPES = {
     "uint16": 9, "uint32": 10, "uint64": 11,
 }  # fmt: skip
 REDOPS = {"sum": 0, "avg": 1, "prod": 2, "min": 3, "max": 4}
-ALGORITHMS = {"auto": 0, "ring": 1, "mesh": 2}
+ALGORITHMS = {"auto": 0, "ring": 1, "mesh": 2, "one_round": 4}
 PRIORITIES = ("normal", "high", "low")
 
 
@@ -345,7 +345,7 @@ class Ops:
         work.status, work.epoch, work.retries = event.status, event.epoch, event.retries
         work.text = node.peer.verdict_text(work.name)
         work.span = (event.span_offset, event.span_count)
-        work.algorithm = "ring" if "ring" in native.describe_op(event.desc) else "mesh"
+        work.algorithm = _algorithm_of(native.describe_op(event.desc))
         if work.pair:
             work.peers = work.needs
         elif view is not None:
@@ -365,6 +365,10 @@ class Ops:
             duration_s=event.duration_ns / 1e9,
             offset=event.span_offset,
         )
+
+
+def _algorithm_of(words: str) -> str:
+    return next((name for name in ("ring", "one round") if f"({name})" in words), "mesh")
 
 
 def is_over(state: State) -> bool:

@@ -145,6 +145,7 @@ def draw_options(random: Random) -> Options:
         min_peers=random.choice((1, 1, 2)),
         streams=random.choice((1, 2, 3)),
         segment_bytes=random.choice((256, 1024, 4096)),
+        one_round_bytes_max=random.choice((0, 256, 4096, 1 << 40)),
         mesh_bytes_max=random.choice((0, 1000, 4096, 1 << 40)),
         eager_bytes=random.choice((1024, 8192, 1 << 20)),
         transport=random.choice(("sim", "sim", "faulty+sim")),

@@ -37,7 +37,7 @@ class Shape:
     timeout_s: float = 10.0
     counts: Sequence[int] = COUNTS
     kinds: Sequence[str] = KINDS
-    algorithms: Sequence[str] = ("auto", "auto", "ring", "mesh")
+    algorithms: Sequence[str] = ("auto", "auto", "auto", "ring", "mesh", "one_round")
     dtypes: Sequence[str] = ("int64", "int64", "float32")
     tag_chance: float = 0.4
     skip_chance: float = 0.0  # a peer forgets to call an op

@@ -24,7 +24,7 @@ struct cluster {
     uint32_t event_count[CLUSTER_NODES_MAX];
     uint64_t now_ns;
     uint32_t streams, segment_bytes;
-    uint64_t mesh_bytes_max;
+    uint64_t one_round_bytes_max, mesh_bytes_max;
     uint32_t weights[CLUSTER_NODES_MAX];
     uint16_t regions[CLUSTER_NODES_MAX];
     pccl_algorithm large_algorithm;
@@ -79,7 +79,8 @@ static inline void cluster_epoch(struct cluster *c, uint32_t epoch, uint32_t cha
         pccl_epoch config = {
             .size = sizeof config, .epoch = epoch, .from_boundary = from, .change = change, .member_count = count,
             .members = members, .verdict_count = verdict_count, .verdicts = verdicts, .streams = c->streams,
-            .segment_bytes = c->segment_bytes, .mesh_bytes_max = c->mesh_bytes_max,
+            .segment_bytes = c->segment_bytes, .one_round_bytes_max = c->one_round_bytes_max,
+            .mesh_bytes_max = c->mesh_bytes_max,
             .large_algorithm = (uint8_t)c->large_algorithm, .detours = c->detours, .detour_count = c->detour_count,
         };
         CHECK(pccl_engine_configure(c->engines[i], &config) == PCCL_OK);

@@ -51,6 +51,8 @@ static const struct shape shapes[] = {
     {PCCL_ALL_REDUCE, PCCL_INT32, PCCL_SUM, PCCL_ALGORITHM_RING, 0, 2, 0},
     {PCCL_SEND_RECV, PCCL_INT32, 0, 0, 0, 60, 1},
     {PCCL_BROADCAST, PCCL_FLOAT32, 0, PCCL_ALGORITHM_RING, 0, 70, 1},
+    {PCCL_ALL_REDUCE, PCCL_FLOAT32, PCCL_SUM, PCCL_ALGORITHM_ONE_ROUND, 1, 50, 0},
+    {PCCL_ALL_REDUCE, PCCL_BFLOAT16, PCCL_AVG, PCCL_ALGORITHM_ONE_ROUND, 0, 50, 0},
 };
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
@@ -196,7 +198,7 @@ static void natural_place(const struct shape *s, const struct epoch_view *e, uin
         span = frame->step < hops ? self + 2 * e->n - frame->step - 1 : self + 2 * e->n - (frame->step - hops);
     else if (frame->step)
         span = from;
-    if (reduces) {
+    if (reduces && s->algorithm != PCCL_ALGORITHM_ONE_ROUND) {
         span %= e->n;
         first = span_at(s->count, e->n, span);
         elements = span_at(s->count, e->n, span + 1) - first;
@@ -466,7 +468,7 @@ static void distort(struct frame *frame, uint8_t flags)
         frame->link_ack += (uint32_t)(int8_t)next8() * (next8() & 1 ? 1 : 64);
     }
     if (frame->type != FRAME_DATA && !(flags & ANY_PLACE))
-        frame->offset = UINT32_MAX;
+        frame->offset = frame->type == FRAME_GRANT ? UINT32_MAX : 0; /* room for all; a FIN speaks for its sender */
     if (frame->type != FRAME_DATA && (flags & (ANY_PLACE | ANY_DESC)) != (ANY_PLACE | ANY_DESC))
         frame->payload_bytes = 0;
 }
@@ -659,6 +661,7 @@ static void open_world(void)
 
 static void close_world(void)
 {
+    settle(); /* what was sent last still counts */
     REQUIRE(pccl_engine_fail_all(w.engine, PCCL_ECLOSED) == PCCL_OK);
     settle();
     for (uint32_t i = 0; i < w.op_count; i++) {

@@ -1,6 +1,9 @@
 /* test_engine.c - engines that reduce together over the simulated network: every algorithm, loss of streams, freeze and verdicts. */
 #include "cluster.h"
 
+static const pccl_algorithm algorithms[] = {PCCL_ALGORITHM_RING, PCCL_ALGORITHM_MESH, PCCL_ALGORITHM_ONE_ROUND};
+enum { ALGORITHMS = sizeof algorithms / sizeof algorithms[0] };
+
 static struct cluster c;
 static float in[CLUSTER_NODES_MAX][8192], out[CLUSTER_NODES_MAX][8192 * CLUSTER_NODES_MAX];
 
@@ -68,6 +71,8 @@ TEST(all_reduce_of_every_shape)
         for (size_t k = 0; k < sizeof counts / sizeof counts[0]; k++) {
             reduce_everywhere(n, counts[k], PCCL_ALGORITHM_RING, "sim");
             reduce_everywhere(n, counts[k], PCCL_ALGORITHM_MESH, "sim");
+            reduce_everywhere(n, counts[k], PCCL_ALGORITHM_ONE_ROUND, "sim");
+            reduce_everywhere(n, counts[k], PCCL_ALGORITHM_ONE_ROUND, "faulty+sim");
             reduce_everywhere(n, counts[k], PCCL_ALGORITHM_AUTO, "faulty+sim");
         }
 }
@@ -175,7 +180,7 @@ TEST(detour_around_a_dead_link)
 /* A peer that calls late finds what was sent to it parked, and the window keeps the rest away. */
 TEST(late_caller)
 {
-    for (int algorithm = PCCL_ALGORITHM_RING; algorithm <= PCCL_ALGORITHM_MESH; algorithm++) {
+    for (size_t a = 0; a < ALGORITHMS; a++) {
         cluster_open(&c, 4, 7, "sim", 0);
         fill(8192);
         cluster_epoch(&c, 1, 0, 0, 15, ~0u, NULL, 0);
@@ -183,7 +188,7 @@ TEST(late_caller)
             if (i)
                 cluster_run(&c, SECOND);
             for (uint32_t seq = 0; seq < 3; seq++) {
-                pccl_op_request r = all_reduce(i, 8192, seq, (pccl_algorithm)algorithm, 0);
+                pccl_op_request r = all_reduce(i, 8192, seq, algorithms[a], 0);
                 r.out = (uint8_t *)out[i] + (size_t)seq * 8192 * 4;
                 cluster_submit(&c, i, &r);
             }
@@ -201,7 +206,7 @@ TEST(late_caller)
 
 TEST(lost_streams_lose_nothing)
 {
-    for (int algorithm = PCCL_ALGORITHM_RING; algorithm <= PCCL_ALGORITHM_MESH; algorithm++)
+    for (size_t a = 0; a < ALGORITHMS; a++)
         for (uint32_t round = 0; round < 20; round++) {
             cluster_open(&c, 3, round, "sim", 0);
             fill(8192);
@@ -210,7 +215,7 @@ TEST(lost_streams_lose_nothing)
             cluster_epoch(&c, 1, 0, 0, 7, ~0u, NULL, 0);
             cluster_run(&c, SECOND);
             for (uint32_t i = 0; i < 3; i++) {
-                pccl_op_request r = all_reduce(i, 8192, 0, (pccl_algorithm)algorithm, 1);
+                pccl_op_request r = all_reduce(i, 8192, 0, algorithms[a], 1);
                 cluster_submit(&c, i, &r);
             }
             for (uint32_t k = 0; k < 6; k++) {
@@ -226,7 +231,7 @@ TEST(lost_streams_lose_nothing)
 /* One of four dies in the middle; the others are frozen, told that nothing is committed, and finish among themselves. */
 TEST(survivors_retry_from_their_inputs)
 {
-    for (int algorithm = PCCL_ALGORITHM_RING; algorithm <= PCCL_ALGORITHM_MESH; algorithm++)
+    for (size_t a = 0; a < ALGORITHMS; a++)
         for (uint32_t round = 0; round < 12; round++) {
             cluster_open(&c, 4, round, "sim", 0);
             fill(8192);
@@ -235,7 +240,7 @@ TEST(survivors_retry_from_their_inputs)
             cluster_epoch(&c, 1, 0, 0, 15, ~0u, NULL, 0);
             cluster_run(&c, SECOND);
             for (uint32_t i = 0; i < 4; i++) {
-                pccl_op_request r = all_reduce(i, 8192, 0, (pccl_algorithm)algorithm, 1);
+                pccl_op_request r = all_reduce(i, 8192, 0, algorithms[a], 1);
                 cluster_submit(&c, i, &r);
             }
             cluster_run(&c, round * SECOND / 1000);

@@ -203,6 +203,14 @@ def test_the_status_page_shows_peers_and_reasons() -> None:
     assert "2 peers (at least 2)" in text
 
 
+def test_the_status_says_what_all_reduces_take_by_their_size() -> None:
+    def words(one_round: int, mesh: int) -> str:
+        return status.sizes_of(messages.Plan(1, 64, mesh, one_round_bytes_max=one_round))
+
+    assert words(0, 1 << 20) == "mesh up to 1 MiB"
+    assert words(64 << 10, 1 << 62) == "one round up to 64 KiB, mesh"
+
+
 def test_the_status_as_json_has_names_and_hex() -> None:
     found = json.loads(json.dumps(status.plain(example_status())))
     group = found["groups"][0]

@@ -6,12 +6,14 @@ import pytest
 
 from pccl.coordinator.cost import (
     FAR_BYTES_PER_S,
+    FOLD_BYTES_PER_S,
     Measurements,
     Paths,
     agents_of,
     equal_shares,
     loads_of,
     mesh_regions,
+    one_round_seconds,
     owners_seconds,
     paths_of,
     ring_seconds,
@@ -90,6 +92,18 @@ def test_a_site_s_limit_counts_in_a_mesh() -> None:
     for limits in ({"up": 50 * MB}, {"down": 50 * MB}):
         paths = flat(4, 0.0, 1e12, **limits)
         assert owners_seconds(paths, mesh_regions(4), equal_shares(4), 64 * MB) == pytest.approx(96 / 50, rel=1e-3)
+
+
+# -- one round ------------------------------------------------------------------------------------------------------
+
+
+def test_one_round_by_hand() -> None:
+    """4 peers, 3 MB, 50 MB/s per pair, 10 ms: a path carries it all, 3 are folded everywhere, and 2 one-way delays."""
+    folding = 9 * MB / FOLD_BYTES_PER_S
+    assert one_round_seconds(flat(4, 0.01, 50 * MB), 3 * MB) == pytest.approx(3 / 50 + folding + 0.02)
+    assert one_round_seconds(flat(4, 0.01, 50 * MB, up=90 * MB), 3 * MB) == pytest.approx(9 / 90 + folding + 0.02)
+    assert one_round_seconds(flat(4, 0.01, 50 * MB, down=45 * MB), 3 * MB) == pytest.approx(9 / 45 + folding + 0.02)
+    assert one_round_seconds(flat(1, 0, 1), 1e9) == 0.0
 
 
 # -- two levels ---------------------------------------------------------------------------------------------------

@@ -19,12 +19,16 @@ from pccl.coordinator.cost import (
     equal_shares,
     loads_of,
     mesh_regions,
+    one_round_seconds,
+    owners_seconds,
     paths_of,
 )
 from pccl.coordinator.places import regions_of
 from pccl.coordinator.plan import (
     MESH_ALWAYS,
     MESH_BYTES_MAX,
+    ONE_ROUND_BYTES_MAX,
+    ONE_ROUND_BYTES_UNKNOWN,
     PLANNED_MAX,
     STREAMS_FAR,
     STREAMS_MAX,
@@ -287,6 +291,46 @@ def test_two_levels_are_worth_a_try() -> None:
     assert not is_worth_a_try(present, present_s, plan(far(6), same(6, 8 * MB))), "no regions"
     around = plan(far(6), known, frozenset({(peer(0), peer(1))}))
     assert around.detours and not is_worth_a_try(around, 99.0, ahead), "only the ring can do without a link"
+
+
+# -- one round ------------------------------------------------------------------------------------------------------
+
+
+def test_little_data_takes_one_round() -> None:
+    """4 peers, 80 ms: half of the data again per path is worth 40 ms of it."""
+    assert plan(far(4), same(4, 50 * MB)).one_round_bytes_max == 2 << 20  # 4 MB are 40 ms, less the folding
+    assert plan(far(4), same(4, 1 * MB)).one_round_bytes_max == 64 << 10  # 80 KB
+    assert plan(far(4), same(4, 50 * MB, 0.008)).one_round_bytes_max == 256 << 10
+    assert plan(far(4), same(4, 900 * MB)).one_round_bytes_max == ONE_ROUND_BYTES_MAX
+    assert plan(far(2), same(2, 1 * MB)).one_round_bytes_max == ONE_ROUND_BYTES_MAX, "of two, neither sends more"
+    assert plan(far(1)).one_round_bytes_max == 0
+    broken = frozenset({(peer(0), peer(1))})
+    assert plan(far(4), same(4, 50 * MB), broken).one_round_bytes_max == 0, "a ring goes around"
+
+
+@given(matrices)
+@settings(deadline=None, max_examples=40)
+def test_one_round_is_better_up_to_its_size_and_not_much_beyond(matrix: list[list[float]]) -> None:
+    n, known = len(matrix), measured_of(matrix)
+    chosen = plan(far(n), known)
+    by_id = {member.id: member for member in far(n)}
+    ordered, most = paths_of([by_id[one] for one in chosen.order], known), chosen.one_round_bytes_max
+
+    def gain(nbytes: int) -> float:
+        mesh = owners_seconds(ordered, mesh_regions(n), equal_shares(n), nbytes)
+        return mesh - one_round_seconds(ordered, nbytes)
+
+    assert most <= min(chosen.mesh_bytes_max, ONE_ROUND_BYTES_MAX) and most & (most - 1) == 0
+    assert gain(most) >= 0
+    assert gain(4 * most) < 0 or 2 * most > min(chosen.mesh_bytes_max, ONE_ROUND_BYTES_MAX)
+
+
+def test_one_round_where_nothing_is_known() -> None:
+    assert plan(far(4)).one_round_bytes_max == 64 << 10 and plan(far(2)).one_round_bytes_max == 128 << 10
+    near = [MemberInfo(peer(n), 0, f"127.0.0.{n}:1", f"h{n}") for n in range(1, 5)]
+    assert [plan(near[:n]).one_round_bytes_max >> 10 for n in (2, 4)] == [64, 16]
+    many = [MemberInfo(k.to_bytes(16, "big"), 0, f"10.0.{k}.1:1", f"host{k}") for k in range(PLANNED_MAX + 2)]
+    assert plan(many).one_round_bytes_max == ONE_ROUND_BYTES_UNKNOWN // (PLANNED_MAX + 1)
 
 
 # -- streams ------------------------------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ def test_a_hold_for_a_new_plan(member: Bench) -> None:
     assert member.say(m.Hold(V, 1, 1, 4, ())) == [m.Held(V, 1, 1)]
     assert not [call for call in member.engine.calls if call[0] == "prepare"]
     assert member.peer.advance(member.now) is None and "new plan" in member.peer.session.waits_for
-    plan = m.Plan(4, 64 << 10, 1 << 16, Algorithm.TWO_LEVEL, 1.5, "because")
+    plan = m.Plan(4, 64 << 10, 1 << 16, Algorithm.TWO_LEVEL, 1.5, "because", 4096)
     members = tuple(
         m.Member(p, 0, f"10.0.0.{p[0]}:1", "h", weight, region)
         for p, weight, region in ((LOW, 1, 0), (ME, 2, 1), (HIGH, 3, 1))
@@ -202,6 +202,7 @@ def test_a_hold_for_a_new_plan(member: Bench) -> None:
     assert member.peer.advance(member.now) == 1
     config = member.engine.configs[-1]
     assert [(c.weight, c.region, c.streams) for c in config.members] == [(1, 0, 7), (2, 1, 0), (3, 1, 0)]
+    assert (config.one_round_bytes_max, config.mesh_bytes_max) == (4096, 1 << 16)
     assert config.large_algorithm == Algorithm.TWO_LEVEL and config.detours == ((0, 2, 1),), "nonsense is left out"
 
 

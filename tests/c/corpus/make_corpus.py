@@ -32,6 +32,8 @@ SHAPES = [
     ("all_reduce", "ring", 4, 2),
     ("send", "mesh", 4, 60),
     ("own broadcast", "ring", 4, 70),
+    ("all_reduce", "one_round", 4, 50),
+    ("all_reduce", "one_round", 2, 50),
 ]
 
 
@@ -69,6 +71,8 @@ def segments(shape: int, order: list[int]) -> list[tuple[int, int, int]]:
         hops, node = n - 1, order[rank - 1]
         spans = [(rank - s - 1) % n if s < hops else (rank - (s - hops)) % n for s in range(2 * hops)]
         return [(node, s, i) for s, span in enumerate(spans) for i in range(span_segments(count, n, span, size))]
+    if algorithm == "one_round":
+        return [(node, 0, i) for node in order if node for i in range(-(-count * size // SEGMENT_BYTES))]
     if name in ("all_reduce", "reduce_scatter"):
         own = span_segments(count, n, rank, size)
         out = [(node, 0, i) for node in order if node for i in range(own)]
