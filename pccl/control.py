@@ -108,6 +108,11 @@ class Control:
         return self._peer.state
 
     @property
+    def lease_s(self) -> float:
+        """How long the run's coordinator waits for a silent peer."""
+        return self._peer.session.lease_s
+
+    @property
     def error(self) -> PcclError | None:
         """Why every op fails from now on, or None."""
         return self._peer.error

@@ -48,9 +48,10 @@ log = logging.getLogger("pccl")
 Tag = str | bytes | int | None
 Finish = Callable[[Any, Event], Any]
 
-#: An op that has not ended so long after its deadline is given up without the coordinator's word.
-GRACE_S = 15.0
-_WATCH_EVERY_S = 5.0
+#: An op that has not ended so many leases after its deadline is given up without the coordinator's word: one for a
+#: silent peer to be out, one for another that is lost meanwhile, one for the words to be said.
+GRACE_LEASES = 3
+_WATCH_EVERY_S = 5.0  # or every lease, if that is shorter
 _NEEDS_MAX = 64  # what a Frozen message has room for
 _CLOSE_POLL_S = 0.001
 
@@ -141,9 +142,9 @@ class Runtime:
         """Starts the threads and joins the run. Raises what Control.join raises; the caller then closes."""
         self.engine.start()
         self.control.start()
-        self._watcher.start()
         self.control.join(timeout)
         self._joined = True
+        self._watcher.start()
 
     # -- what every entry asks first --
 
@@ -285,7 +286,7 @@ class Runtime:
         if not text and event.status in (Status.EEVICTED, Status.ELOST) and self.control.error is not None:
             text = self.control.error.message
         if not text and op.given_up:
-            text = f"no end {GRACE_S:g} s after its deadline, and no word from the coordinator"
+            text = f"no end {self._grace_s:.3g} s after its deadline, and no word from the coordinator"
         peer = event.peer if any(event.peer) else None
         return error_of(
             event.status,
@@ -311,9 +312,18 @@ class Runtime:
 
     # -- the second net under deadlines --
 
+    @property
+    def _grace_s(self) -> float:
+        return GRACE_LEASES * self.control.lease_s
+
+    @property
+    def watch_every_s(self) -> float:
+        """How often to look for overdue ops."""
+        return min(_WATCH_EVERY_S, self.control.lease_s)
+
     def give_up_overdue(self) -> None:
         """Ends ops long past their deadline: by the engine, and should even its event not come, by ourselves."""
-        limit = _native.now_ns() - int(GRACE_S * 1e9)
+        limit = _native.now_ns() - int(self._grace_s * 1e9)
         for token, op in list(self._ops.items()):
             if op.expires_ns > limit:
                 continue
@@ -416,7 +426,8 @@ def left_open(runtime: Runtime, timeout: float) -> None:
 
 def _watch(reference: weakref.ref[Runtime], stop: threading.Event) -> None:
     """The watcher's thread; holds the runtime only while it looks."""
-    while not stop.wait(_WATCH_EVERY_S):
+    pause_s = 0.0
+    while not stop.wait(pause_s):
         runtime = reference()
         if runtime is None:
             return
@@ -425,6 +436,7 @@ def _watch(reference: weakref.ref[Runtime], stop: threading.Event) -> None:
         except PcclError as error:
             log.debug("watching ended: %s", error)
             return
+        pause_s = runtime.watch_every_s
         del runtime
 
 

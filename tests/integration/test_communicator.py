@@ -301,12 +301,9 @@ def test_a_wait_that_times_out_leaves_the_op_in_flight(cluster: Any) -> None:
     cluster(2, body)
 
 
-def test_an_op_does_not_wait_for_ever_for_a_coordinator_that_is_gone(
-    cluster: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pccl.runtime.GRACE_S", 0.1)
-    monkeypatch.setattr("pccl.runtime._WATCH_EVERY_S", 0.05)
-    coordinator = cluster.coordinator(2)
+def test_an_op_does_not_wait_for_ever_for_a_coordinator_that_is_gone(cluster: Any) -> None:
+    lease_s = 0.2
+    coordinator = cluster.coordinator(2, lease_s=lease_s)
     gone = threading.Barrier(2, action=coordinator.close)
 
     def peer(outcomes: list[Any]) -> None:
@@ -316,18 +313,21 @@ def test_an_op_does_not_wait_for_ever_for_a_coordinator_that_is_gone(
             try:
                 comm.all_reduce(array, tag=comm.rank, timeout=0.2)  # nobody else calls it
             except pccl.PcclError as error:
-                outcomes.append((error, array))
+                outcomes.append((error, array, time.monotonic() - began))
 
     outcomes: list[Any] = []
+    began = time.monotonic()
     threads = [threading.Thread(target=peer, args=(outcomes,), daemon=True) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
     assert len(outcomes) == 2
-    for error, array in outcomes:
-        assert isinstance(error, pccl.CoordinatorLost) and "no word from the coordinator" in str(error)
+    for error, array, seconds in outcomes:
+        assert isinstance(error, pccl.CoordinatorLost)
+        assert "no end 0.6 s after its deadline, and no word from the coordinator" in str(error)
         assert (array == 1).all()
+        assert seconds < 5.0, "it follows the lease"
 
 
 def test_cancelling(cluster: Any) -> None:
