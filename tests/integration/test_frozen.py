@@ -24,7 +24,7 @@ try:
     for _ in range(3):
         comm.all_reduce(np.ones(8, np.float32))
     print("ready", flush=True)
-    comm.all_reduce(np.ones(8, np.float32), timeout=60)
+    comm.all_reduce(np.ones(1 << 20, np.float32), timeout=60)
 except pccl.PeerLost as error:
     print(type(error).__name__, flush=True)
 """
