@@ -17,7 +17,7 @@ N = 12
 
 
 def test_a_crowd() -> None:
-    """A step is a question to all, their answers, the epoch, and a heartbeat and its Ack from all: five messages each."""
+    """A step: a question to all, their answers, the epoch, a heartbeat and its Ack from all: five messages each."""
     found = {row["event"]: row for row in rows([N], 2, 2.0, replan=False)}
     assert set(found) == {"form", "join", "leave", "death", "verdict", "advance", "heartbeat"}
     assert found["advance"]["messages"] == 0 and found["advance"]["trials"] == 20 * N
