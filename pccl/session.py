@@ -32,7 +32,7 @@ from pccl.types import (
 )
 
 JOIN_RETRY_S = 0.5
-FRESH_S = 0.05
+FRESH_S, FRESH_EACH_S = 0.05, 0.002  # advance() sends a heartbeat if the last is older; of all members 500 a second
 VIEWS_MAX = 256
 TURNED_AWAY_MAX = 3
 
@@ -439,7 +439,7 @@ class Session:
             return
         self.boundary = target
         self._out.append(AdvanceEngine(target))
-        if self._now - self._beat > FRESH_S:
+        if self._now - self._beat > max(FRESH_S, FRESH_EACH_S * len(self._chain[-1].members)):
             self._pulse()
 
     def _target(self) -> int | None:

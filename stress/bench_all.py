@@ -36,6 +36,8 @@ def steps(out: Path, rounds: int) -> dict[str, list[str]]:
         "kill": [*python, "stress/kill_bench.py", "--trials", str(4 * rounds), "--json", "--no-limits"],
         "join": [*python, "stress/join_bench.py", "--trials", str(2 * rounds), "--mib", "1", "--json"],
         "wan": [*python, *wan, "--out", str(out)],
+        "plans": [*python, "-m", "stress.scale_sim", "plan", "--json"],
+        "coordinator": [*python, "-m", "stress.scale_sim", "coordinator", "--json"],
     }
 
 

@@ -47,6 +47,16 @@ def only(name: str) -> Callable[[Sequence[Row]], float | None]:
     return lambda rows: largest(row[name] for row in rows)
 
 
+def slowest_gain(rows: Sequence[Row]) -> float | None:
+    """How many times faster than a plain ring the plan is that gains the least."""
+    return min((row["speedup"] for row in rows if row["bytes"] == 64 * MIB), default=None)
+
+
+def messages_of(event: str) -> Callable[[Sequence[Row]], float | None]:
+    """The most messages per event of a kind."""
+    return lambda rows: largest(row["messages"] / row["trials"] for row in rows if row["event"] == event)
+
+
 def largest(values: Any) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
@@ -73,5 +83,8 @@ GOALS = (
     Goal("join", "wrong results", only("wrong"), 0),
     Goal("join", "ops of others that began anew", only("aborted"), 0),
     Goal("join", "median ms until the first result", only("median_ms"), 100),
+    Goal("plans", "64 MiB, plain ring / ours, where it is least", slowest_gain, 1, at_least=True),
+    Goal("plans", "CPU ms of the longest planning", only("plan_cpu_ms"), 1000),
+    Goal("coordinator", "messages per advance() when nobody waits", messages_of("advance"), 0),
     Goal("wan", "targets missed (see wan.txt)", missed, 0),
 )

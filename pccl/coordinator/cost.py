@@ -3,16 +3,21 @@
 Pure. `Paths` is what is known or assumed about the ways between n members, by rank. A time is the bytes of the busiest
 path (or site) at its rate, plus the delays that nothing hides; kernels cost nothing, except where all fold everything.
 The mesh is the two-level scheme in which every member is a region of its own: one formula serves both. Who sends what
-follows csrc/ring.c, csrc/mesh.c, csrc/two_level.c and csrc/one_round.c.
+follows csrc/ring.c, csrc/mesh.c, csrc/two_level.c and csrc/one_round.c. All is done by matrices: a
+thousand members have a million paths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median_low
+from functools import lru_cache
 
-from pccl.coordinator.places import is_near
+import numpy as np
+from numpy.typing import NDArray
+
+from pccl.coordinator.figures import Array, Figures, Path
+from pccl.coordinator.places import Bools, near_pairs
 from pccl.types import MemberInfo
 
 REFERENCE_BYTES = 64 << 20
@@ -20,39 +25,45 @@ NEAR_RTT_S = 50e-6
 NEAR_BYTES_PER_S = 4e9
 FAR_RTT_S = 50e-3
 FAR_BYTES_PER_S = 125e6
+#: So close to each other two members are in one place.
 CLOSE_RTT_S = 5e-3
 #: What a peer folds, of the contributions of others.
 FOLD_BYTES_PER_S = 4e9
+#: So close to each other they are on one network, and what they send each other takes nothing of their lines.
+LOCAL_RTT_MAX_S = 1e-3
+#: A line of which nothing is known carries at once what so many of its fastest path do: some limit there must be.
+LINE_PATHS = 4
 
-Matrix = tuple[tuple[float, ...], ...]
-#: Of a span, how many copies go from one rank to another: (from, to, span).
-Load = tuple[int, int, int]
+Ranks = NDArray[np.int64]
+Shares = Array | Sequence[float]
 
 
 @dataclass(slots=True, frozen=True)
 class Measurements:
     """What is known about the paths, by (from, to), and about sites, by peer. What is missing is unknown."""
 
-    rtt_s: dict[tuple[bytes, bytes], float] = field(default_factory=dict)
-    bytes_per_s: dict[tuple[bytes, bytes], float] = field(default_factory=dict)
-    loss_ppm: dict[tuple[bytes, bytes], int] = field(default_factory=dict)
+    rtt_s: Mapping[Path, float] = field(default_factory=dict)
+    bytes_per_s: Mapping[Path, float] = field(default_factory=dict)
+    loss_ppm: Mapping[Path, float] = field(default_factory=dict)
     up: dict[bytes, float] = field(default_factory=dict)
     down: dict[bytes, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True, frozen=True)
 class Paths:
-    """All ways between n members. `delay`: one way, seconds; `rate`: bytes/s; `up`, `down`: of a member in all.
+    """All ways between n members, as matrices [from, to]. `delay`: one way, seconds; `rate`: bytes/s.
 
-    `known`: whether the rate was measured. `near`: both are on one host.
+    `up`, `down`: bytes/s of a member on all its `shared` paths together. `known`: whether the rate was measured.
+    `near`: both are on one host. A member's way to itself has no delay, and is neither known nor near.
     """
 
-    delay: Matrix
-    rate: Matrix
-    known: tuple[tuple[bool, ...], ...]
-    near: tuple[tuple[bool, ...], ...]
-    up: tuple[float, ...]
-    down: tuple[float, ...]
+    delay: Array
+    rate: Array
+    known: Bools
+    near: Bools
+    up: Array
+    down: Array
+    shared: Bools
 
     @property
     def n(self) -> int:
@@ -61,23 +72,26 @@ class Paths:
 
     def hop_rate(self, a: int, b: int) -> float:
         """What one transfer alone gets from a to b."""
-        return min(self.rate[a][b], self.up[a], self.down[b])
+        return float(min(self.rate[a, b], self.up[a], self.down[b]) if self.shared[a, b] else self.rate[a, b])
+
+    def hop_rates(self) -> Array:
+        """The same for all, [from, to]."""
+        alone: Array = np.minimum(self.rate, np.minimum(self.up[:, None], self.down[None, :]))
+        return np.where(self.shared, alone, self.rate)
 
     @property
     def delay_max(self) -> float:
         """The longest way between any two: every op ends with a FIN from everybody to everybody."""
-        return max((self.delay[a][b] for a in range(self.n) for b in range(self.n) if a != b), default=0.0)
+        return float(self.delay.max(initial=0.0))
 
     def ordered(self, order: Sequence[int]) -> Paths:
         """The same members in other places: rank k is what was order[k]."""
-        return Paths(
-            delay=tuple(tuple(self.delay[a][b] for b in order) for a in order),
-            rate=tuple(tuple(self.rate[a][b] for b in order) for a in order),
-            known=tuple(tuple(self.known[a][b] for b in order) for a in order),
-            near=tuple(tuple(self.near[a][b] for b in order) for a in order),
-            up=tuple(self.up[a] for a in order),
-            down=tuple(self.down[a] for a in order),
-        )
+        ranks = np.array(order, dtype=np.int64)
+        if np.array_equal(ranks, np.arange(self.n)):
+            return self
+        pairs = np.ix_(ranks, ranks)
+        matrices = (self.delay[pairs], self.rate[pairs], self.known[pairs], self.near[pairs])
+        return Paths(*matrices, self.up[ranks], self.down[ranks], self.shared[pairs])
 
 
 # -- what is known, and what is assumed where nothing is ------------------------------------------------------------
@@ -88,53 +102,51 @@ def paths_of(members: Sequence[MemberInfo], measured: Measurements) -> Paths:
     rates of those as close as this one, since between machines of one place there is more than between places.
     """
     ids = [member.id for member in members]
-    n = range(len(ids))
-    near = tuple(tuple(a != b and is_near(members[a], members[b], measured.rtt_s) for b in n) for a in n)
-    far = [(a, b) for a in n for b in n if a != b and not near[a][b]]
-    usual_rtt = _usual(ids, measured.rtt_s, far, FAR_RTT_S)
-    rtt = _filled(ids, measured.rtt_s, lambda a, b: NEAR_RTT_S if near[a][b] else usual_rtt)
-    usual = {
-        close: _usual(ids, measured.bytes_per_s, [(a, b) for a, b in far if _is_close(rtt, a, b) == close])
-        for close in (False, True)
-    }
-    rate = _filled(
-        ids, measured.bytes_per_s, lambda a, b: NEAR_BYTES_PER_S if near[a][b] else usual[_is_close(rtt, a, b)]
-    )
+    rtts = Figures.of(measured.rtt_s).matrix(ids)
+    rates = Figures.of(measured.bytes_per_s).matrix(ids)
+    near = near_pairs(members, rtts)
+    known = ~np.isnan(rates)
+    rtt = _filled(rtts, lambda: np.where(near, NEAR_RTT_S, _usual(rtts, ~near, FAR_RTT_S)))
+    close = np.maximum(rtt, rtt.T) <= CLOSE_RTT_S
+
+    def usual_rates() -> Array:
+        there, apart = (_usual(rates, ~near & part, FAR_BYTES_PER_S) for part in (close, ~close))
+        return np.where(near, NEAR_BYTES_PER_S, np.where(close, there, apart))
+
+    rate = _filled(rates, usual_rates)
+    shared = ~(near | (rtt <= LOCAL_RTT_MAX_S))
+    fastest = LINE_PATHS * np.where(shared, rate, 0.0)
     return Paths(
-        delay=tuple(tuple(value / 2 for value in row) for row in rtt),
+        delay=rtt / 2,
         rate=rate,
-        known=tuple(tuple((ids[a], ids[b]) in measured.bytes_per_s for b in n) for a in n),
+        known=known,
         near=near,
-        up=tuple(measured.up.get(peer, float("inf")) for peer in ids),
-        down=tuple(measured.down.get(peer, float("inf")) for peer in ids),
+        up=_lines(ids, measured.up, fastest.max(axis=1)),
+        down=_lines(ids, measured.down, fastest.max(axis=0)),
+        shared=shared,
     )
 
 
-def _is_close(rtt: Matrix, a: int, b: int) -> bool:
-    """One place, if not one host: a local network lies between them."""
-    return max(rtt[a][b], rtt[b][a]) <= CLOSE_RTT_S
+def _filled(figures: Array, usual: Callable[[], Array]) -> Array:
+    found: Array = np.where(np.isnan(figures), figures.T, figures)
+    np.fill_diagonal(found, 0.0)
+    unknown = np.isnan(found)
+    return np.where(unknown, usual(), found) if unknown.any() else found
 
 
-def _usual(
-    ids: Sequence[bytes],
-    known: dict[tuple[bytes, bytes], float],
-    pairs: Sequence[tuple[int, int]],
-    default: float = FAR_BYTES_PER_S,
-) -> float:
-    found = (known.get((ids[a], ids[b])) for a, b in pairs)
-    return median_low([value for value in found if value is not None] or [default])
+def _usual(figures: Array, among: Bools, default: float) -> float:
+    """The median of those that are known."""
+    chosen = among & ~np.isnan(figures)
+    np.fill_diagonal(chosen, False)
+    known = figures[chosen]
+    middle = (len(known) - 1) // 2
+    return float(np.partition(known, middle)[middle]) if len(known) else default
 
 
-def _filled(
-    ids: Sequence[bytes], known: dict[tuple[bytes, bytes], float], fallback: Callable[[int, int], float]
-) -> Matrix:
-    def value(a: int, b: int) -> float:
-        if a == b:
-            return 0.0
-        there, back = known.get((ids[a], ids[b])), known.get((ids[b], ids[a]))
-        return there if there is not None else back if back is not None else fallback(a, b)
-
-    return tuple(tuple(value(a, b) for b in range(len(ids))) for a in range(len(ids)))
+def _lines(ids: Sequence[bytes], known: Mapping[bytes, float], assumed: Array) -> Array:
+    """Who shares its line with nobody has one without a limit."""
+    usual = np.where(assumed > 0, assumed, np.inf)
+    return np.array([known.get(peer, line) for peer, line in zip(ids, usual.tolist(), strict=True)])
 
 
 # -- the ring -------------------------------------------------------------------------------------------------------
@@ -154,16 +166,30 @@ def ring_seconds(paths: Paths, nbytes: float, segment_bytes: int) -> float:
     hops = ring_hops(paths.n)
     if not hops:
         return 0.0
+    rates = np.array([paths.hop_rate(a, b) for a, b in hops])
+    delays = np.array([paths.delay[a, b] for a, b in hops])
     span = nbytes / paths.n
     segment = min(span, segment_bytes)
-    slowest = min(paths.hop_rate(a, b) for a, b in hops)
-    busy = 2 * (paths.n - 1) * span / slowest + max(paths.delay[a][b] for a, b in hops)
-    steps = [paths.delay[a][b] + segment / paths.hop_rate(a, b) for a, b in hops]
-    trip = 2 * sum(steps) - min(a + b for a, b in zip(steps, steps[1:] + steps[:1], strict=True))
+    slowest = float(rates.min())
+    busy = 2 * (paths.n - 1) * span / slowest + float(delays.max())
+    steps = delays + segment / rates
+    trip = 2 * float(steps.sum()) - float((steps + np.roll(steps, -1)).min())
     return max(busy, trip + (span - segment) / slowest) + paths.delay_max
 
 
 # -- mesh and two-level ---------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, frozen=True)
+class Line:
+    """Seconds of an op of some bytes: `fixed` + `per_byte` for each."""
+
+    per_byte: float
+    fixed: float
+
+    def seconds(self, nbytes: float) -> float:
+        """Of so many bytes."""
+        return self.per_byte * nbytes + self.fixed
 
 
 def mesh_regions(n: int) -> tuple[int, ...]:
@@ -171,63 +197,90 @@ def mesh_regions(n: int) -> tuple[int, ...]:
     return tuple(range(n))
 
 
-def agents_of(regions: Sequence[int]) -> list[list[int]]:
-    """[span][member]: who collects the span's contributions in the member's region: the owner, or its agent there."""
-    members: dict[int, list[int]] = {}
-    place = []
-    for rank, region in enumerate(regions):
-        place.append(len(members.setdefault(region, [])))
-        members[region].append(rank)
-
-    def agent(span: int, member: int) -> int:
-        there = members[regions[member]]
-        return span if regions[span] == regions[member] else there[place[span] % len(there)]
-
-    return [[agent(span, member) for member in range(len(regions))] for span in range(len(regions))]
+def agents_of(regions: Sequence[int]) -> Ranks:
+    """[span, member]: who collects the span's contributions in the member's region: the owner, or its agent there."""
+    _, region, sizes = np.unique(np.array(regions), return_inverse=True, return_counts=True)
+    by_region = np.argsort(region, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    place = np.empty(len(region), dtype=np.int64)
+    place[by_region] = np.arange(len(region)) - np.repeat(starts, sizes)
+    agent = by_region[starts[region] + place[:, None] % sizes[region]]
+    return np.where(region[:, None] == region[None, :], np.arange(len(region))[:, None], agent)
 
 
-def loads_of(regions: Sequence[int]) -> list[Load]:
-    """Every transfer of a whole span: contributions to the agents, partial sums to the owners, and results back."""
-    loads = []
-    for span, agents in enumerate(agents_of(regions)):
-        for member, agent in enumerate(agents):
-            other = agent if agent != member else span
-            if member != span:
-                loads += [(member, other, span), (other, member, span)]
-    return loads
+@lru_cache(maxsize=2)
+def routes_of(regions: tuple[int, ...]) -> Routes:
+    """Kept: a plan asks for those of its mesh and of its regions several times."""
+    return Routes(regions)
 
 
-def owners_seconds(paths: Paths, regions: Sequence[int], weights: Sequence[float], nbytes: float) -> float:
+class Routes:
+    """Who sends what to whom. `hops` [span, member]: where a member sends what it has of a span, and gets the result.
+
+    That is its region's agent, or the owner; for an owner itself. `direct`: always the owner, which is the mesh.
+    """
+
+    def __init__(self, regions: Sequence[int]) -> None:
+        agents = agents_of(regions)
+        self.n = len(agents)
+        self.direct = len(set(regions)) == self.n
+        ranks = np.arange(self.n)
+        self.hops = np.where(agents == ranks[None, :], ranks[:, None], agents)
+        self._cells = (ranks[None, :] * self.n + self.hops).ravel()  # of a matrix [member, hop]
+
+    def carried(self, shares: Shares) -> Array:
+        """[from, to]: contributions one way, results the other, as parts of the whole."""
+        parts = np.asarray(shares, dtype=np.float64)
+        if self.direct:
+            there = np.broadcast_to(parts, (self.n, self.n)).copy()
+        else:
+            weights = np.repeat(parts, self.n)
+            there = np.bincount(self._cells, weights, self.n * self.n).reshape(self.n, self.n)
+        np.fill_diagonal(there, 0.0)  # an owner keeps its own
+        both: Array = there + there.T
+        return both
+
+
+def owners_line(paths: Paths, regions: tuple[int, ...], shares: Shares) -> Line:
     """Mesh or two-level with these shares (summing to 1): the busiest path or site, in and out, and the FIN."""
     if paths.n < 2:
-        return 0.0
-    return nbytes * busiest(paths, loads_of(regions), weights) + owners_delay(paths, regions)
+        return Line(0.0, 0.0)
+    routes = routes_of(regions)
+    return Line(busiest(paths, routes, shares), owners_delay(paths, routes))
 
 
-def busiest(paths: Paths, loads: Sequence[Load], weights: Sequence[float]) -> float:
+def owners_seconds(paths: Paths, regions: tuple[int, ...], shares: Shares, nbytes: float) -> float:
+    """The same for so many bytes."""
+    return owners_line(paths, regions, shares).seconds(nbytes)
+
+
+def busiest(paths: Paths, routes: Routes, shares: Shares) -> float:
     """Seconds per byte of the whole: of the path or site with the most to do."""
-    n = paths.n
-    by_pair = [[0.0] * n for _ in range(n)]
-    for a, b, span in loads:
-        by_pair[a][b] += weights[span]
-    seconds = [by_pair[a][b] / paths.rate[a][b] for a in range(n) for b in range(n) if by_pair[a][b]]
-    out = [sum(row) / up for row, up in zip(by_pair, paths.up, strict=True)]
-    into = [sum(row[b] for row in by_pair) / paths.down[b] for b in range(n)]
-    return max(*seconds, *out, *into, 0.0)
+    carried = routes.carried(shares)
+    return float(max(path_seconds(paths, carried).max(), site_seconds(paths, carried).max()))
 
 
-def owners_delay(paths: Paths, regions: Sequence[int]) -> float:
+def path_seconds(paths: Paths, carried: Array) -> Array:
+    """Per byte of the whole, [from, to]."""
+    return np.divide(carried, paths.rate, out=np.zeros_like(carried), where=carried > 0)
+
+
+def site_seconds(paths: Paths, carried: Array) -> Array:
+    """Per byte of the whole, up and down of each member."""
+    through = np.where(paths.shared, carried, 0.0)
+    return np.concatenate([through.sum(axis=1) / paths.up, through.sum(axis=0) / paths.down])
+
+
+def owners_delay(paths: Paths, routes: Routes) -> float:
     """The longest way of a contribution to an owner and of its result to somebody else, and the FIN."""
-
-    def way(member: int, span: int, agent: int) -> tuple[float, float]:
-        d = paths.delay
-        return d[member][agent] + d[agent][span], d[span][agent] + d[agent][member]
-
-    longest = 0.0
-    for span, agents in enumerate(agents_of(regions)):
-        ways = [way(member, span, agent) for member, agent in enumerate(agents)]
-        longest = max(longest, max(there for there, _ in ways) + max(back for _, back in ways))
-    return longest + paths.delay_max
+    hops, d = routes.hops, paths.delay
+    if routes.direct:
+        there, back = d.max(axis=0), d.max(axis=1)
+    else:
+        member, span = np.arange(paths.n)[None, :], np.arange(paths.n)[:, None]
+        there = (d[member, hops] + d[hops, span]).max(axis=1)
+        back = (d[span, hops] + d[hops, member]).max(axis=1)
+    return float((there + back).max()) + paths.delay_max
 
 
 def one_round_seconds(paths: Paths, nbytes: float) -> float:
@@ -238,9 +291,9 @@ def one_round_seconds(paths: Paths, nbytes: float) -> float:
     n = paths.n
     if n < 2:
         return 0.0
-    slowest = min(paths.rate[a][b] for a in range(n) for b in range(n) if a != b)
-    site = min(*paths.up, *paths.down)
-    return max(nbytes / slowest, (n - 1) * nbytes / site) + (n - 1) * nbytes / FOLD_BYTES_PER_S + 2 * paths.delay_max
+    everything = nbytes * (1.0 - np.eye(n))
+    busy = max(path_seconds(paths, everything).max(), site_seconds(paths, everything).max())
+    return float(busy) + (n - 1) * nbytes / FOLD_BYTES_PER_S + 2 * paths.delay_max
 
 
 def equal_shares(n: int) -> tuple[float, ...]:

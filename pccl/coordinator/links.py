@@ -9,17 +9,17 @@ refused outweighs the rest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import nan
 
 from pccl import messages as m
 from pccl.coordinator.cost import Measurements
+from pccl.coordinator.figures import AgedFigures
 from pccl.coordinator.plan import Pair
 from pccl.types import Cause
 
 FIGURES_AGE_S = 600.0
 MENDED_S = 5.0
 MENDED_DOUBLINGS = 6
-
-Figures = dict[Pair, tuple[float, float]]
 
 
 def pair_of(a: bytes, b: bytes) -> Pair:
@@ -33,9 +33,8 @@ class Links:
     def __init__(self, grace_s: float) -> None:
         self.grace_s = grace_s
         self.broken: frozenset[Pair] = frozenset()
-        self._rtt: Figures = {}
-        self._rate: Figures = {}
-        self._loss: Figures = {}
+        self.reports = 0  # grows whenever there are new figures
+        self._figures = AgedFigures(3)  # round-trip times, rates, losses
         self._suspects: dict[bytes, dict[bytes, m.Suspect]] = {}
         self._refused: dict[Pair, float] = {}  # (who dialled, whom): when that was said first
         self._since: dict[Pair, float] = {}
@@ -47,18 +46,18 @@ class Links:
 
     def report(self, now: float, sender: bytes, reports: Iterable[m.LinkReport]) -> None:
         """Takes what a member has measured. 0 says nothing."""
-        for entry in reports:
-            path = (sender, entry.peer)
-            if entry.rtt_us:
-                self._rtt[path] = (entry.rtt_us / 1e6, now)
-            if entry.bytes_per_s:
-                self._rate[path] = (float(entry.bytes_per_s), now)
-            self._loss[path] = (entry.loss_ppm, now)
+        news = list(reports)
+        if news:
+            self.reports += 1
+            rtt_s = [entry.rtt_us / 1e6 if entry.rtt_us else nan for entry in news]
+            rate = [entry.bytes_per_s or nan for entry in news]
+            loss = [entry.loss_ppm for entry in news]
+            self._figures.put(now, sender, [entry.peer for entry in news], (rtt_s, rate, loss))
 
     def measured(self, now: float) -> Measurements:
         """Everything that is not too old."""
-        loss = {path: int(value) for path, value in _fresh(now, self._loss).items()}
-        return Measurements(_fresh(now, self._rtt), _fresh(now, self._rate), loss)
+        rtt_s, bytes_per_s, loss_ppm = self._figures.since(now - FIGURES_AGE_S)
+        return Measurements(rtt_s, bytes_per_s, loss_ppm)
 
     # -- suspicions -------------------------------------------------------------------------------------------
 
@@ -103,7 +102,8 @@ class Links:
         self._suspects.pop(peer, None)
         for reports in self._suspects.values():
             reports.pop(peer, None)
-        for table in (self._rtt, self._rate, self._loss, self._since, self._whole, self._breaks, self._refused):
+        self._figures.forget(peer)
+        for table in (self._since, self._whole, self._breaks, self._refused):
             for pair in [pair for pair in table if peer in pair]:
                 del table[pair]
         self._given_up = {pair for pair in self._given_up if peer not in pair}
@@ -146,7 +146,3 @@ class Links:
     def _mended_at(self, pair: Pair) -> float:
         doublings = min(self._breaks.get(pair, 1) - 1, MENDED_DOUBLINGS)
         return self._whole[pair] + MENDED_S * 2.0**doublings
-
-
-def _fresh(now: float, figures: Figures) -> dict[Pair, float]:
-    return {path: value for path, (value, at) in figures.items() if now - at <= FIGURES_AGE_S}

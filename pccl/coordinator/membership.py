@@ -8,6 +8,7 @@ Every decision is an entry of the log, with its reason.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from pccl.coordinator.events import Disconnected, Effect, Event, From, Reconnect
 from pccl.coordinator.links import Links
 from pccl.coordinator.plan import Pair, Plan, is_worth_a_try, is_worth_it, plan, predict, wants_other_streams
 from pccl.coordinator.reality import Reality
-from pccl.coordinator.roster import Peer, evidence_in_words, in_words, infos, wire_members, wire_plan
+from pccl.coordinator.roster import Peer, Settled, evidence_in_words, in_words, infos, wire_members, wire_plan
 from pccl.coordinator.verdicts import Fault, Report, judge, name_of, report_of
 from pccl.errors import ArgumentError
 from pccl.types import MemberInfo, OpName, short_id
@@ -101,7 +102,9 @@ class Membership:
         self._epochs: list[m.Epoch] = []
         self._links = Links(settings.link_grace_s)
         self._reality = Reality()
+        self._settled = Settled()
         self._wish = ""  # why a new plan is wanted
+        self._drawn: tuple[object, float, Plan] | None = None  # the last plan: for what, and when
         self._planned = float("-inf")
         self._faults: dict[OpName, Fault] = {}
         self._judged: OrderedDict[OpName, int] = OrderedDict()
@@ -183,8 +186,10 @@ class Membership:
         """registers the peer, answers Welcome"""
         join = event.message
         assert isinstance(join, m.Join)
-        if event.peer in self.members:
-            self._remind(self.members[event.peer])
+        member = self.members.get(event.peer)
+        if member is not None:  # it may only have been impatient
+            if self._now - member.reminded >= self.settings.lease_s / 5:
+                self._remind(member)
             return
         if event.peer not in self.waiting:
             refusal = self._refusal(join)
@@ -205,12 +210,13 @@ class Membership:
         self._send(event.peer, m.Welcome(m.VERSION, self.settings.lease_s, self.settings.min_peers, max(0, missing)))
 
     def _refusal(self, join: m.Join) -> m.Refused | None:
-        others = [*self.members.values(), *self.waiting.values()]
-        if others and others[0].wire != join.wire:
-            reason = f"wire version {join.wire}, the group speaks {others[0].wire}"
+        other = next(itertools.chain(self.members.values(), self.waiting.values()), join)
+        if other.wire != join.wire:
+            reason = f"wire version {join.wire}, the group speaks {other.wire}"
             return m.Refused(m.VERSION, "version", reason)
-        if len(others) >= self.settings.peers_max or len(self.waiting) >= self.settings.waiting_max:
-            return m.Refused(m.VERSION, "group", f"the group is full: {len(others)} peers")
+        count = len(self.members) + len(self.waiting)
+        if count >= self.settings.peers_max or len(self.waiting) >= self.settings.waiting_max:
+            return m.Refused(m.VERSION, "group", f"the group is full: {count} peers")
         return None
 
     def _on_heartbeat(self, event: From) -> None:
@@ -219,9 +225,10 @@ class Membership:
         assert isinstance(beat, m.Heartbeat)
         peer = self.members.get(event.peer)
         if peer is not None:
+            before = peer.oldest
             peer.note(self._now, beat)
-        settled = min((member.oldest for member in self.members.values()), default=0)
-        self._send(event.peer, m.Ack(m.VERSION, beat.boundary, settled))
+            self._settled.moved(before, peer.oldest)
+        self._send(event.peer, m.Ack(m.VERSION, beat.boundary, self._settled.among(self.members.values())))
         if peer is None:
             return
         self._links.report(self._now, peer.id, (entry for entry in beat.links if entry.peer in self.members))
@@ -360,23 +367,20 @@ class Membership:
         self.growth = Growth(self._holds, tuple(self.waiting), reason, message)
         self.state = State.HOLDING
         self._note(b"", "hold", reason)
-        for peer in self.members.values():
-            peer.reminded = self._now
-            self._send(peer.id, message)
+        self._tell_all(message)
         return True
 
     def _try_grow(self) -> bool:
         growth = self.growth
         assert growth is not None
-        joiners = {peer: self.waiting[peer] for peer in growth.joiners if peer in self.waiting}
-        if growth.joiners and not joiners:
+        if growth.joiners and not any(peer in self.waiting for peer in growth.joiners):
             self.growth, self.state = None, State.STABLE
             self._note(b"", "release", "the joiners are gone")
-            for peer in self.members:
-                self._send(peer, m.Release(m.VERSION, growth.number))
+            self._tell_all(m.Release(m.VERSION, growth.number))
             return True
-        if any(peer not in growth.promises for peer in self.members):
+        if growth.promises.keys() != self.members.keys():
             return False
+        joiners = {peer: self.waiting[peer] for peer in growth.joiners if peer in self.waiting}
         boundary = max(growth.promises[peer] for peer in self.members)
         self._enter(joiners, boundary)
         names = ", ".join(short_id(peer) for peer in joiners)
@@ -386,7 +390,7 @@ class Membership:
     def _try_judge(self) -> bool:
         change = self.change
         assert change is not None
-        if any(peer not in change.reports for peer in self.members):
+        if change.reports.keys() != self.members.keys():
             return False
         since = {peer.id: peer.since for peer in self.members.values()}
         reports = {peer: change.reports[peer] for peer in self.members}
@@ -400,7 +404,13 @@ class Membership:
     # -- plans ------------------------------------------------------------------------------------------------
 
     def _plan_for(self, peers: Iterable[Peer], broken: frozenset[Pair] = frozenset()) -> Plan:
-        return self.settings.planner(infos(peers), self._links.measured(self._now), self._links.broken | broken)
+        """A step asks several times for a plan (wish, hold, epoch): where nothing has changed it is not drawn again."""
+        members, avoided = infos(peers), self._links.broken | broken
+        wanted = [member.id for member in members], avoided, self._links.reports
+        if self._drawn is None or self._drawn[0] != wanted or self._now >= self._drawn[1] + REPLAN_GAP_S:
+            chosen = self.settings.planner(members, self._links.measured(self._now), avoided)
+            self._drawn = wanted, self._now, chosen
+        return self._drawn[2]
 
     def _review(self) -> None:
         """Does the plan still fit the links? If one is dead for good: a change at once; else a wish for a new plan."""
@@ -455,6 +465,7 @@ class Membership:
     # -- steps ------------------------------------------------------------------------------------------------
 
     def _enter(self, joiners: dict[bytes, Peer], boundary: int) -> None:
+        self._settled.look_again()
         for peer in list(joiners.values()):
             del self.waiting[peer.id]
             peer.since = peer.boundary = peer.oldest = boundary
@@ -488,9 +499,7 @@ class Membership:
         self._note(b"", "epoch", f"{len(self.members)} members from boundary {boundary}: {reason}")
         if chosen.reason:
             self._note(b"", "plan", in_words(chosen))
-        for peer in self.members.values():
-            peer.reminded = self._now
-            self._send(peer.id, message)
+        self._tell_all(message)
 
     def _unconfirmed(self) -> list[m.Epoch]:
         """Epochs that some member may still lack."""
@@ -507,6 +516,7 @@ class Membership:
 
     def _lose(self, losses: list[tuple[bytes, str, str]]) -> None:
         """Members go, all in one change."""
+        self._settled.look_again()
         for peer, what, reason in losses:
             del self.members[peer]
             _remember(self._gone, peer, f"{what}: {reason}")
@@ -531,9 +541,7 @@ class Membership:
         self.change = Change(self._changes, reason)
         self.state = State.FREEZING
         self._note(b"", "freeze", f"change {self._changes}: {reason}")
-        for peer in self.members.values():
-            peer.reminded = self._now
-            self._send(peer.id, m.Freeze(m.VERSION, self._changes, self.epoch))
+        self._tell_all(m.Freeze(m.VERSION, self._changes, self.epoch))
 
     def _drop(self, peer: bytes, what: str, reason: str) -> None:
         del self.waiting[peer]
@@ -576,6 +584,12 @@ class Membership:
 
     def _send(self, peer: bytes, message: m.ToPeer) -> None:
         self._out.append(Send(peer, message))
+
+    def _tell_all(self, message: m.ToPeer) -> None:
+        """One message for all members: it is encoded once."""
+        for peer in self.members.values():
+            peer.reminded = self._now
+            self._send(peer.id, message)
 
     def _note(self, peer: bytes, what: str, reason: str, warning: bool = False) -> None:
         entry = Record(self._now, self.group, self.epoch, peer, what, m.clip(reason), warning)

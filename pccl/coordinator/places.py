@@ -7,66 +7,86 @@ Regions: single linkage, cut at the largest gap between the times at which clust
 from __future__ import annotations
 
 import ipaddress
-import itertools
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pccl.coordinator.figures import Array, Figures, Path
 from pccl.types import MemberInfo
 
 NEAR_RTT_MAX_S = 5e-3
 GAP_MIN = 5.0
 RTT_FLOOR_S = 100e-6
 
-
-def is_near(a: MemberInfo, b: MemberInfo, rtt_s: Mapping[tuple[bytes, bytes], float]) -> bool:
-    """One host: no network between them."""
-    times = [rtt_s[pair] for pair in ((a.id, b.id), (b.id, a.id)) if pair in rtt_s]
-    if times and min(times) > NEAR_RTT_MAX_S:
-        return False
-    there, here = _host(a.address), _host(b.address)
-    return (a.host == b.host and here == there) or (_is_loopback(here) and _is_loopback(there))
+Bools = NDArray[np.bool_]
 
 
-def all_near(members: Sequence[MemberInfo], rtt_s: Mapping[tuple[bytes, bytes], float]) -> bool:
+def near_pairs(members: Sequence[MemberInfo], rtt_s: Array) -> Bools:
+    """[a, b]: one host, no network between them. NaN is a time that is not known."""
+    places = [_host(member.address) for member in members]
+    known = {
+        key: number for number, key in enumerate(dict.fromkeys(zip([m.host for m in members], places, strict=True)))
+    }
+    host = np.array([known[member.host, place] for member, place in zip(members, places, strict=True)])
+    local = np.array([_is_loopback(place) for place in places], dtype=np.bool_)
+    near: Bools = (host[:, None] == host[None, :]) | (local[:, None] & local[None, :])
+    near &= ~(np.fmin(rtt_s, rtt_s.T) > NEAR_RTT_MAX_S)
+    np.fill_diagonal(near, False)
+    return near
+
+
+def all_near(members: Sequence[MemberInfo], rtt_s: Mapping[Path, float]) -> bool:
     """Nothing but one host."""
-    return all(is_near(a, b, rtt_s) for k, a in enumerate(members) for b in members[:k])
+    near = near_pairs(members, Figures.of(rtt_s).matrix([member.id for member in members]))
+    return int(np.count_nonzero(near)) == near.size - len(near)
 
 
-def regions_of(delay: Sequence[Sequence[float]], near: Sequence[Sequence[bool]]) -> tuple[int, ...]:
+def regions_of(delay: Array, near: Bools) -> tuple[int, ...]:
     """The region of each member, numbered in the order of ranks; all 0 if there is no such gap."""
     n = len(delay)
-    merges = sorted((_distance(delay, near, a, b), a, b) for b in range(n) for a in range(b))
-    cluster = list(range(n))
-    heights: list[float] = []
-    for height, a, b in merges:
-        if _merge(cluster, a, b):
-            heights.append(height)
-    gaps = [(upper / lower, lower) for lower, upper in itertools.pairwise(heights)]
-    ratio, limit = max(gaps, default=(0.0, 0.0))
-    if ratio <= GAP_MIN:
+    parents, heights = _tree(_distances(np.asarray(delay, dtype=np.float64), np.asarray(near, dtype=np.bool_)))
+    if n < 3:
         return (0,) * n
-    cluster = list(range(n))
-    for height, a, b in merges:
-        if height <= limit:
-            _merge(cluster, a, b)
-    numbers = {root: number for number, root in enumerate(dict.fromkeys(cluster))}
-    return tuple(numbers[root] for root in cluster)
+    merges = np.sort(heights)
+    ratios = merges[1:] / merges[:-1]
+    widest = len(ratios) - 1 - int(np.argmax(ratios[::-1]))
+    if ratios[widest] <= GAP_MIN:
+        return (0,) * n
+    cluster = np.arange(n)
+    for child, parent, height in zip(*parents, heights.tolist(), strict=True):
+        if height <= merges[widest]:
+            cluster[child] = cluster[parent]
+    numbers = {root: number for number, root in enumerate(dict.fromkeys(cluster.tolist()))}
+    return tuple(numbers[root] for root in cluster.tolist())
 
 
-def _distance(delay: Sequence[Sequence[float]], near: Sequence[Sequence[bool]], a: int, b: int) -> float:
-    """Round trip, worse direction; below the floor all is equally close."""
-    return RTT_FLOOR_S if near[a][b] else max(RTT_FLOOR_S, 2 * max(delay[a][b], delay[b][a]))
+def _distances(delay: Array, near: Bools) -> Array:
+    """Round trip, worse direction; below the floor, and on one host, all is equally close."""
+    apart: Array = np.maximum(2 * np.maximum(delay, delay.T), RTT_FLOOR_S)
+    return np.where(near, RTT_FLOOR_S, apart)
 
 
-def _merge(cluster: list[int], a: int, b: int) -> bool:
-    """Joins two clusters; False if they are one."""
-    old, new = sorted((cluster[a], cluster[b]), reverse=True)
-    if old == new:
-        return False
-    for k, root in enumerate(cluster):
-        if root == old:
-            cluster[k] = new
-    return True
+def _tree(distance: Array) -> tuple[tuple[list[int], list[int]], Array]:
+    """The tree of the shortest ways that joins all (Prim): (children, parents) in the order of joining, and lengths.
+
+    Its lengths are those at which single linkage merges clusters.
+    """
+    n = len(distance)
+    left = np.ones(n, dtype=np.bool_)
+    closest, via = np.full(n, np.inf), np.zeros(n, dtype=np.int64)
+    children, parents, lengths = [], [], []
+    here = 0
+    for _ in range(n - 1):
+        left[here] = False
+        closer = distance[here] < closest
+        closest[closer], via[closer] = distance[here, closer], here
+        here = int(np.argmin(np.where(left, closest, np.inf)))
+        children.append(here)
+        parents.append(int(via[here]))
+        lengths.append(float(closest[here]))
+    return (children, parents), np.array(lengths)
 
 
 @lru_cache(maxsize=4096)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
+import numpy as np
+
 from pccl.coordinator.cost import (
     REFERENCE_BYTES,
     Measurements,
@@ -20,11 +22,13 @@ from pccl.coordinator.cost import (
     equal_shares,
     mesh_regions,
     one_round_seconds,
+    owners_line,
     owners_seconds,
     paths_of,
     ring_hops,
     ring_seconds,
 )
+from pccl.coordinator.figures import Array
 from pccl.coordinator.fixed import FREE, Fixed
 from pccl.coordinator.places import all_near, regions_of
 from pccl.coordinator.rings import best_ring
@@ -57,8 +61,8 @@ SPANS_GAIN = 0.2
 CHANGE_GAIN = 0.25
 CHANGE_GAIN_S = 0.005
 PAIRS_MAX = 1 << 16
-#: Beyond so many members pairs are too many to be looked at one by one.
-PLANNED_MAX = 128
+#: Beyond so many members every link has one stream: so many fill any line, and they are too many to be told apart.
+FEW_MAX = 128
 BROKEN_S = 1e9
 
 Pair = tuple[bytes, bytes]
@@ -110,8 +114,6 @@ def plan(
 
 
 def _plan(members: Sequence[MemberInfo], measured: Measurements, broken: frozenset[Pair], asked: Algorithm) -> Plan:
-    if len(members) > PLANNED_MAX:
-        return _as_asked(_for_many(members), asked)
     paths = paths_of(members, measured)
     ids = [member.id for member in members]
     dead = sorted((ids.index(a), ids.index(b)) for a, b in broken if a in ids and b in ids)
@@ -177,39 +179,31 @@ def is_worth_a_try(present: Plan, present_s: float, ahead: Plan) -> bool:
 
 
 def _is_measured(paths: Paths) -> bool:
-    n = range(paths.n)
-    return any(paths.known[a][b] and not paths.near[a][b] for a in n for b in n if a != b)
+    return bool((paths.known & ~paths.near).any())
 
 
 def _by_rule(members: Sequence[MemberInfo], measured: Measurements, paths: Paths) -> Plan:
-    near = all_near(members, measured.rtt_s)
-    simple = near and len(members) > 2
+    near, regions = all_near(members, measured.rtt_s), regions_of(paths.delay, paths.near)
+    simple, many = near and len(members) > 2, not near and len(members) > FEW_MAX
+    algorithm = Algorithm.RING if simple else Algorithm.TWO_LEVEL if many and any(regions) else Algorithm.MESH
+    streams = 1 if near or many else STREAMS_FAR
     return Plan(
-        streams=1 if near else STREAMS_FAR,
+        streams=streams,
         segment_bytes=SEGMENT_BYTES,
-        mesh_bytes_max=MESH_BYTES_MAX if simple else MESH_ALWAYS,
+        mesh_bytes_max=MESH_ALWAYS if algorithm == Algorithm.MESH else MESH_BYTES_MAX,
         order=tuple(member.id for member in members),
-        large_algorithm=Algorithm.RING if simple else Algorithm.MESH,
-        regions=regions_of(paths.delay, paths.near),
-        pair_streams=() if near else _pair_streams(members, measured, paths, STREAMS_FAR),
-        reason="one host" if near else "nothing is known about the paths: the mesh tries them all",
+        large_algorithm=algorithm,
+        regions=regions,
+        pair_streams=() if near else _pair_streams(members, measured, paths, streams),
+        reason="one host" if near else f"nothing is known about the paths: {_RULES[algorithm]}",
         one_round_bytes_max=_one_round_bytes_max(paths, MESH_BYTES_MAX if near else _one_round_unknown(paths.n)),
     )
 
 
-def _for_many(members: Sequence[MemberInfo]) -> Plan:
-    hosts = {host: number for number, host in enumerate(dict.fromkeys(member.host for member in members))}
-    near = len(hosts) == 1
-    return Plan(
-        streams=1,
-        segment_bytes=SEGMENT_BYTES,
-        mesh_bytes_max=MESH_BYTES_MAX,
-        order=tuple(member.id for member in members),
-        large_algorithm=Algorithm.RING if near or len(hosts) == len(members) else Algorithm.TWO_LEVEL,
-        regions=tuple(hosts[member.host] for member in members),
-        reason=f"{len(members)} members on {len(hosts)} hosts: too many to measure every pair",
-        one_round_bytes_max=_one_round_unknown(len(members)),
-    )
+_RULES = {
+    Algorithm.MESH: "the mesh tries them all",
+    Algorithm.TWO_LEVEL: "so many members send between hosts only once",
+}
 
 
 def _as_asked(chosen: Plan, asked: Algorithm) -> Plan:
@@ -303,7 +297,7 @@ def _candidates(paths: Paths, regions: tuple[int, ...], segment: int) -> list[_C
         split, seconds = _shares(paths, regions)
         text = f"two levels, {len(set(regions))} regions, {_spread(split)}"
         found.append(_Candidate(Algorithm.TWO_LEVEL, own, seconds, split, text))
-    order = best_ring(ring_costs(paths))
+    order = best_ring(ring_costs(paths), ring_steps(paths, segment))
     placed = paths.ordered(order)
     slowest = min(placed.hop_rate(a, b) for a, b in ring_hops(n))
     text = f"ring, slowest hop {slowest / 1e6:.3g} MB/s"
@@ -312,27 +306,34 @@ def _candidates(paths: Paths, regions: tuple[int, ...], segment: int) -> list[_C
     return found
 
 
-def _shares(paths: Paths, regions: Sequence[int]) -> tuple[tuple[float, ...], float]:
+def _shares(paths: Paths, regions: tuple[int, ...]) -> tuple[tuple[float, ...], float]:
     """The owners' shares, and the time they take: equal ones unless others are clearly better."""
     equal, best = equal_shares(paths.n), best_shares(paths, regions)
     equal_s, best_s = (owners_seconds(paths, regions, shares, REFERENCE_BYTES) for shares in (equal, best))
     return (best, best_s) if best_s < (1 - SPANS_GAIN) * equal_s else (equal, equal_s)
 
 
-def ring_costs(paths: Paths, dead: Sequence[tuple[int, int]] = ()) -> list[list[float]]:
+def ring_costs(paths: Paths, dead: Sequence[tuple[int, int]] = ()) -> Array:
     """A hop's time in a ring; a broken one counts more than all others together."""
-    n = range(paths.n)
     nbytes = 2 * (paths.n - 1) / paths.n * REFERENCE_BYTES
-    cost = [[nbytes / paths.hop_rate(a, b) + paths.delay[a][b] if a != b else 0.0 for b in n] for a in n]
+    cost = ring_steps(paths, nbytes)
     for a, b in dead:
-        cost[a][b] = cost[b][a] = BROKEN_S
+        cost[a, b] = cost[b, a] = BROKEN_S
     return cost
+
+
+def ring_steps(paths: Paths, nbytes: float) -> Array:
+    """[from, to]: how long so many bytes take over a hop; a segment's way through a ring is as long as its steps."""
+    rates = paths.hop_rates()
+    np.fill_diagonal(rates, np.inf)
+    steps: Array = nbytes / rates + paths.delay
+    return steps
 
 
 def _mesh_bytes_max(
     paths: Paths,
     algorithm: Algorithm,
-    regions: Sequence[int],
+    regions: tuple[int, ...],
     weights: Sequence[int],
     segment: int,
     asked: Algorithm = Algorithm.AUTO,
@@ -344,12 +345,12 @@ def _mesh_bytes_max(
     if asked not in (Algorithm.AUTO, Algorithm.MESH):
         return 0
     levels = regions if algorithm == Algorithm.TWO_LEVEL else mesh_regions(n)
+    plain = owners_line(paths, mesh_regions(n), equal_shares(n))
+    owners = owners_line(paths, levels, as_shares(weights))
     size = MESH_BYTES_MIN
     while size < MESH_ALWAYS >> 20:
-        plain = owners_seconds(paths, mesh_regions(n), equal_shares(n), size)
-        ring = algorithm == Algorithm.RING
-        large = ring_seconds(paths, size, segment) if ring else owners_seconds(paths, levels, as_shares(weights), size)
-        if large < _bar(algorithm) * plain:
+        large = ring_seconds(paths, size, segment) if algorithm == Algorithm.RING else owners.seconds(size)
+        if large < _bar(algorithm) * plain.seconds(size):
             return size // 2
         size *= 2
     return MESH_ALWAYS
@@ -364,8 +365,10 @@ def _one_round_bytes_max(paths: Paths, most: int) -> int:
     if n < 2:
         return 0
 
+    mesh = owners_line(paths, mesh_regions(n), equal_shares(n))
+
     def extra_s(nbytes: int) -> float:
-        return one_round_seconds(paths, nbytes) - owners_seconds(paths, mesh_regions(n), equal_shares(n), nbytes)
+        return one_round_seconds(paths, nbytes) - mesh.seconds(nbytes)
 
     saved_s, cost_s = -extra_s(0), extra_s(REFERENCE_BYTES) - extra_s(0)
     even = min(most, ONE_ROUND_BYTES_MAX, max(0.0, saved_s) * REFERENCE_BYTES / cost_s)
@@ -377,7 +380,7 @@ def _one_round_unknown(n: int) -> int:
 
 
 def _segment_bytes(paths: Paths) -> int:
-    slowest = min(paths.rate[a][b] for a in range(paths.n) for b in range(paths.n) if a != b)
+    slowest = float((paths.rate + np.diag(np.full(paths.n, np.inf))).min())
     return SEGMENT_BYTES_SLOW if slowest < SLOW_BYTES_PER_S else SEGMENT_BYTES
 
 
@@ -388,7 +391,7 @@ def _around(
     members: Sequence[MemberInfo], measured: Measurements, paths: Paths, dead: Sequence[tuple[int, int]]
 ) -> Plan | None:
     """A ring that uses none of them, and for each a member through which its two ends hear of each other; or None."""
-    order = best_ring(ring_costs(paths, dead))
+    order = best_ring(ring_costs(paths, dead), ring_steps(paths, SEGMENT_BYTES))
     cut = {frozenset(pair) for pair in dead}
     hops = [(order[a], order[b]) for a, b in ring_hops(len(order))]
     vias = [_via(paths, cut, a, b) for a, b in dead]
@@ -438,6 +441,8 @@ def streams_between(a: bytes, b: bytes, rtt_s: float, near: bool, measured: Meas
 
 
 def _streams(members: Sequence[MemberInfo], measured: Measurements, paths: Paths) -> list[Triple]:
+    if paths.n > FEW_MAX:
+        return []
     return [
         (a, b, streams_between(members[a].id, members[b].id, 2 * paths.delay[a][b], paths.near[a][b], measured))
         for a in range(paths.n)

@@ -66,6 +66,30 @@ class Peer:
         )
 
 
+class Settled:
+    """The least `oldest` of all members: looked for among them only when the last that had it has gone on."""
+
+    def __init__(self) -> None:
+        self._least = 0
+        self._there = 0  # members that still have it; 0: not known
+
+    def moved(self, before: int, after: int) -> None:
+        """A member has another `oldest`."""
+        self._there -= before == self._least < after and self._there > 0
+
+    def look_again(self) -> None:
+        """The members are others."""
+        self._there = 0
+
+    def among(self, members: Iterable[Peer]) -> int:
+        """The least of all."""
+        if not self._there:
+            all_of_them = [member.oldest for member in members]
+            self._least = min(all_of_them, default=0)
+            self._there = all_of_them.count(self._least)
+        return self._least
+
+
 def infos(peers: Iterable[Peer]) -> list[MemberInfo]:
     """What the planner wants of them."""
     return [MemberInfo(peer.id, peer.since, peer.address, peer.host) for peer in peers]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import resource
 import socket
 import threading
 import time
@@ -35,6 +36,8 @@ _log = logging.getLogger("pccl.coordinator")
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 HANDSHAKE_MS = 5000
 SEND_QUEUE_MAX = 10000
+BACKLOG = 1024
+DESCRIPTORS_BESIDES = 128
 
 
 class Connections:
@@ -113,6 +116,7 @@ class Coordinator:
         self._connections = Connections()
         self._thread: LoopThread | None = None
         self._ticking = False
+        self._encoded: tuple[m.ToPeer | None, bytes] = None, b""
         self.port = 0
 
     # -- life -------------------------------------------------------------------------------------------------
@@ -121,6 +125,7 @@ class Coordinator:
         """Listens and serves. PcclError if the address cannot be had."""
         if self._thread is not None:
             raise PcclError("the coordinator was started before")
+        _make_room(self._run.settings.peers_max)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._zap = self._context.socket(zmq.REP)
@@ -212,24 +217,22 @@ class Coordinator:
     def _tell(self, step: Callable[[float], list[Effect]]) -> None:
         with self._lock:
             effects = step(time.monotonic())
-            deadline = self._run.next_deadline()
+            deadline = None if self._ticking else self._run.next_deadline()
         self._carry_out(effects)
-        if not self._ticking and deadline is not None:  # leases only grow: a timer that fires early is set anew
+        if deadline is not None:  # leases only grow: a timer that fires early is set anew
             assert self._thread is not None
             self._ticking = True
             self._thread.arm(deadline, self._on_time)
 
     def _carry_out(self, effects: list[Effect]) -> None:
-        last: m.ToPeer | None = None
-        data = b""
         for effect in effects:
             if isinstance(effect, Record):
                 _show(effect)
                 continue
-            if effect.message is not last:
-                last, data = effect.message, _encode(effect)
-            if data:
-                self._router.send_multipart([effect.peer, data], zmq.NOBLOCK)
+            if effect.message is not self._encoded[0]:  # an epoch goes to all, and now and then again to somebody
+                self._encoded = effect.message, _encode(effect)
+            if self._encoded[1]:
+                self._router.send_multipart([effect.peer, self._encoded[1]], zmq.NOBLOCK)
 
 
 # -- small functions ------------------------------------------------------------------------------------------
@@ -244,6 +247,7 @@ def _router(context: zmq.Context[zmq.Socket[bytes]], keys: RunKeys, lease_s: flo
         zmq.ROUTER_HANDOVER: 1,
         zmq.MAXMSGSIZE: m.MESSAGE_BYTES_MAX,
         zmq.SNDHWM: SEND_QUEUE_MAX,
+        zmq.BACKLOG: BACKLOG,
         zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
         zmq.HEARTBEAT_IVL: max(20, lease_ms // 5),
         zmq.HEARTBEAT_TIMEOUT: lease_ms,
@@ -255,6 +259,20 @@ def _router(context: zmq.Context[zmq.Socket[bytes]], keys: RunKeys, lease_s: flo
     router.setsockopt(zmq.CURVE_PUBLICKEY, keys.coordinator.public)
     router.setsockopt(zmq.ZAP_DOMAIN, b"pccl")
     return router
+
+
+def _make_room(peers: int) -> None:
+    """Raises this process's limit of descriptors as far as so many connections ask for it, and as it may."""
+    needed = peers + DESCRIPTORS_BESIDES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        _log.warning(
+            "%d descriptors allow for %d peers, not %d: see ulimit -Hn", hard, hard - DESCRIPTORS_BESIDES, peers
+        )
 
 
 def _bind(router: zmq.Socket[bytes], endpoint: str) -> int:

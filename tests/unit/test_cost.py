@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from pccl.coordinator.cost import (
     FAR_BYTES_PER_S,
     FOLD_BYTES_PER_S,
+    LINE_PATHS,
+    LOCAL_RTT_MAX_S,
     Measurements,
     Paths,
+    Routes,
     agents_of,
     equal_shares,
-    loads_of,
     mesh_regions,
     one_round_seconds,
+    owners_delay,
     owners_seconds,
     paths_of,
     ring_seconds,
@@ -26,13 +32,15 @@ INFINITE = float("inf")
 
 def flat(n: int, delay: float, rate: float, up: float = INFINITE, down: float = INFINITE) -> Paths:
     """The same between all."""
+    apart = 1.0 - np.eye(n)
     return Paths(
-        delay=tuple(tuple(delay * (a != b) for b in range(n)) for a in range(n)),
-        rate=tuple(tuple(rate * (a != b) for b in range(n)) for a in range(n)),
-        known=((True,) * n,) * n,
-        near=((False,) * n,) * n,
-        up=(up,) * n,
-        down=(down,) * n,
+        delay=delay * apart,
+        rate=rate * apart,
+        known=apart > 0,
+        near=apart < 0,
+        up=np.full(n, up),
+        down=np.full(n, down),
+        shared=np.ones((n, n), dtype=bool),
     )
 
 
@@ -57,14 +65,10 @@ def test_a_ring_of_long_ways() -> None:
 
 def test_a_ring_is_as_slow_as_its_slowest_hop() -> None:
     paths = flat(3, 0.0, 100 * MB)
-    slow = Paths(paths.delay, ((0, 10 * MB, 1), (1, 0, 100 * MB), (100 * MB, 1, 0)), *_rest(paths))
+    slow = replace(paths, rate=np.array([[0, 10 * MB, 1], [1, 0, 100 * MB], [100 * MB, 1, 0]]))
     assert ring_seconds(slow, 30 * MB, 1) == pytest.approx(4 * 10 / 10)
     assert ring_seconds(slow.ordered((1, 2, 0)), 30 * MB, 1) == pytest.approx(4.0), "the same ring from elsewhere"
     assert ring_seconds(slow.ordered((0, 2, 1)), 30 * MB, 1) > 1e6, "the other way round"
-
-
-def _rest(paths: Paths) -> tuple[object, ...]:
-    return paths.known, paths.near, paths.up, paths.down
 
 
 def test_a_site_s_limit_counts_in_a_ring() -> None:
@@ -111,7 +115,7 @@ def test_one_round_by_hand() -> None:
 
 def test_agents_follow_the_place_in_the_region() -> None:
     regions = (0, 0, 0, 1, 1)
-    agents = agents_of(regions)
+    agents = agents_of(regions).tolist()
     assert agents[0] == [0, 0, 0, 3, 3] and agents[1] == [1, 1, 1, 4, 4]
     assert agents[2] == [2, 2, 2, 3, 3], "the third of three has the first of two"
     assert agents[3] == [0, 0, 0, 3, 3] and agents[4] == [1, 1, 1, 4, 4]
@@ -119,12 +123,35 @@ def test_agents_follow_the_place_in_the_region() -> None:
 
 def test_every_span_is_collected_once_and_spread_once() -> None:
     regions = (0, 1, 0, 1, 2, 0)
+    hops = Routes(regions).hops
     for span in range(6):
-        sent = [(a, b) for a, b, s in loads_of(regions) if s == span]
-        contributed = [a for a, b in sent[::2]]
-        assert sorted(contributed) == sorted(set(range(6)) - {span}) and len(sent) == 2 * 5
+        assert hops[span][span] == span, "an owner keeps its own"
+        sent = [(a, int(b)) for a, b in enumerate(hops[span]) if a != span]
         between = [(a, b) for a, b in sent if regions[a] != regions[b]]
-        assert len(between) == 2 * 2, "into and out of each other region once"
+        assert len(between) == 2, "out of each other region once"
+        for a, b in sent:
+            assert b == span or (regions[a] == regions[b] and hops[span][b] == span), "to the owner, or to an agent"
+
+
+def test_what_is_carried_is_the_sum_of_all_ways() -> None:
+    """Also in the mesh, which takes a shorter way to the same sums."""
+    shares = (0.1, 0.2, 0.3, 0.4, 0.0, 0.0)
+    for regions in ((0, 1, 0, 1, 2, 0), mesh_regions(6)):
+        routes = Routes(regions)
+        carried, longest = np.zeros((6, 6)), 0.0
+        delay = np.random.default_rng(1).random((6, 6)) * (1 - np.eye(6))
+        for span, share in enumerate(shares):
+            there = back = 0.0
+            for member, hop in enumerate(routes.hops[span]):
+                if member != span:
+                    carried[member, hop] += share
+                    carried[hop, member] += share
+                    there = max(there, delay[member, hop] + delay[hop, span])
+                    back = max(back, delay[span, hop] + delay[hop, member])
+            longest = max(longest, there + back)
+        assert routes.carried(shares) == pytest.approx(carried)
+        paths = replace(flat(6, 0.0, 1.0), delay=delay)
+        assert owners_delay(paths, routes) == pytest.approx(longest + delay.max())
 
 
 def test_two_levels_by_hand() -> None:
@@ -132,14 +159,48 @@ def test_two_levels_by_hand() -> None:
     a contribution and a result to each of 2 spans of the region, and as much again for the partners' spans.
     """
     regions = (0, 0, 1, 1)
-    rate = tuple(tuple(0 if a == b else 100 * MB if a // 2 == b // 2 else 10 * MB for b in range(4)) for a in range(4))
-    delay = tuple(tuple(0.0 if a == b else 0.001 if a // 2 == b // 2 else 0.1 for b in range(4)) for a in range(4))
-    base = flat(4, 0, 1)
-    paths = Paths(delay, rate, *_rest(base))  # type: ignore[arg-type]
+    place = np.array(regions)
+    close = place[:, None] == place[None, :]
+    apart = 1 - np.eye(4)
+    paths = replace(
+        flat(4, 0, 1), rate=np.where(close, 100 * MB, 10 * MB) * apart, delay=np.where(close, 0.001, 0.1) * apart
+    )
     seconds = owners_seconds(paths, regions, equal_shares(4), 40 * MB)
     assert seconds == pytest.approx(20 / 10 + 2 * (0.001 + 0.1) + 0.1)
-    inside = Paths(delay, tuple(tuple(100 * MB * bool(r) for r in row) for row in rate), *_rest(base))  # type: ignore[arg-type]
+    inside = replace(paths, rate=100 * MB * apart)
     assert owners_seconds(inside, regions, equal_shares(4), 40 * MB) == pytest.approx(40 / 100 + 0.302)
+
+
+def between_two_houses(n: int, rtt_s: float) -> Measurements:
+    """100 MB/s within a house, in so much time, and 5 MB/s between them."""
+    ids = [member.id for member in peers(n)]
+    pairs = [(a, b) for a in range(n) for b in range(n) if a != b]
+    return Measurements(
+        rtt_s={(ids[a], ids[b]): rtt_s if a % 2 == b % 2 else 0.05 for a, b in pairs},
+        bytes_per_s={(ids[a], ids[b]): (100 if a % 2 == b % 2 else 5) * MB for a, b in pairs},
+    )
+
+
+def test_a_local_path_is_none_of_the_line() -> None:
+    known = between_two_houses(4, LOCAL_RTT_MAX_S)
+    known.up.update(dict.fromkeys([member.id for member in peers(4)], 10 * MB))
+    paths = paths_of(peers(4), known)
+    assert not paths.shared[0, 2] and paths.shared[0, 1] and paths.hop_rate(0, 2) == 100 * MB
+    assert owners_seconds(paths, (0, 1, 0, 1), equal_shares(4), 40 * MB) == pytest.approx(4 + 2 * 0.0255 + 0.025)
+    farther = between_two_houses(4, 1.01 * LOCAL_RTT_MAX_S)
+    farther.up.update(known.up)
+    assert paths_of(peers(4), farther).hop_rate(0, 2) == 10 * MB
+
+
+def test_a_line_of_which_nothing_is_known() -> None:
+    """A mesh of twelve has six far paths each, which it may fill; one of thirty has more than a line carries."""
+    for n in (12, 30):
+        paths = paths_of(peers(n), between_two_houses(n, LOCAL_RTT_MAX_S))
+        assert paths.up.tolist() == paths.down.tolist() == [LINE_PATHS * 5 * MB] * n
+        seconds = owners_seconds(paths, mesh_regions(n), equal_shares(n), n * MB)
+        assert seconds - 0.075 == pytest.approx(2 / 5 * max(1, n / 2 / LINE_PATHS))
+    alone = paths_of(peers(3), Measurements(rtt_s=dict.fromkeys(between_two_houses(3, 0).rtt_s, LOCAL_RTT_MAX_S)))
+    assert alone.up.tolist() == [INFINITE] * 3, "nobody to share it with"
 
 
 def test_one_alone_and_nobody_wait_for_no_one() -> None:

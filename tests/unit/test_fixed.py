@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from pccl.cli import main
 from pccl.coordinator.cost import Measurements
 from pccl.coordinator.fixed import FREE, Fixed, fixed_from
-from pccl.coordinator.plan import MESH_ALWAYS, PLANNED_MAX, plan, predict
+from pccl.coordinator.plan import FEW_MAX, MESH_ALWAYS, plan, predict
 from pccl.coordinator.server import Coordinator
 from pccl.errors import ArgumentError
 from pccl.types import STREAMS_LIMIT, Algorithm, MemberInfo
@@ -53,8 +53,8 @@ def test_what_cannot_be_is_done_otherwise_and_said() -> None:
     assert pair.large_algorithm == MESH and "fixed the ring" in pair.reason
     dead = frozenset({(peer(0), peer(1))})
     assert plan(far(5), measured(5), dead, Fixed(algorithm=MESH)).large_algorithm == RING
-    many = plan(far(PLANNED_MAX + 1), None, fixed=Fixed(algorithm=RING))
-    assert many.large_algorithm == RING and "too many to measure" in many.reason
+    many = plan(far(FEW_MAX + 1), None, fixed=Fixed(algorithm=RING))
+    assert many.large_algorithm == RING and many.streams == 1 and "fixed the ring" in many.reason
 
 
 @pytest.mark.parametrize("known", [None, measured(4)])

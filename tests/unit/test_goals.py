@@ -30,6 +30,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "kill": [{"wrong": 0, "median_ms": 80.0, "worst_ms": 200.0}],
     "join": [{"wrong": 0, "aborted": 0, "median_ms": 43.0}],
+    "plans": [{"bytes": nbytes, "speedup": 2.0 + nbytes / MIB, "plan_cpu_ms": 400.0} for nbytes in (MIB, 64 * MIB)],
+    "coordinator": [{"event": "join", "trials": 1, "messages": 9}, {"event": "advance", "trials": 8, "messages": 0}],
     "wan": [{"targets": [{"ok": True}, {"ok": None}]}, {"targets": []}],
 }
 BAD: dict[str, list[dict[str, Any]]] = {
@@ -39,6 +41,8 @@ BAD: dict[str, list[dict[str, Any]]] = {
     "kernels": [{**row, "gb_per_s": 2.9} for row in ROWS["kernels"]],
     "kill": [{"wrong": 1, "median_ms": 301.0, "worst_ms": 1001.0}],
     "join": [{"wrong": 1, "aborted": 1, "median_ms": 101.0}],
+    "plans": [{"bytes": 64 * MIB, "speedup": 0.99, "plan_cpu_ms": 1001.0}],
+    "coordinator": [{"event": "advance", "trials": 8, "messages": 1}],
     "wan": [{"targets": [{"ok": True}, {"ok": False}]}],
 }
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
-from unit.group_table import A, B, C, D, Table, V, frozen, group, join, of, suspect
+from unit.group_table import A, B, C, D, Table, V, frozen, group, join, of, pid, suspect
 
 from pccl import messages as m
+from pccl.coordinator.cost import Measurements
 from pccl.coordinator.events import Tick
 from pccl.coordinator.links import FIGURES_AGE_S, MENDED_S
 from pccl.coordinator.membership import REPLAN_GAP_S, State
-from pccl.types import Algorithm, Cause
+from pccl.coordinator.plan import Pair, Plan, plan
+from pccl.types import Algorithm, Cause, MemberInfo
+
+E = pid(5)
 
 
 def beat(table: Table, sender: bytes, rates: dict[bytes, int]) -> list[tuple[bytes, m.ToPeer]]:
@@ -46,6 +52,32 @@ def test_a_better_plan_waits_for_a_boundary() -> None:
     assert [entry.what for entry in table.machine.log][-2:] == ["epoch", "plan"]
     table.now += REPLAN_GAP_S
     assert not of(m.Hold, measured(table, (A, B))), "it has what it wanted"
+
+
+def test_a_step_draws_its_plan_once() -> None:
+    """The wish, the hold and the epoch mean the same plan, unless members or figures are others by then."""
+    asked: list[int] = []
+
+    def counting(members: Sequence[MemberInfo], known: Measurements, broken: frozenset[Pair]) -> Plan:
+        asked.append(len(members))
+        return plan(members, known, broken)
+
+    def grow(*news: bytes) -> None:
+        hold = table.machine.growth
+        assert hold is not None
+        for peer in news:
+            beat(table, peer, {A: 60_000_000})
+        for peer in table.members:
+            table.say(peer, m.Held(V, hold.number, 1))
+
+    table = group(A, B, C, planner=counting)
+    assert asked == [3]
+    table.say(D, join(D))
+    grow()
+    assert len(table.members) == 4 and asked == [3, 4], "drawn for the hold"
+    table.say(E, join(E))
+    grow(B)
+    assert len(table.members) == 5 and asked == [3, 4, 5, 5], "figures have come since"
 
 
 def test_a_loss_during_a_hold_for_a_plan_forgets_it() -> None:

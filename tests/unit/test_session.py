@@ -174,6 +174,16 @@ def test_the_oldest_op_is_told_and_the_settled_forgotten(member: Bench) -> None:
     assert [call for call in member.engine.calls if call[0] == "forget"] == [("forget", 2), ("forget", 3)]
 
 
+def test_advance_is_silent_among_many(member: Bench) -> None:
+    """A thousand peers that all told at once how far they are would keep the coordinator busy with nothing else."""
+    many = tuple(number.to_bytes(16, "big") for number in range(1000))
+    member.say(epoch(2, boundary=1, peers=(ME, *many)))
+    member.now += 1000 * s.FRESH_EACH_S
+    assert member.peer.advance(member.now) == 1 and not member.sent()
+    member.now += s.FRESH_S
+    assert member.peer.advance(member.now) == 2 and [type(x) for x in member.sent()] == [m.Heartbeat]
+
+
 def test_hold_and_growth(member: Bench) -> None:
     member.peer.advance(member.now)
     assert member.say(hold(1)) == [m.Held(V, 1, 2)]
