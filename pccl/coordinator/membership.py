@@ -105,6 +105,7 @@ class Membership:
         self._planned = float("-inf")
         self._faults: dict[OpName, Fault] = {}
         self._judged: OrderedDict[OpName, int] = OrderedDict()
+        self._lost: dict[bytes, int] = {}  # in the change under way, and when they had come
         self._gone: OrderedDict[bytes, str] = OrderedDict()
         self._now = float("-inf")
         self._out: list[Effect] = []
@@ -390,7 +391,7 @@ class Membership:
             return False
         since = {peer.id: peer.since for peer in self.members.values()}
         reports = {peer: change.reports[peer] for peer in self.members}
-        verdicts = judge(since, reports, self._faults, self.settings.min_peers)
+        verdicts = judge(since, reports, self._faults, self.settings.min_peers, self._lost)
         for name in {*self._faults, *(name_of(verdict.op) for verdict in verdicts)}:
             _remember(self._judged, name, self.epoch + 1)
         self._faults.clear()
@@ -467,6 +468,7 @@ class Membership:
         self.members = {peer: self.members[peer] for peer in chosen.order}
         self.plan, self.epoch, self.from_boundary = chosen, self.epoch + 1, boundary
         self.growth, self.change, self.state = None, None, State.STABLE
+        self._lost.clear()
         self._wish, self._planned = "", self._now
         self._reality.begin(self.epoch, chosen.reason)
         self._links.try_again()
@@ -508,7 +510,7 @@ class Membership:
     def _lose(self, losses: list[tuple[bytes, str, str]]) -> None:
         """Members go, all in one change."""
         for peer, what, reason in losses:
-            del self.members[peer]
+            self._lost[peer] = self.members.pop(peer).since
             _remember(self._gone, peer, f"{what}: {reason}")
             self._links.forget(peer)
             if what != "leave":
