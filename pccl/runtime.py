@@ -34,6 +34,7 @@ from pccl.errors import (
     Closed,
     CoordinatorLost,
     ForkError,
+    HungError,
     MismatchError,
     PcclError,
     ResourceError,
@@ -349,23 +350,25 @@ class Runtime:
             if self.closed:
                 return
             self._stop.set()
-            self._leave(timeout)
-            self.engine.close()
-            freed = self._wait_closed(timeout)
-            self._end_all_ops()
-            if freed:
-                self.engine.free()
-            self.closed = True
-            _live.discard(self)
+            try:
+                self._leave(timeout)
+            finally:
+                self.engine.close()
+                freed = self._wait_closed(timeout)
+                self._end_all_ops()
+                if freed:
+                    self.engine.free()
+                self.closed = True
+                _live.discard(self)
 
     def _leave(self, timeout: float) -> None:
+        """HungError if the control thread does not end; everything else can be ended all the same."""
         try:
             if self._joined and self.control.error is None:
                 self.control.leave(timeout)
         except PcclError as error:
             log.debug("left without goodbye: %s", error)
-        finally:
-            self.control.close()
+        self.control.close()
 
     def _wait_closed(self, timeout: float) -> bool:
         """The engine has no descriptor for its own end, so this looks every millisecond."""
@@ -452,7 +455,10 @@ def _after_fork_in_child() -> None:
 @atexit.register
 def _close_leftovers() -> None:
     for runtime in list(_live):
-        runtime.close(timeout=1.0)
+        try:
+            runtime.close(timeout=1.0)
+        except HungError as error:
+            log.error("at the end of the process: %s", error)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

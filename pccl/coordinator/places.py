@@ -24,7 +24,7 @@ def is_near(a: MemberInfo, b: MemberInfo, rtt_s: Mapping[tuple[bytes, bytes], fl
     if times and min(times) > NEAR_RTT_MAX_S:
         return False
     there, here = _host(a.address), _host(b.address)
-    return (a.host == b.host and here == there) or (_is_loopback(here) and _is_loopback(there))
+    return (a.host == b.host and here == there) or (is_loopback(here) and is_loopback(there))
 
 
 def all_near(members: Sequence[MemberInfo], rtt_s: Mapping[tuple[bytes, bytes], float]) -> bool:
@@ -75,7 +75,8 @@ def _host(address: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether nobody on another host is reached by it."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -67,15 +67,27 @@ def _solved(paths: Paths, loads: Sequence[Load]) -> tuple[float, ...] | None:
     return tuple(share / sum(found) for share in found)
 
 
+def load_solver() -> bool:
+    """Imports it; False if it is not there. Late, because it takes more than a second and one host does without;
+    whoever must not stand still for so long calls this in another thread in good time.
+    """
+    try:
+        import scipy.optimize
+        import scipy.sparse  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def _least(
     n: int, rows: Sequence[dict[int, float]], bounds: Sequence[float], top: Sequence[float]
 ) -> tuple[float, ...] | None:
     """Shares, and the least t, such that every row (over the shares) + top * t stays within its bound."""
-    try:  # late: it takes a second, and one host does without
-        from scipy.optimize import linprog
-        from scipy.sparse import coo_matrix
-    except ImportError:
+    if not load_solver():
         return None
+    from scipy.optimize import linprog
+    from scipy.sparse import coo_matrix
+
     entries = [(k, span, value) for k, row in enumerate(rows) for span, value in row.items()]
     entries += [(k, n, factor) for k, factor in enumerate(top) if factor]
     at, columns, values = zip(*entries, strict=True)
