@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pccl.communicator import Communicator, connect
+    from pccl.communicator import Communicator
     from pccl.errors import (
         ArgumentError,
         AuthError,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Timeout,
         TooFewPeers,
     )
+    from pccl.joining import connect
     from pccl.state import SyncReport, sync_state
     from pccl.types import EpochView, MemberInfo, PlanInfo
     from pccl.work import Result, Work
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "pccl.communicator": ("Communicator", "connect"),
+    "pccl.communicator": ("Communicator",),
     "pccl.errors": (
         "ArgumentError",
         "AuthError",
@@ -57,6 +58,7 @@ _HOMES = {
         "Timeout",
         "TooFewPeers",
     ),
+    "pccl.joining": ("connect",),
     "pccl.state": ("SyncReport", "sync_state"),
     "pccl.types": ("EpochView", "MemberInfo", "PlanInfo"),
     "pccl.work": ("Result", "Work"),

@@ -24,6 +24,8 @@ from pccl.coordinator.reality import Reality
 from pccl.coordinator.roster import Peer, evidence_in_words, in_words, infos, wire_members, wire_plan
 from pccl.coordinator.verdicts import Fault, Report, judge, name_of, report_of
 from pccl.errors import ArgumentError
+from pccl.table import Row
+from pccl.table import row as _row
 from pccl.types import MemberInfo, OpName, short_id
 
 REMEMBERED_MAX = 4096
@@ -588,22 +590,10 @@ class Membership:
 # -- the table ------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, frozen=True)
-class Row:
-    """What is done about an event, and the states that may follow."""
-
-    act: Callable[[Membership, Any], None]
-    to: frozenset[State]
-
-
-def _row(act: Callable[[Membership, Any], None], *to: State) -> Row:
-    return Row(act, frozenset(to))
-
-
 _F, _S, _H, _Z = State.FORMING, State.STABLE, State.HOLDING, State.FREEZING
 _M = Membership
 
-TABLE: dict[tuple[State, type], Row] = {
+TABLE: dict[tuple[State, type], Row[Membership, State]] = {
     (_F, m.Join): _row(_M._on_join, _F, _S),
     (_F, m.Heartbeat): _row(_M._on_heartbeat, _F),
     (_F, m.Leave): _row(_M._on_leave, _F),
