@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pccl.communicator import Communicator, connect
+    from pccl.communicator import Communicator
     from pccl.errors import (
         ArgumentError,
         AuthError,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         CoordinatorLost,
         Evicted,
         ForkError,
+        HungError,
         MismatchError,
         PcclError,
         PeerLost,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         Timeout,
         TooFewPeers,
     )
+    from pccl.joining import connect
     from pccl.state import SyncReport, sync_state
     from pccl.types import EpochView, MemberInfo, PlanInfo
     from pccl.work import Result, Work
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "pccl.communicator": ("Communicator", "connect"),
+    "pccl.communicator": ("Communicator",),
     "pccl.errors": (
         "ArgumentError",
         "AuthError",
@@ -47,6 +49,7 @@ _HOMES = {
         "CoordinatorLost",
         "Evicted",
         "ForkError",
+        "HungError",
         "MismatchError",
         "PcclError",
         "PeerLost",
@@ -55,6 +58,7 @@ _HOMES = {
         "Timeout",
         "TooFewPeers",
     ),
+    "pccl.joining": ("connect",),
     "pccl.state": ("SyncReport", "sync_state"),
     "pccl.types": ("EpochView", "MemberInfo", "PlanInfo"),
     "pccl.work": ("Result", "Work"),
@@ -71,6 +75,7 @@ __all__ = [
     "EpochView",
     "Evicted",
     "ForkError",
+    "HungError",
     "MemberInfo",
     "MismatchError",
     "PcclError",

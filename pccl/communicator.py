@@ -1,4 +1,4 @@
-"""The public face: `connect` and `Communicator`.
+"""The public face: `Communicator`, which `connect` (joining.py) makes.
 
 Every collective has one implementation: it describes the op (buffers, kind, who it cannot do without), the runtime
 names and submits it, and the caller either waits here (the default) or takes the Work (`async_op=True`). Options that
@@ -23,14 +23,11 @@ in place; an output that is not the input is undefined (see pccl/errors.py).
 
 from __future__ import annotations
 
-import secrets
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from pccl import _native, keys
 from pccl._native import Kind, OpRequest
-from pccl.addresses import advertised
 from pccl.arguments import (
     ALGORITHMS,
     LOSS,
@@ -48,9 +45,7 @@ from pccl.arguments import (
     span_of,
 )
 from pccl.buffers import Buffer, as_buffer, empty_like
-from pccl.config import Settings, TooFew, settings_from
-from pccl.control import Control
-from pccl.errors import ArgumentError, PcclError, PeerLost
+from pccl.errors import ArgumentError, PeerLost
 from pccl.runtime import Op, Runtime, Tag, left_open, shape_hash
 from pccl.types import EpochView, PlanInfo
 from pccl.work import Result, Work
@@ -58,105 +53,11 @@ from pccl.work import Result, Work
 if TYPE_CHECKING:
     from pccl.state import Strategy, SyncReport
 
-__all__ = ["Communicator", "connect"]
+__all__ = ["Communicator"]
 
 Peer = int | bytes
 
 _CLOSE_TIMEOUT_S = 2.0  # for the goodbye, and once more for the engine's thread
-
-
-def connect(
-    address: str | None = None,
-    *,
-    run: str | None = None,
-    secret: str | bytes | None = None,
-    group: int | None = None,
-    timeout: float = 60.0,
-    listen: str | None = None,
-    advertise: str | Sequence[str] | None = None,
-    congestion: str | None = None,
-    too_few: TooFew = "wait",
-    op_timeout: float = 300.0,
-    transport: str = "auto",
-    fault_seed: int = 0,
-) -> Communicator:
-    """Joins a run and returns its communicator; blocks until the first epoch, at most `timeout` seconds. Ctrl-C
-    interrupts.
-
-    `address`: the coordinator's, "tcp://host:29400". `run`, `secret`: must equal the coordinator's. `group`: the peers
-    that reduce together. These five fall back to PCCL_COORDINATOR, PCCL_RUN, PCCL_SECRET and PCCL_GROUP, `listen` to
-    PCCL_LISTEN and `advertise` to PCCL_ADVERTISE. `listen`: numeric host and port of the one port that this peer opens
-    ("[::]:0": all interfaces, any port). `advertise`: "host:port" or "host" under which the others reach it, if that
-    differs. `congestion`: TCP congestion control to ask for ("bbr"). `too_few`: what `advance()` does when fewer than
-    the run's minimum are left: "wait" for joiners or "raise" TooFewPeers. `op_timeout`: default deadline of an op, in
-    seconds. `transport`: "auto" (shared memory between peers of one host, else TCP) or "tcp"; for tests, with
-    `fault_seed`, "faulty+tcp".
-
-    Raises ArgumentError, Timeout, AuthError, ProtocolError, CoordinatorLost, or PcclError when it cannot listen.
-    """
-    settings = settings_from(
-        address,
-        run=run,
-        secret=secret,
-        group=group,
-        timeout=timeout,
-        listen=listen,
-        advertise=advertise,
-        congestion=congestion,
-        too_few=too_few,
-        op_timeout=op_timeout,
-        transport=transport,
-        fault_seed=fault_seed,
-    )
-    secret_bytes = keys.as_secret(settings.secret)
-    key = keys.derive(secret_bytes, settings.run, "data")
-    engine = _listen(settings, key)
-
-    def control_of(runtime: Runtime) -> Control:
-        return Control(
-            settings.coordinator,
-            settings.run,
-            secret_bytes,
-            settings.group,
-            engine,
-            [advertised(address, engine.port) for address in settings.advertise],
-            runtime.describe,
-            runtime.on_op,
-            runtime.on_view,
-        )
-
-    runtime = Runtime(settings, engine, control_of, key)
-    try:
-        runtime.start(settings.join_timeout)
-    except BaseException:
-        runtime.close(timeout=1.0)
-        raise
-    return Communicator(runtime)
-
-
-def _listen(settings: Settings, key: bytes) -> _native.Engine:
-    """An engine at the first address that works."""
-    peer_id = secrets.token_bytes(16)
-    for address in settings.listen[:-1]:
-        try:
-            return _engine(settings, key, peer_id, address)
-        except PcclError:
-            continue
-    return _engine(settings, key, peer_id, settings.listen[-1])
-
-
-def _engine(settings: Settings, key: bytes, peer_id: bytes, listen: str) -> _native.Engine:
-    return _native.Engine(
-        _native.EngineConfig(
-            peer_id=peer_id,
-            run=keys.run_id(settings.run),
-            key=key,
-            transport=settings.transport,
-            listen=listen,
-            congestion=settings.congestion,
-            fault_seed=settings.fault_seed,
-        )
-    )
 
 
 class Communicator:

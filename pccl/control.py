@@ -130,11 +130,6 @@ class Control:
         with self.lock:
             return self._peer.session.epoch_view(epoch)
 
-    def verdict(self, name: OpName) -> tuple[int, str] | None:
-        """How the coordinator ended an op, also one not called here yet: (Status, text)."""
-        with self.lock:
-            return self._peer.verdict(name)
-
     def verdict_text(self, name: OpName) -> str:
         """The words of a verdict; "" if there was none."""
         with self.lock:

@@ -108,6 +108,10 @@ class ArgumentError(PcclError, ValueError):
     """An argument is wrong. Nothing happened, nothing is borrowed."""
 
 
+class HungError(PcclError):
+    """A thread of pccl's did not end in time; the text says which, and where it is. What it holds is not given back."""
+
+
 class ResourceError(PcclError, MemoryError):
     """Memory or a budget is exhausted. Nothing happened, nothing is borrowed."""
 

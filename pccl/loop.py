@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,10 @@ from typing import Any
 import uvloop
 import zmq
 
+from pccl.errors import HungError
+
 BURST = 256
+STOP_S = 5.0
 
 
 class LoopThread:
@@ -42,8 +46,11 @@ class LoopThread:
             if not self._stopped:
                 self.loop.call_soon_threadsafe(function, *args)
 
-    def stop(self) -> None:
-        """Ends the thread and waits for it (not for itself). Any thread; idempotent."""
+    def stop(self, timeout_s: float = STOP_S) -> None:
+        """Ends the thread and waits for it (not for itself). Any thread; idempotent.
+
+        Raises HungError if it has not ended in time: it is a daemon, which does not keep the process from ending.
+        """
         with self._lock:
             first, self._stopped = not self._stopped, True
             if first:
@@ -51,7 +58,17 @@ class LoopThread:
         if self._thread.ident is None:
             self.loop.close()
         elif self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                name = self._thread.name
+                raise HungError(f"thread {name} has not ended within {timeout_s:g} s: it is {self._where()}")
+
+    def _where(self) -> str:
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        if frame is None:
+            return "about to end"
+        code = frame.f_code
+        return f"in {code.co_name}, line {frame.f_lineno} of {code.co_filename}"
 
     def arm(self, deadline: float | None, callback: Callable[[], None]) -> None:
         """Calls back at a time of time.monotonic(), once; replaces the timer that was. Loop thread."""

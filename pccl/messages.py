@@ -53,13 +53,14 @@ class OpRef(Part, frozen=True):
 
 
 class Pending(Part, frozen=True):
-    """A pending op of a Frozen."""
+    """A pending op of a Frozen. `needs`: peers that it cannot do without; `everyone`: nor without any participant."""
 
     op: OpRef
     finished: bool
     pair: bool
-    needs: Annotated[tuple[PeerId, ...], Meta(max_length=64)]
+    needs: Annotated[tuple[PeerId, ...], Meta(max_length=2)]
     what: Text
+    everyone: bool = False
 
 
 class Verdict(Part, frozen=True):

@@ -70,10 +70,6 @@ class Peer:
         """The epoch in which ops of a boundary (default: the present one) run."""
         return self.session.view(self.session.boundary if boundary is None else boundary)
 
-    def verdict(self, name: OpName) -> tuple[int, str] | None:
-        """How the coordinator ended an op, also one that this peer has not called yet: (Status, text)."""
-        return self._verdicts.get(name)
-
     def verdict_text(self, name: OpName) -> str:
         """The words of a verdict; "" if there was none."""
         verdict = self._verdicts.get(name)
@@ -223,5 +219,6 @@ class Peer:
 
 
 def _entry(name: OpName, finished: bool, info: OpInfo | None) -> m.Pending:
-    what, needs, pair = (info.what, info.needs, info.pair) if info is not None else ("an op", (), False)
-    return m.Pending(m.OpRef(*name), finished, pair, needs, m.clip(what, 120))
+    if info is None:
+        return m.Pending(m.OpRef(*name), finished, False, (), "an op")
+    return m.Pending(m.OpRef(*name), finished, info.pair, info.needs, m.clip(info.what, 120), info.everyone)

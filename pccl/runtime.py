@@ -25,6 +25,7 @@ from functools import lru_cache
 from typing import Any
 
 from pccl import _native
+from pccl import messages as m
 from pccl.buffers import Buffer
 from pccl.config import Settings
 from pccl.control import Control
@@ -33,11 +34,14 @@ from pccl.errors import (
     Closed,
     CoordinatorLost,
     ForkError,
+    HungError,
     MismatchError,
     PcclError,
+    ResourceError,
     TooFewPeers,
     error_of,
 )
+from pccl.peer import FAILED_MAX
 from pccl.types import EpochView, Event, OpInfo, OpName, Status
 from pccl.work import Result, Work
 
@@ -52,7 +56,9 @@ Finish = Callable[[Any, Event], Any]
 #: silent peer to be out, one for another that is lost meanwhile, one for the words to be said.
 GRACE_LEASES = 3
 _WATCH_EVERY_S = 5.0  # or every lease, if that is shorter
-_NEEDS_MAX = 64  # what a Frozen message has room for
+#: With those that failed here alone they fit a Frozen message; so do the lanes of a boundary.
+OPS_MAX = m.PENDING_MAX - FAILED_MAX
+LANES_MAX = m.PENDING_MAX
 _CLOSE_POLL_S = 0.001
 
 _live: weakref.WeakSet[Runtime] = weakref.WeakSet()
@@ -108,7 +114,7 @@ class Op:
 
     def info(self) -> OpInfo:
         """What the control plane tells the coordinator about it."""
-        return OpInfo(self.describe(), self.needs, self.pair, self.request.name)
+        return OpInfo(self.describe(), self.needs, self.pair, self.request.name, self.needs_all and not self.pair)
 
 
 class Runtime:
@@ -197,20 +203,14 @@ class Runtime:
         request = op.request
         with self.control.lock:
             self.check()
-            peers = self.participants()
-            if op.needs_all and not op.pair:  # it cannot do without anybody; whom it names already comes first
-                op.needs = (*op.needs, *(peer for peer in peers if peer not in op.needs))[:_NEEDS_MAX]
+            self.participants()
             name = self._next_name(lane, tag)
             request.name = name
             request.token = token = next(self._tokens)
             request.deadline_ns = op.expires_ns = _native.now_ns() + int(seconds * 1e9)
             op.tag = tag
             op.work = Work(self, token)
-            verdict = self.control.verdict(name)
-            if verdict is None or verdict[0] == Status.OK:
-                self._hand_over(op)
-            else:  # the others called it before us, and it failed for all
-                op.work._resolve(None, error_of(*verdict, epoch=self.view().epoch, op=op.describe()))
+            self._hand_over(op)
             self._lanes[lane] = name.seq + 1
         return op.work
 
@@ -221,6 +221,10 @@ class Runtime:
             self._lanes_boundary = boundary
         if tag is not None and lane in self._busy:
             raise MismatchError(f"tag {tag!r} is already in flight here; wait for that op, or use another tag")
+        if len(self._ops) >= OPS_MAX:
+            raise ResourceError(f"{OPS_MAX} ops are in flight here, no more are possible; wait for some")
+        if lane not in self._lanes and len(self._lanes) >= LANES_MAX:
+            raise ResourceError(f"{LANES_MAX} tags were used at boundary {boundary}, no more before the next")
         return OpName(boundary, lane, self._lanes.get(lane, 0))
 
     def _hand_over(self, op: Op) -> None:
@@ -346,23 +350,25 @@ class Runtime:
             if self.closed:
                 return
             self._stop.set()
-            self._leave(timeout)
-            self.engine.close()
-            freed = self._wait_closed(timeout)
-            self._end_all_ops()
-            if freed:
-                self.engine.free()
-            self.closed = True
-            _live.discard(self)
+            try:
+                self._leave(timeout)
+            finally:
+                self.engine.close()
+                freed = self._wait_closed(timeout)
+                self._end_all_ops()
+                if freed:
+                    self.engine.free()
+                self.closed = True
+                _live.discard(self)
 
     def _leave(self, timeout: float) -> None:
+        """HungError if the control thread does not end; everything else can be ended all the same."""
         try:
             if self._joined and self.control.error is None:
                 self.control.leave(timeout)
         except PcclError as error:
             log.debug("left without goodbye: %s", error)
-        finally:
-            self.control.close()
+        self.control.close()
 
     def _wait_closed(self, timeout: float) -> bool:
         """The engine has no descriptor for its own end, so this looks every millisecond."""
@@ -449,7 +455,10 @@ def _after_fork_in_child() -> None:
 @atexit.register
 def _close_leftovers() -> None:
     for runtime in list(_live):
-        runtime.close(timeout=1.0)
+        try:
+            runtime.close(timeout=1.0)
+        except HungError as error:
+            log.error("at the end of the process: %s", error)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -8,13 +8,13 @@ everything that awaits an answer is sent again on `Connected`, and every handler
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from pccl import errors
 from pccl import messages as m
+from pccl.table import Row
+from pccl.table import row as _row
 from pccl.types import (
     STREAMS_LIMIT,
     Algorithm,
@@ -568,22 +568,10 @@ class Session:
 # -- the table ------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, frozen=True)
-class Row:
-    """What is done about an event, and the states that may follow."""
-
-    act: Callable[[Session, Any], None]
-    to: frozenset[State]
-
-
-def _row(act: Callable[[Session, Any], None], *to: State) -> Row:
-    return Row(act, frozenset(to))
-
-
 _O, _J, _M, _Z, _X, _C = State.OFFLINE, State.JOINING, State.MEMBER, State.FROZEN, State.FENCED, State.CLOSED
 _S = Session
 
-TABLE: dict[tuple[State, type], Row] = {
+TABLE: dict[tuple[State, type], Row[Session, State]] = {
     (_O, Start): _row(_S._on_start, _J),
     (_O, Quit): _row(_S._on_shut, _C),
     (_O, Shut): _row(_S._on_shut, _C),

@@ -115,13 +115,14 @@ class OpInfo:
     """What the communicator knows about a pending op.
 
     `what` is the op in words. `needs`: the peers it cannot do without (root of a broadcast, both of a send/recv).
-    `pair`: only the peers in `needs` take part.
+    `pair`: only the peers in `needs` take part. `everyone`: it cannot do without any of its participants.
     """
 
     what: str
     needs: tuple[bytes, ...]
     pair: bool
     name: OpName
+    everyone: bool = False
 
 
 @dataclass(slots=True, frozen=True)

@@ -85,7 +85,6 @@ def command(
     --streams and --algorithm are for benchmarks, and for finding out why something is slow: the planner knows better.
     """
     from pccl.coordinator.server import Coordinator
-    from pccl.coordinator.spans import load_solver
 
     end = end_on_signals()
     coordinator = Coordinator(
@@ -98,7 +97,6 @@ def command(
         streams=streams,
         algorithm=algorithm,
     )
-    load_solver()
     with shown_log(), coordinator:
         begin = f", {form_peers} to begin" if form_peers else ""
         click.echo(f"run {run!r} at {coordinator.address}, at least {min_peers} peers{begin}; Ctrl-C ends it")

@@ -25,6 +25,8 @@ from pccl.coordinator.reality import Reality
 from pccl.coordinator.roster import Peer, Settled, evidence_in_words, in_words, infos, wire_members, wire_plan
 from pccl.coordinator.verdicts import Fault, Report, judge, name_of, report_of
 from pccl.errors import ArgumentError
+from pccl.table import Row
+from pccl.table import row as _row
 from pccl.types import MemberInfo, OpName, short_id
 
 REMEMBERED_MAX = 4096
@@ -108,6 +110,7 @@ class Membership:
         self._planned = float("-inf")
         self._faults: dict[OpName, Fault] = {}
         self._judged: OrderedDict[OpName, int] = OrderedDict()
+        self._lost: dict[bytes, int] = {}  # in the change under way, and when they had come
         self._gone: OrderedDict[bytes, str] = OrderedDict()
         self._now = float("-inf")
         self._out: list[Effect] = []
@@ -394,7 +397,7 @@ class Membership:
             return False
         since = {peer.id: peer.since for peer in self.members.values()}
         reports = {peer: change.reports[peer] for peer in self.members}
-        verdicts = judge(since, reports, self._faults, self.settings.min_peers)
+        verdicts = judge(since, reports, self._faults, self.settings.min_peers, self._lost)
         for name in {*self._faults, *(name_of(verdict.op) for verdict in verdicts)}:
             _remember(self._judged, name, self.epoch + 1)
         self._faults.clear()
@@ -478,6 +481,7 @@ class Membership:
         self.members = {peer: self.members[peer] for peer in chosen.order}
         self.plan, self.epoch, self.from_boundary = chosen, self.epoch + 1, boundary
         self.growth, self.change, self.state = None, None, State.STABLE
+        self._lost.clear()
         self._wish, self._planned = "", self._now
         self._reality.begin(self.epoch, chosen.reason)
         self._links.try_again()
@@ -518,7 +522,7 @@ class Membership:
         """Members go, all in one change."""
         self._settled.look_again()
         for peer, what, reason in losses:
-            del self.members[peer]
+            self._lost[peer] = self.members.pop(peer).since
             _remember(self._gone, peer, f"{what}: {reason}")
             self._links.forget(peer)
             if what != "leave":
@@ -600,22 +604,10 @@ class Membership:
 # -- the table ------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, frozen=True)
-class Row:
-    """What is done about an event, and the states that may follow."""
-
-    act: Callable[[Membership, Any], None]
-    to: frozenset[State]
-
-
-def _row(act: Callable[[Membership, Any], None], *to: State) -> Row:
-    return Row(act, frozenset(to))
-
-
 _F, _S, _H, _Z = State.FORMING, State.STABLE, State.HOLDING, State.FREEZING
 _M = Membership
 
-TABLE: dict[tuple[State, type], Row] = {
+TABLE: dict[tuple[State, type], Row[Membership, State]] = {
     (_F, m.Join): _row(_M._on_join, _F, _S),
     (_F, m.Heartbeat): _row(_M._on_heartbeat, _F),
     (_F, m.Leave): _row(_M._on_leave, _F),

@@ -30,7 +30,7 @@ def near_pairs(members: Sequence[MemberInfo], rtt_s: Array) -> Bools:
         key: number for number, key in enumerate(dict.fromkeys(zip([m.host for m in members], places, strict=True)))
     }
     host = np.array([known[member.host, place] for member, place in zip(members, places, strict=True)])
-    local = np.array([_is_loopback(place) for place in places], dtype=np.bool_)
+    local = np.array([is_loopback(place) for place in places], dtype=np.bool_)
     near: Bools = (host[:, None] == host[None, :]) | (local[:, None] & local[None, :])
     near &= ~(np.fmin(rtt_s, rtt_s.T) > NEAR_RTT_MAX_S)
     np.fill_diagonal(near, False)
@@ -95,7 +95,8 @@ def _host(address: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether nobody on another host is reached by it."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -24,8 +24,10 @@ from pccl import messages as m
 from pccl.coordinator.events import Effect, Record, Send
 from pccl.coordinator.fixed import fixed_from
 from pccl.coordinator.membership import Settings
+from pccl.coordinator.places import is_loopback
 from pccl.coordinator.plan import plan
 from pccl.coordinator.run import Run
+from pccl.coordinator.spans import load_solver
 from pccl.errors import PcclError, ProtocolError
 from pccl.keys import RunKeys, as_secret, run_keys
 from pccl.loop import LoopThread, ZmqReader, monitor_event
@@ -138,12 +140,18 @@ class Coordinator:
             raise PcclError(f"cannot listen at {self._bind}: {error}") from error
         self._thread = LoopThread("pccl-coordinator", self._setup, self._teardown)
         self._thread.start()
+        if not is_loopback(self._host.strip("[]")):  # peers of several hosts will want spans by a linear program
+            threading.Thread(target=load_solver, name="pccl-solver", daemon=True).start()
 
     @property
     def address(self) -> str:
         """Where peers reach it."""
-        host = self._bind.split("://", 1)[1].rpartition(":")[0]
-        return f"tcp://{_own_address() if host in ('*', '0.0.0.0', '[::]') else host}:{self.port}"
+        own = self._host in ("*", "0.0.0.0", "[::]")
+        return f"tcp://{_own_address() if own else self._host}:{self.port}"
+
+    @property
+    def _host(self) -> str:
+        return self._bind.split("://", 1)[1].rpartition(":")[0]
 
     def status(self) -> m.Status:
         """What `pccl status` shows. Any thread."""

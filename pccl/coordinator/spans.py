@@ -68,7 +68,7 @@ def as_shares(weights: Sequence[int]) -> tuple[float, ...]:
 
 
 def load_solver() -> None:
-    """Imports the solver, which takes up to a second: now, lest the first plan that needs it keeps peers waiting."""
+    """Imports the solver, which takes up to a second: early and beside the loop, lest the first plan keeps peers waiting."""
     with suppress(ImportError):
         import_module("scipy.optimize")
 

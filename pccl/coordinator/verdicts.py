@@ -69,14 +69,21 @@ def report_of(frozen: Frozen) -> Report:
 
 
 def judge(
-    since: Mapping[bytes, int], reports: Mapping[bytes, Report], faults: Mapping[OpName, Fault], min_peers: int
+    since: Mapping[bytes, int],
+    reports: Mapping[bytes, Report],
+    faults: Mapping[OpName, Fault],
+    min_peers: int,
+    lost: Mapping[bytes, int],
 ) -> tuple[Verdict, ...]:
-    """Verdicts on every pending op that does not simply start again. `since`: the survivors in the order of ranks."""
+    """Verdicts on every pending op that does not simply start again.
+
+    `since`: the survivors in the order of ranks, and when they came; `lost`: the same of those who went in this change.
+    """
     names = sorted({name for report in reports.values() for name in report.pending})
     limit = TEXT_LONG if len(names) <= LONG_TEXTS_MAX else TEXT_SHORT
     verdicts = []
     for name in names:
-        decision = _decide(name, since, reports, faults.get(name), min_peers)
+        decision = _decide(name, since, reports, faults.get(name), min_peers, lost)
         if decision is not None:
             status, text = decision
             verdicts.append(Verdict(OpRef(*name), int(status), clip(text, limit)))
@@ -89,6 +96,7 @@ def _decide(
     reports: Mapping[bytes, Report],
     fault: Fault | None,
     min_peers: int,
+    lost: Mapping[bytes, int],
 ) -> tuple[Status, str] | None:
     entries = [reports[peer].pending[name] for peer in since if name in reports[peer].pending]
     needs = sorted({peer for entry in entries for peer in entry.needs})
@@ -101,6 +109,8 @@ def _decide(
     if not unfinished and not (disputed and not any(reports[peer].over(name) for peer in participants)):
         return Status.OK, ""
     gone = [peer for peer in needs if peer not in since]
+    if any(entry.everyone for entry in entries):
+        gone += sorted(peer for peer in lost if lost[peer] <= name.boundary and peer not in gone)
     if gone:
         return Status.EPEER, f"{what}: it needs {_people(gone)}, which is gone"
     if fault is not None:

@@ -292,7 +292,7 @@ class Ops:
         self._busy: set[int] = set()
 
     def submit(self, work: Work, lane: int, timeout: float) -> None:
-        """Names the op and hands it to the engine, or ends it with the verdict that it already has."""
+        """Names the op and hands it to the engine."""
         node = self.node
         if work.tag is not None and lane in self._busy:
             raise MismatchError(f"tag {work.tag!r} is already in flight here")
@@ -310,11 +310,6 @@ class Ops:
         if work.tag is not None:
             self._busy.add(lane)
         node.cluster.watch.called(work)
-        verdict = node.peer.verdict(work.name)
-        if verdict is not None and verdict[0] != Status.OK:
-            epoch = node.peer.session.epoch
-            self.ended(Event(kind=1, status=verdict[0], token=request.token, epoch=epoch))
-            return
         node.engine.submit(request)
         node.wake()
 

@@ -301,6 +301,30 @@ def test_a_wait_that_times_out_leaves_the_op_in_flight(cluster: Any) -> None:
     cluster(2, body)
 
 
+def test_more_ops_or_tags_than_a_report_has_room_for_are_refused(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pccl.runtime.OPS_MAX", 3)
+    monkeypatch.setattr("pccl.runtime.LANES_MAX", 5)
+
+    def body(comm: pccl.Communicator) -> None:
+        tags = [f"{comm.rank} {number}" for number in range(4)]
+        works = [comm.barrier(tag=tag, async_op=True) for tag in tags[:3]]  # the other one does not call them
+        with pytest.raises(pccl.ResourceError, match="3 ops are in flight here"):
+            comm.barrier(tag=tags[3])
+        for work in works:
+            work.cancel()
+            with pytest.raises(pccl.PcclError):
+                work.wait()
+        for tag in ("a", "b", "a"):
+            comm.barrier(tag=tag)
+        with pytest.raises(pccl.ResourceError, match="5 tags were used at boundary 0"):
+            comm.barrier(tag="c")
+        comm.barrier(tag="b")
+        comm.advance()
+        comm.barrier(tag="c")
+
+    cluster(2, body, together=False)
+
+
 def test_an_op_does_not_wait_for_ever_for_a_coordinator_that_is_gone(cluster: Any) -> None:
     lease_s = 0.2
     coordinator = cluster.coordinator(2, lease_s=lease_s)

@@ -76,8 +76,10 @@ def frozen(change: int, boundary: int = 0, lanes: dict[int, int] | None = None, 
     return m.Frozen(V, change, boundary, {boundary: lanes or {}}, pending)
 
 
-def pend(name: OpName, finished: bool = False, pair: bool = False, needs: tuple[bytes, ...] = ()) -> m.Pending:
-    return m.Pending(m.OpRef(*name), finished, pair, needs, f"op {name.seq}")
+def pend(
+    name: OpName, finished: bool = False, pair: bool = False, needs: tuple[bytes, ...] = (), everyone: bool = False
+) -> m.Pending:
+    return m.Pending(m.OpRef(*name), finished, pair, needs, f"op {name.seq}", everyone)
 
 
 def fault(kind: str, name: OpName, epoch: int, peer: bytes = b"") -> m.OpFault:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 
+import pccl
 from pccl.config import endpoint_of, settings_from
 from pccl.errors import ArgumentError
 
@@ -74,3 +76,12 @@ def test_defaults() -> None:
 def test_what_is_wrong_is_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
         settings_from(**({"address": "host", "environ": {}} | changes))
+
+
+def test_connect_shows_what_it_takes() -> None:
+    """The settings are its arguments: one list of them, with their defaults."""
+    shown = inspect.signature(pccl.connect)
+    assert list(shown.parameters) == list(inspect.signature(settings_from).parameters)
+    assert shown.return_annotation == "Communicator" and "Joins a run" in (pccl.connect.__doc__ or "")
+    with pytest.raises(TypeError, match="adress"):
+        pccl.connect(adress="host")  # type: ignore[call-arg]

@@ -21,7 +21,8 @@ text = st.text(st.characters(codec="utf-8"), max_size=60)
 reals = st.floats(0, 1e6)
 addresses = st.builds("{}:{}".format, st.sampled_from(["10.0.0.1", "[::1]", "sim"]), st.integers(0, 65535))
 ops = st.builds(m.OpRef, u32, u64, u32)
-pending = st.builds(m.Pending, ops, st.booleans(), st.booleans(), st.lists(peers, max_size=3).map(tuple), text)
+needs = st.lists(peers, max_size=2).map(tuple)
+pending = st.builds(m.Pending, ops, st.booleans(), st.booleans(), needs, text, st.booleans())
 members = st.lists(
     st.builds(m.Member, peers, u32, addresses, text, u32, st.integers(0, 65535)), min_size=1, max_size=4
 ).map(tuple)
@@ -139,7 +140,7 @@ def test_limits() -> None:
     with pytest.raises(errors.ProtocolError, match="larger than"):
         m.encode(m.Epoch(1, 1, 0, 0, (m.Member(b"p" * 16, 0, "h:1", "h"),), plan, many, "", 1, 5.0))
     lanes = {b: {2**63 + n: 2**32 - 1 for n in range(b * m.PENDING_MAX)} for b in (0, 1)}
-    full = m.Frozen(1, 1, 1, lanes, tuple(m.Pending(m.OpRef(0, 2**64 - 1, n), True, False, (), "x" * 120)
+    full = m.Frozen(1, 1, 1, lanes, tuple(m.Pending(m.OpRef(0, 2**64 - 1, n), True, False, (b"p" * 16,) * 2, "x" * 120)
                                        for n in range(m.PENDING_MAX)))  # fmt: skip
     assert m.decode_at_coordinator(m.encode(full)) == full, "the most a peer may report fits"
     for address in ("no port", "host:1234567", "a b:1", "h:1\n", ""):

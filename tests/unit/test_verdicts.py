@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from unit.group_table import A, B, C, V, X, fault, frozen, group, of, pend
+from unit.group_table import A, B, C, V, X, fault, frozen, group, of, pend, pid
 
 from pccl import messages as m
 from pccl.coordinator.verdicts import Fault, Report, judge
@@ -18,7 +18,7 @@ def verdict_of(
     name: OpName = X,
 ) -> tuple[int, str] | None:
     known = {op: Fault(A, report) for op, report in (faults or {}).items()}
-    verdicts = judge(since or dict.fromkeys(reports, 0), reports, known, min_peers)
+    verdicts = judge(since or dict.fromkeys(reports, 0), reports, known, min_peers, {})
     found = [v for v in verdicts if v.op == m.OpRef(*name)]
     return (found[0].status, found[0].text) if found else None
 
@@ -81,6 +81,30 @@ def test_rule_2_a_needed_peer_is_gone() -> None:
     assert status == Status.EPEER and C[:4].hex() in text
     done = report(0, ONE, pend(X, True, needs=(C,)))
     assert verdict_of({A: done, B: done}) == (Status.OK, ""), "it was finished before"
+
+
+def test_an_op_that_cannot_do_without_anybody() -> None:
+    """However many they are: the group of 100 loses its last."""
+    peers = [pid(number) for number in range(1, 101)]
+    table = group(*peers)
+    table.say(peers[-1], m.Leave(V, ""))
+    for peer in peers[:-1]:
+        sent = table.say(peer, frozen(1, 0, {0: 1}, pend(X, everyone=True)))
+    epoch = of(m.Epoch, sent)[A]
+    assert isinstance(epoch, m.Epoch)
+    assert [(v.status, peers[-1][:4].hex() in v.text) for v in epoch.verdicts] == [(Status.EPEER, True)]
+    table.say(B, fault("overdue", OpName(0, 0, 1), 2))
+    for peer in peers[:-1]:
+        sent = table.say(peer, frozen(2, 0, {0: 2}, pend(OpName(0, 0, 1), True, everyone=True)))
+    epoch = of(m.Epoch, sent)[A]
+    assert isinstance(epoch, m.Epoch) and [v.status for v in epoch.verdicts] == [Status.OK], "a loss of earlier"
+
+
+def test_who_came_after_the_op_is_not_missed_in_it() -> None:
+    everyone = report(1, {0: {0: 1}, 1: {}}, pend(X, everyone=True))
+    for since, status in ((0, Status.EPEER), (1, None)):
+        verdicts = judge({A: 0, B: 0}, {A: everyone, B: everyone}, {}, 1, {C: since})
+        assert [v.status for v in verdicts] == ([] if status is None else [status])
 
 
 def test_only_the_two_of_a_pair_count() -> None:

@@ -1,0 +1,111 @@
+"""`connect`: from what the user says to a communicator that is a member of its run.
+
+Its arguments are those of `settings_from` (config.py), which checks them and says what is taken from the environment.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import secrets
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from pccl import _native, keys
+from pccl.addresses import advertised
+from pccl.communicator import Communicator
+from pccl.config import Settings, settings_from
+from pccl.control import Control
+from pccl.errors import PcclError
+from pccl.runtime import Runtime
+
+__all__ = ["connect"]
+
+P = ParamSpec("P")
+A = TypeVar("A")
+R = TypeVar("R")
+
+
+def _takes(make: Callable[P, A]) -> Callable[[Callable[[A], R]], Callable[P, R]]:
+    """The function gets what `make` makes of its caller's arguments, and shows the signature of `make` as its own."""
+
+    def decorate(function: Callable[[A], R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            return function(make(*args, **kwargs))
+
+        own = inspect.signature(function)
+        shown = inspect.signature(make).replace(return_annotation=own.return_annotation)
+        vars(call)["__signature__"] = shown
+        return call
+
+    return decorate
+
+
+@_takes(settings_from)
+def connect(settings: Settings) -> Communicator:
+    """Joins a run and returns its communicator; blocks until the first epoch, at most `timeout` seconds. Ctrl-C
+    interrupts.
+
+    `address`: the coordinator's, "tcp://host:29400". `run`, `secret`: must equal the coordinator's. `group`: the peers
+    that reduce together. These five fall back to PCCL_COORDINATOR, PCCL_RUN, PCCL_SECRET and PCCL_GROUP, `listen` to
+    PCCL_LISTEN and `advertise` to PCCL_ADVERTISE. `listen`: numeric host and port of the one port that this peer opens
+    ("[::]:0": all interfaces, any port). `advertise`: "host:port" or "host" under which the others reach it, if that
+    differs. `congestion`: TCP congestion control to ask for ("bbr"). `too_few`: what `advance()` does when fewer than
+    the run's minimum are left: "wait" for joiners or "raise" TooFewPeers. `op_timeout`: default deadline of an op, in
+    seconds. `transport`: "auto" (shared memory between peers of one host, else TCP) or "tcp"; for tests, with
+    `fault_seed`, "faulty+tcp".
+
+    `environ`: read instead of os.environ.
+
+    Raises ArgumentError, Timeout, AuthError, ProtocolError, CoordinatorLost, or PcclError when it cannot listen.
+    """
+    secret_bytes = keys.as_secret(settings.secret)
+    key = keys.derive(secret_bytes, settings.run, "data")
+    engine = _listen(settings, key)
+
+    def control_of(runtime: Runtime) -> Control:
+        return Control(
+            settings.coordinator,
+            settings.run,
+            secret_bytes,
+            settings.group,
+            engine,
+            [advertised(address, engine.port) for address in settings.advertise],
+            runtime.describe,
+            runtime.on_op,
+            runtime.on_view,
+        )
+
+    runtime = Runtime(settings, engine, control_of, key)
+    try:
+        runtime.start(settings.join_timeout)
+    except BaseException:
+        runtime.close(timeout=1.0)
+        raise
+    return Communicator(runtime)
+
+
+def _listen(settings: Settings, key: bytes) -> _native.Engine:
+    """An engine at the first address that works."""
+    peer_id = secrets.token_bytes(16)
+    for address in settings.listen[:-1]:
+        try:
+            return _engine(settings, key, peer_id, address)
+        except PcclError:
+            continue
+    return _engine(settings, key, peer_id, settings.listen[-1])
+
+
+def _engine(settings: Settings, key: bytes, peer_id: bytes, listen: str) -> _native.Engine:
+    return _native.Engine(
+        _native.EngineConfig(
+            peer_id=peer_id,
+            run=keys.run_id(settings.run),
+            key=key,
+            transport=settings.transport,
+            listen=listen,
+            congestion=settings.congestion,
+            fault_seed=settings.fault_seed,
+        )
+    )
