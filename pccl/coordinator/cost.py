@@ -2,12 +2,14 @@
 
 Pure. `Paths` is what is known or assumed about the ways between n members, by rank. A time is the bytes of the busiest
 path (or site) at its rate, plus the delays that nothing hides; kernels cost nothing, except where all fold everything.
-The mesh is the two-level scheme in which every member is a region of its own: one formula serves both. Who sends what
-follows csrc/ring.c, csrc/mesh.c, csrc/two_level.c and csrc/one_round.c.
+What goes over a detour counts at every link on its way. The mesh is the two-level scheme in which every member is a
+region of its own: one formula serves both. Who sends what follows csrc/ring.c, csrc/mesh.c, csrc/two_level.c and
+csrc/one_round.c.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median_low
@@ -25,6 +27,7 @@ CLOSE_RTT_S = 5e-3
 FOLD_BYTES_PER_S = 4e9
 
 Matrix = tuple[tuple[float, ...], ...]
+Hop = tuple[int, int]
 #: Of a span, how many copies go from one rank to another: (from, to, span).
 Load = tuple[int, int, int]
 
@@ -44,7 +47,8 @@ class Measurements:
 class Paths:
     """All ways between n members. `delay`: one way, seconds; `rate`: bytes/s; `up`, `down`: of a member in all.
 
-    `known`: whether the rate was measured. `near`: both are on one host.
+    `known`: whether the rate was measured. `near`: both are on one host. `ways`: the links that a detour goes over, for
+    each pair without a link; its delay and rate are those of the way.
     """
 
     delay: Matrix
@@ -53,6 +57,7 @@ class Paths:
     near: tuple[tuple[bool, ...], ...]
     up: tuple[float, ...]
     down: tuple[float, ...]
+    ways: dict[Hop, tuple[Hop, ...]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -63,6 +68,10 @@ class Paths:
         """What one transfer alone gets from a to b."""
         return min(self.rate[a][b], self.up[a], self.down[b])
 
+    def way(self, a: int, b: int) -> tuple[Hop, ...]:
+        """The links that bytes from a to b go over."""
+        return self.ways.get((a, b), ((a, b),))
+
     @property
     def delay_max(self) -> float:
         """The longest way between any two: every op ends with a FIN from everybody to everybody."""
@@ -70,6 +79,7 @@ class Paths:
 
     def ordered(self, order: Sequence[int]) -> Paths:
         """The same members in other places: rank k is what was order[k]."""
+        rank = {k: place for place, k in enumerate(order)}
         return Paths(
             delay=tuple(tuple(self.delay[a][b] for b in order) for a in order),
             rate=tuple(tuple(self.rate[a][b] for b in order) for a in order),
@@ -77,6 +87,7 @@ class Paths:
             near=tuple(tuple(self.near[a][b] for b in order) for a in order),
             up=tuple(self.up[a] for a in order),
             down=tuple(self.down[a] for a in order),
+            ways={(rank[a], rank[b]): tuple((rank[x], rank[y]) for x, y in way) for (a, b), way in self.ways.items()},
         )
 
 
@@ -145,6 +156,13 @@ def ring_hops(n: int) -> list[tuple[int, int]]:
     return [(rank, (rank + 1) % n) for rank in range(n)] if n > 1 else []
 
 
+def ring_rates(paths: Paths) -> list[float]:
+    """What each hop gets when all are busy: a link that several go over is shared."""
+    ways = [paths.way(a, b) for a, b in ring_hops(paths.n)]
+    users = Counter(link for way in ways for link in way)
+    return [min(paths.hop_rate(a, b) / users[a, b] for a, b in way) for way in ways]
+
+
 def ring_seconds(paths: Paths, nbytes: float, segment_bytes: int) -> float:
     """The ring in the order of ranks: 2 (n - 1) spans over each hop, segments moving on as they come.
 
@@ -156,9 +174,10 @@ def ring_seconds(paths: Paths, nbytes: float, segment_bytes: int) -> float:
         return 0.0
     span = nbytes / paths.n
     segment = min(span, segment_bytes)
-    slowest = min(paths.hop_rate(a, b) for a, b in hops)
+    rates = ring_rates(paths)
+    slowest = min(rates)
     busy = 2 * (paths.n - 1) * span / slowest + max(paths.delay[a][b] for a, b in hops)
-    steps = [paths.delay[a][b] + segment / paths.hop_rate(a, b) for a, b in hops]
+    steps = [paths.delay[a][b] + segment / rate for (a, b), rate in zip(hops, rates, strict=True)]
     trip = 2 * sum(steps) - min(a + b for a, b in zip(steps, steps[1:] + steps[:1], strict=True))
     return max(busy, trip + (span - segment) / slowest) + paths.delay_max
 
@@ -201,7 +220,12 @@ def owners_seconds(paths: Paths, regions: Sequence[int], weights: Sequence[float
     """Mesh or two-level with these shares (summing to 1): the busiest path or site, in and out, and the FIN."""
     if paths.n < 2:
         return 0.0
-    return nbytes * busiest(paths, loads_of(regions), weights) + owners_delay(paths, regions)
+    return nbytes * busiest(paths, routed(paths, loads_of(regions)), weights) + owners_delay(paths, regions)
+
+
+def routed(paths: Paths, loads: Sequence[Load]) -> list[Load]:
+    """The loads of links: a transfer over a detour is one on each of them."""
+    return [(x, y, span) for a, b, span in loads for x, y in paths.way(a, b)]
 
 
 def busiest(paths: Paths, loads: Sequence[Load], weights: Sequence[float]) -> float:
@@ -238,7 +262,8 @@ def one_round_seconds(paths: Paths, nbytes: float) -> float:
     n = paths.n
     if n < 2:
         return 0.0
-    slowest = min(paths.rate[a][b] for a in range(n) for b in range(n) if a != b)
+    carried = Counter(link for a in range(n) for b in range(n) if a != b for link in paths.way(a, b))
+    slowest = min(paths.rate[a][b] / times for (a, b), times in carried.items())
     site = min(*paths.up, *paths.down)
     return max(nbytes / slowest, (n - 1) * nbytes / site) + (n - 1) * nbytes / FOLD_BYTES_PER_S + 2 * paths.delay_max
 

@@ -1,15 +1,15 @@
 """plan.py - chooses how an epoch moves its bytes: order of ranks, algorithm, spans, regions, streams, detours.
 
 Pure and deterministic: a function of the members, of what was measured between them, and of the links that are
-broken. Every candidate's time is predicted (cost.py) for REFERENCE_BYTES; the plan carries the prediction and, in
-words, how the candidates compare. Where nothing is known, one host gets the ring and many hosts get the mesh, which
-measures all paths.
+broken, whose ends reach each other by detours (detours.py). Every candidate's time is predicted (cost.py) for
+REFERENCE_BYTES; the plan carries the prediction and, in words, how the candidates compare. Where nothing is known, one
+host gets the ring and many hosts get the mesh, which measures all paths.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -23,8 +23,10 @@ from pccl.coordinator.cost import (
     owners_seconds,
     paths_of,
     ring_hops,
+    ring_rates,
     ring_seconds,
 )
+from pccl.coordinator.detours import Triple, detours_in, detours_of, over_detours
 from pccl.coordinator.fixed import FREE, Fixed
 from pccl.coordinator.places import all_near, regions_of
 from pccl.coordinator.rings import best_ring
@@ -62,7 +64,6 @@ PLANNED_MAX = 128
 BROKEN_S = 1e9
 
 Pair = tuple[bytes, bytes]
-Triple = tuple[int, int, int]
 
 
 @dataclass(slots=True, frozen=True)
@@ -71,8 +72,8 @@ class Plan:
 
     `one_round_bytes_max`: up to so many bytes all-reduces take one round, up to `mesh_bytes_max` the mesh with equal
     spans, beyond `large_algorithm` with the spans of `weights` (all 0: equal). `pair_streams`: (a, b, count) by rank
-    where it is not `streams`. `detours`: (a, b, via) for each broken pair. `predicted_s`: for REFERENCE_BYTES; 0 if
-    nothing is known.
+    where it is not `streams`. `detours`: (a, b, via) for each direction of each broken pair. `predicted_s`: for
+    REFERENCE_BYTES; 0 if nothing is known.
     """
 
     streams: int
@@ -110,21 +111,25 @@ def plan(
 
 
 def _plan(members: Sequence[MemberInfo], measured: Measurements, broken: frozenset[Pair], asked: Algorithm) -> Plan:
-    if len(members) > PLANNED_MAX:
-        return _as_asked(_for_many(members), asked)
+    n, number = len(members), {member.id: place for place, member in enumerate(members)}
+    dead = sorted((number[a], number[b]) for a, b in broken if a in number and b in number)
+    if n > PLANNED_MAX:
+        return _told(_as_asked(_for_many(members, detours_of(n, dead, lambda a, b: 0.0)), asked), members, dead)
     paths = paths_of(members, measured)
-    ids = [member.id for member in members]
-    dead = sorted((ids.index(a), ids.index(b)) for a, b in broken if a in ids and b in ids)
-    around = _around(members, measured, paths, dead) if dead else None
-    if around is not None:
-        return around
+    paths = over_detours(paths, detours_of(n, dead, lambda a, b: paths.delay[a][b]))
     if _is_measured(paths):
-        chosen = _by_measurement(members, measured, paths, asked)
-    else:
-        chosen = _as_asked(_by_rule(members, measured, paths), asked)
-    if dead:
-        return replace(chosen, reason=f"{chosen.reason}; no ring avoids {_pairs(ids, dead)}")
-    return chosen
+        return _told(_by_measurement(members, measured, paths, asked), members, dead)
+    return _told(_as_asked(_by_rule(members, measured, paths), asked), members, dead)
+
+
+def _told(chosen: Plan, members: Sequence[MemberInfo], dead: Sequence[tuple[int, int]]) -> Plan:
+    """The plan, its reason with the broken links."""
+    pairs = [(members[a].id, members[b].id) for a, b in dead]
+    around = [pair for pair in pairs if chosen.avoids(pair)]
+    without = [pair for pair in pairs if not chosen.avoids(pair)]
+    facts = [f"around the broken {_names(around)}"] if around else []
+    facts += [f"no way around the broken {_names(without)}"] if without else []
+    return replace(chosen, reason="; ".join([chosen.reason, *facts]))
 
 
 def predict(
@@ -132,13 +137,13 @@ def predict(
 ) -> float:
     """What a plan that is in use would take now for so many bytes. The members are those of the plan."""
     by_id = {member.id: member for member in members}
-    paths = paths_of([by_id[peer] for peer in present.order], measured)
+    paths = over_detours(paths_of([by_id[peer] for peer in present.order], measured), present.detours)
     n = paths.n
-    if not present.detours and nbytes <= present.one_round_bytes_max:
+    if nbytes <= present.one_round_bytes_max:
         return one_round_seconds(paths, nbytes)
-    if not present.detours and (n <= 2 or present.mesh_bytes_max >= nbytes):
+    if n <= 2 or present.mesh_bytes_max >= nbytes:
         return owners_seconds(paths, mesh_regions(n), equal_shares(n), nbytes)
-    if present.detours or present.large_algorithm in (Algorithm.AUTO, Algorithm.RING):
+    if present.large_algorithm in (Algorithm.AUTO, Algorithm.RING):
         return ring_seconds(paths, nbytes, present.segment_bytes)
     two_level = present.large_algorithm == Algorithm.TWO_LEVEL
     regions = present.regions if two_level else mesh_regions(n)
@@ -183,21 +188,24 @@ def _is_measured(paths: Paths) -> bool:
 
 def _by_rule(members: Sequence[MemberInfo], measured: Measurements, paths: Paths) -> Plan:
     near = all_near(members, measured.rtt_s)
-    simple = near and len(members) > 2
+    order = _ring(paths) if paths.ways else tuple(range(paths.n))
+    ranked, placed = [members[k] for k in order], paths.ordered(order)
+    simple = near and len(members) > 2 and not placed.ways.keys() & set(ring_hops(placed.n))
     return Plan(
         streams=1 if near else STREAMS_FAR,
         segment_bytes=SEGMENT_BYTES,
         mesh_bytes_max=MESH_BYTES_MAX if simple else MESH_ALWAYS,
-        order=tuple(member.id for member in members),
+        order=tuple(member.id for member in ranked),
         large_algorithm=Algorithm.RING if simple else Algorithm.MESH,
-        regions=regions_of(paths.delay, paths.near),
-        pair_streams=() if near else _pair_streams(members, measured, paths, STREAMS_FAR),
+        regions=regions_of(placed.delay, placed.near),
+        pair_streams=() if near else _pair_streams(ranked, measured, placed, STREAMS_FAR),
+        detours=detours_in(placed),
         reason="one host" if near else "nothing is known about the paths: the mesh tries them all",
         one_round_bytes_max=_one_round_bytes_max(paths, MESH_BYTES_MAX if near else _one_round_unknown(paths.n)),
     )
 
 
-def _for_many(members: Sequence[MemberInfo]) -> Plan:
+def _for_many(members: Sequence[MemberInfo], detours: tuple[Triple, ...]) -> Plan:
     hosts = {host: number for number, host in enumerate(dict.fromkeys(member.host for member in members))}
     near = len(hosts) == 1
     return Plan(
@@ -207,6 +215,7 @@ def _for_many(members: Sequence[MemberInfo]) -> Plan:
         order=tuple(member.id for member in members),
         large_algorithm=Algorithm.RING if near or len(hosts) == len(members) else Algorithm.TWO_LEVEL,
         regions=tuple(hosts[member.host] for member in members),
+        detours=detours,
         reason=f"{len(members)} members on {len(hosts)} hosts: too many to measure every pair",
         one_round_bytes_max=_one_round_unknown(len(members)),
     )
@@ -263,6 +272,7 @@ def _by_measurement(
         weights=weights,
         regions=places,
         pair_streams=_pair_streams(ranked, measured, placed, streams),
+        detours=detours_in(placed),
         predicted_s=best.seconds,
         reason=why + ", ".join(f"{_name(c.algorithm)} {c.seconds:.3g} s" for c in candidates),
         one_round_bytes_max=_one_round_bytes_max(placed, mesh_bytes_max) if asked == Algorithm.AUTO else 0,
@@ -303,9 +313,9 @@ def _candidates(paths: Paths, regions: tuple[int, ...], segment: int) -> list[_C
         split, seconds = _shares(paths, regions)
         text = f"two levels, {len(set(regions))} regions, {_spread(split)}"
         found.append(_Candidate(Algorithm.TWO_LEVEL, own, seconds, split, text))
-    order = best_ring(ring_costs(paths))
+    order = _ring(paths)
     placed = paths.ordered(order)
-    slowest = min(placed.hop_rate(a, b) for a, b in ring_hops(n))
+    slowest = min(ring_rates(placed))
     text = f"ring, slowest hop {slowest / 1e6:.3g} MB/s"
     seconds = ring_seconds(placed, REFERENCE_BYTES, segment)
     found.append(_Candidate(Algorithm.RING, order, seconds, shares, text))
@@ -319,13 +329,20 @@ def _shares(paths: Paths, regions: Sequence[int]) -> tuple[tuple[float, ...], fl
     return (best, best_s) if best_s < (1 - SPANS_GAIN) * equal_s else (equal, equal_s)
 
 
-def ring_costs(paths: Paths, dead: Sequence[tuple[int, int]] = ()) -> list[list[float]]:
+def _ring(paths: Paths) -> tuple[int, ...]:
+    """The best ring of links; if there is none, the best of links and detours."""
+    order = best_ring(ring_costs(paths, paths.ways))
+    hops = {(order[a], order[b]) for a, b in ring_hops(paths.n)}
+    return best_ring(ring_costs(paths)) if hops & paths.ways.keys() else order
+
+
+def ring_costs(paths: Paths, dead: Iterable[tuple[int, int]] = ()) -> list[list[float]]:
     """A hop's time in a ring; a broken one counts more than all others together."""
     n = range(paths.n)
     nbytes = 2 * (paths.n - 1) / paths.n * REFERENCE_BYTES
     cost = [[nbytes / paths.hop_rate(a, b) + paths.delay[a][b] if a != b else 0.0 for b in n] for a in n]
     for a, b in dead:
-        cost[a][b] = cost[b][a] = BROKEN_S
+        cost[a][b] = BROKEN_S
     return cost
 
 
@@ -381,46 +398,6 @@ def _segment_bytes(paths: Paths) -> int:
     return SEGMENT_BYTES_SLOW if slowest < SLOW_BYTES_PER_S else SEGMENT_BYTES
 
 
-# -- around broken links --------------------------------------------------------------------------------------------
-
-
-def _around(
-    members: Sequence[MemberInfo], measured: Measurements, paths: Paths, dead: Sequence[tuple[int, int]]
-) -> Plan | None:
-    """A ring that uses none of them, and for each a member through which its two ends hear of each other; or None."""
-    order = best_ring(ring_costs(paths, dead))
-    cut = {frozenset(pair) for pair in dead}
-    hops = [(order[a], order[b]) for a, b in ring_hops(len(order))]
-    vias = [_via(paths, cut, a, b) for a, b in dead]
-    if any(frozenset(hop) in cut for hop in hops) or None in vias:
-        return None
-    rank = {k: place for place, k in enumerate(order)}
-    detours = [(rank[a], rank[b], rank[via]) for (a, b), via in zip(dead, vias, strict=True) if via is not None]
-    ranked, placed = [members[k] for k in order], paths.ordered(order)
-    segment = _segment_bytes(placed)
-    streams = _usual_streams(ranked, measured, placed)
-    seconds = ring_seconds(placed, REFERENCE_BYTES, segment) if _is_measured(paths) else 0.0
-    ids = [member.id for member in members]
-    return Plan(
-        streams=streams,
-        segment_bytes=segment,
-        mesh_bytes_max=MESH_BYTES_MAX,
-        order=tuple(ids[k] for k in order),
-        large_algorithm=Algorithm.RING,
-        regions=regions_of(placed.delay, placed.near),
-        pair_streams=_pair_streams(ranked, measured, placed, streams),
-        detours=tuple(detours),
-        predicted_s=seconds,
-        reason=f"ring around the broken {_pairs(ids, dead)}",
-    )
-
-
-def _via(paths: Paths, cut: set[frozenset[int]], a: int, b: int) -> int | None:
-    """The closest member that has a link to both."""
-    fit = [k for k in range(paths.n) if k not in (a, b) and not {frozenset((a, k)), frozenset((b, k))} & cut]
-    return min(fit, key=lambda k: (max(paths.delay[a][k], paths.delay[k][a]) + paths.delay[k][b], k), default=None)
-
-
 # -- streams --------------------------------------------------------------------------------------------------------
 
 
@@ -469,6 +446,6 @@ def _spread(shares: Sequence[float]) -> str:
     return "equal spans" if high - low < 1e-6 else f"spans of {100 * low:.0f} to {100 * high:.0f} %"
 
 
-def _pairs(ids: Sequence[bytes], pairs: Sequence[tuple[int, int]]) -> str:
-    named = ", ".join(f"{short_id(ids[a])}-{short_id(ids[b])}" for a, b in pairs[:4])
+def _names(pairs: Sequence[Pair]) -> str:
+    named = ", ".join(f"{short_id(a)}-{short_id(b)}" for a, b in pairs[:4])
     return f"link{'s' * (len(pairs) > 1)} {named}" + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pccl.coordinator.cost import Load, Paths, busiest, equal_shares, loads_of
+from pccl.coordinator.cost import Load, Paths, busiest, equal_shares, loads_of, routed
 
 LP_MEMBERS_MAX = 64
 GAIN_MIN = 0.02
@@ -24,7 +24,7 @@ def best_shares(paths: Paths, regions: Sequence[int]) -> tuple[float, ...]:
     equal = equal_shares(paths.n)
     if paths.n < 3:
         return equal
-    loads = loads_of(regions)
+    loads = routed(paths, loads_of(regions))
     found = _solved(paths, loads) if paths.n <= LP_MEMBERS_MAX else None
     if found is None:
         found = proportional_shares(paths)

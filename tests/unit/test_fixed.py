@@ -52,7 +52,9 @@ def test_what_cannot_be_is_done_otherwise_and_said() -> None:
     pair = plan(far(2), measured(2), fixed=Fixed(algorithm=RING))
     assert pair.large_algorithm == MESH and "fixed the ring" in pair.reason
     dead = frozenset({(peer(0), peer(1))})
-    assert plan(far(5), measured(5), dead, Fixed(algorithm=MESH)).large_algorithm == RING
+    for algorithm in (MESH, RING):
+        around = plan(far(5), measured(5), dead, Fixed(algorithm=algorithm))
+        assert around.large_algorithm == algorithm and around.detours, "a dead link takes no choice away"
     many = plan(far(PLANNED_MAX + 1), None, fixed=Fixed(algorithm=RING))
     assert many.large_algorithm == RING and "too many to measure" in many.reason
 
