@@ -22,7 +22,7 @@ struct command {
         struct { pccl_peer_id peer; uint32_t index; } kill;
         uint32_t number;           /* boundary or change */
     } u;
-    /* SUBMIT: origin ids; PREPARE: members; CONFIGURE: members, then verdicts, then detours */
+    /* SUBMIT: origin ids; PREPARE: members; CONFIGURE: members, then verdicts */
     uint64_t tail[];
 };
 
@@ -92,7 +92,7 @@ static void do_abandon(pccl_engine *e, uint64_t token, int status)
 
 static void do_kill_stream(pccl_engine *e, const struct command *c)
 {
-    struct link *l = link_find(e, &c->u.kill.peer);
+    struct link *l = link_find(e, &c->u.kill.peer, 0);
     uint32_t skip = l && l->open ? c->u.kill.index % l->open : 0;
     for (uint32_t i = 0; l && i < l->streams; i++) {
         if (!l->conns[i] || l->conns[i]->state != CONN_OPEN || skip-- > 0)
@@ -113,7 +113,6 @@ static void do_configure(pccl_engine *e, struct command *c)
     config->members = (const pccl_member *)c->tail;
     const uint8_t *tail = (const uint8_t *)c->tail + tail_bytes(config->member_count * sizeof(pccl_member));
     config->verdicts = (const pccl_verdict *)tail;
-    config->detours = (const pccl_detour *)(tail + tail_bytes(config->verdict_count * sizeof(pccl_verdict)));
     epoch_install(e, config);
 }
 
@@ -273,18 +272,29 @@ pccl_err pccl_engine_prepare(pccl_engine *engine, const pccl_member *members, ui
     return command_push(engine, c);
 }
 
+static int is_self(const pccl_engine *e, const pccl_member *m)
+{
+    return peer_id_compare(&m->id, &e->config.self) == 0;
+}
+
+/* A member that is reached through another: through one that has a link to us, and is neither of the two. */
+static int detour_is_one(const pccl_engine *e, const pccl_epoch *epoch, const pccl_member *m)
+{
+    if (!m->via)
+        return 1;
+    const pccl_member *via = m->via <= epoch->member_count ? &epoch->members[m->via - 1] : m;
+    return via != m && !via->via && !is_self(e, m) && !is_self(e, via);
+}
+
 static pccl_err check_epoch(const pccl_engine *e, const pccl_epoch *epoch)
 {
     pccl_err err = check_members(epoch->members, epoch->member_count, epoch->streams);
     if (err != PCCL_OK)
         return err;
     int self = 0, detours_ok = 1;
-    for (uint32_t i = 0; i < epoch->member_count; i++)
-        self |= peer_id_compare(&epoch->members[i].id, &e->config.self) == 0;
-    for (uint32_t i = 0; i < epoch->detour_count; i++) {
-        const pccl_detour *d = &epoch->detours[i];
-        detours_ok &= d->a < epoch->member_count && d->b < epoch->member_count && d->via < epoch->member_count &&
-                      d->a != d->b && d->via != d->a && d->via != d->b;
+    for (uint32_t i = 0; i < epoch->member_count; i++) {
+        self |= is_self(e, &epoch->members[i]);
+        detours_ok &= detour_is_one(e, epoch, &epoch->members[i]);
     }
     if (epoch->size != sizeof *epoch)
         err_set("pccl_epoch.size is %u, expected %zu", epoch->size, sizeof *epoch);
@@ -309,16 +319,13 @@ pccl_err pccl_engine_configure(pccl_engine *engine, const pccl_epoch *epoch)
         return err;
     size_t members = epoch->member_count * sizeof(pccl_member);
     size_t verdicts = epoch->verdict_count * sizeof(pccl_verdict);
-    size_t detours = epoch->detour_count * sizeof(pccl_detour);
-    struct command *c = command_new(COMMAND_CONFIGURE, tail_bytes(members) + tail_bytes(verdicts) + detours);
+    struct command *c = command_new(COMMAND_CONFIGURE, tail_bytes(members) + verdicts);
     if (c) {
         uint8_t *tail = (uint8_t *)c->tail;
         c->u.configure = *epoch;
         memcpy(tail, epoch->members, members);
         if (verdicts)
             memcpy(tail + tail_bytes(members), epoch->verdicts, verdicts);
-        if (detours)
-            memcpy(tail + tail_bytes(members) + tail_bytes(verdicts), epoch->detours, detours);
     }
     return command_push(e, c);
 }

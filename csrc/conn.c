@@ -23,8 +23,8 @@ static struct conn *conn_new(pccl_engine *e, struct stream *stream, enum conn_st
     c->staging = staging;
     c->staging_limit = STAGING_BYTES;
     c->serial = ++e->next_serial ? e->next_serial : ++e->next_serial;
-    c->handshake_deadline_ns = e->now_ns + e->config.handshake_timeout_ns;
-    engine_wake_at(e, c->handshake_deadline_ns);
+    c->deadline_ns = e->now_ns + e->config.handshake_timeout_ns;
+    engine_wake_at(e, c->deadline_ns);
     c->next = e->conns;
     if (e->conns)
         e->conns->prev = c;
@@ -41,10 +41,10 @@ void conn_want(struct conn *c, unsigned interest)
     }
 }
 
-struct conn *conn_dial(pccl_engine *e, struct link *link, uint32_t index, int *sys_errno_p)
+struct conn *conn_dial(pccl_engine *e, const char *address, const pccl_peer_id *peer, int *sys_errno_p)
 {
     struct stream *stream;
-    if (e->ops->dial(e->transport, link->address, &stream, sys_errno_p) != PCCL_OK)
+    if (e->ops->dial(e->transport, address, &stream, sys_errno_p) != PCCL_OK)
         return NULL;
     struct conn *c = conn_new(e, stream, CONN_DIALLING);
     if (!c) {
@@ -52,9 +52,7 @@ struct conn *conn_dial(pccl_engine *e, struct link *link, uint32_t index, int *s
         *sys_errno_p = ENOMEM;
         return NULL;
     }
-    c->link = link;
-    c->index = index;
-    c->peer = link->id;
+    c->peer = *peer;
     c->interest = TRANSPORT_READ;
     conn_want(c, TRANSPORT_READ | TRANSPORT_WRITE);
     return c;
@@ -100,6 +98,8 @@ void conn_fail(struct conn *c, pccl_cause cause, int sys_errno)
     if (c->state == CONN_DEAD)
         return;
     int was_open = c->state == CONN_OPEN;
+    struct conn *twin = c->twin;
+    relay_part(c);
     link_park_cancel(c);
     if (is_stranger(c))
         c->engine->strangers--;
@@ -112,6 +112,8 @@ void conn_fail(struct conn *c, pccl_cause cause, int sys_errno)
     if (c->link)
         link_stream_lost(c->link, c, cause, sys_errno);
     c->link = NULL;
+    if (twin)
+        conn_fail(twin, cause, 0);
 }
 
 void conn_free(struct conn *c)
@@ -129,33 +131,43 @@ void conn_free(struct conn *c)
     mem_free(c);
 }
 
+/* A place for one more stream; link->streams if there is none. Of a link that has been still for a while the streams may have
+ * died without our knowing: the dialler knows which of its own it has replaced. */
+static uint32_t place_for(const struct conn *c, const struct link *link)
+{
+    for (uint32_t i = 0; i < link->streams; i++)
+        if (!link->conns[i])
+            return i;
+    int still = c->engine->now_ns - link->last_received_ns >= 2 * PING_EVERY_NS;
+    return still && c->index < link->streams ? c->index : link->streams;
+}
+
 void conn_adopt(struct conn *c, struct link *link)
 {
-    for (uint32_t i = 0; i < link->streams; i++) {
-        if (link->conns[i])
-            continue;
-        if (is_stranger(c))
-            c->engine->strangers--;
-        c->link = link;
-        c->index = i;
-        link->conns[i] = c;
-        c->state = CONN_OPEN;
-        conn_want(c, TRANSPORT_READ);
-        link_stream_open(link, c);
+    uint32_t place = place_for(c, link);
+    if (place == link->streams) {
+        conn_fail(c, PCCL_CAUSE_NONE, 0);
         return;
     }
-    conn_fail(c, PCCL_CAUSE_NONE, 0);
+    if (link->conns[place])
+        conn_fail(link->conns[place], PCCL_CAUSE_NONE, 0);
+    if (is_stranger(c))
+        c->engine->strangers--;
+    c->link = link;
+    c->index = place;
+    link->conns[place] = c;
+    c->state = CONN_OPEN;
+    conn_want(c, TRANSPORT_READ);
+    link_stream_open(link, c);
 }
 
 void conn_on_ready(struct conn *c, unsigned what)
 {
-    if (c->state == CONN_DEAD)
-        return;
-    if (c->state == CONN_STRANGER)
-        return;
-    if (c->state != CONN_OPEN) {
-        handshake_turn(c, what);
-        return;
+    switch (c->state) {
+    case CONN_DEAD: case CONN_STRANGER: return;
+    case CONN_RELAY_WAITS: case CONN_RELAY_DIALS: case CONN_RELAYS: relay_turn(c, what); return;
+    case CONN_OPEN: break;
+    default: handshake_turn(c, what); return;
     }
     if (what & TRANSPORT_WRITE) {
         c->blocked = 0;

@@ -2,7 +2,8 @@
  *
  * A conn belongs to no link until the other side has proved who it is (dialled conns know whom they want). While it
  * is OPEN it writes frames that its link hands it and feeds frames that it reads to its link. When the stream
- * breaks the conn dies, and the link sends its unacknowledged frames again on the others. Engine thread only. */
+ * breaks the conn dies, and the link sends its unacknowledged frames again on the others. A conn whose stream is passed
+ * on for others belongs to no link but has a twin (relay.c). Engine thread only. */
 #ifndef PCCL_CONN_H
 #define PCCL_CONN_H
 
@@ -22,6 +23,9 @@ enum conn_state {
     CONN_PROVEN,         /* acceptor: READY is on its way out */
     CONN_STRANGER,       /* proven, but no link of ours wants its peer yet: not read from */
     CONN_OPEN,
+    CONN_RELAY_WAITS,    /* proven, and to be passed on: its twin is being dialled; not read from */
+    CONN_RELAY_DIALS,    /* such a twin, to the target itself */
+    CONN_RELAYS,         /* its bytes go to its twin */
     CONN_DEAD            /* closed; freed at the end of the turn */
 };
 
@@ -39,11 +43,12 @@ struct conn {
     struct link *link;
     struct conn *prev, *next;  /* all conns of the engine */
     uint32_t serial;           /* never 0; tells conns apart in the link's send slots */
-    uint32_t index;            /* position in link->conns */
+    uint32_t index;            /* position in link->conns; before it has one: what its dialler says */
     enum conn_state state;
-    pccl_peer_id peer;         /* whom we dialled, or who proved itself */
+    pccl_peer_id peer;         /* who is at the other end: whom we dialled, or who proved itself */
+    uint32_t detour_epoch;     /* accepted: the detour it is for, 0: the link */
     unsigned interest;
-    uint64_t handshake_deadline_ns;
+    uint64_t deadline_ns;      /* of the handshake; of a relayed stream: when it has been still for too long */
 
     uint8_t hello[WIRE_HELLO_BYTES], challenge[WIRE_CHALLENGE_BYTES];
     uint8_t hand_out[WIRE_HANDSHAKE_BYTES_MAX];
@@ -70,10 +75,15 @@ struct conn {
     uint64_t rested_ns;        /* when its stream was last told that nothing is on its way */
     int blocked;               /* the stream took no more: wait for writability */
 
+    /* passed on for others */
+    struct conn *twin;
+    int outward;               /* the half that was dialled */
+    int ended;                 /* its last byte was read */
+
     uint64_t sent_bytes, received_bytes;
 };
 
-struct conn *conn_dial(pccl_engine *e, struct link *link, uint32_t index, int *sys_errno_p);
+struct conn *conn_dial(pccl_engine *e, const char *address, const pccl_peer_id *peer, int *sys_errno_p);
 struct conn *conn_accepted(pccl_engine *e, struct stream *stream);
 void conn_on_ready(struct conn *c, unsigned what);
 /* The stream is gone, or must go: tells the link (which sends again), closes, marks DEAD. */
@@ -94,5 +104,17 @@ void handshake_begin(struct conn *c);
 void handshake_turn(struct conn *c, unsigned what);
 /* conn_recv.c */
 void conn_receive(struct conn *c);
+/* relay.c */
+/* The peer has proved itself and asked for a target: dials on. */
+void relay_begin(struct conn *c);
+/* The HELLO to the next relay. */
+void relay_purpose(const struct conn *outward, struct hello *hello);
+/* The way to the target stands: from now on bytes pass. */
+void relay_connected(struct conn *outward);
+void relay_turn(struct conn *c, unsigned what);
+/* A half has died: its twin is alone. */
+void relay_part(struct conn *c);
+/* Ends what is passed on between peers that are no members any more. */
+void relay_drop_strangers(pccl_engine *e);
 
 #endif

@@ -23,13 +23,34 @@ static void refuse(struct conn *c, pccl_err why)
     conn_fail(c, PCCL_CAUSE_PROTOCOL, 0);
 }
 
+/* On a detour: are we still speaking to the relay? */
+static int before_relay(const struct conn *c)
+{
+    return c->link->detour_epoch && peer_id_compare(&c->peer, &c->link->id) != 0;
+}
+
+static void set_purpose(const struct conn *c, struct hello *hello)
+{
+    if (c->twin) {
+        relay_purpose(c, hello);
+    } else if (before_relay(c)) {
+        hello->purpose = HELLO_RELAY;
+        hello->target = c->link->id;
+        hello->hops = LIMIT_HOPS;
+    } else if (c->link->detour_epoch) {
+        hello->purpose = HELLO_RELAYED;
+        hello->epoch = c->link->detour_epoch;
+    }
+}
+
 void handshake_begin(struct conn *c)
 {
     pccl_engine *e = c->engine;
     struct hello hello = {
         .dialler = e->config.self, .acceptor = c->peer, .epoch = epoch_newest(e),
-        .stream = c->index, .streams = c->link->streams,
+        .stream = c->index, .streams = c->link ? c->link->streams : 1,
     };
+    set_purpose(c, &hello);
     memcpy(hello.run, e->config.run, sizeof hello.run);
     engine_random(e, hello.nonce, sizeof hello.nonce);
     wire_encode_hello(&hello, c->hello);
@@ -49,7 +70,7 @@ static void on_challenge(struct conn *c, const uint8_t *message)
         refuse(c, PCCL_EAUTH);
         return;
     }
-    if (c == c->link->check) {
+    if (c->link && c == c->link->check) {
         conn_fail(c, PCCL_CAUSE_NONE, 0);
         return;
     }
@@ -65,8 +86,15 @@ static void on_ready_message(struct conn *c, const uint8_t *message)
         refuse(c, PCCL_EPROTO);
         return;
     }
-    c->state = CONN_OPEN;
-    link_stream_open(c->link, c);
+    if (c->twin) {
+        relay_connected(c);
+    } else if (before_relay(c)) {
+        c->peer = c->link->id;
+        handshake_begin(c);
+    } else {
+        c->state = CONN_OPEN;
+        link_stream_open(c->link, c);
+    }
 }
 
 static void on_hello(struct conn *c, const uint8_t *message)
@@ -103,12 +131,22 @@ static void on_proof(struct conn *c, const uint8_t *message)
     c->state = CONN_PROVEN;
 }
 
-/* The READY has left: the stream joins its link, or waits for one. */
+/* The READY has left: the stream is passed on, or joins its link, or waits for one. */
 static void proven(struct conn *c)
 {
-    struct link *l = link_find(c->engine, &c->peer);
+    struct hello hello;
+    ASSERT(wire_decode_hello(c->hello, &hello) == PCCL_OK);
+    if (hello.purpose == HELLO_RELAY) {
+        relay_begin(c);
+        return;
+    }
+    c->index = hello.stream;
+    c->detour_epoch = hello.purpose == HELLO_RELAYED ? hello.epoch : 0;
+    struct link *l = link_find(c->engine, &c->peer, c->detour_epoch);
     if (l) {
         conn_adopt(c, l);
+    } else if (c->detour_epoch && c->detour_epoch < epoch_oldest(c->engine)) {
+        conn_fail(c, PCCL_CAUSE_NONE, 0);
     } else {
         c->state = CONN_STRANGER;
         conn_want(c, 0);
@@ -137,10 +175,15 @@ static void on_message(struct conn *c, const uint8_t *message)
     }
 }
 
+static int in_handshake(const struct conn *c)
+{
+    return c->state <= CONN_PROVEN;
+}
+
 /* Sends what is left of our message. 1: all of it is out. */
 static int flush(struct conn *c)
 {
-    if (c->state == CONN_DEAD || c->state == CONN_OPEN)
+    if (!in_handshake(c))
         return 0;
     while (c->hand_out_sent < c->hand_out_bytes) {
         struct iovec iov = {c->hand_out + c->hand_out_sent, c->hand_out_bytes - c->hand_out_sent};
@@ -193,6 +236,6 @@ void handshake_turn(struct conn *c, unsigned what)
             break;
         on_message(c, c->staging);
     }
-    if (c->state != CONN_DEAD && c->state != CONN_STRANGER)
+    if (in_handshake(c))
         conn_want(c, TRANSPORT_READ | (c->hand_out_bytes ? TRANSPORT_WRITE : 0u));
 }

@@ -59,15 +59,15 @@ static void take_reports(pccl_engine *e, const struct transport_ready *ready, in
     }
 }
 
-static void check_handshakes(pccl_engine *e)
+static void check_conns(pccl_engine *e)
 {
     for (struct conn *c = e->conns; c; c = c->next) {
         if (c->state == CONN_OPEN || c->state == CONN_DEAD)
             continue;
-        if (c->handshake_deadline_ns <= e->now_ns)
+        if (c->deadline_ns <= e->now_ns)
             conn_fail(c, PCCL_CAUSE_UNREACHABLE, ETIMEDOUT);
         else
-            engine_wake_at(e, c->handshake_deadline_ns);
+            engine_wake_at(e, c->deadline_ns);
     }
 }
 
@@ -90,7 +90,7 @@ static void run_timers(pccl_engine *e)
     e->next_timer_ns = NEVER;
     for (struct link *l = e->links; l; l = l->next)
         engine_wake_at(e, link_on_time(l, e->now_ns));
-    check_handshakes(e);
+    check_conns(e);
     check_deadlines(e);
 }
 

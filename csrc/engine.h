@@ -22,8 +22,6 @@ struct epoch {
     uint32_t streams, segment_bytes;
     uint64_t one_round_bytes_max, mesh_bytes_max;
     uint8_t large_algorithm;
-    uint32_t detour_count;
-    pccl_detour *detours;
     uint32_t ops;              /* that run in it */
 };
 
@@ -62,6 +60,8 @@ struct pccl_engine {
     struct conn *conns;
     uint32_t dead_conns;
     uint32_t strangers;
+    uint32_t relays;           /* streams that are passed on for others */
+    int lingering;             /* some detour's epoch is over */
     uint32_t next_serial;
     struct link *links, *dirty;
     struct op *ops_first, *ops_last;
@@ -125,6 +125,10 @@ void engine_commands(pccl_engine *e);
 
 /* epoch.c */
 struct epoch *epoch_for(const pccl_engine *e, uint32_t boundary);
+/* What carries the frames of this epoch to and from a member: its link, or the epoch's detour. */
+struct link *epoch_link(pccl_engine *e, const struct epoch *epoch, const pccl_member *member);
+/* The newest live epoch's entry of a member, and that epoch (epoch_p may be NULL); NULL: it is a member of none. */
+const pccl_member *epoch_member(const pccl_engine *e, const pccl_peer_id *id, const struct epoch **epoch_p);
 int epoch_live(const pccl_engine *e, uint32_t number);
 uint32_t epoch_newest(const pccl_engine *e);
 uint32_t epoch_oldest(const pccl_engine *e);

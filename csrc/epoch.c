@@ -12,6 +12,24 @@ struct epoch *epoch_for(const pccl_engine *e, uint32_t boundary)
     return NULL;
 }
 
+struct link *epoch_link(pccl_engine *e, const struct epoch *epoch, const pccl_member *member)
+{
+    return link_find(e, &member->id, member->via ? epoch->number : 0);
+}
+
+const pccl_member *epoch_member(const pccl_engine *e, const pccl_peer_id *id, const struct epoch **epoch_p)
+{
+    for (const struct epoch *epoch = e->epochs; epoch; epoch = epoch->next)
+        for (uint32_t i = 0; i < epoch->member_count; i++) {
+            if (peer_id_compare(&epoch->members[i].id, id) != 0)
+                continue;
+            if (epoch_p)
+                *epoch_p = epoch;
+            return &epoch->members[i];
+        }
+    return NULL;
+}
+
 int epoch_live(const pccl_engine *e, uint32_t number)
 {
     for (const struct epoch *epoch = e->epochs; epoch; epoch = epoch->next)
@@ -36,7 +54,6 @@ uint32_t epoch_oldest(const pccl_engine *e)
 static void epoch_free(struct epoch *epoch)
 {
     mem_free(epoch->members);
-    mem_free(epoch->detours);
     mem_free(epoch);
 }
 
@@ -160,16 +177,13 @@ static struct epoch *epoch_new(const pccl_epoch *config)
 {
     struct epoch *epoch = mem_alloc(sizeof *epoch);
     pccl_member *members = mem_alloc(config->member_count * sizeof *members);
-    pccl_detour *detours = mem_alloc(config->detour_count * sizeof *detours);
-    ASSERT(epoch && members && detours);
+    ASSERT(epoch && members);
     memcpy(members, config->members, config->member_count * sizeof *members);
-    if (config->detour_count)
-        memcpy(detours, config->detours, config->detour_count * sizeof *detours);
     *epoch = (struct epoch){
         .number = config->epoch, .from_boundary = config->from_boundary, .member_count = config->member_count,
         .members = members, .streams = config->streams, .segment_bytes = config->segment_bytes,
         .one_round_bytes_max = config->one_round_bytes_max, .mesh_bytes_max = config->mesh_bytes_max,
-        .large_algorithm = config->large_algorithm, .detour_count = config->detour_count, .detours = detours,
+        .large_algorithm = config->large_algorithm,
     };
     return epoch;
 }
@@ -178,30 +192,41 @@ static void want_links(pccl_engine *e, const struct epoch *epoch)
 {
     for (uint32_t i = 0; i < epoch->member_count; i++) {
         const pccl_member *m = &epoch->members[i];
-        if (peer_id_compare(&m->id, &e->config.self) != 0)
-            ASSERT(link_want(e, m, m->streams ? m->streams : epoch->streams));
+        uint32_t streams = m->streams ? m->streams : epoch->streams;
+        if (peer_id_compare(&m->id, &e->config.self) == 0)
+            continue;
+        ASSERT(link_want(e, m, streams));
+        if (m->via)
+            ASSERT(link_want_detour(e, m, &epoch->members[m->via - 1], epoch->number, streams));
     }
 }
 
-static int in_live_epoch(const pccl_engine *e, const pccl_peer_id *id)
+/* A detour whose epoch is over: what it has still to say, the last FINs above all, may be what the other side waits for. */
+static int lingers(pccl_engine *e, struct link *l)
 {
-    for (const struct epoch *epoch = e->epochs; epoch; epoch = epoch->next)
-        for (uint32_t i = 0; i < epoch->member_count; i++)
-            if (peer_id_compare(&epoch->members[i].id, id) == 0)
-                return 1;
-    return 0;
+    if (!l->linger_until_ns)
+        l->linger_until_ns = e->now_ns + LINGER_NS;
+    if (link_is_drained(l) || l->linger_until_ns <= e->now_ns)
+        return 0;
+    e->lingering = 1;
+    return 1;
 }
 
-static void close_unwanted_links(pccl_engine *e)
+/* `at_once`: no frame of an epoch that is over is of use to anybody. */
+static void close_unwanted_links(pccl_engine *e, int at_once)
 {
+    e->lingering = 0;
     for (struct link *l = e->links, *next; l; l = next) {
         next = l->next;
-        int wanted = in_live_epoch(e, &l->id);
-        if (wanted)
+        int is_member = epoch_member(e, &l->id, NULL) != NULL, wanted = is_member || l->prepared;
+        if (l->detour_epoch)
+            wanted = is_member && (epoch_live(e, l->detour_epoch) || (!at_once && lingers(e, l)));
+        if (is_member)
             l->prepared = 0;
-        else if (!l->prepared)
+        if (!wanted)
             link_close(l);
     }
+    relay_drop_strangers(e);
 }
 
 static void drop_old_frames(pccl_engine *e)
@@ -243,7 +268,7 @@ void epoch_install(pccl_engine *e, const pccl_epoch *config)
         e->epochs = epoch;
     }
     want_links(e, epoch);
-    close_unwanted_links(e);
+    close_unwanted_links(e, config->change != 0);
     drop_old_frames(e);
     for (struct op *op = e->ops_first, *next; op; op = next) {
         next = op->next;
@@ -264,8 +289,8 @@ void epoch_retire(pccl_engine *e)
         retired = 1;
         break;
     }
-    if (!retired)
-        return;
-    close_unwanted_links(e);
-    drop_old_frames(e);
+    if (retired || e->lingering)
+        close_unwanted_links(e, 0);
+    if (retired)
+        drop_old_frames(e);
 }

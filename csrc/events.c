@@ -64,6 +64,8 @@ static void count_links(pccl_engine *e)
 {
     e->stats.links = e->stats.streams = 0;
     for (const struct link *l = e->links; l; l = l->next) {
+        if (l->detour_epoch)
+            continue;
         e->stats.links += l->open != 0;
         e->stats.streams += l->open;
     }
@@ -82,11 +84,12 @@ static void publish_links(pccl_engine *e)
     }
     e->links_shared_count = 0;
     for (const struct link *l = e->links; l; l = l->next)
-        e->links_shared[e->links_shared_count++] = (pccl_link_stats){
-            .peer = l->id, .streams = l->used, .rtt_us = l->rtt_us,
-            .bytes_per_s = l->meter.bytes_per_s, .loss_ppm = l->meter.loss_ppm, .sent_bytes = l->sent_bytes,
-            .received_bytes = l->received_bytes, .unacked_frames = l->send_next - l->send_acked,
-        };
+        if (!l->detour_epoch)
+            e->links_shared[e->links_shared_count++] = (pccl_link_stats){
+                .peer = l->id, .streams = l->used, .rtt_us = l->rtt_us,
+                .bytes_per_s = l->meter.bytes_per_s, .loss_ppm = l->meter.loss_ppm, .sent_bytes = l->sent_bytes,
+                .received_bytes = l->received_bytes, .unacked_frames = l->send_next - l->send_acked,
+            };
 }
 
 /* Ops are in the order of their boundaries. */

@@ -9,6 +9,8 @@ enum {
     LIMIT_STREAMS = 64,              /* streams of a link */
     LIMIT_SEGMENT_BYTES = 1 << 20,   /* one DATA payload */
     LIMIT_STRANGERS = 256,           /* accepted streams that have not proved themselves, or whose peer is not known yet */
+    LIMIT_RELAYS = 1024,             /* streams that are passed on for others */
+    LIMIT_HOPS = 15,                 /* relays that a stream may go over after the first */
     LIMIT_PARKED_FRAMES = 1 << 16,   /* frames a link keeps for ops not called yet */
     LIMIT_RECORD_LANES = 8192,       /* entries of lane records about earlier boundaries */
     WINDOW_FRAMES = 4096,            /* numbered frames in flight on a link; a power of two */
@@ -29,6 +31,8 @@ enum {
 #define PING_EVERY_NS (500 * MILLISECOND)
 #define REDIAL_FIRST_NS (2 * MILLISECOND)
 #define REDIAL_MAX_NS (1000 * MILLISECOND)
+/* So long a detour of an epoch that is over may try to say the rest. */
+#define LINGER_NS (5000 * MILLISECOND)
 #define NEVER UINT64_MAX
 
 /* Scratch that a mesh keeps per op for contributions that wait for their turn. */

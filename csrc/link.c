@@ -1,5 +1,6 @@
 /* link.c - the Link state machine: dialling, the first and the last stream, timers, and the end.
  *
+ * A detour is a link whose streams are dialled through a relay (relay.c); nobody is told when it comes and goes.
  * Who dials is decided elsewhere (pccl_member.dial); the other side waits. A link that lost all its streams is BROKEN: the
  * dialler tries again at once and then with growing pauses, and every worse cause is reported once per outage, because a
  * refused dial tells the coordinator more than an end of file does: that nobody is there any more. So the side that
@@ -31,10 +32,10 @@ static void input(struct link *l, enum link_input in)
     l->state = transitions[l->state][in];
 }
 
-struct link *link_find(pccl_engine *e, const pccl_peer_id *id)
+struct link *link_find(pccl_engine *e, const pccl_peer_id *id, uint32_t detour_epoch)
 {
     for (struct link *l = e->links; l; l = l->next)
-        if (peer_id_compare(&l->id, id) == 0)
+        if (peer_id_compare(&l->id, id) == 0 && l->detour_epoch == detour_epoch)
             return l;
     return NULL;
 }
@@ -52,7 +53,8 @@ static void report(struct link *l, uint32_t kind, pccl_cause cause, int sys_errn
 {
     pccl_event event = {.kind = kind, .peer = l->id, .cause = (int32_t)cause, .sys_errno = sys_errno,
                         .epoch = epoch_newest(l->engine)};
-    engine_emit(l->engine, &event);
+    if (!l->detour_epoch)
+        engine_emit(l->engine, &event);
 }
 
 /* -- connecting ------------------------------------------------------------------------------------------------- */
@@ -76,13 +78,23 @@ static void dial_later(struct link *l)
     engine_wake_at(l->engine, l->redial_at_ns);
 }
 
+static struct conn *dial(struct link *l, uint32_t index, int *sys_errno_p)
+{
+    struct conn *c = conn_dial(l->engine, l->address, l->detour_epoch ? &l->via : &l->id, sys_errno_p);
+    if (c) {
+        c->link = l;
+        c->index = index;
+    }
+    return c;
+}
+
 /* A stream that is broken off as soon as the peer has answered; nothing to learn once a dial was refused. */
 static void check_peer(struct link *l)
 {
     int sys_errno = 0;
-    if (l->state != LINK_BROKEN || l->check || l->told == PCCL_CAUSE_REFUSED)
+    if (l->state != LINK_BROKEN || l->check || l->told == PCCL_CAUSE_REFUSED || l->detour_epoch)
         return;
-    l->check = conn_dial(l->engine, l, 0, &sys_errno);
+    l->check = dial(l, 0, &sys_errno);
     if (l->check)
         return;
     report_down(l, PCCL_CAUSE_UNREACHABLE, sys_errno);
@@ -108,7 +120,7 @@ static void dial_missing(struct link *l)
         int sys_errno = 0;
         if (l->conns[i])
             continue;
-        l->conns[i] = conn_dial(l->engine, l, i, &sys_errno);
+        l->conns[i] = dial(l, i, &sys_errno);
         if (l->conns[i])
             continue;
         if (!l->open)
@@ -122,7 +134,7 @@ static void adopt_strangers(struct link *l)
 {
     for (struct conn *c = l->engine->conns, *next; c; c = next) {
         next = c->next;
-        if (c->state == CONN_STRANGER && peer_id_compare(&c->peer, &l->id) == 0)
+        if (c->state == CONN_STRANGER && peer_id_compare(&c->peer, &l->id) == 0 && c->detour_epoch == l->detour_epoch)
             conn_adopt(c, l);
     }
 }
@@ -166,16 +178,21 @@ static void choose_used(struct link *l)
     meter_pace(l);
 }
 
+static void connect(struct link *l)
+{
+    input(l, LINK_WANTED);
+    adopt_strangers(l);
+    dial_missing(l);
+}
+
 struct link *link_want(pccl_engine *e, const pccl_member *member, uint32_t streams)
 {
-    struct link *l = link_find(e, &member->id);
+    struct link *l = link_find(e, &member->id, 0);
     if (!l) {
         l = link_new(e, member, streams);
         if (!l)
             return NULL;
-        input(l, LINK_WANTED);
-        adopt_strangers(l);
-        dial_missing(l);
+        connect(l);
         return l;
     }
     l->wanted = streams;
@@ -185,6 +202,24 @@ struct link *link_want(pccl_engine *e, const pccl_member *member, uint32_t strea
         dial_missing(l);
     }
     return l;
+}
+
+struct link *link_want_detour(pccl_engine *e, const pccl_member *member, const pccl_member *via, uint32_t epoch,
+                              uint32_t streams)
+{
+    struct link *l = link_new(e, member, streams);
+    if (!l)
+        return NULL;
+    l->detour_epoch = epoch;
+    l->via = via->id;
+    memcpy(l->address, via->address, sizeof l->address);
+    connect(l);
+    return l;
+}
+
+int link_is_drained(const struct link *l)
+{
+    return l->send_acked == l->send_next && !l->notice_count && queues_empty(l);
 }
 
 /* -- streams ----------------------------------------------------------------------------------------------------- */

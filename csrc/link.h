@@ -87,7 +87,10 @@ struct link {
     pccl_engine *engine;
     struct link *next;         /* engine->links */
     pccl_peer_id id;
-    char address[80];
+    pccl_peer_id via;          /* of a detour: the relay that is dialled instead */
+    uint32_t detour_epoch;     /* 0: the link itself; else a detour, whose streams are relayed: frames of that epoch only */
+    uint64_t linger_until_ns;  /* of a detour whose epoch is over; 0: it is not */
+    char address[80];          /* what is dialled */
     enum link_state state;
     int dial;
     int in_epoch;              /* some live epoch has this peer */
@@ -134,9 +137,15 @@ struct link {
 };
 
 const char *link_state_name(enum link_state state);
-struct link *link_find(pccl_engine *e, const pccl_peer_id *id);
+/* detour_epoch 0: the link, else the detour of that epoch. */
+struct link *link_find(pccl_engine *e, const pccl_peer_id *id, uint32_t detour_epoch);
 /* Finds or makes the link and begins to connect. NULL: no memory. */
 struct link *link_want(pccl_engine *e, const pccl_member *member, uint32_t streams);
+/* Makes the detour to the member through `via` for an epoch. NULL: no memory. */
+struct link *link_want_detour(pccl_engine *e, const pccl_member *member, const pccl_member *via, uint32_t epoch,
+                              uint32_t streams);
+/* Nothing is left that the other side has not acknowledged. */
+int link_is_drained(const struct link *l);
 /* Closes its streams and frees it; no op may use it any more. */
 void link_close(struct link *l);
 void link_stream_open(struct link *l, struct conn *c);

@@ -262,7 +262,7 @@ static void deliver(struct link *l, struct op *op, const struct frame *frame, co
         link_mark_dirty(l);
         break;
     case FRAME_FIN:
-        op_on_fin(op, from, frame->offset);
+        op_on_fin(op, from);
         break;
     default:
         op->received_bytes += frame->payload_bytes;

@@ -96,7 +96,7 @@ static pccl_err attempt_layout(struct op *op, struct epoch *epoch)
             op->rank = rank;
             continue;
         }
-        op->peers[rank] = link_find(e, &m->id);
+        op->peers[rank] = epoch_link(e, epoch, m);
         ASSERT(op->peers[rank]);
         op->flows[rank].op = op;
         op->flows[rank].link = op->peers[rank];
@@ -141,8 +141,6 @@ static pccl_algorithm resolve(const struct op *op)
         asked = PCCL_ALGORITHM_MESH;
     if (op->request.codec)            /* a ring would encode again at every hop */
         return asked == PCCL_ALGORITHM_ONE_ROUND ? asked : PCCL_ALGORITHM_MESH;
-    if (op->epoch->detour_count)
-        return PCCL_ALGORITHM_RING;   /* the only one that can do without a link between some pair */
     if (asked == PCCL_ALGORITHM_TWO_LEVEL && (!reduces || one_region(op)))
         asked = PCCL_ALGORITHM_RING;
     int narrow = op->request.dtype == PCCL_FLOAT16 || op->request.dtype == PCCL_BFLOAT16;
@@ -378,29 +376,6 @@ void op_end(struct op *op, pccl_err status)
     engine_emit(e, &event);
 }
 
-/* -- detours -------------------------------------------------------------------------------------------------------- */
-
-static uint32_t rank_of_member(const struct op *op, uint32_t member)
-{
-    for (uint32_t i = 0; i < op->n; i++)
-        if (op->members[i] == &op->epoch->members[member])
-            return i;
-    return op->n;
-}
-
-/* How two participants reach each other; NULL: directly. A detour through a peer that takes no part is none. */
-static const pccl_detour *detour_of(const struct op *op, uint32_t a, uint32_t b)
-{
-    const struct epoch *epoch = op->epoch;
-    for (uint32_t i = 0; i < epoch->detour_count; i++) {
-        const pccl_detour *d = &epoch->detours[i];
-        uint32_t x = rank_of_member(op, d->a), y = rank_of_member(op, d->b);
-        if (((x == a && y == b) || (x == b && y == a)) && rank_of_member(op, d->via) < op->n)
-            return d;
-    }
-    return NULL;
-}
-
 /* -- finishing ---------------------------------------------------------------------------------------------------------- */
 
 static void try_commit(struct op *op)
@@ -416,35 +391,15 @@ void op_finished(struct op *op)
         return;
     input(op, OP_RESULT);
     for (uint32_t i = 0; i < op->n; i++)
-        if (op->peers[i] && !detour_of(op, op->rank, i))
+        if (op->peers[i])
             link_notify(op->peers[i], op, FRAME_FIN, 0);
     try_commit(op);
 }
 
-/* This peer may be the one through which `from` reaches others: they hear of its FIN from us. */
-static void pass_on_fin(const struct op *op, uint32_t from)
+void op_on_fin(struct op *op, uint32_t from)
 {
-    for (uint32_t i = 0; op->epoch->detour_count && i < op->n; i++) {
-        const pccl_detour *d = detour_of(op, from, i);
-        if (op->peers[i] && d && rank_of_member(op, d->via) == op->rank)
-            link_notify(op->peers[i], op, FRAME_FIN, (uint64_t)(op->members[from] - op->epoch->members) + 1);
-    }
-}
-
-void op_on_fin(struct op *op, uint32_t from, uint64_t origin)
-{
-    if (origin > op->epoch->member_count)
-        return;
-    if (origin)
-        from = rank_of_member(op, (uint32_t)origin - 1);
-    if (from >= op->n || from == op->rank)
-        return;
-    if (!op->fins[from]) {
-        op->fins[from] = 1;
-        op->fin_count++;
-        if (!origin)
-            pass_on_fin(op, from);
-    }
+    op->fin_count += !op->fins[from];
+    op->fins[from] = 1;
     if (op->state == OP_RUNNING && op_awaits_receipt(op))
         op_finished(op);
     else

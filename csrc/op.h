@@ -135,8 +135,7 @@ void op_end(struct op *op, pccl_err status);
 void op_freeze(struct op *op);
 /* The algorithm calls it when this peer holds its whole result. */
 void op_finished(struct op *op);
-/* `from` is the link's peer; origin 0: it speaks for itself, else for the (origin - 1)-th member of the epoch. */
-void op_on_fin(struct op *op, uint32_t from, uint64_t origin);
+void op_on_fin(struct op *op, uint32_t from);
 /* The other side described the op otherwise. */
 void op_on_mismatch(struct op *op, const struct link *from, const struct frame *frame);
 void op_on_overdue(struct op *op);

@@ -110,11 +110,25 @@ void wire_encode_hello(const struct hello *h, uint8_t b[WIRE_HELLO_BYTES])
     memcpy(b + 8, h->run, 16);
     memcpy(b + 24, h->dialler.bytes, 16);
     memcpy(b + 40, h->acceptor.bytes, 16);
-    put32(b + 56, h->epoch);
-    put32(b + 60, h->stream);
-    put32(b + 64, h->streams);
-    memcpy(b + 68, h->nonce, WIRE_NONCE_BYTES);
+    memcpy(b + 56, h->target.bytes, 16);
+    put32(b + 72, h->epoch);
+    put32(b + 76, h->stream);
+    put32(b + 80, h->streams);
+    put16(b + 84, h->purpose);
+    put16(b + 86, h->hops);
+    memcpy(b + 88, h->nonce, WIRE_NONCE_BYTES);
     seal(b, STAGE_HELLO, WIRE_HELLO_BYTES);
+}
+
+static pccl_err check_hello(const struct hello *h)
+{
+    static const pccl_peer_id nobody;
+    int relay = h->purpose == HELLO_RELAY, targeted = memcmp(&h->target, &nobody, sizeof nobody) != 0;
+    if (h->streams == 0 || h->stream >= h->streams || h->purpose >= HELLO_PURPOSE_END)
+        return PCCL_EPROTO;
+    if (relay != targeted || (!relay && h->hops) || (h->purpose == HELLO_RELAYED && !h->epoch))
+        return PCCL_EPROTO;
+    return PCCL_OK;
 }
 
 pccl_err wire_decode_hello(const uint8_t b[WIRE_HELLO_BYTES], struct hello *hello_p)
@@ -125,11 +139,14 @@ pccl_err wire_decode_hello(const uint8_t b[WIRE_HELLO_BYTES], struct hello *hell
     memcpy(h.run, b + 8, 16);
     memcpy(h.dialler.bytes, b + 24, 16);
     memcpy(h.acceptor.bytes, b + 40, 16);
-    h.epoch = get32(b + 56);
-    h.stream = get32(b + 60);
-    h.streams = get32(b + 64);
-    memcpy(h.nonce, b + 68, WIRE_NONCE_BYTES);
-    if (h.streams == 0 || h.stream >= h.streams)
+    memcpy(h.target.bytes, b + 56, 16);
+    h.epoch = get32(b + 72);
+    h.stream = get32(b + 76);
+    h.streams = get32(b + 80);
+    h.purpose = get16(b + 84);
+    h.hops = get16(b + 86);
+    memcpy(h.nonce, b + 88, WIRE_NONCE_BYTES);
+    if (check_hello(&h) != PCCL_OK)
         return PCCL_EPROTO;
     *hello_p = h;
     return PCCL_OK;

@@ -11,7 +11,7 @@ enum {
     WIRE_VERSION = 1,
     WIRE_HEADER_BYTES = 64,
     WIRE_PAYLOAD_BYTES_MAX = 1 << 20,
-    WIRE_HELLO_BYTES = 104,
+    WIRE_HELLO_BYTES = 124,
     WIRE_CHALLENGE_BYTES = 76,
     WIRE_PROOF_BYTES = 44,
     WIRE_READY_BYTES = 12,
@@ -63,10 +63,19 @@ struct desc {
 uint64_t desc_pack(const struct desc *desc);
 pccl_err desc_unpack(uint64_t packed, struct desc *desc_p);
 
+/* What a stream is for. */
+enum hello_purpose {
+    HELLO_DIRECT = 0,   /* the link between dialler and acceptor */
+    HELLO_RELAY = 1,    /* to be passed on to `target` by the acceptor, over at most `hops` further relays */
+    HELLO_RELAYED = 2,  /* the detour between dialler and acceptor that carries frames of `epoch` */
+    HELLO_PURPOSE_END = 3
+};
+
 struct hello {
     uint8_t run[16];
-    pccl_peer_id dialler, acceptor;
+    pccl_peer_id dialler, acceptor, target;  /* target: all 0 but for a RELAY */
     uint32_t epoch, stream, streams;
+    uint16_t purpose, hops;
     uint8_t nonce[WIRE_NONCE_BYTES];
 };
 

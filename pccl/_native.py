@@ -102,7 +102,7 @@ class EngineConfig:
     fault_seed: int = 0
     eager_bytes: int = 4 << 20
     handshake_timeout_s: float = 5.0
-    silence_s: float = 10.0
+    silence_s: float = 2.5
     defects: int = 0
     sim: Sim | None = None
 
@@ -151,6 +151,7 @@ class EngineStats:
     parked_bytes: int
     pool_bytes: int
     oldest_boundary: int
+    relayed_bytes: int
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------
@@ -441,9 +442,6 @@ class Engine:
         for verdict, (name, status) in zip(verdicts, config.verdicts, strict=False):
             verdict.name.boundary, verdict.name.lane, verdict.name.seq = name
             verdict.status = status
-        detours = ffi.new("pccl_detour[]", max(1, len(config.detours)))
-        for detour, (a, b, via) in zip(detours, config.detours, strict=False):
-            detour.a, detour.b, detour.via = a, b, via
         epoch = ffi.new("pccl_epoch *")
         epoch.size = ffi.sizeof("pccl_epoch")
         epoch.epoch = config.epoch
@@ -456,7 +454,6 @@ class Engine:
         epoch.one_round_bytes_max = config.one_round_bytes_max
         epoch.mesh_bytes_max = config.mesh_bytes_max
         epoch.large_algorithm = config.large_algorithm
-        epoch.detour_count, epoch.detours = len(config.detours), detours
         with self._lock:
             _check(lib.pccl_engine_configure(self._live(), epoch), f"epoch {config.epoch}")
 
@@ -546,6 +543,7 @@ def _c_members(members: Sequence[MemberConfig]) -> Any:
         raw.weight = member.weight
         raw.region = member.region
         raw.streams = member.streams
+        raw.via = 0 if member.via is None else 1 + member.via
         raw.dial = member.dial
         raw.address = _fitting(member.address, 80, "address")
     return array

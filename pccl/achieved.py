@@ -85,9 +85,7 @@ class Stopwatch:
         config = self._config
         assert config is not None
         planned = config.large_algorithm or Algorithm.RING
-        if config.detours:
-            planned = Algorithm.RING
-        elif desc.nbytes <= config.one_round_bytes_max:
+        if desc.nbytes <= config.one_round_bytes_max:
             planned = Algorithm.ONE_ROUND
         elif desc.nbytes <= config.mesh_bytes_max:
             planned = Algorithm.MESH

@@ -314,7 +314,8 @@ class Freeze(Message, frozen=True):
 class Epoch(Message, frozen=True):
     """The new epoch. `change` 0: from a boundary on (growth, or a new plan).
 
-    By rank: `streams` (a, b, count) where a link has another number than the plan's; `detours` (a, b, via).
+    By rank: `streams` (a, b, count) where a link has another number than the plan's; `detours` (a, b, via): a reaches b
+    through via.
     """
 
     epoch: U32

@@ -643,7 +643,7 @@ def _plan_of(plan: m.Plan) -> PlanInfo:
 
 
 def _configure(own: bytes, event: m.Epoch) -> Configure:
-    streams = _streams_of(own, event)
+    streams, vias = _streams_of(own, event), _vias_of(own, event)
     members = [
         MemberConfig(
             id=p.peer,
@@ -653,10 +653,10 @@ def _configure(own: bytes, event: m.Epoch) -> Configure:
             weight=p.weight,
             region=p.region,
             streams=streams.get(rank, 0),
+            via=vias.get(rank),
         )
         for rank, p in enumerate(event.members)
     ]
-    count = len(members)
     names = [OpName(v.op.boundary, v.op.lane, v.op.seq) for v in event.verdicts]
     config = EpochConfig(
         epoch=event.epoch,
@@ -669,7 +669,6 @@ def _configure(own: bytes, event: m.Epoch) -> Configure:
         mesh_bytes_max=event.plan.mesh_bytes_max,
         large_algorithm=event.plan.large_algorithm,
         one_round_bytes_max=event.plan.one_round_bytes_max,
-        detours=tuple(detour for detour in event.detours if max(detour) < count and len(set(detour)) == 3),
     )
     texts = {name: verdict.text for name, verdict in zip(names, event.verdicts, strict=True) if verdict.text}
     return Configure(config, texts)
@@ -680,6 +679,14 @@ def _streams_of(own: bytes, event: m.Epoch) -> dict[int, int]:
     mine = next(rank for rank, member in enumerate(event.members) if member.peer == own)
     ends = ((a if b == mine else b, count) for a, b, count in event.streams if mine in (a, b))
     return {other: count for other, count in ends if 1 <= count <= STREAMS_LIMIT}
+
+
+def _vias_of(own: bytes, event: m.Epoch) -> dict[int, int]:
+    """By the ranks of those to whom this peer has no link: the rank of the member through which it reaches them."""
+    mine = next(rank for rank, member in enumerate(event.members) if member.peer == own)
+    count = len(event.members)
+    vias = {to: via for start, to, via in event.detours if start == mine and max(to, via) < count}
+    return {to: via for to, via in vias.items() if mine not in (to, via) and via not in vias}
 
 
 def who(identity: Identity) -> str:

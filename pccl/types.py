@@ -130,6 +130,7 @@ class MemberConfig:
     """One member of an epoch as the engine wants it (pccl_member). `dial`: this side dials; `address` "": self.
 
     `weight`: its share of a large mesh all-reduce, all 0 for equal ones. `streams` of the link to it, 0: the epoch's.
+    `via`: rank of the member through which it is reached, None: directly.
     """
 
     id: bytes
@@ -139,14 +140,12 @@ class MemberConfig:
     weight: int = 0
     region: int = 0
     streams: int = 0
+    via: int | None = None
 
 
 @dataclass(slots=True, frozen=True)
 class EpochConfig:
-    """An epoch as the engine wants it (pccl_epoch). Rank = position in `members`; verdicts: (op, Status).
-
-    `detours`: (a, b, via) by rank, for each pair without a link.
-    """
+    """An epoch as the engine wants it (pccl_epoch). Rank = position in `members`; verdicts: (op, Status)."""
 
     epoch: int
     from_boundary: int
@@ -157,7 +156,6 @@ class EpochConfig:
     segment_bytes: int
     mesh_bytes_max: int
     large_algorithm: int = 0
-    detours: tuple[tuple[int, int, int], ...] = ()
     one_round_bytes_max: int = 0
 
 

@@ -103,7 +103,8 @@ typedef enum {
     PCCL_DEFECT_NO_FENCE = 16,         /* still accepts frames of a frozen epoch */
     PCCL_DEFECT_ARRIVAL_ORDER = 32,    /* the mesh sums in order of arrival instead of rank */
     PCCL_DEFECT_LOSE_RESEND = 64,      /* forgets the unacknowledged segments of a lost stream */
-    PCCL_DEFECT_IGNORE_DEADLINE = 128  /* never reports an overdue op */
+    PCCL_DEFECT_IGNORE_DEADLINE = 128, /* never reports an overdue op */
+    PCCL_DEFECT_NO_RELAY = 256         /* passes nothing on between others */
 } pccl_defect;
 
 /* One member of an epoch. Rank = position in the array. Copied. */
@@ -113,14 +114,10 @@ typedef struct {
     uint32_t weight;      /* its share of a mesh all-reduce, relative to the others'; all 0: equal shares */
     uint16_t region;      /* members of one region are close to each other (two-level all-reduce) */
     uint16_t streams;     /* TCP connections of the link to it; 0: the epoch's */
+    uint16_t via;         /* there is no link to it: 1 + rank of the member through which it is reached; 0: there is */
     uint8_t dial;         /* 1: this side dials it; 0: it dials us */
     char address[80];     /* where its engine listens: "host:port" with a numeric host; "" for self */
 } pccl_member;
-
-/* Two members without a link between them: what one tells the other about ops goes through `via` (ranks). */
-typedef struct {
-    uint32_t a, b, via;
-} pccl_detour;
 
 /* The name of an op within a group: the same on every peer, kept when the op is retried in a later epoch. */
 typedef struct {
@@ -151,8 +148,6 @@ typedef struct {
     uint64_t one_round_bytes_max;  /* all-reduces of at most so many bytes take one round, */
     uint64_t mesh_bytes_max;       /* those of at most so many the mesh with equal shares, */
     uint8_t large_algorithm;       /* larger ones this pccl_algorithm (AUTO: the ring), with the members' weights */
-    uint32_t detour_count;
-    const pccl_detour *detours;
 } pccl_epoch;
 
 /* An op. Copied; `in` and `out` are borrowed until the op's PCCL_EVENT_OP event. */
@@ -249,6 +244,7 @@ typedef struct {
     uint64_t parked_bytes;
     uint64_t pool_bytes;       /* scratch and backup memory held */
     uint32_t oldest_boundary;  /* of the pending ops; with none pending, the boundary that the engine was told last */
+    uint64_t relayed_bytes;    /* passed on between peers that have no link */
 } pccl_stats;
 
 /* What a packed description says. */

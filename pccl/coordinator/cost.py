@@ -3,12 +3,13 @@
 Pure. `Paths` is what is known or assumed about the ways between n members, by rank. A time is the bytes of the busiest
 path (or site) at its rate, plus the delays that nothing hides; kernels cost nothing, except where all fold everything.
 The mesh is the two-level scheme in which every member is a region of its own: one formula serves both. Who sends what
-follows csrc/ring.c, csrc/mesh.c, csrc/two_level.c and csrc/one_round.c. All is done by matrices: a
-thousand members have a million paths.
+follows csrc/ring.c, csrc/mesh.c, csrc/two_level.c and csrc/one_round.c; what goes over a detour counts at every link
+on its way. All is done by matrices: a thousand members have a million paths.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -36,6 +37,7 @@ LINE_PATHS = 4
 
 Ranks = NDArray[np.int64]
 Shares = Array | Sequence[float]
+Hop = tuple[int, int]
 
 
 @dataclass(slots=True, frozen=True)
@@ -54,7 +56,8 @@ class Paths:
     """All ways between n members, as matrices [from, to]. `delay`: one way, seconds; `rate`: bytes/s.
 
     `up`, `down`: bytes/s of a member on all its `shared` paths together. `known`: whether the rate was measured.
-    `near`: both are on one host. A member's way to itself has no delay, and is neither known nor near.
+    `near`: both are on one host. A member's way to itself has no delay, and is neither known nor near. `ways`: the
+    links that a detour goes over, for each pair without a link; its delay and rate are those of the way.
     """
 
     delay: Array
@@ -64,6 +67,7 @@ class Paths:
     up: Array
     down: Array
     shared: Bools
+    ways: dict[Hop, tuple[Hop, ...]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -79,6 +83,10 @@ class Paths:
         alone: Array = np.minimum(self.rate, np.minimum(self.up[:, None], self.down[None, :]))
         return np.where(self.shared, alone, self.rate)
 
+    def way(self, a: int, b: int) -> tuple[Hop, ...]:
+        """The links that bytes from a to b go over."""
+        return self.ways.get((a, b), ((a, b),))
+
     @property
     def delay_max(self) -> float:
         """The longest way between any two: every op ends with a FIN from everybody to everybody."""
@@ -91,7 +99,9 @@ class Paths:
             return self
         pairs = np.ix_(ranks, ranks)
         matrices = (self.delay[pairs], self.rate[pairs], self.known[pairs], self.near[pairs])
-        return Paths(*matrices, self.up[ranks], self.down[ranks], self.shared[pairs])
+        rank = {k: place for place, k in enumerate(order)}
+        ways = {(rank[a], rank[b]): tuple((rank[x], rank[y]) for x, y in way) for (a, b), way in self.ways.items()}
+        return Paths(*matrices, self.up[ranks], self.down[ranks], self.shared[pairs], ways)
 
 
 # -- what is known, and what is assumed where nothing is ------------------------------------------------------------
@@ -157,6 +167,13 @@ def ring_hops(n: int) -> list[tuple[int, int]]:
     return [(rank, (rank + 1) % n) for rank in range(n)] if n > 1 else []
 
 
+def ring_rates(paths: Paths) -> Array:
+    """What each hop gets when all are busy: a link that several go over is shared."""
+    ways = [paths.way(a, b) for a, b in ring_hops(paths.n)]
+    users = Counter(link for way in ways for link in way)
+    return np.array([min(paths.hop_rate(a, b) / users[a, b] for a, b in way) for way in ways])
+
+
 def ring_seconds(paths: Paths, nbytes: float, segment_bytes: int) -> float:
     """The ring in the order of ranks: 2 (n - 1) spans over each hop, segments moving on as they come.
 
@@ -166,7 +183,7 @@ def ring_seconds(paths: Paths, nbytes: float, segment_bytes: int) -> float:
     hops = ring_hops(paths.n)
     if not hops:
         return 0.0
-    rates = np.array([paths.hop_rate(a, b) for a, b in hops])
+    rates = ring_rates(paths)
     delays = np.array([paths.delay[a, b] for a, b in hops])
     span = nbytes / paths.n
     segment = min(span, segment_bytes)
@@ -256,8 +273,20 @@ def owners_seconds(paths: Paths, regions: tuple[int, ...], shares: Shares, nbyte
 
 def busiest(paths: Paths, routes: Routes, shares: Shares) -> float:
     """Seconds per byte of the whole: of the path or site with the most to do."""
-    carried = routes.carried(shares)
+    carried = on_links(paths, routes.carried(shares))
     return float(max(path_seconds(paths, carried).max(), site_seconds(paths, carried).max()))
+
+
+def on_links(paths: Paths, carried: Array) -> Array:
+    """What links carry, [from, to], when pairs have so much for each other."""
+    if not paths.ways:
+        return carried
+    found: Array = carried.copy()
+    for pair, way in paths.ways.items():
+        found[pair] -= carried[pair]
+        for link in way:
+            found[link] += carried[pair]
+    return found
 
 
 def path_seconds(paths: Paths, carried: Array) -> Array:
@@ -283,17 +312,17 @@ def owners_delay(paths: Paths, routes: Routes) -> float:
     return float((there + back).max()) + paths.delay_max
 
 
-def one_round_seconds(paths: Paths, nbytes: float) -> float:
+def one_round_line(paths: Paths) -> Line:
     """Everybody sends everything to all and folds it all: the busiest path or site, the folding, the way, and the FIN.
 
     Of the folding only what the mesh does not have, where each folds its span.
     """
     n = paths.n
     if n < 2:
-        return 0.0
-    everything = nbytes * (1.0 - np.eye(n))
-    busy = max(path_seconds(paths, everything).max(), site_seconds(paths, everything).max())
-    return float(busy) + (n - 1) * nbytes / FOLD_BYTES_PER_S + 2 * paths.delay_max
+        return Line(0.0, 0.0)
+    carried = on_links(paths, 1.0 - np.eye(n))
+    busy = max(path_seconds(paths, carried).max(), site_seconds(paths, carried).max())
+    return Line(float(busy) + (n - 1) / FOLD_BYTES_PER_S, 2 * paths.delay_max)
 
 
 def equal_shares(n: int) -> tuple[float, ...]:

@@ -1,8 +1,8 @@
 """fixed.py - what an operator lays down about every plan: the streams of a link, the algorithm of all-reduces.
 
 For benchmarks and for finding out what a plan costs; the planner does better without. Pure. What is fixed counts as far
-as it can: a dead link still asks for the ring, two levels for regions, a codec and a half-precision all-reduce for the
-mesh. One round is only for little data, so nobody can fix it.
+as it can: two levels still ask for regions, a codec and a half-precision all-reduce for the mesh. One round is only
+for little data, so nobody can fix it.
 """
 
 from __future__ import annotations

@@ -18,6 +18,10 @@ from pccl.coordinator.plan import Pair
 from pccl.types import Cause
 
 FIGURES_AGE_S = 600.0
+#: A link that is dead for so long is done without; not so one that is back after two seconds, and then dialled.
+GRACE_S = 5.0
+#: So long has a link been dead that is reported as silent (silence_ns of the engine).
+SILENCE_S = 2.5
 MENDED_S = 5.0
 MENDED_DOUBLINGS = 6
 
@@ -30,8 +34,9 @@ def pair_of(a: bytes, b: bytes) -> Pair:
 class Links:
     """All links of one group."""
 
-    def __init__(self, grace_s: float) -> None:
+    def __init__(self, grace_s: float = GRACE_S, mended_s: float = MENDED_S) -> None:
         self.grace_s = grace_s
+        self.mended_s = mended_s
         self.broken: frozenset[Pair] = frozenset()
         self.reports = 0  # grows whenever there are new figures
         self._figures = AgedFigures(3)  # round-trip times, rates, losses
@@ -69,7 +74,8 @@ class Links:
             if suspect.cause == Cause.REFUSED:
                 self._refused[(reporter, suspect.peer)] = now
         pair = pair_of(reporter, suspect.peer)
-        self._since.setdefault(pair, now)
+        since = now - SILENCE_S if suspect.cause == Cause.SILENT else now
+        self._since[pair] = min(since, self._since.get(pair, since))
         self._whole.pop(pair, None)
 
     def heal(self, now: float, reporter: bytes, peer: bytes) -> bool:
@@ -112,7 +118,7 @@ class Links:
     # -- broken and mended ------------------------------------------------------------------------------------
 
     def overdue(self, now: float) -> list[tuple[Pair, float]]:
-        """Links suspected for longer than the grace, and since when they have been so."""
+        """Links dead for longer than the grace, and since when they have been so."""
         ends = ((pair, since + self.grace_s) for pair, since in self._since.items())
         return sorted((pair, end) for pair, end in ends if end <= now and pair not in self.broken | self._given_up)
 
@@ -145,4 +151,4 @@ class Links:
 
     def _mended_at(self, pair: Pair) -> float:
         doublings = min(self._breaks.get(pair, 1) - 1, MENDED_DOUBLINGS)
-        return self._whole[pair] + MENDED_S * 2.0**doublings
+        return self._whole[pair] + self.mended_s * 2.0**doublings

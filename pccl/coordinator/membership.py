@@ -19,7 +19,7 @@ from typing import Any
 from pccl import messages as m
 from pccl.coordinator.cost import Measurements
 from pccl.coordinator.events import Disconnected, Effect, Event, From, Reconnected, Record, Send, Tick
-from pccl.coordinator.links import Links
+from pccl.coordinator.links import GRACE_S, MENDED_S, Links
 from pccl.coordinator.plan import Pair, Plan, is_worth_a_try, is_worth_it, plan, predict, wants_other_streams
 from pccl.coordinator.reality import Reality
 from pccl.coordinator.roster import Peer, Settled, evidence_in_words, in_words, infos, wire_members, wire_plan
@@ -55,7 +55,9 @@ class Settings:
     probe: bool = True
     peers_max: int = 1024
     waiting_max: int = 1024
-    link_grace_s: float = 1.0
+    link_grace_s: float = GRACE_S
+    link_mended_s: float = MENDED_S
+    replan_gap_s: float = REPLAN_GAP_S
     planner: Callable[[Sequence[MemberInfo], Measurements, frozenset[Pair]], Plan] = plan
 
     def __post_init__(self) -> None:
@@ -102,7 +104,7 @@ class Membership:
         self._holds = 0
         self._changes = 0
         self._epochs: list[m.Epoch] = []
-        self._links = Links(settings.link_grace_s)
+        self._links = Links(settings.link_grace_s, settings.link_mended_s)
         self._reality = Reality()
         self._settled = Settled()
         self._wish = ""  # why a new plan is wanted
@@ -422,7 +424,7 @@ class Membership:
         mended = self._links.mend(self._now)
         if mended:
             self._wish = f"new plan: {_names(mended)} can be used again"
-        elif self.state is State.STABLE and self._now >= self._planned + REPLAN_GAP_S:
+        elif self.state is State.STABLE and self._now >= self._planned + self.settings.replan_gap_s:
             self._compare()
 
     def _avoid_dead_links(self) -> bool:
@@ -537,7 +539,7 @@ class Membership:
         if not self.members:
             self.change, self.plan, self.state = None, None, State.FORMING
             self._epochs, self._wish = [], ""
-            self._links = Links(self.settings.link_grace_s)
+            self._links = Links(self.settings.link_grace_s, self.settings.link_mended_s)
             self._faults.clear()
             self._note(b"", "empty", reason)
             return

@@ -1,15 +1,15 @@
 """plan.py - chooses how an epoch moves its bytes: order of ranks, algorithm, spans, regions, streams, detours.
 
 Pure and deterministic: a function of the members, of what was measured between them, and of the links that are
-broken. Every candidate's time is predicted (cost.py) for REFERENCE_BYTES; the plan carries the prediction and, in
-words, how the candidates compare. Where nothing is known, one host gets the ring and many hosts get the mesh, which
-measures all paths.
+broken, whose ends reach each other by detours (detours.py). Every candidate's time is predicted (cost.py) for
+REFERENCE_BYTES; the plan carries the prediction and, in words, how the candidates compare. Where nothing is known, one
+host gets the ring and many hosts get the mesh, which measures all paths.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -17,21 +17,25 @@ import numpy as np
 
 from pccl.coordinator.cost import (
     REFERENCE_BYTES,
+    Hop,
     Measurements,
     Paths,
     equal_shares,
     mesh_regions,
-    one_round_seconds,
+    one_round_line,
     owners_line,
     owners_seconds,
     paths_of,
     ring_hops,
+    ring_rates,
     ring_seconds,
 )
+from pccl.coordinator.detours import Triple, detours_in, detours_of, over_detours
 from pccl.coordinator.figures import Array
 from pccl.coordinator.fixed import FREE, Fixed
 from pccl.coordinator.places import all_near, regions_of
 from pccl.coordinator.rings import best_ring
+from pccl.coordinator.sizes import MESH_ALWAYS, mesh_bytes_max, one_round_bytes_max, one_round_unknown
 from pccl.coordinator.spans import as_shares, as_weights, best_shares
 from pccl.types import Algorithm, MemberInfo, short_id
 
@@ -47,12 +51,6 @@ SEGMENT_BYTES_SLOW = 64 << 10
 #: A segment is not interrupted by what is urgent: shorter ones where they take long.
 SLOW_BYTES_PER_S = 15e6
 MESH_BYTES_MAX = 1 << 20
-MESH_BYTES_MIN = 16 << 10
-MESH_ALWAYS = 1 << 62
-ONE_ROUND_BYTES_MIN = 64
-ONE_ROUND_BYTES_MAX = 4 << 20
-#: Where nothing is known of the rates, what a peer sends in one round at most, to all others together.
-ONE_ROUND_BYTES_UNKNOWN = 192 << 10
 #: What a less simple plan must gain over a simpler one, and a new one over the one in use.
 PREFER_GAIN = 0.05
 #: What unequal spans must gain over equal ones. Measured rates of equal paths differ by almost as much, and spans made
@@ -66,7 +64,6 @@ FEW_MAX = 128
 BROKEN_S = 1e9
 
 Pair = tuple[bytes, bytes]
-Triple = tuple[int, int, int]
 
 
 @dataclass(slots=True, frozen=True)
@@ -75,8 +72,8 @@ class Plan:
 
     `one_round_bytes_max`: up to so many bytes all-reduces take one round, up to `mesh_bytes_max` the mesh with equal
     spans, beyond `large_algorithm` with the spans of `weights` (all 0: equal). `pair_streams`: (a, b, count) by rank
-    where it is not `streams`. `detours`: (a, b, via) for each broken pair. `predicted_s`: for REFERENCE_BYTES; 0 if
-    nothing is known.
+    where it is not `streams`. `detours`: (a, b, via) for each direction of each broken pair. `predicted_s`: for
+    REFERENCE_BYTES; 0 if nothing is known.
     """
 
     streams: int
@@ -114,19 +111,23 @@ def plan(
 
 
 def _plan(members: Sequence[MemberInfo], measured: Measurements, broken: frozenset[Pair], asked: Algorithm) -> Plan:
+    n, number = len(members), {member.id: place for place, member in enumerate(members)}
+    dead = sorted((number[a], number[b]) for a, b in broken if a in number and b in number)
     paths = paths_of(members, measured)
-    ids = [member.id for member in members]
-    dead = sorted((ids.index(a), ids.index(b)) for a, b in broken if a in ids and b in ids)
-    around = _around(members, measured, paths, dead) if dead else None
-    if around is not None:
-        return around
+    paths = over_detours(paths, detours_of(n, dead, lambda a, b: float(paths.delay[a, b])))
     if _is_measured(paths):
-        chosen = _by_measurement(members, measured, paths, asked)
-    else:
-        chosen = _as_asked(_by_rule(members, measured, paths), asked)
-    if dead:
-        return replace(chosen, reason=f"{chosen.reason}; no ring avoids {_pairs(ids, dead)}")
-    return chosen
+        return _told(_by_measurement(members, measured, paths, asked), members, dead)
+    return _told(_as_asked(_by_rule(members, measured, paths), asked), members, dead)
+
+
+def _told(chosen: Plan, members: Sequence[MemberInfo], dead: Sequence[tuple[int, int]]) -> Plan:
+    """The plan, its reason with the broken links."""
+    pairs = [(members[a].id, members[b].id) for a, b in dead]
+    around = [pair for pair in pairs if chosen.avoids(pair)]
+    without = [pair for pair in pairs if not chosen.avoids(pair)]
+    facts = [f"around the broken {_names(around)}"] if around else []
+    facts += [f"no way around the broken {_names(without)}"] if without else []
+    return replace(chosen, reason="; ".join([chosen.reason, *facts]))
 
 
 def predict(
@@ -134,13 +135,13 @@ def predict(
 ) -> float:
     """What a plan that is in use would take now for so many bytes. The members are those of the plan."""
     by_id = {member.id: member for member in members}
-    paths = paths_of([by_id[peer] for peer in present.order], measured)
+    paths = over_detours(paths_of([by_id[peer] for peer in present.order], measured), present.detours)
     n = paths.n
-    if not present.detours and nbytes <= present.one_round_bytes_max:
-        return one_round_seconds(paths, nbytes)
-    if not present.detours and (n <= 2 or present.mesh_bytes_max >= nbytes):
+    if nbytes <= present.one_round_bytes_max:
+        return one_round_line(paths).seconds(nbytes)
+    if n <= 2 or present.mesh_bytes_max >= nbytes:
         return owners_seconds(paths, mesh_regions(n), equal_shares(n), nbytes)
-    if present.detours or present.large_algorithm in (Algorithm.AUTO, Algorithm.RING):
+    if present.large_algorithm in (Algorithm.AUTO, Algorithm.RING):
         return ring_seconds(paths, nbytes, present.segment_bytes)
     two_level = present.large_algorithm == Algorithm.TWO_LEVEL
     regions = present.regions if two_level else mesh_regions(n)
@@ -183,20 +184,27 @@ def _is_measured(paths: Paths) -> bool:
 
 
 def _by_rule(members: Sequence[MemberInfo], measured: Measurements, paths: Paths) -> Plan:
-    near, regions = all_near(members, measured.rtt_s), regions_of(paths.delay, paths.near)
-    simple, many = near and len(members) > 2, not near and len(members) > FEW_MAX
+    near = all_near(members, measured.rtt_s)
+    order = _ring(paths, SEGMENT_BYTES) if paths.ways else tuple(range(paths.n))
+    ranked, placed = [members[k] for k in order], paths.ordered(order)
+    regions = regions_of(placed.delay, placed.near)
+    simple = near and len(members) > 2 and not placed.ways.keys() & set(ring_hops(placed.n))
+    many = not near and len(members) > FEW_MAX
     algorithm = Algorithm.RING if simple else Algorithm.TWO_LEVEL if many and any(regions) else Algorithm.MESH
     streams = 1 if near or many else STREAMS_FAR
+    mesh = owners_line(placed, mesh_regions(placed.n), equal_shares(placed.n))
+    most = MESH_BYTES_MAX if near else one_round_unknown(placed.n)
     return Plan(
         streams=streams,
         segment_bytes=SEGMENT_BYTES,
         mesh_bytes_max=MESH_ALWAYS if algorithm == Algorithm.MESH else MESH_BYTES_MAX,
-        order=tuple(member.id for member in members),
+        order=tuple(member.id for member in ranked),
         large_algorithm=algorithm,
         regions=regions,
-        pair_streams=() if near else _pair_streams(members, measured, paths, streams),
+        pair_streams=() if near else _pair_streams(ranked, measured, placed, streams),
+        detours=detours_in(placed),
         reason="one host" if near else f"nothing is known about the paths: {_RULES[algorithm]}",
-        one_round_bytes_max=_one_round_bytes_max(paths, MESH_BYTES_MAX if near else _one_round_unknown(paths.n)),
+        one_round_bytes_max=one_round_bytes_max(one_round_line(placed), mesh.seconds, most),
     )
 
 
@@ -247,19 +255,20 @@ def _by_measurement(
     places = tuple(regions[k] for k in best.order)
     weights = as_weights([best.shares[k] for k in best.order])
     streams = _usual_streams(ranked, measured, placed)
-    mesh_bytes_max = _mesh_bytes_max(placed, best.algorithm, places, weights, segment, asked)
+    mesh_most, one_round_most = _sizes(placed, best.algorithm, places, weights, segment, asked)
     return Plan(
         streams=streams,
         segment_bytes=segment,
-        mesh_bytes_max=mesh_bytes_max,
+        mesh_bytes_max=mesh_most,
         order=tuple(member.id for member in ranked),
         large_algorithm=best.algorithm,
         weights=weights,
         regions=places,
         pair_streams=_pair_streams(ranked, measured, placed, streams),
+        detours=detours_in(placed),
         predicted_s=best.seconds,
         reason=why + ", ".join(f"{_name(c.algorithm)} {c.seconds:.3g} s" for c in candidates),
-        one_round_bytes_max=_one_round_bytes_max(placed, mesh_bytes_max) if asked == Algorithm.AUTO else 0,
+        one_round_bytes_max=one_round_most,
     )
 
 
@@ -297,9 +306,9 @@ def _candidates(paths: Paths, regions: tuple[int, ...], segment: int) -> list[_C
         split, seconds = _shares(paths, regions)
         text = f"two levels, {len(set(regions))} regions, {_spread(split)}"
         found.append(_Candidate(Algorithm.TWO_LEVEL, own, seconds, split, text))
-    order = best_ring(ring_costs(paths), ring_steps(paths, segment))
+    order = _ring(paths, segment)
     placed = paths.ordered(order)
-    slowest = min(placed.hop_rate(a, b) for a, b in ring_hops(n))
+    slowest = min(ring_rates(placed))
     text = f"ring, slowest hop {slowest / 1e6:.3g} MB/s"
     seconds = ring_seconds(placed, REFERENCE_BYTES, segment)
     found.append(_Candidate(Algorithm.RING, order, seconds, shares, text))
@@ -313,12 +322,20 @@ def _shares(paths: Paths, regions: tuple[int, ...]) -> tuple[tuple[float, ...], 
     return (best, best_s) if best_s < (1 - SPANS_GAIN) * equal_s else (equal, equal_s)
 
 
-def ring_costs(paths: Paths, dead: Sequence[tuple[int, int]] = ()) -> Array:
+def _ring(paths: Paths, segment: int) -> tuple[int, ...]:
+    """The best ring of links; if there is none, the best of links and detours."""
+    steps = ring_steps(paths, segment)
+    order = best_ring(ring_costs(paths, paths.ways), steps)
+    hops = {(order[a], order[b]) for a, b in ring_hops(paths.n)}
+    return best_ring(ring_costs(paths), steps) if hops & paths.ways.keys() else order
+
+
+def ring_costs(paths: Paths, dead: Iterable[Hop] = ()) -> Array:
     """A hop's time in a ring; a broken one counts more than all others together."""
     nbytes = 2 * (paths.n - 1) / paths.n * REFERENCE_BYTES
     cost = ring_steps(paths, nbytes)
     for a, b in dead:
-        cost[a, b] = cost[b, a] = BROKEN_S
+        cost[a, b] = BROKEN_S
     return cost
 
 
@@ -330,98 +347,37 @@ def ring_steps(paths: Paths, nbytes: float) -> Array:
     return steps
 
 
-def _mesh_bytes_max(
+def _sizes(
     paths: Paths,
     algorithm: Algorithm,
     regions: tuple[int, ...],
     weights: Sequence[int],
     segment: int,
     asked: Algorithm = Algorithm.AUTO,
-) -> int:
-    """The largest power of two for which the mesh with equal spans is better than what large ops use; 0: never."""
+) -> tuple[int, int]:
+    """Of a plan whose large ops use the algorithm: mesh_bytes_max and one_round_bytes_max."""
     n = paths.n
-    if n <= 2 or (algorithm == Algorithm.MESH and not any(weights)):
-        return MESH_ALWAYS
-    if asked not in (Algorithm.AUTO, Algorithm.MESH):
-        return 0
-    levels = regions if algorithm == Algorithm.TWO_LEVEL else mesh_regions(n)
-    plain = owners_line(paths, mesh_regions(n), equal_shares(n))
-    owners = owners_line(paths, levels, as_shares(weights))
-    size = MESH_BYTES_MIN
-    while size < MESH_ALWAYS >> 20:
-        large = ring_seconds(paths, size, segment) if algorithm == Algorithm.RING else owners.seconds(size)
-        if large < _bar(algorithm) * plain.seconds(size):
-            return size // 2
-        size *= 2
-    return MESH_ALWAYS
-
-
-def _one_round_bytes_max(paths: Paths, most: int) -> int:
-    """The largest power of two, up to `most`, for which one round is better than the mesh.
-
-    It saves a way and costs something per byte, so there is one size at which they are even.
-    """
-    n = paths.n
-    if n < 2:
-        return 0
-
     mesh = owners_line(paths, mesh_regions(n), equal_shares(n))
+    owners = owners_line(paths, regions if algorithm == Algorithm.TWO_LEVEL else mesh_regions(n), as_shares(weights))
 
-    def extra_s(nbytes: int) -> float:
-        return one_round_seconds(paths, nbytes) - mesh.seconds(nbytes)
+    def large_s(nbytes: float) -> float:
+        return ring_seconds(paths, nbytes, segment) if algorithm == Algorithm.RING else owners.seconds(nbytes)
 
-    saved_s, cost_s = -extra_s(0), extra_s(REFERENCE_BYTES) - extra_s(0)
-    even = min(most, ONE_ROUND_BYTES_MAX, max(0.0, saved_s) * REFERENCE_BYTES / cost_s)
-    return 1 << int(even).bit_length() - 1 if even >= ONE_ROUND_BYTES_MIN else 0
+    def other_s(nbytes: float) -> float:
+        return mesh.seconds(nbytes) if nbytes <= most else large_s(nbytes)
 
-
-def _one_round_unknown(n: int) -> int:
-    return ONE_ROUND_BYTES_UNKNOWN // max(1, n - 1)
+    if n <= 2 or (algorithm == Algorithm.MESH and not any(weights)):
+        most = MESH_ALWAYS
+    elif asked not in (Algorithm.AUTO, Algorithm.MESH):
+        most = 0
+    else:
+        most = mesh_bytes_max(mesh, large_s, _bar(algorithm))
+    return most, one_round_bytes_max(one_round_line(paths), other_s) if asked == Algorithm.AUTO else 0
 
 
 def _segment_bytes(paths: Paths) -> int:
     slowest = float((paths.rate + np.diag(np.full(paths.n, np.inf))).min())
     return SEGMENT_BYTES_SLOW if slowest < SLOW_BYTES_PER_S else SEGMENT_BYTES
-
-
-# -- around broken links --------------------------------------------------------------------------------------------
-
-
-def _around(
-    members: Sequence[MemberInfo], measured: Measurements, paths: Paths, dead: Sequence[tuple[int, int]]
-) -> Plan | None:
-    """A ring that uses none of them, and for each a member through which its two ends hear of each other; or None."""
-    order = best_ring(ring_costs(paths, dead), ring_steps(paths, SEGMENT_BYTES))
-    cut = {frozenset(pair) for pair in dead}
-    hops = [(order[a], order[b]) for a, b in ring_hops(len(order))]
-    vias = [_via(paths, cut, a, b) for a, b in dead]
-    if any(frozenset(hop) in cut for hop in hops) or None in vias:
-        return None
-    rank = {k: place for place, k in enumerate(order)}
-    detours = [(rank[a], rank[b], rank[via]) for (a, b), via in zip(dead, vias, strict=True) if via is not None]
-    ranked, placed = [members[k] for k in order], paths.ordered(order)
-    segment = _segment_bytes(placed)
-    streams = _usual_streams(ranked, measured, placed)
-    seconds = ring_seconds(placed, REFERENCE_BYTES, segment) if _is_measured(paths) else 0.0
-    ids = [member.id for member in members]
-    return Plan(
-        streams=streams,
-        segment_bytes=segment,
-        mesh_bytes_max=MESH_BYTES_MAX,
-        order=tuple(ids[k] for k in order),
-        large_algorithm=Algorithm.RING,
-        regions=regions_of(placed.delay, placed.near),
-        pair_streams=_pair_streams(ranked, measured, placed, streams),
-        detours=tuple(detours),
-        predicted_s=seconds,
-        reason=f"ring around the broken {_pairs(ids, dead)}",
-    )
-
-
-def _via(paths: Paths, cut: set[frozenset[int]], a: int, b: int) -> int | None:
-    """The closest member that has a link to both."""
-    fit = [k for k in range(paths.n) if k not in (a, b) and not {frozenset((a, k)), frozenset((b, k))} & cut]
-    return min(fit, key=lambda k: (max(paths.delay[a][k], paths.delay[k][a]) + paths.delay[k][b], k), default=None)
 
 
 # -- streams --------------------------------------------------------------------------------------------------------
@@ -474,6 +430,6 @@ def _spread(shares: Sequence[float]) -> str:
     return "equal spans" if high - low < 1e-6 else f"spans of {100 * low:.0f} to {100 * high:.0f} %"
 
 
-def _pairs(ids: Sequence[bytes], pairs: Sequence[tuple[int, int]]) -> str:
-    named = ", ".join(f"{short_id(ids[a])}-{short_id(ids[b])}" for a, b in pairs[:4])
+def _names(pairs: Sequence[Pair]) -> str:
+    named = ", ".join(f"{short_id(a)}-{short_id(b)}" for a, b in pairs[:4])
     return f"link{'s' * (len(pairs) > 1)} {named}" + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "")

@@ -23,7 +23,8 @@ import zmq.utils.z85
 from pccl import messages as m
 from pccl.coordinator.events import Effect, Record, Send
 from pccl.coordinator.fixed import fixed_from
-from pccl.coordinator.membership import Settings
+from pccl.coordinator.links import GRACE_S, MENDED_S
+from pccl.coordinator.membership import REPLAN_GAP_S, Settings
 from pccl.coordinator.places import is_loopback
 from pccl.coordinator.plan import plan
 from pccl.coordinator.run import Run
@@ -105,14 +106,26 @@ class Coordinator:
         peers_max: int = 1024,
         streams: int | None = None,
         algorithm: str = "auto",
+        link_grace_s: float = GRACE_S,
+        link_mended_s: float = MENDED_S,
+        replan_gap_s: float = REPLAN_GAP_S,
     ) -> None:
         """`streams` of every link and `algorithm` ("ring", "mesh", "two_level") of all-reduces: the planner's to choose
         unless they are given. Raises ArgumentError for what is no such number or name.
         """
         self._bind = bind if "://" in bind else f"tcp://{bind}"
         self._keys = run_keys(as_secret(secret), run)
-        planner = partial(plan, fixed=fixed_from(streams, algorithm))
-        settings = Settings(min_peers, form_peers, lease_s, probe, peers_max, planner=planner)
+        settings = Settings(
+            min_peers,
+            form_peers,
+            lease_s,
+            probe,
+            peers_max,
+            link_grace_s=link_grace_s,
+            link_mended_s=link_mended_s,
+            replan_gap_s=replan_gap_s,
+            planner=partial(plan, fixed=fixed_from(streams, algorithm)),
+        )
         self._run = Run(run, settings, time.monotonic())
         self._lock = threading.Lock()  # guards _run: status() comes from other threads
         self._connections = Connections()

@@ -9,14 +9,15 @@ both begin with the busiest and add what turns out to be too busy. Equal shares 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 
 import numpy as np
 
-from pccl.coordinator.cost import Paths, Routes, busiest, equal_shares, path_seconds, routes_of
+from pccl.coordinator.cost import Hop, Paths, Ranks, Routes, busiest, equal_shares, on_links, path_seconds, routes_of
 from pccl.coordinator.figures import Array
+from pccl.coordinator.places import Bools
 
 LP_MEMBERS_MAX = 64
 GAIN_MIN = 0.02
@@ -68,7 +69,7 @@ def as_shares(weights: Sequence[int]) -> tuple[float, ...]:
 
 
 def load_solver() -> None:
-    """Imports the solver, which takes up to a second: early and beside the loop, lest the first plan keeps peers waiting."""
+    """Imports the solver, which takes up to a second: early and beside the loop, lest the first plan waits for it."""
     with suppress(ImportError):
         import_module("scipy.optimize")
 
@@ -93,14 +94,18 @@ class _Limits:
 
     def add_busiest(self, shares: Array, above: float) -> bool:
         """The paths that take the longest with these shares, and longer than that. False if there are none."""
-        seconds = np.where(self._added, 0.0, path_seconds(self._paths, self._routes.carried(shares)))
+        carried = on_links(self._paths, self._routes.carried(shares))
+        seconds = np.where(self._added, 0.0, path_seconds(self._paths, carried))
         count = min(PATHS_AT_ONCE * self.n, seconds.size)
         chosen = np.argpartition(seconds, -count, axis=None)[-count:]
         a, b = np.unravel_index(np.sort(chosen[seconds.ravel()[chosen] > above]), seconds.shape)
         self._added[a, b] = True
-        hops = self._routes.hops
-        rows, spans = np.nonzero((hops[:, a] == b).T | (hops[:, b] == a).T)
-        self.rows = np.concatenate([self.rows, rows + len(self.seconds)])
+        numbers = {
+            link: len(self.seconds) + number for number, link in enumerate(zip(a.tolist(), b.tolist(), strict=True))
+        }
+        users = _users(self._paths, numbers)
+        rows, spans = np.nonzero(_spans_between(self._routes, *users[:, :2].T))
+        self.rows = np.concatenate([self.rows, users[rows, 2]])
         self.spans = np.concatenate([self.spans, spans])
         self.seconds = np.concatenate([self.seconds, 1.0 / self._paths.rate[a, b]])
         return len(a) > 0
@@ -118,6 +123,19 @@ class _Limits:
         return found
 
 
+def _users(paths: Paths, numbers: Mapping[Hop, int]) -> Ranks:
+    """Rows of (from, to, number): the pairs that go over a link with a number, because it is theirs or by a detour."""
+    own = [(*link, number) for link, number in numbers.items() if link not in paths.ways]
+    others = [(*pair, numbers[link]) for pair, way in paths.ways.items() for link in way if link in numbers]
+    return np.array(own + others, dtype=np.int64).reshape(-1, 3)
+
+
+def _spans_between(routes: Routes, a: Ranks, b: Ranks) -> Bools:
+    """[pair, span]: whether the first has anything of the span for the second."""
+    found: Bools = ((routes.hops[:, a] == b) | (routes.hops[:, b] == a)).T
+    return found
+
+
 def _site_rows(paths: Paths, routes: Routes) -> Array:
     """Of every line up and down that limits at all: [line, span]."""
     n, hops = paths.n, routes.hops
@@ -127,6 +145,11 @@ def _site_rows(paths: Paths, routes: Routes) -> Array:
     cells = (hops * n + np.arange(n)[:, None]).ravel()  # of a matrix [hop, span]
     up = there.T + np.bincount(cells, back.ravel(), n * n).reshape(n, n)
     down = back.T + np.bincount(cells, there.ravel(), n * n).reshape(n, n)
+    for pair, way in paths.ways.items():
+        spans = _spans_between(routes, *np.array([pair]).T)[0]
+        for (a, b), sign in [(pair, -1), *((link, 1) for link in way)]:
+            up[a] += sign * paths.shared[a, b] * spans
+            down[b] += sign * paths.shared[a, b] * spans
     if np.array_equal(up, down):
         rates = np.minimum(paths.up, paths.down)
     else:

@@ -107,10 +107,18 @@ def _wanted(work: Work, parts: Sequence[Work]) -> Array | None:
         return _ring(inputs, redop) if work.algorithm == "ring" else _fold(inputs, redop)
     if kind == Kind.ALL_GATHER:
         return np.concatenate([_input(part) for part in parts])
+    if kind == Kind.ALL_TO_ALL:
+        return np.concatenate([_row_for(part, work.node.id) for part in parts])
     if kind in (Kind.BROADCAST, Kind.SEND_RECV):
         sources = [part for part in parts if part.node.id == work.request.root]
         return _input(sources[0]) if sources else None
     return None
+
+
+def _row_for(work: Work, peer: bytes) -> Array:
+    rows = work.request.origin
+    row: Array = _input(work).reshape(len(rows), -1)[rows.index(peer)]
+    return row
 
 
 def _fold(inputs: Sequence[Array], redop: int) -> Array:

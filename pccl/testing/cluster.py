@@ -53,6 +53,8 @@ class Options:
     mesh_bytes_max: int = 4096
     eager_bytes: int = 16 << 10
     silence_s: float = 1.0
+    link_grace_s: float = 3.5  # of which the coordinator takes 2.5 for over when a link is reported as silent
+    link_mended_s: float = 2.0
     handshake_timeout_s: float = 2.0
     transport: str = "sim"
     harmful: bool = False  # "faulty+sim": also corrupt bytes and reset streams
@@ -439,17 +441,22 @@ class Cluster:
         self.coordinator = Coordinator(self, self._settings())
 
     def _settings(self) -> Settings:
-        return Settings(min_peers=self.options.min_peers, lease_s=self.options.lease_s, planner=self._plan)
+        options = self.options
+        return Settings(
+            min_peers=options.min_peers,
+            lease_s=options.lease_s,
+            link_grace_s=options.link_grace_s,
+            link_mended_s=options.link_mended_s,
+            planner=self._plan,
+        )
 
     def _plan(self, members: Sequence[MemberInfo], measured: Measurements, broken: frozenset[Pair]) -> Plan:
-        """The planner's ways around dead links; everything else as the options say."""
+        """The planner's order and ways around dead links; everything else as the options say."""
         del measured
         options = self.options
         around = plan(members, broken=broken)
-        if around.detours:
-            return replace(around, streams=options.streams, segment_bytes=options.segment_bytes)
-        order = tuple(member.id for member in members)
-        if options.rank_by_index:
+        order = around.order if around.detours else tuple(member.id for member in members)
+        if options.rank_by_index and not around.detours:
             order = tuple(sorted(order, key=lambda peer: self.by_id[peer].index))
         return Plan(
             streams=options.streams,
@@ -457,6 +464,7 @@ class Cluster:
             mesh_bytes_max=options.mesh_bytes_max,
             order=order,
             one_round_bytes_max=options.one_round_bytes_max,
+            detours=around.detours,
         )
 
     def engine_config(self, peer_id: bytes, index: int) -> native.EngineConfig:

@@ -146,12 +146,13 @@ class Faults:
 
         self.at(seconds, heal)
 
-    def cut(self, a: int, b: int, seconds: float, *, both: bool = True) -> None:
-        """Nothing passes from a to b (and back)."""
+    def cut(self, a: int, b: int, seconds: float, *, both: bool = True, excuses: bool = True) -> None:
+        """Nothing passes from a to b (and back). `excuses` False: there is a way around, so no op may be late."""
         if a == b or max(a, b) >= len(self.cluster.nodes):
             return
         self._note("cut", a, b, seconds, both)
-        self.cluster.watch.shaken(f"{a} and {b} cut apart")
+        if excuses:
+            self.cluster.watch.shaken(f"{a} and {b} cut apart")
         for x, y in ((a, b), (b, a))[: 1 + both]:
             self.set_path(x, y, replace(self.path(x, y), cut=True))
 
@@ -264,6 +265,10 @@ class Swarm:
         (a, b), seconds, both = self._two(random), random.choice((0.02, 0.2, 1.5)), random.random() < 0.5
         return lambda: self.faults.cut(a, b, seconds, both=both)
 
+    def _dead_pair(self, random: Random) -> Callable[[], object]:
+        (a, b), seconds = self._two(random), random.choice((3.0, 6.0, 12.0))
+        return lambda: self.faults.cut(a, b, seconds)
+
     def _cut_control(self, random: Random) -> Callable[[], object]:
         a, seconds, way = self._some(random), random.choice((0.02, 0.3, 2.0)), random.randrange(3)
         return lambda: self.faults.cut_control(a, seconds, up=way != 1, down=way != 2)
@@ -323,6 +328,7 @@ KINDS = {
     "duplicate": 0.15,
     "rate": 0.15,
     "cut": 0.2,
+    "dead_pair": 0.15,
     "cut_control": 0.15,
     "lose_control": 0.15,
     "lose_all": 0.15,

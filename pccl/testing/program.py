@@ -204,6 +204,15 @@ class SimPeer:
         work = self._work(native.Kind.ALL_GATHER, "all_gather", array, out, array.size)
         return self._submit(work, tag, None, timeout, guard)
 
+    def all_to_all(
+        self, array: Array, out: Array, *, tag: str | None = None, timeout: float = 10.0, guard: bool = False
+    ) -> Work:
+        """Row k of `array` is for the k-th of `peers`; `out` gets a row from everybody, by rank."""
+        origin = self.peers
+        work = self._work(native.Kind.ALL_TO_ALL, "all_to_all", array, out, array.size // len(origin))
+        work.request.origin = origin
+        return self._submit(work, tag, None, timeout, guard)
+
     def broadcast(
         self,
         array: Array,

@@ -6,8 +6,7 @@ A scenario is a function of (cluster, faults, random) that sets the stage; the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
@@ -17,7 +16,7 @@ from pccl.testing.cluster import Cluster
 from pccl.testing.faults import Faults
 from pccl.testing.network import ControlOptions
 from pccl.testing.program import Program, SimPeer
-from pccl.testing.traffic import Shape, Traffic, settled
+from pccl.testing.traffic import EVERY_KIND, Shape, Traffic, settled
 from pccl.types import Status
 
 Scenario = Callable[[Cluster, Faults, Random], None]
@@ -211,13 +210,72 @@ def one_way_partition(cluster: Cluster, faults: Faults, random: Random) -> None:
     faults.mark("cut", "fault", "cut")
 
 
+def _kill_links(faults: Faults, pairs: Sequence[tuple[int, int]], seconds: float, after_s: float) -> None:
+    """Cuts what leaves a way between any two; no op may miss its deadline for that."""
+
+    def kill() -> None:
+        for a, b in pairs:
+            faults.cut(a, b, seconds, excuses=False)
+
+    faults.when("epoch", pairs[0][0], then=kill, after_s=after_s)
+    faults.mark("around", "log", "dead link")
+
+
+def _every_kind(boundaries: int = 20) -> Shape:
+    """Nobody leaves, who may be the relay of others."""
+    return Shape(boundaries=boundaries, ops_max=4, gap_s=0.1, timeout_s=9.0, kinds=EVERY_KIND, leave=False)
+
+
 @scenario
 def dead_link(cluster: Cluster, faults: Faults, random: Random) -> None:
-    """Nothing passes between two live peers for long: a plan without their link, and ops go on meanwhile."""
-    _start(cluster, random.choice((4, 4, 5)), replace(_reductions(boundaries=40), gap_s=0.1, timeout_s=30.0))
+    """Nothing passes between two live peers for ever: a plan without their link, and every kind of op goes on."""
+    peers = random.choice((3, 3, 4, 5))
+    _start(cluster, peers, _every_kind())
+    a, b = random.sample(range(peers), 2)
+    _kill_links(faults, [(a, b)], 90.0, random.uniform(0, 8) * _delay_s(cluster))
+
+
+@scenario
+def dead_links(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """What is left of the links is a tree: some reach each other only over several relays."""
+    peers = random.choice((4, 5))
+    _start(cluster, peers, _every_kind())
+    tree = {(random.randrange(max(0, k - 2), k), k) for k in range(1, peers)}
+    cut = [(a, b) for b in range(peers) for a in range(b) if (a, b) not in tree]
+    _kill_links(faults, cut, 90.0, random.uniform(0, 8) * _delay_s(cluster))
+
+
+@scenario
+def relay_dies(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """Two peers reach each other through a third, and that one is gone, or stands still for a while."""
+    _start(cluster, 4, _every_kind())
     a, b = random.sample(range(4), 2)
-    faults.when("epoch", a, then=lambda: faults.cut(a, b, 8.0), after_s=random.uniform(0, 8) * _delay_s(cluster))
-    faults.mark("around", "log", "dead link")
+    _kill_links(faults, [(a, b)], 90.0, random.uniform(0, 8) * _delay_s(cluster))
+    fatal = random.random() < 0.7
+
+    def hit() -> None:
+        plan = cluster.coordinator.group.plan
+        relays = [cluster.by_id[plan.order[via]].index for _, _, via in plan.detours] if plan is not None else []
+        for index in relays[:1]:
+            cluster.marks["relay hit"] += 1
+            faults.crash(index) if fatal else faults.freeze(index, 0.5)
+
+    faults.when("log", "dead link", then=hit, after_s=random.uniform(0.1, 1.0))
+
+
+@scenario
+def mended_link(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """A dead link comes back: the next plan uses it again, and what was under way over the detour ends there."""
+    peers = random.choice((3, 4))
+    _start(cluster, peers, _every_kind(boundaries=60))
+    a, b = random.sample(range(peers), 2)
+    _kill_links(faults, [(a, b)], random.uniform(3.0, 4.5), random.uniform(0.3, 0.6))
+
+    def look(what: str, facts: tuple[object, ...]) -> None:
+        cluster.marks["used again"] += what == "log" and facts[0] == "epoch" and "can be used again" in str(facts[2])
+
+    cluster.marks["around"] = 0
+    cluster.observers.append(look)
 
 
 # -- growth ---------------------------------------------------------------------------------------------------

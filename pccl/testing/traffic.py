@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CANARY = 0xA5
 CANARY_BYTES = 64
 KINDS = ("all_reduce", "all_reduce", "all_reduce", "all_reduce", "broadcast", "all_gather", "barrier", "pair")
+EVERY_KIND = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "barrier", "pair")
 COUNTS = (1, 7, 64, 300, 1000, 2500)
 
 
@@ -128,6 +129,14 @@ class Traffic:
         if call.kind == "pair":
             return self._pair(peer, call)
         array = self.contribution(peer, call)
+        if call.kind == "reduce_scatter":
+            out = self.empty(peer, call.count, call.dtype)
+            return [peer.reduce_scatter(array, out, tag=call.tag, timeout=timeout, guard=guard)]
+        if call.kind == "all_to_all":
+            rows = self.empty(peer, call.count * peer.world_size, call.dtype)
+            rows[:] = np.concatenate([array * (1 + k) for k in range(peer.world_size)])
+            out = self.empty(peer, call.count * peer.world_size, call.dtype)
+            return [peer.all_to_all(rows, out, tag=call.tag, timeout=timeout, guard=guard)]
         if call.kind == "broadcast":
             root = self._pick(peer, call)[0]
             return [peer.broadcast(array, root, algorithm=call.algorithm, tag=call.tag, timeout=timeout, guard=guard)]
@@ -154,8 +163,8 @@ class Traffic:
             return []
         array = self.contribution(peer, call)
         if peer.id == pair[0]:
-            return [peer.send(array, pair[1], timeout=self.shape.timeout_s)]
-        return [peer.receive(array, pair[0], timeout=self.shape.timeout_s)]
+            return [peer.send(array, pair[1], tag=call.tag, timeout=self.shape.timeout_s)]
+        return [peer.receive(array, pair[0], tag=call.tag, timeout=self.shape.timeout_s)]
 
     def _pick(self, peer: SimPeer, call: Call) -> list[bytes]:
         """Participants in an order that a loss does not change."""

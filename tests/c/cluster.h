@@ -28,8 +28,7 @@ struct cluster {
     uint32_t weights[CLUSTER_NODES_MAX];
     uint16_t regions[CLUSTER_NODES_MAX];
     pccl_algorithm large_algorithm;
-    const pccl_detour *detours;
-    uint32_t detour_count;
+    uint8_t via[CLUSTER_NODES_MAX][CLUSTER_NODES_MAX];   /* [a][b]: 1 + the node through which a reaches b; 0: directly */
 };
 
 static inline pccl_peer_id node_id(uint32_t node)
@@ -60,6 +59,27 @@ static inline void cluster_open(struct cluster *c, uint32_t n, uint64_t seed, co
     }
 }
 
+static inline void cluster_cut(struct cluster *c, uint32_t a, uint32_t b)
+{
+    pccl_sim_path cut = {.cut = 1};
+    CHECK(pccl_sim_set_path(c->sim, a, b, &cut) == PCCL_OK && pccl_sim_set_path(c->sim, b, a, &cut) == PCCL_OK);
+}
+
+/* Nothing passes between a and b; they reach each other through `a_via` and `b_via`. */
+static inline void cluster_detour(struct cluster *c, uint32_t a, uint32_t b, uint32_t a_via, uint32_t b_via)
+{
+    cluster_cut(c, a, b);
+    c->via[a][b] = (uint8_t)(a_via + 1);
+    c->via[b][a] = (uint8_t)(b_via + 1);
+}
+
+/* The member's `via` as node i sees it: nodes to ranks among the nodes in `mask`. */
+static inline uint16_t cluster_via(const struct cluster *c, uint32_t i, uint32_t j, uint32_t mask)
+{
+    uint32_t node = c->via[i][j];
+    return node ? (uint16_t)(1 + __builtin_popcount(mask & ((1u << (node - 1)) - 1))) : 0;
+}
+
 /* Installs an epoch of the nodes in `mask` at those of them that are in `at`. */
 static inline void cluster_epoch(struct cluster *c, uint32_t epoch, uint32_t change, uint32_t from, uint32_t mask,
                                  uint32_t at, const pccl_verdict *verdicts, uint32_t verdict_count)
@@ -73,7 +93,7 @@ static inline void cluster_epoch(struct cluster *c, uint32_t epoch, uint32_t cha
             if (!(mask & 1u << j))
                 continue;
             members[count] = (pccl_member){.id = node_id(j), .dial = i < j, .weight = c->weights[j],
-                                           .region = c->regions[j]};
+                                           .region = c->regions[j], .via = cluster_via(c, i, j, mask)};
             snprintf(members[count++].address, sizeof members[0].address, "sim:%u", j);
         }
         pccl_epoch config = {
@@ -81,7 +101,7 @@ static inline void cluster_epoch(struct cluster *c, uint32_t epoch, uint32_t cha
             .members = members, .verdict_count = verdict_count, .verdicts = verdicts, .streams = c->streams,
             .segment_bytes = c->segment_bytes, .one_round_bytes_max = c->one_round_bytes_max,
             .mesh_bytes_max = c->mesh_bytes_max,
-            .large_algorithm = (uint8_t)c->large_algorithm, .detours = c->detours, .detour_count = c->detour_count,
+            .large_algorithm = (uint8_t)c->large_algorithm,
         };
         CHECK(pccl_engine_configure(c->engines[i], &config) == PCCL_OK);
         c->wake_ns[i] = 0;

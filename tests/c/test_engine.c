@@ -154,29 +154,6 @@ TEST(codecs_give_everybody_the_same_bytes)
         }
 }
 
-/* Two peers without a link: a ring that avoids the pair, FINs through a third. */
-TEST(detour_around_a_dead_link)
-{
-    static const pccl_detour detour = {.a = 0, .b = 2, .via = 1};
-    cluster_open(&c, 4, 5, "sim", 0);
-    pccl_sim_path cut = {.cut = 1};
-    CHECK(pccl_sim_set_path(c.sim, 0, 2, &cut) == PCCL_OK && pccl_sim_set_path(c.sim, 2, 0, &cut) == PCCL_OK);
-    fill(4099);
-    c.detours = &detour;
-    c.detour_count = 1;
-    cluster_epoch(&c, 1, 0, 0, 15, ~0u, NULL, 0);
-    for (uint32_t seq = 0; seq < 2; seq++)
-        for (uint32_t i = 0; i < 4; i++) {
-            pccl_op_request r = all_reduce(i, seq ? 5 : 4099, seq, PCCL_ALGORITHM_AUTO, 0);
-            r.out = (uint8_t *)out[i] + (size_t)seq * 4099 * 4;
-            cluster_submit(&c, i, &r);
-        }
-    cluster_run(&c, 10 * SECOND);
-    check_sums(15, 4099, 1);
-    check_sums(15, 4099, 2);
-    cluster_close(&c);
-}
-
 /* A peer that calls late finds what was sent to it parked, and the window keeps the rest away. */
 TEST(late_caller)
 {

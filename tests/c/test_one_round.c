@@ -158,11 +158,9 @@ TEST(two_one_way_delays_instead_of_three)
 
 static void check_choice(uint64_t count, pccl_algorithm asked, uint8_t codec, pccl_algorithm expected)
 {
-    static const pccl_detour none;
     cluster_open(&c, 3, 1, "sim", 0);
     c.one_round_bytes_max = 400;
     c.mesh_bytes_max = 2000;
-    c.detours = &none;
     pccl_op_request r = request_of(PCCL_FLOAT32, PCCL_SUM, asked);
     r.count = count;
     r.codec = codec;

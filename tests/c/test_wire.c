@@ -212,6 +212,11 @@ static struct hello random_hello(void)
     random_bytes(hello.dialler.bytes, sizeof hello.dialler.bytes);
     random_bytes(hello.acceptor.bytes, sizeof hello.acceptor.bytes);
     random_bytes(hello.nonce, sizeof hello.nonce);
+    hello.purpose = (uint16_t)(test_random(&seed) % HELLO_PURPOSE_END);
+    if (hello.purpose == HELLO_RELAY) {
+        random_bytes(hello.target.bytes, sizeof hello.target.bytes);
+        hello.hops = (uint16_t)test_random(&seed);
+    }
     return hello;
 }
 
@@ -335,6 +340,41 @@ TEST(handshake_fields_out_of_range)
         wire_encode_hello(&hello, bytes);
         CHECK_EQ_INT(decode_hello(bytes), PCCL_EPROTO);
     }
+}
+
+/* A target and hops belong to what is to be relayed, an epoch to what has been. */
+TEST(purposes_out_of_range)
+{
+    static const struct { uint16_t purpose, hops; uint8_t target; uint32_t epoch; int fine; } cases[] = {
+        {HELLO_DIRECT, 0, 0, 0, 1}, {HELLO_DIRECT, 0, 0, 7, 1}, {HELLO_DIRECT, 0, 1, 0, 0}, {HELLO_DIRECT, 1, 0, 0, 0},
+        {HELLO_RELAY, 0, 1, 0, 1}, {HELLO_RELAY, UINT16_MAX, 1, 7, 1}, {HELLO_RELAY, 0, 0, 0, 0}, {HELLO_RELAY, 1, 0, 7, 0},
+        {HELLO_RELAYED, 0, 0, 7, 1}, {HELLO_RELAYED, 0, 0, 0, 0}, {HELLO_RELAYED, 0, 1, 7, 0}, {HELLO_RELAYED, 1, 0, 7, 0},
+        {HELLO_PURPOSE_END, 0, 0, 7, 0}, {UINT16_MAX, 0, 0, 7, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        uint8_t bytes[WIRE_HELLO_BYTES];
+        struct hello hello = {.stream = 3, .streams = 4, .purpose = cases[i].purpose, .hops = cases[i].hops,
+                              .epoch = cases[i].epoch, .target.bytes = {[15] = cases[i].target}};
+        wire_encode_hello(&hello, bytes);
+        CHECK_EQ_INT(decode_hello(bytes), cases[i].fine ? PCCL_OK : PCCL_EPROTO);
+    }
+}
+
+/* As docs/protocol.md section 2.1 has it. */
+TEST(hello_layout)
+{
+    struct hello hello = {.epoch = 0x04030201, .stream = 1, .streams = 0x14131211, .purpose = HELLO_RELAY, .hops = 0x2221};
+    static const uint8_t middle[16] = {1, 2, 3, 4, 1, 0, 0, 0, 0x11, 0x12, 0x13, 0x14, HELLO_RELAY, 0, 0x21, 0x22};
+    uint8_t bytes[WIRE_HELLO_BYTES];
+    memset(hello.run, 'r', 16);
+    memset(hello.dialler.bytes, 'd', 16);
+    memset(hello.acceptor.bytes, 'a', 16);
+    memset(hello.target.bytes, 't', 16);
+    memset(hello.nonce, 'n', 32);
+    wire_encode_hello(&hello, bytes);
+    CHECK_EQ_BYTES(bytes, "PCCL\1\0\1\0rrrrrrrrrrrrrrrrddddddddddddddddaaaaaaaaaaaaaaaatttttttttttttttt", 72);
+    CHECK_EQ_BYTES(bytes + 72, middle, sizeof middle);
+    CHECK_EQ_BYTES(bytes + 88, "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn", 32);
 }
 
 /* Every input of a proof is bound by it: key, HELLO, both nonces, and the side that makes it. */

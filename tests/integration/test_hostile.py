@@ -14,7 +14,22 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pytest
-from integration.wire import DATA, FIN, Frame, data_key, hello, receive, run_id, shake
+from integration.wire import (
+    CHALLENGE,
+    DATA,
+    FIN,
+    HELLO,
+    RELAY,
+    RELAYED,
+    SIZES,
+    Frame,
+    acceptor_mac,
+    data_key,
+    hello,
+    receive,
+    run_id,
+    shake,
+)
 
 import pccl
 from pccl.coordinator.server import Coordinator
@@ -148,6 +163,10 @@ def bad_hellos(peer: bytes) -> dict[str, bytes]:
         "stream": hello(run, me, peer, stream=1, streams=1),
         "streams": hello(run, me, peer, streams=65),
         "no streams": hello(run, me, peer, streams=0),
+        "purpose": hello(run, me, peer, purpose=3),
+        "no target": hello(run, me, peer, purpose=RELAY),
+        "a target": hello(run, me, peer, target=me),
+        "hops": hello(run, me, peer, purpose=RELAYED, hops=1),
         "checksum": good[:-1] + bytes([good[-1] ^ 1]),
         "magic": b"HTTP" + good[4:],
     }
@@ -166,7 +185,7 @@ def test_garbage_at_every_port(cluster: object) -> None:
             for port in data_ports(coordinator).values():
                 with dial(port) as sock:
                     send_quietly(sock, data)
-                    if len(data) >= 104:
+                    if len(data) >= SIZES[HELLO]:
                         assert is_closed(sock)
             with dial(coordinator.port) as sock:
                 send_quietly(sock, data)
@@ -206,7 +225,7 @@ def test_a_handshake_cut_short_is_given_up(cluster: object) -> None:
         sockets = []
         for peer, port in data_ports(coordinator).items():
             said = hello(run_id(RUN), secrets.token_bytes(16), peer)
-            for kept in (0, 1, 50, 103, 104):
+            for kept in (0, 1, 50, SIZES[HELLO] - 1, SIZES[HELLO]):
                 sock = stack.enter_context(dial(port))
                 sock.sendall(said[:kept])
                 sockets.append(sock)
@@ -235,6 +254,38 @@ def test_frames_of_one_who_knows_the_secret(cluster: object) -> None:
                     with dial(port) as sock:
                         assert shake(sock, key, hello(run_id(RUN), name, peer))
                         send_quietly(sock, frame.pack() + bytes(4096))
+            loop.goes_on(3)
+        wait_for_descriptors(loop, before)
+
+
+def test_only_members_are_relayed(cluster: object) -> None:
+    """With the secret and a member's name one gets as far as another member's CHALLENGE, else nowhere."""
+    with running(cluster) as (loop, coordinator):
+        before = descriptors()
+        key = data_key(cluster.secret.encode(), RUN)  # type: ignore[attr-defined]
+        run, stranger = run_id(RUN), secrets.token_bytes(16)
+        ports = data_ports(coordinator)
+        (relay, port), (dialler, _), (target, _) = ports.items()
+        with dial(port) as sock:  # the right names, the wrong secret
+            said = hello(run, dialler, relay, purpose=RELAY, target=target)
+            sock.sendall(said)
+            assert len(receive(sock, SIZES[CHALLENGE])) == SIZES[CHALLENGE]
+            send_quietly(sock, b"\0" * 44)
+            assert is_closed(sock)
+        for one, other in ((stranger, target), (dialler, stranger), (dialler, relay)):
+            with dial(port) as sock:
+                assert shake(sock, key, hello(run, one, relay, purpose=RELAY, target=other))
+                assert is_closed(sock)
+        for garbage_first in (True, False):
+            with dial(port) as sock:
+                assert shake(sock, key, hello(run, dialler, relay, purpose=RELAY, target=target))
+                said = hello(run, dialler, target)
+                sock.sendall(b"\0" * len(said) if garbage_first else said)
+                challenge = receive(sock, SIZES[CHALLENGE])
+                if garbage_first:
+                    assert challenge == b"" and is_closed(sock)
+                else:
+                    assert challenge[40:72] == acceptor_mac(key, said, challenge[8:40]), "the target's own"
             loop.goes_on(3)
         wait_for_descriptors(loop, before)
 

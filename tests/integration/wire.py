@@ -16,7 +16,9 @@ from pccl._native import crc32c
 
 VERSION = 1
 HELLO, CHALLENGE, PROOF, READY = 1, 2, 3, 4
-SIZES = {HELLO: 104, CHALLENGE: 76, PROOF: 44, READY: 12}
+SIZES = {HELLO: 124, CHALLENGE: 76, PROOF: 44, READY: 12}
+DIRECT, RELAY, RELAYED = range(3)
+NOBODY = bytes(16)
 DATA, GRANT, FIN, ACK, PING, PONG, VOID = range(1, 8)
 
 
@@ -27,11 +29,20 @@ def message(stage: int, body: bytes, version: int = VERSION) -> bytes:
 
 
 def hello(
-    run: bytes, dialler: bytes, acceptor: bytes, *, stream: int = 0, streams: int = 1, version: int = VERSION
+    run: bytes,
+    dialler: bytes,
+    acceptor: bytes,
+    *,
+    stream: int = 0,
+    streams: int = 1,
+    version: int = VERSION,
+    purpose: int = DIRECT,
+    target: bytes = NOBODY,
+    hops: int = 0,
 ) -> bytes:
     """A HELLO of epoch 1."""
-    body = run + dialler + acceptor + struct.pack("<III", 1, stream, streams) + secrets.token_bytes(32)
-    return message(HELLO, body, version)
+    numbers = struct.pack("<IIIHH", 1, stream, streams, purpose, hops)
+    return message(HELLO, run + dialler + acceptor + target + numbers + secrets.token_bytes(32), version)
 
 
 def proof(key: bytes, said: bytes, challenge: bytes) -> bytes:

@@ -54,6 +54,13 @@ class CommitsUnfinished(c.Membership):
         return super()._try_judge()
 
 
+class WaitsForDeadLinks(c.Membership):
+    """Leaves a dead link to re-dialling, whatever ways there are around it."""
+
+    def _avoid_dead_links(self) -> bool:
+        return False
+
+
 class BelievesBrokenStreams(c.Membership):
     """Takes a broken stream for proof that nobody lives at its other end."""
 

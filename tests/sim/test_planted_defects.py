@@ -14,6 +14,7 @@ from sim.planted import (
     ForgetsBoundaries,
     IgnoresHold,
     OffByOne,
+    WaitsForDeadLinks,
 )
 
 from pccl.testing import run_seed
@@ -31,6 +32,7 @@ ENGINE = [
     pytest.param(32, "P1", None, id="arrival_order"),
     pytest.param(64, "P4", "flapping_link", id="lose_resend"),
     pytest.param(128, "P5", "overdue_peer", id="ignore_deadline"),
+    pytest.param(256, "P4", "dead_link", id="no_relay"),
 ]
 CONTROL = [
     pytest.param({"session": IgnoresHold}, "P3", "join_storm", id="ignores_hold"),
@@ -40,6 +42,7 @@ CONTROL = [
     pytest.param({"session": DeniesCalls}, "P1", "skipped_op", id="denies_calls"),
     pytest.param({"membership": BelievesBrokenStreams}, "P4", "forgetful_router", id="believes_broken_streams"),
     pytest.param({"membership": EvictsOnLinkFault}, "P4", "flapping_link", id="evicts_on_link_fault"),
+    pytest.param({"membership": WaitsForDeadLinks}, "P4", "dead_link", id="waits_for_dead_links"),
 ]
 
 

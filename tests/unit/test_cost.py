@@ -18,7 +18,7 @@ from pccl.coordinator.cost import (
     agents_of,
     equal_shares,
     mesh_regions,
-    one_round_seconds,
+    one_round_line,
     owners_delay,
     owners_seconds,
     paths_of,
@@ -104,10 +104,12 @@ def test_a_site_s_limit_counts_in_a_mesh() -> None:
 def test_one_round_by_hand() -> None:
     """4 peers, 3 MB, 50 MB/s per pair, 10 ms: a path carries it all, 3 are folded everywhere, and 2 one-way delays."""
     folding = 9 * MB / FOLD_BYTES_PER_S
-    assert one_round_seconds(flat(4, 0.01, 50 * MB), 3 * MB) == pytest.approx(3 / 50 + folding + 0.02)
-    assert one_round_seconds(flat(4, 0.01, 50 * MB, up=90 * MB), 3 * MB) == pytest.approx(9 / 90 + folding + 0.02)
-    assert one_round_seconds(flat(4, 0.01, 50 * MB, down=45 * MB), 3 * MB) == pytest.approx(9 / 45 + folding + 0.02)
-    assert one_round_seconds(flat(1, 0, 1), 1e9) == 0.0
+    assert one_round_line(flat(4, 0.01, 50 * MB)).seconds(3 * MB) == pytest.approx(3 / 50 + folding + 0.02)
+    assert one_round_line(flat(4, 0.01, 50 * MB, up=90 * MB)).seconds(3 * MB) == pytest.approx(9 / 90 + folding + 0.02)
+    assert one_round_line(flat(4, 0.01, 50 * MB, down=45 * MB)).seconds(3 * MB) == pytest.approx(
+        9 / 45 + folding + 0.02
+    )
+    assert one_round_line(flat(1, 0, 1)).seconds(1e9) == 0.0
 
 
 # -- two levels ---------------------------------------------------------------------------------------------------

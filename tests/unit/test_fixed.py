@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from pccl.cli import main
 from pccl.coordinator.cost import Measurements
 from pccl.coordinator.fixed import FREE, Fixed, fixed_from
-from pccl.coordinator.plan import FEW_MAX, MESH_ALWAYS, plan, predict
+from pccl.coordinator.plan import FEW_MAX, plan, predict
 from pccl.coordinator.server import Coordinator
+from pccl.coordinator.sizes import MESH_ALWAYS
 from pccl.errors import ArgumentError
 from pccl.types import STREAMS_LIMIT, Algorithm, MemberInfo
 
@@ -52,7 +53,9 @@ def test_what_cannot_be_is_done_otherwise_and_said() -> None:
     pair = plan(far(2), measured(2), fixed=Fixed(algorithm=RING))
     assert pair.large_algorithm == MESH and "fixed the ring" in pair.reason
     dead = frozenset({(peer(0), peer(1))})
-    assert plan(far(5), measured(5), dead, Fixed(algorithm=MESH)).large_algorithm == RING
+    for algorithm in (MESH, RING):
+        around = plan(far(5), measured(5), dead, Fixed(algorithm=algorithm))
+        assert around.large_algorithm == algorithm and around.detours, "a dead link takes no choice away"
     many = plan(far(FEW_MAX + 1), None, fixed=Fixed(algorithm=RING))
     assert many.large_algorithm == RING and many.streams == 1 and "fixed the ring" in many.reason
 

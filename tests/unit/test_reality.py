@@ -24,11 +24,8 @@ MIB = 1 << 20
 # -- the peer's stopwatch --------------------------------------------------------------------------------------------
 
 
-def config(
-    epoch: int = 1, algorithm: Algorithm = Algorithm.MESH, mesh_max: int = 0, detours: bool = False
-) -> EpochConfig:
-    ways = ((0, 1, 2),) if detours else ()
-    return EpochConfig(epoch, 0, 0, [], [], 1, 1 << 18, mesh_max, algorithm, ways)
+def config(epoch: int = 1, algorithm: Algorithm = Algorithm.MESH, mesh_max: int = 0) -> EpochConfig:
+    return EpochConfig(epoch, 0, 0, [], [], 1, 1 << 18, mesh_max, algorithm)
 
 
 def watch(**options: object) -> Stopwatch:
@@ -95,12 +92,11 @@ def test_what_is_not_as_planned_does_not_count(unlike: OpDesc) -> None:
     assert stopwatch.take() is None
 
 
-def test_what_the_plan_says_depends_on_the_size_and_on_dead_links() -> None:
+def test_what_the_plan_says_depends_on_the_size() -> None:
     for options, algorithm in (
         ({"algorithm": Algorithm.RING, "mesh_max": 128 * MIB}, Algorithm.MESH),
         ({"algorithm": Algorithm.AUTO}, Algorithm.RING),
         ({"algorithm": Algorithm.TWO_LEVEL}, Algorithm.TWO_LEVEL),
-        ({"mesh_max": 128 * MIB, "detours": True}, Algorithm.RING),
     ):
         stopwatch = watch(**options)
         for at in (10.0, 20.0):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytest
 from unit.group_table import A, B, C, D, Table, V, frozen, group, join, of, pid, suspect
 
 from pccl import messages as m
@@ -103,8 +102,9 @@ def broken(table: Table, a: bytes, b: bytes) -> list[tuple[bytes, m.ToPeer]]:
     """Both ends lose the link, and answer probes after the grace."""
     sent = table.say(a, suspect(b, Cause.SILENT)) + table.say(b, suspect(a, Cause.EOF))
     assert not of(m.Freeze, sent)
-    table.now += table.machine.settings.link_grace_s
-    sent = table(Tick())
+    for _ in range(2):  # in one go it would look as if the coordinator had slept
+        table.now += table.machine.settings.link_grace_s / 2
+        sent = table(Tick())
     assert set(of(m.Probe, sent)) == {a, b} and not of(m.Freeze, sent)
     assert not of(m.Freeze, table.say(a, m.ProbeReply(V, 1))), "the other has not been heard yet"
     return table.say(b, m.ProbeReply(V, 1))
@@ -122,14 +122,35 @@ def refreeze(table: Table, sent: list[tuple[bytes, m.ToPeer]]) -> m.Epoch:
 def test_a_dead_link_between_live_peers_is_done_without() -> None:
     table = group(A, B, C, D)
     epoch = refreeze(table, broken(table, A, B))
-    ranks = [member.peer for member in epoch.members]
-    assert sorted(ranks) == [A, B, C, D] and epoch.change == 1, "nobody is evicted"
-    assert abs(ranks.index(A) - ranks.index(B)) == 2 and epoch.plan.large_algorithm == Algorithm.RING
-    ((a, b, via),) = epoch.detours
-    assert {ranks[a], ranks[b]} == {A, B} and ranks[via] in (C, D) and "dead between live peers" in epoch.reason
+    assert sorted(member.peer for member in epoch.members) == [A, B, C, D] and epoch.change == 1, "nobody is evicted"
+    assert detours(epoch) in ({(A, B, C), (B, A, C)}, {(A, B, D), (B, A, D)})
+    assert "dead between live peers" in epoch.reason and "around the broken link" in epoch.plan.reason
     assert not of(m.Freeze, table.wait(5.0, A, B, C, D)), "once is enough"
     epoch = refreeze(table, table.say(D, m.Leave(V, "")))
-    assert not epoch.detours and "no ring avoids" in epoch.plan.reason, "three peers need every link"
+    assert detours(epoch) == {(A, B, C), (B, A, C)}
+    epoch = refreeze(table, table.say(C, m.Leave(V, "")))
+    assert not epoch.detours and "no way around the broken link" in epoch.plan.reason
+
+
+def detours(epoch: m.Epoch) -> set[tuple[bytes, ...]]:
+    return {tuple(epoch.members[rank].peer for rank in detour) for detour in epoch.detours}
+
+
+def test_two_links_are_enough_for_three_and_one_is_not() -> None:
+    table = group(A, B, C)
+    assert detours(refreeze(table, broken(table, A, B))) == {(A, B, C), (B, A, C)}
+    assert not of(m.Freeze, broken(table, B, C)), "then nobody reaches B"
+    assert [entry.what for entry in table.machine.log].count("dead link") == 2
+    for one, other in ((A, B), (B, A)):
+        table.say(one, m.Healed(V, other))
+    hold = of(m.Hold, table.wait(MENDED_S + 2, A, B, C))[A]
+    assert isinstance(hold, m.Hold) and hold.joiners == ()
+    for peer in table.members:
+        sent = table.say(peer, m.Held(V, hold.hold, 1))
+    assert not detours(of(m.Epoch, sent)[A])  # type: ignore[arg-type]
+    table.now += 1.0
+    freezes = [of(m.Freeze, table.say(peer, m.ProbeReply(V, 1))) for peer in table.members]
+    assert any(freezes), "now B is reached through A"
 
 
 def test_a_mended_link_is_used_again() -> None:
@@ -159,8 +180,8 @@ def test_a_link_that_heals_in_time_is_no_matter() -> None:
     assert not of(m.Freeze, table.wait(5.0, A, B, C, D))
 
 
-@pytest.mark.parametrize("peers", [(A, B), (A, B, C)])
-def test_what_nothing_can_avoid_is_left_alone(peers: tuple[bytes, ...]) -> None:
+def test_what_nothing_can_avoid_is_left_alone() -> None:
+    peers = (A, B)
     table = group(*peers)
     assert not of(m.Freeze, broken(table, A, B)) and table.state is State.STABLE
     assert not of(m.Freeze, table.wait(5.0, *peers))
@@ -172,7 +193,7 @@ def test_what_nothing_can_avoid_is_left_alone(peers: tuple[bytes, ...]) -> None:
         table.say(peer, m.Held(V, hold.number, 1))
     table.now += 1.0
     freezes = [of(m.Freeze, table.say(peer, m.ProbeReply(V, 1))) for peer in table.members]
-    assert any(freezes) == (len(peers) == 3), "with a fourth there is a way around"
+    assert any(freezes), "with a third there is a way around"
 
 
 def test_a_peer_that_does_not_answer_is_no_dead_link() -> None:

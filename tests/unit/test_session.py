@@ -207,13 +207,14 @@ def test_a_hold_for_a_new_plan(member: Bench) -> None:
         m.Member(p, 0, f"10.0.0.{p[0]}:1", "h", weight, region)
         for p, weight, region in ((LOW, 1, 0), (ME, 2, 1), (HIGH, 3, 1))
     )
-    streams, detours = ((0, 1, 7), (0, 2, 5), (1, 2, 99)), ((0, 2, 1), (0, 9, 1), (0, 0, 1))
+    streams, detours = ((0, 1, 7), (0, 2, 5), (1, 2, 99)), ((0, 2, 1), (2, 1, 0), (1, 9, 0), (1, 1, 0), (1, 2, 0))
     member.say(m.Epoch(V, 2, 1, 0, members, plan, (), "why", 2, 5.0, streams, detours))
     assert member.peer.advance(member.now) == 1
     config = member.engine.configs[-1]
     assert [(c.weight, c.region, c.streams) for c in config.members] == [(1, 0, 7), (2, 1, 0), (3, 1, 0)]
     assert (config.one_round_bytes_max, config.mesh_bytes_max) == (4096, 1 << 16)
-    assert config.large_algorithm == Algorithm.TWO_LEVEL and config.detours == ((0, 2, 1),), "nonsense is left out"
+    assert config.large_algorithm == Algorithm.TWO_LEVEL
+    assert [c.via for c in config.members] == [None, None, 0], "what is not this peer's, or nonsense, is left out"
 
 
 def test_release(member: Bench) -> None:

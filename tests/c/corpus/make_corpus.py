@@ -14,7 +14,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SEGMENT_BYTES = 64
-RAW, SUBMIT, TIME, CLOSE, DIAL, ANSWER, CHANGE, GIVE_UP = 6, 7, 9, 10, 11, 12, 13, 14
+RAW, SUBMIT, TIME, CLOSE, DIAL, ANSWER, CHANGE, GIVE_UP, RELAY = 6, 7, 9, 10, 11, 12, 13, 14, 15
+RELAYED = 0x20
 DATA, GRANT, FIN, ACK, PING, PONG, VOID = range(1, 8)
 # (name, algorithm, element bytes, count) in the order of shapes[] in fuzz_engine.c
 SHAPES = [
@@ -84,13 +85,34 @@ def segments(shape: int, order: list[int]) -> list[tuple[int, int, int]]:
     return [(node, 0, i) for node in row_sources(name, algorithm, order) for i in range(per_row)]
 
 
-def op_frames(shape: int, choice: int) -> list[bytes]:
-    """All frames that bring the op to its commit."""
+def op_frames(shape: int, choice: int, sides: tuple[int, int] = (0, 1)) -> list[bytes]:
+    """All frames that bring the op to its commit. `sides` of nodes 1 and 2."""
     order = order_of(choice)
     partners = [1] if SHAPES[shape][0] in ("send", "send_recv") else [node for node in order if node]
-    grants = [frame(shape, GRANT, node - 1) for node in partners]
-    fins = [frame(shape, FIN, node - 1) for node in partners]
-    return grants + [frame(shape, DATA, node - 1, step, i) for node, step, i in segments(shape, order)] + fins
+    grants = [frame(shape, GRANT, sides[node - 1]) for node in partners]
+    fins = [frame(shape, FIN, sides[node - 1]) for node in partners]
+    data = [frame(shape, DATA, sides[node - 1], step, i) for node, step, i in segments(shape, order)]
+    return grants + data + fins
+
+
+def detour_inputs() -> list[bytes]:
+    """Node 2 over node 1, which the engine dials as a relay; node 1 over node 2, which dials; and relaying for both."""
+    out: list[bytes] = []
+    for shape in range(len(SHAPES)):
+        for choice, link, sides in ((0x0E, bytes([ANSWER]), (0, 2)), (0x1E, bytes([DIAL | RELAYED]), (2, 1))):
+            head = bytes([choice]) + link + bytes([SUBMIT, shape])
+            frames = op_frames(shape, choice, sides)
+            half = len(frames) // 2
+            out.append(head + b"".join(frames))
+            out.append(head + b"".join(frames[:half]) + bytes([CLOSE, 2]) + link + b"".join(frames[half:]))
+            after = bytes([CHANGE, 6, TIME, 13, CHANGE, choice]) + link + bytes([TIME, 13])
+            out.append(head + b"".join(frames) + after)
+            out.append(head + b"".join(frames[:half]) + bytes([CHANGE, 0x80 | choice]) + link + b"".join(frames))
+    for how in range(0, 256, 8):
+        for node in (0, 1):
+            out.append(bytes([6, RELAY, how | node, 5, *range(5), 7, *range(7), RELAY, how | node | 2, 60, *range(60)]))
+    out.append(bytes([0x0E, RELAY, 3, 9, *range(9), CHANGE, 0x82, TIME, 12, RELAY, 3]))
+    return out
 
 
 def engine_inputs() -> list[bytes]:
@@ -131,14 +153,17 @@ def wire_inputs() -> list[bytes]:
     for kind in range(9):
         head = struct.pack("<IIIBBHIIQIIQQII", 0, 7, 64 if kind == 1 else 0, kind, 0, 1, 2, 3, 4, 5, 6, desc, 0, 9, 8)
         out.append(bytes([1]) + head)
-    for stream, streams in ((0, 1), (3, 4), (4, 4)):
-        out.append(bytes([3]) + b"PCCL\1\0\1\0" + bytes(48) + struct.pack("<III", 1, stream, streams) + bytes(36))
+    hellos = ((0, 1, 0, 0), (3, 4, 0, 0), (4, 4, 0, 0), (0, 1, 1, 3), (0, 1, 2, 0), (0, 1, 3, 0))
+    for stream, streams, purpose, hops in hellos:
+        target = bytes([7] * 16 if purpose == 1 else 16)
+        numbers = struct.pack("<IIIHH", 1, stream, streams, purpose, hops)
+        out.append(bytes([3]) + b"PCCL\1\0\1\0" + bytes(48) + target + numbers + bytes(36))
     return out
 
 
 def main() -> None:
     """Writes every input under the hash of its bytes."""
-    for name, inputs in (("wire", wire_inputs()), ("engine", engine_inputs())):
+    for name, inputs in (("wire", wire_inputs()), ("engine", engine_inputs() + detour_inputs())):
         directory = HERE / name
         directory.mkdir(exist_ok=True)
         for data in inputs:
