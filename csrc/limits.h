@@ -14,6 +14,7 @@ enum {
     LIMIT_PARKED_FRAMES = 1 << 16,   /* frames a link keeps for ops not called yet */
     LIMIT_RECORD_LANES = 8192,       /* entries of lane records about earlier boundaries */
     WINDOW_FRAMES = 4096,            /* numbered frames in flight on a link; a power of two */
+    METER_LOSSES = 15,               /* readings of a link's loss */
     METER_SAMPLES = 24,              /* of a link's bandwidth: the best of so many counts */
     WINDOW_RESERVE = 64,             /* of these, kept back for FIN and GRANT */
     SEND_BATCH_FRAMES = 16,          /* frames handed to one writev at most, */

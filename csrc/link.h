@@ -77,10 +77,13 @@ struct meter {
     int window_gap;            /* the link could have taken more since its begin */
     uint64_t samples[METER_SAMPLES];  /* a ring: bytes per second */
     uint32_t windows, windows_since_better;
-    uint64_t bytes_per_s, best_bytes_per_s;  /* the median and the best of them; 0: none yet */
+    uint64_t bytes_per_s, usual_bytes_per_s, best_bytes_per_s;  /* the median, see link_meter.c, the best; 0: none yet */
+    uint32_t ping_us;          /* the least round trip of pings lately: never too short, while the kernel's is for paced streams */
+    int64_t room_bytes;        /* so much more may be on its way now */
     uint64_t pace;             /* of each stream, bytes per second; 0: none set */
     uint64_t packets, packets_again;
-    uint32_t loss_ppm;
+    uint64_t losses[METER_LOSSES];  /* a ring: parts per million */
+    uint32_t loss_readings, loss_ppm;
 };
 
 struct link {
@@ -106,6 +109,7 @@ struct link {
     uint32_t next_conn;
     struct conn *check;        /* dialled by the side that does not dial, to see whether the peer is still there */
     uint64_t redial_at_ns, redial_after_ns;
+    uint64_t look_at_ns;       /* when there may be room again for what waits */
     pccl_cause told;           /* the worst cause reported in this outage */
 
     struct slot *slots;        /* WINDOW_FRAMES, by number */
@@ -158,8 +162,12 @@ void link_pump(struct link *l);
 /* link_meter.c */
 /* Sets the pace of the streams, if the link is known. */
 void meter_pace(struct link *l);
+/* Before each round of sending: how much more may be on its way. */
+void meter_look(struct link *l);
 /* Before each round of sending: streams on which nothing is on its way may do what would disturb later. */
 void meter_rest(struct link *l);
+/* A ping came back. */
+void meter_pong(struct link *l, uint32_t rtt_us);
 /* After each round of sending: `saturated` if there is more to send than the streams take. */
 void meter_sent(struct link *l, int saturated);
 /* Now and then: asks the transport. */

@@ -4,9 +4,11 @@
  * more to send than the streams took, or more on its way than could arrive. The best of the last windows counts: pauses make a
  * link look slower than it is, nothing but jitter makes it look faster.
  *
- * On a long link that is known, the streams are paced: all together a little above that best, each with its part. Streams that
- * look for bandwidth each for itself begin every op with a burst of several times what the link carries, overfill the queue before
- * its bottleneck, lose what does not fit, and wait. A pace above the best finds a link that has become faster: now and then much above it. */
+ * On a long link that is known, the streams are held to it. Their pace: all together a little above the best, each with its part; now
+ * and then much above it, to find a link that has become faster; but never much above what the link usually carries, since its best is
+ * what others left it for a moment, where links share a bottleneck. And no more is given to them than fills the link twice, however many
+ * they are: what is too much waits here and not in the queue before the bottleneck, where it would be lost. Streams that look for
+ * bandwidth each for itself begin every op with a burst of several times what the link carries, overfill that queue, and wait. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,16 +22,22 @@
 
 enum {
     KNOWN_AFTER_WINDOWS = 12,
+    LATELY_WINDOWS = 4,
     PROBE_EVERY_WINDOWS = 8,     /* paced well above the best, and for a while after a window that was clearly better */
     PROBE_WINDOWS = 3,
-    LOSS_MEMORY = 8,
-    CRUISE_PERCENT = 103,
-    PROBE_PERCENT = 125
+    CRUISE_PERCENT = 103,        /* of the best */
+    PROBE_PERCENT = 125,
+    USUAL_PERCENT = 125,
+    FLIGHT_PERCENT = 200,        /* of what the link usually carries in a round trip */
+    LOOKS_PER_RTT = 64,
+    PING_MEMORY = 256
 };
 
 /* A pace that differs by less than this part is not set anew. */
 #define PACE_CHANGE_PART 32
 #define CLEARLY_BETTER_PART 16
+/* A segment may wait in each stream. */
+#define SPARE_BYTES (256u << 10)
 
 struct reading {
     uint64_t held_bytes, packets, packets_again;
@@ -55,17 +63,24 @@ static struct reading read_streams(const struct link *l)
 
 /* -- pace ---------------------------------------------------------------------------------------------------------- */
 
+static int is_known(const struct link *l)
+{
+    return l->engine->ops->pace && l->rtt_us >= PACE_FROM_RTT_US && l->used && l->meter.windows >= KNOWN_AFTER_WINDOWS;
+}
+
 static uint64_t pace_of_all(const struct meter *m)
 {
     uint32_t since = m->windows_since_better;
     int probe = since < PROBE_WINDOWS || since % PROBE_EVERY_WINDOWS == 0;
-    return m->best_bytes_per_s * (probe ? PROBE_PERCENT : CRUISE_PERCENT) / 100;
+    uint64_t best = m->best_bytes_per_s * (probe ? PROBE_PERCENT : CRUISE_PERCENT) / 100;
+    uint64_t usual = m->usual_bytes_per_s * USUAL_PERCENT / 100;
+    return best < usual ? best : usual;
 }
 
 void meter_pace(struct link *l)
 {
     struct meter *m = &l->meter;
-    if (!l->engine->ops->pace || l->rtt_us < PACE_FROM_RTT_US || !l->used || m->windows < KNOWN_AFTER_WINDOWS)
+    if (!is_known(l))
         return;
     uint64_t pace = pace_of_all(m) / l->used;
     uint64_t change = pace > m->pace ? pace - m->pace : m->pace - pace;
@@ -77,6 +92,30 @@ void meter_pace(struct link *l)
             l->engine->ops->pace(l->conns[i]->stream, pace);
 }
 
+/* -- room -------------------------------------------------------------------------------------------------------- */
+
+void meter_pong(struct link *l, uint32_t rtt_us)
+{
+    struct meter *m = &l->meter;
+    m->ping_us += m->ping_us / PING_MEMORY;
+    if (!m->ping_us || rtt_us < m->ping_us)
+        m->ping_us = rtt_us;
+}
+
+void meter_look(struct link *l)
+{
+    struct meter *m = &l->meter;
+    m->room_bytes = INT64_MAX;
+    if (!is_known(l) || queues_empty(l))
+        return;
+    uint32_t rtt_us = m->ping_us > l->rtt_us ? m->ping_us : l->rtt_us;
+    uint64_t fill = m->usual_bytes_per_s * rtt_us / 1000000 * FLIGHT_PERCENT / 100 + l->used * SPARE_BYTES;
+    m->room_bytes = (int64_t)fill - (int64_t)read_streams(l).held_bytes;
+    uint64_t pause_ns = l->rtt_us * 1000ULL / LOOKS_PER_RTT;
+    l->look_at_ns = l->engine->now_ns + (pause_ns > MILLISECOND ? pause_ns : MILLISECOND);
+    engine_wake_at(l->engine, l->look_at_ns);
+}
+
 /* -- bandwidth ----------------------------------------------------------------------------------------------------- */
 
 static int by_value(const void *a, const void *b)
@@ -85,7 +124,16 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* The best is for the pace; planners hear what it mostly carries, in its turn among the links that share a bottleneck with it. */
+static uint64_t mean(const uint64_t *samples, uint32_t from, uint32_t to)
+{
+    uint64_t sum = 0;
+    for (uint32_t i = from; i < to; i++)
+        sum += samples[i % METER_SAMPLES];
+    return sum / (to - from);
+}
+
+/* Usual is the mean without the worst quarter, or of late, if that is more. Planners hear the median: what the link carries in its
+ * turn among those that share a bottleneck with it. */
 static void summarize(struct meter *m)
 {
     uint32_t count = m->windows < METER_SAMPLES ? m->windows : METER_SAMPLES;
@@ -94,6 +142,10 @@ static void summarize(struct meter *m)
     qsort(sorted, count, sizeof *sorted, by_value);
     m->best_bytes_per_s = sorted[count - 1];
     m->bytes_per_s = sorted[count / 2];
+    m->usual_bytes_per_s = mean(sorted, count / 4, count);
+    uint64_t lately = count < LATELY_WINDOWS ? 0 : mean(m->samples, m->windows - LATELY_WINDOWS, m->windows);
+    if (lately > m->usual_bytes_per_s)
+        m->usual_bytes_per_s = lately;
 }
 
 static void take_window(struct link *l, uint64_t bytes_per_s)
@@ -116,7 +168,8 @@ static uint64_t window_ns(const struct link *l)
 static void end_window(struct link *l, int saturated)
 {
     struct meter *m = &l->meter;
-    uint64_t now_ns = l->engine->now_ns, held = read_streams(l).held_bytes;
+    struct reading r = read_streams(l);
+    uint64_t now_ns = l->engine->now_ns, held = r.held_bytes;
     uint64_t delivered = l->sent_bytes > held ? l->sent_bytes - held : 0;
     uint64_t bytes = delivered > m->window_delivered ? delivered - m->window_delivered : 0;
     int in_time = now_ns <= m->window_end_ns + window_ns(l);
@@ -159,10 +212,15 @@ void meter_rest(struct link *l)
     }
 }
 
-/* A running mean: losses are rare, and come together. */
-static void add_loss(struct meter *m, uint32_t ppm)
+/* The median: what the path loses again and again, and not what an overfull queue lost once. */
+static void add_loss(struct meter *m, uint64_t ppm)
 {
-    m->loss_ppm = m->loss_ppm - m->loss_ppm / LOSS_MEMORY + ppm / LOSS_MEMORY;
+    m->losses[m->loss_readings++ % METER_LOSSES] = ppm;
+    uint32_t count = m->loss_readings < METER_LOSSES ? m->loss_readings : METER_LOSSES;
+    uint64_t sorted[METER_LOSSES];
+    memcpy(sorted, m->losses, count * sizeof *sorted);
+    qsort(sorted, count, sizeof *sorted, by_value);
+    m->loss_ppm = (uint32_t)sorted[count / 2];
 }
 
 void meter_ask(struct link *l)
@@ -173,7 +231,7 @@ void meter_ask(struct link *l)
     struct meter *m = &l->meter;
     /* Streams come and go, and their counters with them: then this round tells nothing. */
     if (r.packets > m->packets + 100 && r.packets_again >= m->packets_again)
-        add_loss(m, (uint32_t)((r.packets_again - m->packets_again) * 1000000U / (r.packets - m->packets)));
+        add_loss(m, (r.packets_again - m->packets_again) * 1000000U / (r.packets - m->packets));
     m->packets = r.packets;
     m->packets_again = r.packets_again;
 }

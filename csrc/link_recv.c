@@ -236,15 +236,18 @@ static void on_ping(struct link *l, const struct frame *frame)
     link_mark_dirty(l);
 }
 
-/* Counts only where the transport does not measure: a ping waits behind data here and there, and for a busy engine. */
+/* A link's round trip only where the transport does not measure: a ping waits behind data here and there, and for a busy engine. */
 static void on_pong(struct link *l, const struct conn *c, const struct frame *frame)
 {
-    struct stream_info info;
-    l->engine->ops->info(c->stream, &info);
-    if (info.rtt_us || frame->offset > l->engine->now_ns)
+    if (frame->offset > l->engine->now_ns)
         return;
     uint64_t rtt = (l->engine->now_ns - frame->offset) / 1000;
     uint32_t rtt_us = rtt > UINT32_MAX ? UINT32_MAX : (uint32_t)rtt;
+    meter_pong(l, rtt_us);
+    struct stream_info info;
+    l->engine->ops->info(c->stream, &info);
+    if (info.rtt_us)
+        return;
     l->rtt_us = l->rtt_us ? l->rtt_us - l->rtt_us / 8 + rtt_us / 8 : rtt_us ? rtt_us : 1;
 }
 

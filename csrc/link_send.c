@@ -96,7 +96,7 @@ static int send_notice(struct link *l, struct conn *c)
 
 static int send_segment(struct link *l, struct conn *c)
 {
-    struct flow *f = window_left(l) > WINDOW_RESERVE ? queues_next(l) : NULL;
+    struct flow *f = window_left(l) > WINDOW_RESERVE && l->meter.room_bytes > 0 ? queues_next(l) : NULL;
     if (!f)
         return 0;
     struct op *op = f->op;
@@ -113,6 +113,7 @@ static int send_segment(struct link *l, struct conn *c)
     if (s->windowed)
         f->windowed_sent++;
     op->sent_bytes += s->bytes;
+    l->meter.room_bytes -= s->bytes;
     const uint8_t *data = s->data;
     flow_served(f);
     send_numbered(l, c, &frame, data, f);

@@ -43,6 +43,7 @@ STREAMS_FAR = 3
 STREAMS_MAX = 16
 #: What one connection keeps on its way within the usual limits of its buffers (4 MB with overhead), with some to spare.
 STREAM_BYTES = 2_300_000
+LOSSY_PPM = 30
 #: A plan that only changes streams must change a link's by so much: more streams are needed sooner than fewer.
 STREAMS_MORE = 4 / 3
 STREAMS_FEWER = 1 / 2
@@ -386,14 +387,16 @@ def _segment_bytes(paths: Paths) -> int:
 def streams_between(a: bytes, b: bytes, rtt_s: float, near: bool, measured: Measurements) -> int:
     """As many as the path's bandwidth-delay product fills.
 
-    No more for loss: a queue that too many streams overfill loses too, and more streams would make it worse.
+    Twice as many where packets are lost, however few: what follows a lost one is kept for a round trip longer, until it
+    was sent again. No more for more loss: a queue that too many streams overfill loses too, and would get more of them.
     """
     if near:
         return 1
     rates = [measured.bytes_per_s[pair] for pair in ((a, b), (b, a)) if pair in measured.bytes_per_s]
     if not rates:
         return STREAMS_FAR
-    return min(STREAMS_MAX, max(1, ceil(max(rates) * rtt_s / STREAM_BYTES)))
+    is_lossy = max(measured.loss_ppm.get(pair, 0) for pair in ((a, b), (b, a))) >= LOSSY_PPM
+    return min(STREAMS_MAX, max(1, ceil(max(rates) * rtt_s * (1 + is_lossy) / STREAM_BYTES)))
 
 
 def _streams(members: Sequence[MemberInfo], measured: Measurements, paths: Paths) -> list[Triple]:
