@@ -47,6 +47,7 @@ __all__ = [
     "Sim",
     "SimPath",
     "byte_array",
+    "copy_pieces",
     "crc32c",
     "describe_op",
     "err_name",
@@ -227,6 +228,13 @@ def byte_array(address: int, nbytes: int) -> np.ndarray[Any, Any]:
     if nbytes == 0:
         return np.empty(0, np.uint8)
     return np.frombuffer(ffi.buffer(ffi.cast("uint8_t *", address), nbytes), np.uint8)
+
+
+def copy_pieces(to: Sequence[int], source: Sequence[int], nbytes: Sequence[int]) -> None:
+    """Copies nbytes[i] bytes of raw memory from source[i] to to[i], in order, without the interpreter's lock."""
+    lib.pccl_copy_pieces(
+        ffi.new("uintptr_t[]", to), ffi.new("uintptr_t[]", source), ffi.new("uint64_t[]", nbytes), len(nbytes)
+    )
 
 
 def reduce(

@@ -54,15 +54,21 @@ def codec_of(codec: str | None, algorithm: str, source: Buffer) -> int:
     return number
 
 
-def output_of(out: Any, source: Buffer, count: int) -> Buffer:
+def label_of(op: str, algorithm: str, codec: str | None) -> str:
+    """An all-reduce in words: what the caller asked for."""
+    asked = [word for word in (algorithm, codec or "none") if word not in ("auto", "none")]
+    return " ".join(["all_reduce", op, *asked])
+
+
+def output_of(out: Any, source: Buffer, count: int, what: str = "out") -> Buffer:
     """The memory of a result: the input's dtype, exactly `count` elements, the input itself or apart from it."""
-    target = as_buffer(out, writable=True, what="out")
+    target = as_buffer(out, writable=True, what=what)
     if target.dtype != source.dtype or target.count != count:
         raise ArgumentError(
-            f"out must hold {count} elements of {source.dtype_name}, not {target.count} of {target.dtype_name}"
+            f"{what} must hold {count} elements of {source.dtype_name}, not {target.count} of {target.dtype_name}"
         )
     if target.overlaps(source):
-        raise ArgumentError("out overlaps the input without being the same memory")
+        raise ArgumentError(f"{what} overlaps the input without being the same memory")
     return target
 
 

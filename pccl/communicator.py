@@ -39,6 +39,7 @@ from pccl.arguments import (
     as_it_is,
     choice,
     codec_of,
+    label_of,
     output_of,
     redop_of,
     rows_of,
@@ -46,7 +47,9 @@ from pccl.arguments import (
 )
 from pccl.buffers import Buffer, as_buffer, empty_like
 from pccl.errors import ArgumentError, PeerLost
-from pccl.runtime import Op, Runtime, Tag, left_open, shape_hash
+from pccl.fused import BUCKET_BYTES, Fused, join
+from pccl.lanes import Tag
+from pccl.runtime import Op, Runtime, left_open, shape_hash
 from pccl.types import EpochView, PlanInfo
 from pccl.work import Result, Work
 
@@ -180,21 +183,31 @@ class Communicator:
     ) -> Result | Work:
         """Reduces tensors of one shape and dtype over all peers; every peer gets the same bytes.
 
+        `tensor` may be a list or tuple of tensors, of any dtypes, equal on all peers in number, dtypes and shapes;
+        `out` then is one too. They are copied together, by dtype, and travel as one op for every 16 MiB (Result.parts);
+        a larger tensor is an op of its own. An error of one is the error of the call, and no input is written before
+        all have succeeded: after an error every tensor of the list holds what it held. The options hold for each of the
+        ops: a peer lost between two of them has taken part in one and not in the other (result.parts).
+
         In place, or into `out` (same dtype and size). `op`: "sum", "avg" (floating types only; divides by the number of
         peers that took part), "prod", "min", "max". `algorithm`: "auto" leaves it to the plan; "one_round" (everybody
         sends everything to all) takes the mesh when that would be more than 64 MiB. `codec`: float32 travels as "bf16",
         "fp16", "int8" or "e3m0" (blocks of 256; errors and NaN policy: csrc/codec.h), folded in float32, by the mesh or
         in one round. The result's tensor is `out`, else `tensor`.
         """
+        if isinstance(tensor, list | tuple):
+            work = self._all_reduce_list(
+                Fused(tensor, out, op, algorithm, codec, BUCKET_BYTES), on_peer_loss, tag, timeout, priority
+            )
+            return work if async_op else work.wait()
         source = as_buffer(tensor, writable=out is None)
         target = source if out is None else output_of(out, source, source.count)
         request = self._request(Kind.ALL_REDUCE, source, source, target)
         request.redop = redop_of(op, source)
         request.algorithm = choice("algorithm", algorithm, ALGORITHMS)
         request.codec = codec_of(codec, algorithm, source)
-        label = " ".join(["all_reduce", op, *({algorithm, codec or "none"} - {"auto", "none"})])
         work = self._submit(
-            Op(request, (source, target), tensor if out is None else out, as_it_is, label),
+            Op(request, (source, target), tensor if out is None else out, as_it_is, label_of(op, algorithm, codec)),
             on_peer_loss,
             tag,
             timeout,
@@ -505,6 +518,13 @@ class Communicator:
         op.needs_all = choice("on_peer_loss", on_peer_loss, LOSS)
         op.request.priority = choice("priority", priority, PRIORITIES)
         return self._runtime.submit(op, tag, pair, timeout)
+
+    def _all_reduce_list(self, call: Fused, on_peer_loss: str, tag: Tag, timeout: float | None, priority: str) -> Work:
+        for op in call.ops:
+            op.needs_all = choice("on_peer_loss", on_peer_loss, LOSS)
+            op.request.priority = choice("priority", priority, PRIORITIES)
+        self._runtime.submit_parts(call.ops, tag, timeout)
+        return join(self._runtime, call)
 
     def _participants(self) -> tuple[bytes, ...]:
         self._runtime.check()

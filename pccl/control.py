@@ -135,6 +135,11 @@ class Control:
         with self.lock:
             return self._peer.verdict_text(name)
 
+    def judged(self, name: OpName) -> bool:
+        """Whether the coordinator has said how the op ends."""
+        with self.lock:
+            return self._peer.judged(name)
+
     # -- life -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:

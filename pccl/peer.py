@@ -75,6 +75,10 @@ class Peer:
         verdict = self._verdicts.get(name)
         return "" if verdict is None else verdict[1]
 
+    def judged(self, name: OpName) -> bool:
+        """Whether the coordinator has said how the op ends."""
+        return name in self._verdicts
+
     # -- what happens -----------------------------------------------------------------------------------------
 
     def start(self, now: float) -> None:

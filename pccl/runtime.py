@@ -12,7 +12,6 @@ submissions. `on_op` takes no lock.
 from __future__ import annotations
 
 import atexit
-import hashlib
 import itertools
 import logging
 import os
@@ -20,7 +19,7 @@ import threading
 import warnings
 import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -35,30 +34,28 @@ from pccl.errors import (
     CoordinatorLost,
     ForkError,
     HungError,
-    MismatchError,
     PcclError,
     ResourceError,
     TooFewPeers,
     error_of,
 )
+from pccl.lanes import Lanes, Tag
 from pccl.peer import FAILED_MAX
 from pccl.types import EpochView, Event, OpInfo, OpName, Status
 from pccl.work import Result, Work
 
-__all__ = ["Op", "Runtime", "Tag", "left_open", "shape_hash"]
+__all__ = ["Op", "Runtime", "left_open", "shape_hash"]
 
 log = logging.getLogger("pccl")
 
-Tag = str | bytes | int | None
 Finish = Callable[[Any, Event], Any]
 
 #: An op that has not ended so many leases after its deadline is given up without the coordinator's word: one for a
 #: silent peer to be out, one for another that is lost meanwhile, one for the words to be said.
 GRACE_LEASES = 3
 _WATCH_EVERY_S = 5.0  # or every lease, if that is shorter
-#: With those that failed here alone they fit a Frozen message; so do the lanes of a boundary.
+#: With those that failed here alone they fit a Frozen message.
 OPS_MAX = m.PENDING_MAX - FAILED_MAX
-LANES_MAX = m.PENDING_MAX
 _CLOSE_POLL_S = 0.001
 
 _live: weakref.WeakSet[Runtime] = weakref.WeakSet()
@@ -127,12 +124,9 @@ class Runtime:
         self.engine = engine
         self.peer_id = engine.peer_id
         self.pid = os.getpid()
-        self._lane_key = lane_key
         self._ops: dict[int, Op] = {}
         self._tokens = itertools.count(1)
-        self._lanes: dict[int, int] = {}  # ops posted per lane since _lanes_boundary
-        self._lanes_boundary = -1
-        self._busy: set[int] = set()  # lanes of tags in flight
+        self._lanes = Lanes(lane_key)
         self._stop = threading.Event()
         self._closing = False
         self._close_lock = threading.Lock()
@@ -196,55 +190,80 @@ class Runtime:
         Raises TooFewPeers, MismatchError (the tag is in flight), ArgumentError, ResourceError or Closed: then nothing
         has happened.
         """
-        lane = 0 if tag is None and pair is None else _lane(self._lane_key, tag, pair)
+        lane = self._lanes.lane(tag, pair)
+        deadline_ns = self._deadline_ns(timeout)
+        with self.control.lock:
+            (name,) = self._names(lane, tag, 1)
+            self._prepare(op, name, tag, deadline_ns)
+            self._hand_over(op)
+        return op.work
+
+    def submit_parts(self, ops: Sequence[Op], tag: Tag, timeout: float | None) -> None:
+        """Names the ops that carry one call and hands them to the engine. Raises what `submit` does. Should the engine
+        refuse a later one, when the first may be on its way, this and those after it end with that error.
+        """
+        lane = self._lanes.lane(tag)
+        deadline_ns = self._deadline_ns(timeout)
+        with self.control.lock:
+            for op, name in zip(ops, self._names(lane, tag, len(ops)), strict=True):
+                self._prepare(op, name, tag, deadline_ns)
+            self._hand_over(ops[0])
+            for number, op in enumerate(ops[1:], 1):
+                try:
+                    self._hand_over(op)
+                except PcclError as error:
+                    for unsent in ops[number:]:
+                        unsent.work._resolve(None, error)
+                    return
+
+    def settle(self, ops: Iterable[Op]) -> None:
+        """Asks the coordinator to end, on every peer, those of the ops that are in flight and have not been judged."""
+        for op in ops:
+            if not self.control.judged(op.request.name):
+                self.cancel_token(op.request.token)
+
+    def _deadline_ns(self, timeout: float | None) -> int:
         seconds = self.settings.op_timeout if timeout is None else timeout
         if not seconds > 0:
             raise ArgumentError(f"timeout must be a positive number of seconds, not {timeout!r}")
-        request = op.request
-        with self.control.lock:
-            self.check()
-            self.participants()
-            name = self._next_name(lane, tag)
-            request.name = name
-            request.token = token = next(self._tokens)
-            request.deadline_ns = op.expires_ns = _native.now_ns() + int(seconds * 1e9)
-            op.tag = tag
-            op.work = Work(self, token)
-            self._hand_over(op)
-            self._lanes[lane] = name.seq + 1
-        return op.work
+        return _native.now_ns() + int(seconds * 1e9)
 
-    def _next_name(self, lane: int, tag: Tag) -> OpName:
-        boundary = self.control.boundary
-        if boundary != self._lanes_boundary:
-            self._lanes.clear()
-            self._lanes_boundary = boundary
-        if tag is not None and lane in self._busy:
-            raise MismatchError(f"tag {tag!r} is already in flight here; wait for that op, or use another tag")
-        if len(self._ops) >= OPS_MAX:
-            raise ResourceError(f"{OPS_MAX} ops are in flight here, no more are possible; wait for some")
-        if lane not in self._lanes and len(self._lanes) >= LANES_MAX:
-            raise ResourceError(f"{LANES_MAX} tags were used at boundary {boundary}, no more before the next")
-        return OpName(boundary, lane, self._lanes.get(lane, 0))
+    def _names(self, lane: int, tag: Tag, count: int) -> list[OpName]:
+        """Names for so many ops called now, if they can be; under the lock."""
+        self.check()
+        self.participants()
+        names = self._lanes.next_names(self.control.boundary, lane, tag, count)
+        if len(self._ops) + count > OPS_MAX:
+            raise ResourceError(f"{len(self._ops)} ops are in flight here, {OPS_MAX} at most can be; wait for some")
+        return names
+
+    def _prepare(self, op: Op, name: OpName, tag: Tag, deadline_ns: int) -> None:
+        request = op.request
+        request.name = name
+        request.token = token = next(self._tokens)
+        request.deadline_ns = op.expires_ns = deadline_ns
+        op.tag = tag
+        op.work = Work(self, token)
 
     def _hand_over(self, op: Op) -> None:
         """Into the registry first: the op may end before the engine's submit has returned."""
         request = op.request
         self._ops[request.token] = op
         if op.tag is not None:
-            self._busy.add(request.name.lane)
+            self._lanes.occupy(request.name.lane)
         try:
             self.engine.submit(request)
         except BaseException:
             self._forget(op)
             raise
+        self._lanes.note(request.name)
 
     def _forget(self, op: Op) -> bool:
         """Takes an op off the registry; False if it was not there."""
         if self._ops.pop(op.request.token, None) is None:
             return False
         if op.tag is not None:
-            self._busy.discard(op.request.name.lane)
+            self._lanes.free(op.request.name.lane)
         return True
 
     # -- called by Control, on its thread --
@@ -402,16 +421,6 @@ _WORDS: dict[int, str] = {
     Status.EMISMATCH: "peers called this op differently",
     Status.ECANCELLED: "the op was cancelled",
 }
-
-
-@lru_cache(maxsize=4096, typed=True)
-def _lane(key: bytes, tag: Tag, pair: tuple[bytes, bytes] | None) -> int:
-    """The lane of a tag (and of a pair, for send/recv): never 0, which is the lane of everything without."""
-    if tag is not None and not isinstance(tag, str | bytes | int):
-        raise ArgumentError(f"tag must be a str, bytes or int, not {type(tag).__name__}")
-    text = f"{type(tag).__name__}:".encode() + (tag if isinstance(tag, bytes) else str(tag).encode())
-    digest = hashlib.blake2b(b"".join(pair or ()) + b"|" + text, key=key, digest_size=8).digest()
-    return int.from_bytes(digest, "little") or 1
 
 
 @lru_cache(maxsize=4096, typed=True)

@@ -27,7 +27,8 @@ class Result:
     the order of their ranks in `epoch`, the epoch in which the op ended; `world_size` is their number. `retries`: how
     often the op was started again after a loss. `bytes_sent`, `bytes_received`: payload of this peer, retries included.
     `duration_s`: from the call to the end, waiting for others included. `offset`: reduce_scatter only, the first
-    element of `tensor` within the flattened input.
+    element of `tensor` within the flattened input. `parts`: all_reduce of a list only, the results of the ops that
+    carried it, each with its tensors; who took part, and the epoch, are those of the newest epoch among them.
     """
 
     tensor: Any
@@ -39,6 +40,7 @@ class Result:
     bytes_received: int
     duration_s: float
     offset: int = 0
+    parts: tuple[Result, ...] = ()
 
 
 class Owner(Protocol):

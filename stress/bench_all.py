@@ -25,13 +25,15 @@ VERDICT = {True: "yes", False: "NO", None: "not measured"}
 
 def steps(out: Path, rounds: int) -> dict[str, list[str]]:
     """Command lines, by name."""
-    all_reduce = [str(BIN / "pccl"), "bench", "all-reduce", "--peers", "2,4", "--json", "--vs", "gloo"]
+    bench = [str(BIN / "pccl"), "bench", "all-reduce", "--peers", "2,4", "--json"]
+    all_reduce = [*bench, "--vs", "gloo"]
     python = [sys.executable]
     wan = ["-m", "stress.wan.bench", "--rounds", str(rounds), "--json", "--no-limits", "--if-possible"]
     return {
         "tcp": [*all_reduce, "--sizes", SIZES, "--transport", "tcp"],
         "shm": [*all_reduce, "--sizes", SIZES],
         "in_flight": [*all_reduce, "--sizes", "1KiB", "--in-flight", "64", "--transport", "tcp"],
+        "fused": [*bench, "--sizes", "1KiB,8KiB,64KiB", "--in-flight", "200", "--fused", "--transport", "tcp"],
         "kernels": ["make", "--silent", "-C", "csrc", "bench-kernels", "JSON=1"],
         "kill": [*python, "stress/kill_bench.py", "--trials", str(4 * rounds), "--json", "--no-limits"],
         "join": [*python, "stress/join_bench.py", "--trials", str(2 * rounds), "--mib", "1", "--json"],

@@ -73,6 +73,8 @@ GOALS = (
     Goal("tcp", "1 KiB, 2 peers: ms", of_size(2, 1024, "ours_ms"), 0.7),
     Goal("tcp", "1 KiB, 4 peers: ms", of_size(4, 1024, "ours_ms"), 2),
     Goal("in_flight", "1 KiB, 64 at once, 4 peers: op/s", of_size(4, 1024, "ours_ops_per_s"), 5000, at_least=True),
+    Goal("fused", "200 of 1 KiB, 4 peers: one by one / fused", of_size(4, 1024, "fused_gain"), 3, at_least=True),
+    Goal("fused", "200 of 64 KiB, 4 peers: one by one / fused", of_size(4, 64 << 10, "fused_gain"), 1, at_least=True),
     Goal("shm", "64 MiB, 2 peers: ours / gloo", of_size(2, 64 * MIB, "ratio"), 0.6),
     Goal("shm", "64 MiB, 4 peers: ours / gloo", of_size(4, 64 * MIB, "ratio"), 0.75),
     *(Goal("kernels", f"int8 {way}: GB/s", kernel(f"int8 {way}"), 5, at_least=True) for way in ("encode", "decode")),

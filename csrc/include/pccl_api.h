@@ -337,6 +337,11 @@ pccl_err pccl_engine_abandon(pccl_engine *engine, uint64_t token, int status);
 /* Fault injection: kills one stream of the link to a peer (index modulo the number of its streams). */
 pccl_err pccl_engine_kill_stream(pccl_engine *engine, const pccl_peer_id *peer, uint32_t index);
 
+/* -- memory --------------------------------------------------------------------------------------------------- */
+
+/* Copies `count` pieces: bytes[i] bytes from address from[i] to address to[i], one after the other. No piece overlaps itself. */
+void pccl_copy_pieces(const uintptr_t *to, const uintptr_t *from, const uint64_t *bytes, uint32_t count);
+
 /* -- kernels, for tests and benchmarks of the border ------------------------------------------------------------ */
 
 /* dst[i] = op over srcs[0][i], srcs[1][i], ... in that order; see csrc/reduce.h. isa NULL: the best one.

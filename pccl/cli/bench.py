@@ -72,8 +72,10 @@ class Gathered:
 
 
 def row_of(gathered: Gathered, size: int, job: dict[str, Any]) -> Row:
-    """One line of the result; ratio below 1 means that pccl is faster."""
-    ours, gloo = (gathered.median_ms(size, side) for side in ("ours", "gloo"))
+    """One line of the result; times are per tensor; ratio below 1 means that pccl is faster than gloo, fused_gain above
+    1 that one call with all tensors is faster than one op for each.
+    """
+    ours, fused, gloo = (gathered.median_ms(size, side) for side in ("ours", "fused", "gloo"))
     assert ours is not None
     return {
         "op": "all_reduce",
@@ -87,6 +89,8 @@ def row_of(gathered: Gathered, size: int, job: dict[str, Any]) -> Row:
         "gloo_ms": None if gloo is None else round(gloo, 4),
         "ratio": None if gloo is None else round(ours / gloo, 3),
         "ours_ops_per_s": round(1000 / ours, 1),
+        "fused_ms": None if fused is None else round(fused, 4),
+        "fused_gain": None if fused is None else round(ours / fused, 2),
     }
 
 
@@ -137,7 +141,9 @@ def show_table(rows: Sequence[Row]) -> None:
 
     place = " in place" if rows and rows[0]["in_place"] else ""
     table = Table(title=f"all-reduce{place}, median of the slowest peer")
-    for heading in ("peers", "size", "dtype", "at once", "pccl ms", "gloo ms", "ratio", "pccl op/s"):
+    fused = any(row["fused_ms"] is not None for row in rows)
+    headings = ("peers", "size", "dtype", "at once", "pccl ms", "gloo ms", "ratio", "pccl op/s")
+    for heading in (*headings, "fused ms") if fused else headings:
         table.add_column(heading, justify="left" if heading == "dtype" else "right", no_wrap=True)
     for row in rows:
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
@@ -150,6 +156,7 @@ def show_table(rows: Sequence[Row]) -> None:
             format_ms(row["gloo_ms"]),
             ratio,
             f"{row['ours_ops_per_s']:,.0f}",
+            *([format_ms(row["fused_ms"])] if fused else []),
         )
     Console().print(table)
 
@@ -168,6 +175,7 @@ def command() -> None:
 @click.option(
     "--in-flight", type=click.IntRange(1), default=1, show_default=True, help="Ops at once; times are per op."
 )
+@click.option("--fused", is_flag=True, help="The ops at once also as one call with all tensors; wants --in-flight.")
 @click.option("--iters", default="auto", show_default=True, help="Iterations per size.")
 @click.option("--congestion", help="TCP congestion control, as cubic or bbr.  [default: the system's]")
 @click.option(
@@ -185,6 +193,7 @@ def all_reduce(
     in_place: bool,
     versus: str | None,
     in_flight: int,
+    fused: bool,
     iters: str,
     congestion: str | None,
     transport: str,
@@ -197,11 +206,14 @@ def all_reduce(
     check_congestion(congestion, versus)
     if iters != "auto" and not (iters.isdigit() and int(iters) > 0):
         raise click.UsageError("--iters is 'auto' or a positive number")
+    if fused and in_flight == 1:
+        raise click.UsageError("--fused wants several ops at once: --in-flight 200")
     job = {
         "sizes": sizes,
         "dtype": dtype,
         "in_place": in_place,
         "in_flight": in_flight,
+        "fused": fused,
         "iterations": 0 if iters == "auto" else int(iters),
         "congestion": congestion or "",
         "transport": transport,

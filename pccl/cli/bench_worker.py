@@ -29,6 +29,7 @@ class Job:
     dtype: str
     in_place: bool
     in_flight: int
+    fused: bool  # the same batch as one call with a list, too
     iterations: int  # 0: by size
     gloo_store: str  # path of gloo's rendezvous file; "" without gloo
     congestion: str
@@ -127,23 +128,33 @@ class Pattern:
 Batch = Callable[[list[Any], list[Any]], None]  # reduces every input; the results are in the outputs
 
 
-def ours(comm: Any, in_place: bool, in_flight: int) -> Batch:
-    """All-reduce of a batch by pccl."""
+def check_result(comm: Any, result: Any) -> None:
+    if result.world_size != len(comm.peers) or result.retries:
+        raise SystemExit(f"a peer was lost during the benchmark: {result}")
 
-    def check(result: Any) -> None:
-        if result.world_size != len(comm.peers) or result.retries:
-            raise SystemExit(f"a peer was lost during the benchmark: {result}")
+
+def ours(comm: Any, in_place: bool, in_flight: int) -> Batch:
+    """All-reduce of a batch by pccl, one op for each array."""
 
     def one(inputs: list[Any], outputs: list[Any]) -> None:
-        check(comm.all_reduce(inputs[0], op="sum", out=None if in_place else outputs[0]))
+        check_result(comm, comm.all_reduce(inputs[0], op="sum", out=None if in_place else outputs[0]))
 
     def many(inputs: list[Any], outputs: list[Any]) -> None:
         pairs = zip(inputs, outputs, strict=True)
         works = [comm.all_reduce(i, op="sum", out=None if in_place else o, async_op=True) for i, o in pairs]
         for work in works:
-            check(work.wait())
+            check_result(comm, work.wait())
 
     return one if in_flight == 1 else many
+
+
+def fused(comm: Any, in_place: bool) -> Batch:
+    """All-reduce of a batch by pccl, as one call."""
+
+    def batch(inputs: list[Any], outputs: list[Any]) -> None:
+        check_result(comm, comm.all_reduce(inputs, op="sum", out=None if in_place else outputs))
+
+    return batch
 
 
 def gloo(job: Job, index: int) -> Batch:
@@ -179,6 +190,8 @@ class Bench:
         self.arrays: Arrays = TorchArrays(job.dtype) if needs_torch else NumpyArrays(job.dtype)
         self.pattern = Pattern(self.arrays, job.peers, index)
         self.sides = {"ours": (ours(comm, job.in_place, job.in_flight), job.in_place)}
+        if job.fused:
+            self.sides["fused"] = (fused(comm, job.in_place), job.in_place)
         if job.gloo_store:
             self.sides["gloo"] = (gloo(job, index), True)
 

@@ -126,7 +126,11 @@ def _fault_verdict(
     report, reporter = fault.report, short_id(fault.reporter)
     if report.kind == "mismatch":
         other = short_id(report.peer) if report.peer else "another peer"
-        return Status.EMISMATCH, f"peer {reporter} called {report.mine}, peer {other} called {report.theirs}"
+        own = reports[report.peer].pending.get(name) if report.peer in reports else None
+        theirs = (
+            report.theirs if own is None or own.what == report.mine else own.what
+        )  # what was seen of it, or its word
+        return Status.EMISMATCH, f"peer {reporter} called {report.mine}, peer {other} called {theirs}"
     if report.kind == "cancelled":
         return Status.ECANCELLED, f"{what}: cancelled by peer {reporter}"
     uncalled = [peer for peer in unfinished if name not in reports[peer].pending]

@@ -147,13 +147,14 @@ def test_a_comparison_under_two_congestion_controls_is_refused(tmp_path: Path, m
 def test_a_time_is_the_median_of_the_slowest_peer() -> None:
     gathered = bench.Gathered(2)
     for ours, gloo in (([1.0, 5.0, 2.0], [4.0, 4.0, 4.0]), ([2.0, 1.0, 1.0], [8.0, 1.0, 1.0])):
-        line = {"bytes": 1024, "samples": {"ours": ours, "gloo": gloo}}
+        line = {"bytes": 1024, "samples": {"ours": ours, "gloo": gloo, "fused": [0.5, 0.5, ours[2] / 4]}}
         assert gathered.complete == []
         gathered.sink(0, False, json.dumps(line).encode())
     assert gathered.complete == [1024]
     row = bench.row_of(gathered, 1024, {"dtype": "float32", "in_place": False, "in_flight": 1})
     assert (row["ours_ms"], row["gloo_ms"], row["ratio"]) == (2.0, 4.0, 0.5)
     assert (row["ours_ops_per_s"], row["iterations"], row["peers"]) == (500.0, 3, 2)
+    assert (row["fused_ms"], row["fused_gain"]) == (0.5, 4.0)
 
 
 def test_larger_sizes_get_fewer_iterations() -> None:

@@ -21,6 +21,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         for peers, nbytes, ms in ((2, 1024, 0.3), (4, 1024, 1.0), (2, MIB, 0.9), (2, 64 * MIB, 15), (4, 64 * MIB, 44))
     ],
     "in_flight": [{"peers": 4, "bytes": 1024, "ours_ops_per_s": 7000.0}],
+    "fused": [{"peers": 4, "bytes": nbytes, "fused_gain": 5.0} for nbytes in (1024, 64 << 10)],
     "shm": [{"peers": peers, "bytes": 64 * MIB, "ratio": 0.5} for peers in (2, 4)],
     "kernels": [
         {"kernel": f"{codec} {way}", "isa": isa, "gb_per_s": speed}
@@ -37,6 +38,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 BAD: dict[str, list[dict[str, Any]]] = {
     "tcp": [{**row, "ours_ms": 99.0, "ratio": 1.2} for row in ROWS["tcp"]],
     "in_flight": [{"peers": 4, "bytes": 1024, "ours_ops_per_s": 4999.0}],
+    "fused": [{**row, "fused_gain": 0.9} for row in ROWS["fused"]],
     "shm": [{**row, "ratio": 0.8} for row in ROWS["shm"]],
     "kernels": [{**row, "gb_per_s": 2.9} for row in ROWS["kernels"]],
     "kill": [{"wrong": 1, "median_ms": 301.0, "worst_ms": 1001.0}],

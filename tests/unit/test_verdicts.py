@@ -128,6 +128,20 @@ def test_rule_3_faults(kind: str, status: Status, words: str) -> None:
     assert found is not None and found[0] == status and words in found[1]
 
 
+def test_a_mismatch_in_the_other_ones_own_words() -> None:
+    """The reporter has seen a packed description; what the other says of its own op is better, if it says more."""
+    theirs = report(0, ONE, m.Pending(m.OpRef(*X), False, False, (), "all_reduce of 3 tensors"))
+    faults = {X: fault("mismatch", X, 1, B)}
+    status, text = verdict_of({A: HAS, B: theirs}, faults=faults) or (0, "")
+    assert (status, text) == (
+        Status.EMISMATCH,
+        "peer 01010101 called mine, peer 02020202 called all_reduce of 3 tensors",
+    )
+    alike = report(0, ONE, m.Pending(m.OpRef(*X), False, False, (), "mine"))
+    for other in (UNCALLED, alike):
+        assert (verdict_of({A: HAS, B: other}, faults=faults) or (0, ""))[1].endswith("peer 02020202 called theirs")
+
+
 @pytest.mark.parametrize("absent", [UNCALLED, SKIPPED, IDLE])
 def test_a_boundary_passed_is_no_op_called(absent: Report) -> None:
     """Both callers of a barrier have finished it; the third has long gone on without."""
