@@ -1,6 +1,6 @@
 /* engine_bench.c - the engine alone, without Python: all-reduces between processes on loopback.
  *
- *     engine_bench PEERS BYTES ITERATIONS [--in-place] [--ring|--mesh] [--streams N] [--congestion cubic] [--in-flight K]
+ *     engine_bench PEERS BYTES ITERATIONS [--in-place] [--ring|--mesh|--one-round] [--streams N] [--congestion cubic] [--in-flight K]
  *         [--transport auto] [--codec N] [--segment BYTES] [--every MS] [--verbose]
  * Every process is one peer; rank 0 prints the median and the best time of an op. With --every all begin each op
  * together, at a multiple of so many milliseconds: links rest in between. Tells where the time of `pccl bench` goes.
@@ -195,6 +195,8 @@ static struct options parse(int argc, char **argv)
             o.algorithm = PCCL_ALGORITHM_RING;
         else if (strcmp(argv[i], "--mesh") == 0)
             o.algorithm = PCCL_ALGORITHM_MESH;
+        else if (strcmp(argv[i], "--one-round") == 0)
+            o.algorithm = PCCL_ALGORITHM_ONE_ROUND;
         else if (strcmp(argv[i], "--verbose") == 0)
             o.verbose = 1;
         else if (strcmp(argv[i], "--segment") == 0)

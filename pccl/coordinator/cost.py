@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -26,6 +26,8 @@ NEAR_RTT_S = 50e-6
 NEAR_BYTES_PER_S = 4e9
 FAR_RTT_S = 50e-3
 FAR_BYTES_PER_S = 125e6
+#: A far path that may be much slower than is usual.
+CAUTIOUS_BYTES_PER_S = 25e6
 #: So close to each other two members are in one place.
 CLOSE_RTT_S = 5e-3
 #: What a peer folds, of the contributions of others.
@@ -157,6 +159,14 @@ def _lines(ids: Sequence[bytes], known: Mapping[bytes, float], assumed: Array) -
     """Who shares its line with nobody has one without a limit."""
     usual = np.where(assumed > 0, assumed, np.inf)
     return np.array([known.get(peer, line) for peer, line in zip(ids, usual.tolist(), strict=True)])
+
+
+def cautious(paths: Paths) -> Paths:
+    """The same, but what is assumed to be fast is not: for what sends more only to arrive sooner."""
+    assumed = ~(paths.known | paths.near)
+    rate = np.where(assumed, np.minimum(paths.rate, CAUTIOUS_BYTES_PER_S), paths.rate)
+    line = LINE_PATHS * CAUTIOUS_BYTES_PER_S
+    return replace(paths, rate=rate, up=np.minimum(paths.up, line), down=np.minimum(paths.down, line))
 
 
 # -- the ring -------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pccl.coordinator.cost import (
     Hop,
     Measurements,
     Paths,
+    cautious,
     equal_shares,
     mesh_regions,
     one_round_line,
@@ -35,7 +36,7 @@ from pccl.coordinator.figures import Array
 from pccl.coordinator.fixed import FREE, Fixed
 from pccl.coordinator.places import all_near, regions_of
 from pccl.coordinator.rings import best_ring
-from pccl.coordinator.sizes import MESH_ALWAYS, mesh_bytes_max, one_round_bytes_max, one_round_unknown
+from pccl.coordinator.sizes import MESH_ALWAYS, mesh_bytes_max, one_round_bytes_max
 from pccl.coordinator.spans import as_shares, as_weights, best_shares
 from pccl.types import Algorithm, MemberInfo, short_id
 
@@ -193,8 +194,8 @@ def _by_rule(members: Sequence[MemberInfo], measured: Measurements, paths: Paths
     many = not near and len(members) > FEW_MAX
     algorithm = Algorithm.RING if simple else Algorithm.TWO_LEVEL if many and any(regions) else Algorithm.MESH
     streams = 1 if near or many else STREAMS_FAR
-    mesh = owners_line(placed, mesh_regions(placed.n), equal_shares(placed.n))
-    most = MESH_BYTES_MAX if near else one_round_unknown(placed.n)
+    slow = cautious(placed)
+    mesh = owners_line(slow, mesh_regions(slow.n), equal_shares(slow.n))
     return Plan(
         streams=streams,
         segment_bytes=SEGMENT_BYTES,
@@ -205,7 +206,7 @@ def _by_rule(members: Sequence[MemberInfo], measured: Measurements, paths: Paths
         pair_streams=() if near else _pair_streams(ranked, measured, placed, streams),
         detours=detours_in(placed),
         reason="one host" if near else f"nothing is known about the paths: {_RULES[algorithm]}",
-        one_round_bytes_max=one_round_bytes_max(one_round_line(placed), mesh.seconds, most),
+        one_round_bytes_max=one_round_bytes_max(one_round_line(slow), mesh.seconds, MESH_BYTES_MAX),
     )
 
 

@@ -14,8 +14,6 @@ MESH_BYTES_MIN = 16 << 10
 MESH_ALWAYS = 1 << 62
 ONE_ROUND_BYTES_MIN = 64
 ONE_ROUND_BYTES_MAX = 4 << 20
-#: Where nothing is known of the rates, what a peer sends in one round at most, to all others together.
-ONE_ROUND_BYTES_UNKNOWN = 192 << 10
 
 #: How long an op of so many bytes takes.
 Seconds = Callable[[float], float]
@@ -39,8 +37,3 @@ def one_round_bytes_max(one_round: Line, other: Seconds, most: int = ONE_ROUND_B
             return size
         size //= 2
     return 0
-
-
-def one_round_unknown(n: int) -> int:
-    """What one round is good for among n members of which nothing is known."""
-    return ONE_ROUND_BYTES_UNKNOWN // max(1, n - 1)
