@@ -1,8 +1,8 @@
-/* link_meter.c - passive measurement of a link from its real traffic: bandwidth, loss, round-trip time; and the pace it sets.
+/* link_meter.c - passive measurement of a link from its real traffic: bandwidth, loss, round-trip time; and the limits that it sets.
  *
  * Bandwidth is what arrived at the other side, over all streams, in one round trip, when for one before there had always been
- * more to send than the streams took, or more on its way than could arrive. The best of the last windows counts: pauses make a
- * link look slower than it is, nothing but jitter makes it look faster.
+ * more to send than the streams took, or more on its way than could arrive. Three figures of the last windows count: the best (pauses make
+ * a link look slower than it is), what is usual, and for planners the median.
  *
  * On a long link that is known, the streams are held to it. Their pace: all together a little above the best, each with its part; now
  * and then much above it, to find a link that has become faster; but never much above what the link usually carries, since its best is

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.wan_crew import Crew, crew
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # at the end: pccl itself is the installed one
 
 pytest.importorskip("yaml", reason="PyYAML is not installed")
+from integration.wan_crew import Crew, crew  # noqa: E402
+
 from stress.wan import Emulator, load, parse, why_not  # noqa: E402
 
 REASON = why_not()

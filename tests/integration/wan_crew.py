@@ -4,70 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import subprocess
 import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stress.wan.lines import Answer, Worker
+
 SCRIPT = Path(__file__).with_name("wan_peer.py")
 PORT = 29400
 PATIENCE_S = 40.0
 
-Answer = dict[str, Any]
 
-
-class Process:
-    """A process at a site that answers lines with lines. Its last other words are kept for the case that it fails."""
-
-    def __init__(self, wan: Any, site: str, job: Answer) -> None:
-        self.site = site
-        env = {name: text for name, text in os.environ.items() if not name.startswith("PCCL_")}
-        command = [sys.executable, str(SCRIPT), json.dumps(job)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        quiet = {"PCCL_SECRET": "of the wan", "OMP_NUM_THREADS": "1", "RES_OPTIONS": "timeout:1 attempts:1"}
-        self.popen = wan.popen(site, command, env=env | quiet, text=True, cwd="/", **pipes)
-        self._answers: queue.Queue[Answer | None] = queue.Queue()
-        self._words: deque[str] = deque(maxlen=20)
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        for line in self.popen.stdout:
-            if line.startswith("{"):
-                self._answers.put(json.loads(line))
-            else:
-                self._words.append(line.rstrip("\n"))
-        self._answers.put(None)
-
-    def tell(self, **command: Any) -> None:
-        print(json.dumps(command), file=self.popen.stdin, flush=True)
-
-    def answer(self, timeout_s: float = PATIENCE_S) -> Answer:
-        """The next one; AssertionError, with the process's last words, if there is none."""
-        found = self.answer_within(timeout_s)
-        assert found is not None, "\n  ".join([f"the process at {self.site} gives no answer", *self._words])
-        return found
-
-    def answer_within(self, timeout_s: float) -> Answer | None:
-        """None: not in that time, or it has ended."""
-        try:
-            return self._answers.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-
-    def close(self, kill: bool) -> None:
-        self.popen.stdin.close()
-        if kill:
-            self.popen.kill()
-        self.popen.wait(PATIENCE_S)
-        self._reader.join(PATIENCE_S)
-        self.popen.stdout.close()
+def worker(wan: Any, site: str, job: Answer) -> Worker:
+    """A process that does its job at a site."""
+    env = {name: text for name, text in os.environ.items() if not name.startswith("PCCL_")}
+    quiet = {"PCCL_SECRET": "of the wan", "OMP_NUM_THREADS": "1", "RES_OPTIONS": "timeout:1 attempts:1"}
+    return Worker(wan, site, [sys.executable, str(SCRIPT), json.dumps(job)], env | quiet)
 
 
 class Crew:
@@ -79,15 +35,15 @@ class Crew:
         hub = wan.sites[-1]
         job = {"peers": len(self.sites), "options": options}
         address = f"tcp://{wan.address(hub)}:{PORT}"
-        self.coordinator = Process(wan, hub, {"role": "coordinator", "address": address, **job})
+        self.coordinator = worker(wan, hub, {"role": "coordinator", "address": address, **job})
         self.peers = [
-            Process(wan, site, {"role": "peer", "index": k, "listen": wan.address(site), "address": address, **job})
+            worker(wan, site, {"role": "peer", "index": k, "listen": wan.address(site), "address": address, **job})
             for k, site in enumerate(self.sites)
         ]
 
     def begin(self) -> None:
         """Until all are members."""
-        self.coordinator.answer()
+        self.coordinator.answer(time.monotonic() + PATIENCE_S)
         self.answers()
 
     def tell(self, **command: Any) -> None:
@@ -98,7 +54,7 @@ class Crew:
     def answers(self) -> list[Answer]:
         """One of each."""
         deadline = time.monotonic() + PATIENCE_S
-        return [peer.answer(max(0.0, deadline - time.monotonic())) for peer in self.peers]
+        return [peer.answer(deadline) for peer in self.peers]
 
     def all(self, **command: Any) -> list[Answer]:
         """All do it; their answers."""
@@ -112,12 +68,12 @@ class Crew:
     def is_busy_for(self, seconds: float) -> bool:
         """Whether no peer answers for so long."""
         deadline = time.monotonic() + seconds
-        return all(peer.answer_within(max(0.001, deadline - time.monotonic())) is None for peer in self.peers)
+        return all(peer.is_silent_until(deadline) for peer in self.peers)
 
     def status(self) -> Answer:
         """What the coordinator knows and has decided."""
         self.coordinator.tell()
-        return self.coordinator.answer()
+        return self.coordinator.answer(time.monotonic() + PATIENCE_S)
 
     def log(self) -> list[str]:
         """Kinds of its decisions."""
@@ -170,7 +126,9 @@ class Crew:
     def close(self, kill: bool) -> None:
         """Ends the processes."""
         for process in [*self.peers, self.coordinator]:
-            process.close(kill)
+            if kill:
+                process.process.kill()
+            process.close(PATIENCE_S)
 
 
 @contextmanager

@@ -17,12 +17,13 @@ from pccl.cli._units import ListOf, format_bytes
 from pccl.coordinator.fixed import ALGORITHMS
 
 from ..emulator import Emulator
+from ..lines import WorkerError
 from ..namespaces import NamespaceError, why_not
 from ..router import RouterError
 from ..run import main_guard
 from ..topology import Topology, TopologyError
 from . import faults, report, store
-from .crew import Crew, WorkerError
+from .crew import Crew
 from .faults import FAULTS, Fault
 from .measure import Measurement, Rounds
 from .plot import draw

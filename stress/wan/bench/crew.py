@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import secrets
-import subprocess
 import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..emulator import Emulator
+from ..lines import Answer, Worker, WorkerError
 from ..namespaces import DEVICE
 from .sides import RUNS, SIDES, Run, runs_of
 
-WORKER = Path(__file__).with_name("worker.py")
+SCRIPT = Path(__file__).with_name("worker.py")
 #: The site's name becomes the host's: peers of one host are taken to be near each other.
 NAMED_HOST = ("unshare", "--uts", "--", "sh", "-c", 'hostname "$1" && shift && exec "$@"', "sh")
 PORT, GLOO_PORT = 29400, 29500
 START_S, OP_S, END_S = 90.0, 120.0, 10.0
 LEAD_NS = 50_000_000  # from the word to go until the start
-
-Answer = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,50 +34,9 @@ class Kill:
     count: int
 
 
-class WorkerError(RuntimeError):
-    """A process at a site failed, or did not answer in time; the message has its last words."""
-
-
-class Worker:
-    """A process that answers lines with lines. What it prints besides is kept for the case that it fails."""
-
-    def __init__(self, wan: Emulator, site: str, job: Answer, env: dict[str, str]) -> None:
-        self.site = site
-        command = [*NAMED_HOST, site, sys.executable, str(WORKER), json.dumps(job)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        self.process = wan.popen(site, command, env=env, text=True, cwd="/", errors="replace", **pipes)
-        self._answers: queue.Queue[Answer | None] = queue.Queue()
-        self._words: deque[str] = deque(maxlen=20)
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                self._answers.put(json.loads(line))
-            else:
-                self._words.append(line.rstrip("\n"))
-        self._answers.put(None)
-
-    def tell(self, **command: Any) -> None:
-        assert self.process.stdin is not None
-        try:
-            print(json.dumps(command), file=self.process.stdin, flush=True)
-        except OSError:
-            raise self._failed("is gone") from None
-
-    def answer(self, deadline: float) -> Answer:
-        try:
-            found = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            raise self._failed("does not answer") from None
-        if found is None:
-            raise self._failed("ended")
-        return found
-
-    def _failed(self, what: str) -> WorkerError:
-        return WorkerError("\n  ".join([f"the process at {self.site} {what}", *self._words]))
+def command(site: str, job: dict[str, Any]) -> list[str]:
+    """Of a process that does its job at a host of the site's name."""
+    return [*NAMED_HOST, site, sys.executable, str(SCRIPT), json.dumps(job)]
 
 
 class Crew:
@@ -101,11 +55,11 @@ class Crew:
         }
         fixed = {run: asdict(runs[run]) for run in common["runs"]}
         env = environment()
-        coordinator = {"role": "coordinator", "fixed": fixed, **common}
-        self.coordinator = Worker(wan, topology.coordinator.name, coordinator, env)
+        coordinator, job = {"role": "coordinator", "fixed": fixed, **common}, {"role": "peer", **common}
+        self.coordinator = Worker(wan, topology.coordinator.name, command(topology.coordinator.name, coordinator), env)
         self.coordinator.answer(time.monotonic() + START_S)
         self.peers = [
-            Worker(wan, site.name, {"role": "peer", "index": index, "address": site.address, **common}, env)
+            Worker(wan, site.name, command(site.name, {**job, "index": index, "address": site.address}), env)
             for index, site in enumerate(topology.peers)
         ]
         self.congestion = self._answers(START_S)[0]["congestion"]
@@ -150,10 +104,7 @@ class Crew:
         """In order; what does not end is killed with the network."""
         self._all(END_S, do="end")
         for worker in [*self.peers, self.coordinator]:
-            assert worker.process.stdin is not None
-            worker.process.stdin.close()
-        for worker in [*self.peers, self.coordinator]:
-            worker.process.wait(END_S)
+            worker.close(END_S)
 
     def _answers(self, timeout_s: float) -> list[Answer]:
         deadline = time.monotonic() + timeout_s

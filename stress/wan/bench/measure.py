@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from .crew import Crew, WorkerError
+from ..lines import WorkerError
+from .crew import Crew
 from .scenarios import MIB, Scenario
 from .sides import SIDES
 
