@@ -119,6 +119,7 @@ static void command_pair(struct request *request)
         return;
     set_ms(request, "delay_ms", &pair->delay_ns);
     set_ms(request, "jitter_ms", &pair->jitter_ns);
+    network_set_grain(request->network);
     set_stage(request, "rate_mbit", "queue_bytes", &pair->rate);
     const double *loss = json_number(request->fields, "loss"), *local = json_number(request->fields, "local");
     if (loss)

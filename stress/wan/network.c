@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PIECE_NS = 2000000 };
+enum { PIECE_NS = 2000000, GRAIN_NS_MAX = 200000, GRAINS_PER_DELAY = 256 };
 
 static void stage_push(struct network *network, struct stage *stage, struct packet *packet, uint64_t t);
 
@@ -340,6 +340,18 @@ void network_set_rate(struct network *network, struct stage *stage, double bits_
         return;
     stage->due_ns = now_ns + (uint64_t)((double)(stage->due_ns - now_ns) * stage->ns_per_byte / before);
     heap_update(network, stage);
+}
+
+void network_set_grain(struct network *network)
+{
+    uint64_t shortest = GRAIN_NS_MAX * GRAINS_PER_DELAY;
+    for (uint32_t from = 1; from < WAN_SITE_NUMBERS; from++)
+        for (uint32_t to = 1; network->sites[from] && to < WAN_SITE_NUMBERS; to++) {
+            const struct pair *pair = network->pairs[from][to];
+            if (pair && pair->delay_ns < shortest)
+                shortest = pair->delay_ns;
+        }
+    network->grain_ns = shortest / GRAINS_PER_DELAY;
 }
 
 static void stage_clear(struct network *network, struct stage *stage, uint64_t *lost)

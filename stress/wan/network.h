@@ -64,6 +64,7 @@ struct network {
     struct stage **heap;                                    /* heap[1..heap_count] */
     uint32_t heap_count, heap_capacity;
     uint64_t late_ns_max, late_ns_sum, late_count;      /* how late the caller was */
+    uint64_t grain_ns;                                  /* so late he may be: nobody can tell beside the delays */
     void (*deliver)(struct network *network, struct site *site, struct packet *packet); /* takes the packet */
 };
 
@@ -81,6 +82,8 @@ uint64_t network_due_ns(const struct network *network);
 
 /* A changed rate holds for the packets that wait, and for the rest of the one on its way out; 0: no limit. */
 void network_set_rate(struct network *network, struct stage *stage, double bits_per_s, uint64_t now_ns);
+/* To be called when a pair's delay has changed. */
+void network_set_grain(struct network *network);
 void network_set_loss(struct pair *pair, double loss);
 /* Loses what is under way, and everything that follows until it is healed. */
 void network_cut(struct network *network, struct pair *pair, bool cut);

@@ -3,7 +3,8 @@
  *     router SOCKET SEED MEMORY_MB
  *
  * Listens on the UNIX socket for commands (control.c) and ends when its standard input ends, so that it never outlives the
- * program that started it. One thread. It sleeps until the next packet is due, and polls only for the last SPIN_NS before. */
+ * program that started it. One thread. It looks no more often than the network's grain, so that busy lines cost few turns;
+ * between short delays it is exact instead: it sleeps until the next packet is due, and polls for the last SPIN_NS before. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <malloc.h>
@@ -22,7 +23,7 @@
 #include "control.h"
 #include "network.h"
 
-enum { SPIN_NS = 20000, READS_PER_TURN = 32, MOVES_PER_TURN = 256, LINE_BYTES = 4096 };
+enum { SPIN_NS = 20000, READS_PER_TURN = 128, MOVES_PER_TURN = 1024, LINE_BYTES = 4096 };
 
 enum source_kind { SOURCE_STDIN, SOURCE_LISTENER, SOURCE_CLIENT, SOURCE_SITE };
 
@@ -39,6 +40,7 @@ struct router {
     struct network network;
     int epoll_fd;
     bool ended;
+    uint64_t looked_ns; /* when the last turn began */
     struct packet *spare; /* the next read goes here */
 };
 
@@ -176,14 +178,28 @@ static void handle(struct router *router, struct source *source)
 
 /* -- loop ---------------------------------------------------------------------------------------------------------- */
 
+static struct timespec timespec_of(uint64_t ns)
+{
+    return (struct timespec){.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+}
+
+/* What comes meanwhile waits for the next turn. */
+static void rest(struct router *router)
+{
+    struct timespec next = timespec_of(router->looked_ns + router->network.grain_ns);
+    if (router->network.grain_ns > SPIN_NS)
+        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &next, NULL);
+    router->looked_ns = clock_ns();
+}
+
 /* Until something comes or the next packet is due. */
 static int wait_events(struct router *router, struct epoll_event *events, int count)
 {
     uint64_t due = network_due_ns(&router->network), now = clock_ns();
     if (due == UINT64_MAX)
         return epoll_wait(router->epoll_fd, events, count, -1);
-    uint64_t left = due > now + SPIN_NS ? due - now - SPIN_NS : 0;
-    struct timespec timeout = {.tv_sec = (time_t)(left / 1000000000u), .tv_nsec = (long)(left % 1000000000u)};
+    uint64_t spin = router->network.grain_ns > SPIN_NS ? 0 : SPIN_NS;
+    struct timespec timeout = timespec_of(due > now + spin ? due - now - spin : 0);
     return epoll_pwait2(router->epoll_fd, events, count, &timeout, NULL);
 }
 
@@ -191,6 +207,7 @@ static void run(struct router *router)
 {
     struct epoll_event events[WAN_SITES_MAX];
     while (!router->ended) {
+        rest(router);
         network_run(&router->network, clock_ns(), MOVES_PER_TURN);
         int count = wait_events(router, events, WAN_SITES_MAX);
         if (count < 0 && errno != EINTR)
