@@ -72,12 +72,14 @@ struct parked {
 struct meter {
     uint64_t window_begin_ns;  /* 0: none */
     uint64_t window_end_ns;    /* of the window, or of the wait before the first; 0: nothing is measured now */
-    uint64_t window_delivered, window_held;  /* at its begin: arrived at the other side; on its way there */
+    uint64_t window_delivered, window_packets, window_again;  /* until its begin: bytes that arrived at the other side; packets sent */
+    uint64_t last_bytes, last_ns;  /* the window just before; 0: none */
     uint32_t window_streams;   /* in use at its begin */
     int window_gap;            /* the link could have taken more since its begin */
     uint64_t samples[METER_SAMPLES];  /* a ring: bytes per second */
-    uint32_t windows, windows_since_better;
-    uint64_t bytes_per_s, usual_bytes_per_s, best_bytes_per_s;  /* the median, see link_meter.c, the best; 0: none yet */
+    uint32_t windows, flat_windows;  /* read; that were not clearly better, at the end */
+    int known;                 /* its streams have stopped growing */
+    uint64_t bytes_per_s, usual_bytes_per_s, best_bytes_per_s;  /* the median, once known; see link_meter.c; the best; 0: none yet */
     uint32_t ping_us;          /* the least round trip of pings lately: never too short, while the kernel's is for paced streams */
     int64_t room_bytes;        /* so much more may be on its way now */
     uint64_t pace;             /* of each stream, bytes per second; 0: none set */

@@ -1,14 +1,13 @@
 /* link_meter.c - passive measurement of a link from its real traffic: bandwidth, loss, round-trip time; and the limits that it sets.
  *
- * Bandwidth is what arrived at the other side, over all streams, in one round trip, when for one before there had always been
- * more to send than the streams took, or more on its way than could arrive. Three figures of the last windows count: the best (pauses make
- * a link look slower than it is), what is usual, and for planners the median.
+ * Bandwidth is what arrived at the other side, over all streams, in two round trips in which there had always been more to send
+ * than the link was given. Three figures of the last readings count: the best (pauses make a link look slower than it is), what is
+ * usual, and for planners the median.
  *
- * On a long link that is known, the streams are held to it. Their pace: all together a little above the best, each with its part; now
- * and then much above it, to find a link that has become faster; but never much above what the link usually carries, since its best is
- * what others left it for a moment, where links share a bottleneck. And no more is given to them than fills the link twice, however many
- * they are: what is too much waits here and not in the queue before the bottleneck, where it would be lost. Streams that look for
- * bandwidth each for itself begin every op with a burst of several times what the link carries, overfill that queue, and wait. */
+ * A long link is held to what was read. Its streams are paced, each to its part of a little more than the best: left alone, streams
+ * begin every op with a burst of several times what the link carries, overfill the queue before the bottleneck, and wait. And no more
+ * is given to them than fills the link and a short queue: what is too much waits here, where it is not lost. A link begins with little
+ * and grows as long as each reading is clearly better; what was read meanwhile is then forgotten. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,27 +16,27 @@
 #define WINDOW_MIN_NS (25 * MILLISECOND)
 #define PACE_FROM_RTT_US 5000u
 /* A stream is told so often that it rests: more often than any connection looks for what it could see then (bbr: 10 s). */
-#define REST_EVERY_NS (4000 * MILLISECOND)
+#define REST_EVERY_NS (200 * MILLISECOND)
 #define AT_REST_BYTES 16384u
 
 enum {
-    KNOWN_AFTER_WINDOWS = 12,
-    LATELY_WINDOWS = 4,
-    PROBE_EVERY_WINDOWS = 8,     /* paced well above the best, and for a while after a window that was clearly better */
-    PROBE_WINDOWS = 3,
-    CRUISE_PERCENT = 103,        /* of the best */
-    PROBE_PERCENT = 125,
-    USUAL_PERCENT = 125,
-    FLIGHT_PERCENT = 200,        /* of what the link usually carries in a round trip */
+    LATELY_READINGS = 4,
+    FLAT_WINDOWS = 3,            /* not clearly better ones, after which a link is known */
+    CLEARLY_BETTER_PERCENT = 112,
+    OVERFLOW_PERCENT = 1,        /* of the packets sent again: then it has grown too far */
+    GROWING_PERCENT = 225,       /* of the best: pace and flight while it grows */
+    PACE_PERCENT = 125,          /* of the best: a stream makes up a little for one that waits for what was lost */
     LOOKS_PER_RTT = 64,
     PING_MEMORY = 256
 };
 
 /* A pace that differs by less than this part is not set anew. */
 #define PACE_CHANGE_PART 32
-#define CLEARLY_BETTER_PART 16
+/* What may wait in the sockets and before the bottleneck: a round trip's worth, but not more than queues usually hold. */
+#define QUEUE_US_MAX 80000u
 /* A segment may wait in each stream. */
-#define SPARE_BYTES (256u << 10)
+#define SPARE_STREAM_BYTES (256u << 10)
+#define FIRST_FLIGHT_BYTES (1u << 20)
 
 struct reading {
     uint64_t held_bytes, packets, packets_again;
@@ -63,26 +62,31 @@ static struct reading read_streams(const struct link *l)
 
 /* -- pace ---------------------------------------------------------------------------------------------------------- */
 
-static int is_known(const struct link *l)
+static int is_held(const struct link *l)
 {
-    return l->engine->ops->pace && l->rtt_us >= PACE_FROM_RTT_US && l->used && l->meter.windows >= KNOWN_AFTER_WINDOWS;
+    return l->engine->ops->pace && l->rtt_us >= PACE_FROM_RTT_US && l->used;
 }
 
-static uint64_t pace_of_all(const struct meter *m)
+static uint64_t bytes_in(uint64_t bytes_per_s, uint64_t ns)
 {
-    uint32_t since = m->windows_since_better;
-    int probe = since < PROBE_WINDOWS || since % PROBE_EVERY_WINDOWS == 0;
-    uint64_t best = m->best_bytes_per_s * (probe ? PROBE_PERCENT : CRUISE_PERCENT) / 100;
-    uint64_t usual = m->usual_bytes_per_s * USUAL_PERCENT / 100;
-    return best < usual ? best : usual;
+    return (uint64_t)((unsigned __int128)bytes_per_s * ns / 1000000000U);
+}
+
+/* Of the whole link. */
+static uint64_t pace_of(const struct link *l)
+{
+    const struct meter *m = &l->meter;
+    if (!m->known)
+        return m->best_bytes_per_s * GROWING_PERCENT / 100 + FIRST_FLIGHT_BYTES * 1000000ULL / l->rtt_us;
+    return m->best_bytes_per_s * PACE_PERCENT / 100;
 }
 
 void meter_pace(struct link *l)
 {
     struct meter *m = &l->meter;
-    if (!is_known(l))
+    if (!is_held(l) || !m->windows)
         return;
-    uint64_t pace = pace_of_all(m) / l->used;
+    uint64_t pace = pace_of(l) / l->used;
     uint64_t change = pace > m->pace ? pace - m->pace : m->pace - pace;
     if (change < m->pace / PACE_CHANGE_PART)
         return;
@@ -102,17 +106,27 @@ void meter_pong(struct link *l, uint32_t rtt_us)
         m->ping_us = rtt_us;
 }
 
+/* What may be on its way, all in all. */
+static uint64_t flight_of(const struct link *l)
+{
+    const struct meter *m = &l->meter;
+    uint64_t rtt_us = m->ping_us > l->rtt_us ? m->ping_us : l->rtt_us;
+    if (!m->known)
+        return bytes_in(m->best_bytes_per_s * GROWING_PERCENT / 100, rtt_us * 1000) + FIRST_FLIGHT_BYTES;
+    uint64_t queue_us = rtt_us < QUEUE_US_MAX ? rtt_us : QUEUE_US_MAX;
+    return bytes_in(m->usual_bytes_per_s, (rtt_us + queue_us) * 1000) + l->used * SPARE_STREAM_BYTES;
+}
+
 void meter_look(struct link *l)
 {
     struct meter *m = &l->meter;
     m->room_bytes = INT64_MAX;
-    if (!is_known(l) || queues_empty(l))
+    if (!is_held(l) || queues_empty(l))
         return;
-    uint32_t rtt_us = m->ping_us > l->rtt_us ? m->ping_us : l->rtt_us;
-    uint64_t fill = m->usual_bytes_per_s * rtt_us / 1000000 * FLIGHT_PERCENT / 100 + l->used * SPARE_BYTES;
-    m->room_bytes = (int64_t)fill - (int64_t)read_streams(l).held_bytes;
     uint64_t pause_ns = l->rtt_us * 1000ULL / LOOKS_PER_RTT;
-    l->look_at_ns = l->engine->now_ns + (pause_ns > MILLISECOND ? pause_ns : MILLISECOND);
+    pause_ns = pause_ns > MILLISECOND ? pause_ns : MILLISECOND;
+    m->room_bytes = (int64_t)flight_of(l) - (int64_t)read_streams(l).held_bytes;
+    l->look_at_ns = l->engine->now_ns + pause_ns;
     engine_wake_at(l->engine, l->look_at_ns);
 }
 
@@ -133,7 +147,7 @@ static uint64_t mean(const uint64_t *samples, uint32_t from, uint32_t to)
 }
 
 /* Usual is the mean without the worst quarter, or of late, if that is more. Planners hear the median: what the link carries in its
- * turn among those that share a bottleneck with it. */
+ * turn among those that share a bottleneck with it; and nothing while it grows. */
 static void summarize(struct meter *m)
 {
     uint32_t count = m->windows < METER_SAMPLES ? m->windows : METER_SAMPLES;
@@ -141,19 +155,37 @@ static void summarize(struct meter *m)
     memcpy(sorted, m->samples, count * sizeof *sorted);
     qsort(sorted, count, sizeof *sorted, by_value);
     m->best_bytes_per_s = sorted[count - 1];
-    m->bytes_per_s = sorted[count / 2];
+    m->bytes_per_s = m->known ? sorted[count / 2] : 0;
     m->usual_bytes_per_s = mean(sorted, count / 4, count);
-    uint64_t lately = count < LATELY_WINDOWS ? 0 : mean(m->samples, m->windows - LATELY_WINDOWS, m->windows);
+    uint64_t lately = count < LATELY_READINGS ? 0 : mean(m->samples, m->windows - LATELY_READINGS, m->windows);
     if (lately > m->usual_bytes_per_s)
         m->usual_bytes_per_s = lately;
 }
 
-static void take_window(struct link *l, uint64_t bytes_per_s)
+/* What a link carried while its streams grew tells nothing: the last windows are all that is kept of that. */
+static void become_known(struct meter *m)
+{
+    uint64_t last[FLAT_WINDOWS + 1];
+    for (uint32_t i = 0; i <= FLAT_WINDOWS; i++)
+        last[i] = m->samples[(m->windows - FLAT_WINDOWS - 1 + i) % METER_SAMPLES];
+    memcpy(m->samples, last, sizeof last);
+    m->windows = FLAT_WINDOWS + 1;
+    m->known = 1;
+}
+
+/* It has gone on as long as the link was clearly better each time. */
+static void look_for_end_of_growth(struct meter *m, int overflown)
+{
+    if (!m->known && m->windows > FLAT_WINDOWS && (overflown || m->flat_windows >= FLAT_WINDOWS))
+        become_known(m);
+}
+
+static void take_reading(struct link *l, uint64_t bytes_per_s, int overflown)
 {
     struct meter *m = &l->meter;
-    int better = bytes_per_s > m->best_bytes_per_s + m->best_bytes_per_s / CLEARLY_BETTER_PART;
-    m->windows_since_better = better ? 0 : m->windows_since_better + 1;
+    m->flat_windows = bytes_per_s > m->best_bytes_per_s * CLEARLY_BETTER_PERCENT / 100 ? 0 : m->flat_windows + 1;
     m->samples[m->windows++ % METER_SAMPLES] = bytes_per_s;
+    look_for_end_of_growth(m, overflown);
     summarize(m);
     meter_pace(l);
 }
@@ -164,23 +196,47 @@ static uint64_t window_ns(const struct link *l)
     return rtt_ns > WINDOW_MIN_NS ? rtt_ns : WINDOW_MIN_NS;
 }
 
+/* Acknowledgements that wait in the queues of the way back come late, and then all at once: a reading is of two windows. */
+static void add_window(struct link *l, uint64_t bytes, uint64_t ns, int overflown)
+{
+    struct meter *m = &l->meter;
+    if (m->last_ns)
+        take_reading(l, (uint64_t)((unsigned __int128)(bytes + m->last_bytes) * 1000000000U / (ns + m->last_ns)), overflown);
+    m->last_bytes = bytes;
+    m->last_ns = ns;
+}
+
+/* Nothing was learned, except of a link that grows: it takes what there is. */
+static void skip_window(struct meter *m)
+{
+    m->last_ns = 0;
+    if (m->known || !m->windows)
+        return;
+    m->flat_windows += m->window_begin_ns != 0;
+    look_for_end_of_growth(m, 0);
+    summarize(m);
+}
+
 /* The window is over: it counts if it was measured in time and the link had always something to do. */
 static void end_window(struct link *l, int saturated)
 {
     struct meter *m = &l->meter;
     struct reading r = read_streams(l);
-    uint64_t now_ns = l->engine->now_ns, held = r.held_bytes;
-    uint64_t delivered = l->sent_bytes > held ? l->sent_bytes - held : 0;
+    uint64_t now_ns = l->engine->now_ns;
+    uint64_t delivered = l->sent_bytes > r.held_bytes ? l->sent_bytes - r.held_bytes : 0;
     uint64_t bytes = delivered > m->window_delivered ? delivered - m->window_delivered : 0;
     int in_time = now_ns <= m->window_end_ns + window_ns(l);
-    int busy = !m->window_gap || m->window_held > bytes + bytes / 4;
-    if (m->window_begin_ns && m->window_streams == l->used && bytes && in_time && busy)
-        take_window(l, (uint64_t)((unsigned __int128)bytes * 1000000000U / (now_ns - m->window_begin_ns)));
-    int goes_on = in_time && (saturated || (busy && held > bytes));
+    if (m->window_begin_ns && m->window_streams == l->used && bytes && in_time && !m->window_gap)
+        add_window(l, bytes, now_ns - m->window_begin_ns,
+                   (r.packets_again - m->window_again) * 100 > (r.packets - m->window_packets) * OVERFLOW_PERCENT);
+    else
+        skip_window(m);
+    int goes_on = in_time && saturated;
     m->window_begin_ns = goes_on ? now_ns : 0;
     m->window_end_ns = goes_on ? now_ns + window_ns(l) : 0;
     m->window_delivered = delivered;
-    m->window_held = held;
+    m->window_packets = r.packets;
+    m->window_again = r.packets_again;
     m->window_streams = l->used;
     m->window_gap = !saturated;
 }

@@ -43,8 +43,9 @@ from pccl.types import Algorithm, MemberInfo, short_id
 STREAMS_FAR = 3
 STREAMS_MAX = 16
 #: What one connection keeps on its way within the usual limits of its buffers (4 MB with overhead), with some to spare.
-STREAM_BYTES = 2_300_000
-LOSSY_PPM = 30
+STREAM_BYTES = 2_100_000
+#: From so many lost packets in a million on, so many times the streams.
+STREAMS_BY_LOSS = ((500, 2.1), (30, 1.6), (0, 1.0))
 #: A plan that only changes streams must change a link's by so much: more streams are needed sooner than fewer.
 STREAMS_MORE = 4 / 3
 STREAMS_FEWER = 1 / 2
@@ -388,16 +389,17 @@ def _segment_bytes(paths: Paths) -> int:
 def streams_between(a: bytes, b: bytes, rtt_s: float, near: bool, measured: Measurements) -> int:
     """As many as the path's bandwidth-delay product fills.
 
-    Twice as many where packets are lost, however few: what follows a lost one is kept for a round trip longer, until it
-    was sent again. No more for more loss: a queue that too many streams overfill loses too, and would get more of them.
+    More where packets are lost: what follows a lost one is kept for a round trip longer, until it was sent again. Not in
+    proportion to the loss: a queue that too many streams overfill loses too, and would get more of them.
     """
     if near:
         return 1
     rates = [measured.bytes_per_s[pair] for pair in ((a, b), (b, a)) if pair in measured.bytes_per_s]
     if not rates:
         return STREAMS_FAR
-    is_lossy = max(measured.loss_ppm.get(pair, 0) for pair in ((a, b), (b, a))) >= LOSSY_PPM
-    return min(STREAMS_MAX, max(1, ceil(max(rates) * rtt_s * (1 + is_lossy) / STREAM_BYTES)))
+    loss_ppm = max(measured.loss_ppm.get(pair, 0) for pair in ((a, b), (b, a)))
+    factor = next(factor for ppm, factor in STREAMS_BY_LOSS if loss_ppm >= ppm)
+    return min(STREAMS_MAX, max(1, ceil(max(rates) * rtt_s * factor / STREAM_BYTES)))
 
 
 def _streams(members: Sequence[MemberInfo], measured: Measurements, paths: Paths) -> list[Triple]:
