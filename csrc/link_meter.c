@@ -27,7 +27,8 @@ enum {
     GROWING_PERCENT = 225,       /* of the best: pace and flight while it grows */
     PACE_PERCENT = 125,          /* of the best: a stream makes up a little for one that waits for what was lost */
     LOOKS_PER_RTT = 64,
-    PING_MEMORY = 256
+    PING_MEMORY = 256,
+    LOSS_PACKETS = 20000         /* of a reading: among fewer, a path that loses one in 10,000 mostly loses none */
 };
 
 /* A pace that differs by less than this part is not set anew. */
@@ -286,7 +287,10 @@ void meter_ask(struct link *l)
         l->rtt_us = r.rtt_us;
     struct meter *m = &l->meter;
     /* Streams come and go, and their counters with them: then this round tells nothing. */
-    if (r.packets > m->packets + 100 && r.packets_again >= m->packets_again)
+    int counted = r.packets >= m->packets && r.packets_again >= m->packets_again;
+    if (counted && r.packets - m->packets < LOSS_PACKETS)
+        return;
+    if (counted)
         add_loss(m, (r.packets_again - m->packets_again) * 1000000U / (r.packets - m->packets));
     m->packets = r.packets;
     m->packets_again = r.packets_again;

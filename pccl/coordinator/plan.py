@@ -389,8 +389,8 @@ def _segment_bytes(paths: Paths) -> int:
 def streams_between(a: bytes, b: bytes, rtt_s: float, near: bool, measured: Measurements) -> int:
     """As many as the path's bandwidth-delay product fills.
 
-    More where packets are lost: what follows a lost one is kept for a round trip longer, until it was sent again. Not in
-    proportion to the loss: a queue that too many streams overfill loses too, and would get more of them.
+    More where packets are lost: what follows a lost one is kept for a round trip longer, until it was sent again. Not
+    in proportion to the loss: a queue that too many streams overfill loses too, and would get more of them.
     """
     if near:
         return 1
@@ -399,7 +399,8 @@ def streams_between(a: bytes, b: bytes, rtt_s: float, near: bool, measured: Meas
         return STREAMS_FAR
     loss_ppm = max(measured.loss_ppm.get(pair, 0) for pair in ((a, b), (b, a)))
     factor = next(factor for ppm, factor in STREAMS_BY_LOSS if loss_ppm >= ppm)
-    return min(STREAMS_MAX, max(1, ceil(max(rates) * rtt_s * factor / STREAM_BYTES)))
+    fewest = 1 if factor == 1 else 2  # so that one lost packet does not stop the link
+    return min(STREAMS_MAX, max(fewest, ceil(max(rates) * rtt_s * factor / STREAM_BYTES)))
 
 
 def _streams(members: Sequence[MemberInfo], measured: Measurements, paths: Paths) -> list[Triple]:

@@ -1,8 +1,8 @@
-/* test_link.c - a link measures what it carries, and a plan with fewer streams leaves the others idle, not dead. */
+/* test_link.c - a link measures what it carries and is held to that, and a plan with fewer streams leaves the others idle, not dead. */
 #include "../../csrc/engine.h"
 #include "cluster.h"
 
-enum { BYTES = 8 << 20, RATE = 20000000 };
+enum { BYTES = 8 << 20, RATE = 20000000, MANY_STREAMS = 16 };
 
 static uint8_t data[2][BYTES], result[2][BYTES];
 
@@ -16,14 +16,19 @@ static void open_pair(struct cluster *c, uint32_t streams)
     c->mesh_bytes_max = 1ULL << 40;
 }
 
-static void reduce(struct cluster *c, uint32_t seq)
+static void reduce_for(struct cluster *c, uint32_t seq, uint64_t duration_ns)
 {
     for (uint32_t i = 0; i < 2; i++) {
         pccl_op_request r = {.kind = PCCL_ALL_REDUCE, .dtype = PCCL_UINT8, .name = {.seq = seq}, .count = BYTES, .in = data[i],
                              .out = result[i], .token = seq + 1};
         cluster_submit(c, i, &r);
     }
-    cluster_run(c, 3 * SECOND);
+    cluster_run(c, duration_ns);
+}
+
+static void reduce(struct cluster *c, uint32_t seq)
+{
+    reduce_for(c, seq, 3 * SECOND);
     CHECK(cluster_event(c, 0, PCCL_EVENT_OP, seq + 1) && cluster_event(c, 1, PCCL_EVENT_OP, seq + 1));
 }
 
@@ -39,6 +44,70 @@ TEST(bandwidth_is_measured)
     /* the sum of both directions' traffic of an op, and pauses between ops, must not be taken for the path's rate */
     CHECK(stats.bytes_per_s > RATE * 0.8 && stats.bytes_per_s < RATE * 1.25);
     CHECK(stats.rtt_us >= 80000 && stats.rtt_us < 90000);
+    cluster_close(&c);
+}
+
+/* The simulator's transport as one whose streams can be paced; it remembers the last pace, and the most that was on its way. */
+static struct transport_ops paced;
+static const struct transport_ops *unpaced;
+static uint64_t last_pace, most_held;
+
+static void remember_pace(struct stream *s, uint64_t bytes_per_s)
+{
+    (void)s;
+    last_pace = bytes_per_s;
+}
+
+static ssize_t watch_writev(struct stream *s, const struct iovec *iov, int iov_count)
+{
+    ssize_t bytes = unpaced->writev(s, iov, iov_count);
+    const struct conn *c = s->user;
+    const struct link *l = c ? c->link : NULL;
+    uint64_t held = 0;
+    for (uint32_t i = 0; l && i < l->streams; i++) {
+        struct stream_info info = {0};
+        if (l->conns[i])
+            unpaced->info(l->conns[i]->stream, &info);
+        held += info.held_bytes;
+    }
+    most_held = held > most_held ? held : most_held;
+    return bytes;
+}
+
+static void pace(struct cluster *c)
+{
+    unpaced = c->engines[0]->ops;
+    paced = *unpaced;
+    paced.pace = remember_pace;
+    paced.writev = watch_writev;
+    c->engines[0]->ops = &paced;
+    last_pace = most_held = 0;
+}
+
+TEST(a_long_link_is_paced_at_what_it_carries)
+{
+    struct cluster c;
+    open_pair(&c, 3);
+    pace(&c);
+    cluster_epoch(&c, 1, 0, 0, 3, 3, NULL, 0);
+    for (uint32_t seq = 0; seq < 4; seq++)
+        reduce(&c, seq);
+    CHECK(c.engines[0]->links->meter.known);
+    CHECK(last_pace > RATE / 3 && last_pace < RATE / 2);
+    cluster_close(&c);
+}
+
+TEST(a_link_that_is_not_known_begins_with_little)
+{
+    struct cluster c;
+    open_pair(&c, MANY_STREAMS);
+    pace(&c);
+    cluster_epoch(&c, 1, 0, 0, 3, 3, NULL, 0);
+    cluster_run(&c, 2 * SECOND);    /* the round trip is known by then */
+    reduce_for(&c, 0, 60 * SECOND / 1000);
+    CHECK(!last_pace && most_held > (512 << 10) && most_held < (1 << 20) + (256 << 10));
+    cluster_run(&c, 3 * SECOND);
+    CHECK(cluster_event(&c, 0, PCCL_EVENT_OP, 1) && last_pace && most_held > (1 << 20));
     cluster_close(&c);
 }
 
