@@ -45,7 +45,7 @@ STREAMS_MAX = 16
 #: What one connection keeps on its way within the usual limits of its buffers (4 MB with overhead), with some to spare.
 STREAM_BYTES = 2_100_000
 #: From so many lost packets in a million on, so many times the streams.
-STREAMS_BY_LOSS = ((500, 2.1), (30, 1.6), (0, 1.0))
+STREAMS_BY_LOSS = ((500, 3.0), (30, 1.6), (0, 1.0))
 #: A plan that only changes streams must change a link's by so much: more streams are needed sooner than fewer.
 STREAMS_MORE = 4 / 3
 STREAMS_FEWER = 1 / 2

@@ -367,8 +367,9 @@ def test_streams_follow_the_bandwidth_delay_product() -> None:
         return streams_between(a, b, rtt, False, Measurements({}, {(a, b): rate}, {(b, a): loss}))
 
     assert count(62.5 * MB, 0.08) == 3 and count(62.5 * MB, 0.02) == 1 and count(250 * MB, 0.15) == STREAMS_MAX
-    assert count(1 * MB, 0.08) == count(1 * MB, 0.08, loss=5000) == 1
-    assert count(20 * MB, 0.08) == 1 and count(20 * MB, 0.08, loss=100) == count(20 * MB, 0.08, loss=5000) == 2
+    assert count(1 * MB, 0.08) == 1 and count(1 * MB, 0.08, loss=100) == count(1 * MB, 0.08, loss=5000) == 2
+    assert count(20 * MB, 0.08) == 1 and count(20 * MB, 0.08, loss=100) == 2 and count(20 * MB, 0.08, loss=5000) == 3
+    assert count(60 * MB, 0.08, loss=100) == 4 and count(60 * MB, 0.08, loss=1000) == 7
     assert streams_between(a, b, 0.08, False, Measurements()) == STREAMS_FAR
     assert streams_between(a, b, 0.08, True, Measurements({}, {(a, b): 1e9})) == 1
 
