@@ -85,7 +85,7 @@ struct meter {
     uint64_t pace;             /* of each stream, bytes per second; 0: none set */
     uint64_t packets, packets_again;
     uint64_t losses[METER_LOSSES];  /* a ring: parts per million */
-    uint32_t loss_readings, loss_ppm;
+    uint32_t loss_readings, loss_ppm;  /* the median of the readings, while there is one */
 };
 
 struct link {

@@ -15,6 +15,8 @@ from pccl.types import LinkStats
 
 CHANGE = 0.1
 RTT_NOISE_US = 100
+LOSS_CHANGE = 0.5
+LOSS_NOISE_PPM = 20
 REFRESH_S = 60.0
 CONFIRMED_BYTES = 1 << 20
 
@@ -49,7 +51,7 @@ class LinkReporter:
                 continue
             rate = link.bytes_per_s if told is None or _is_confirmed(told, link) else 0
             sent = link.sent_bytes if told is None or rate else told.sent_bytes
-            reports.append(LinkReport(link.peer, link.rtt_us, rate, min(link.loss_ppm, 1_000_000)))
+            reports.append(LinkReport(link.peer, link.rtt_us, rate, link.loss_ppm))
             self._told[link.peer] = _Told(now, link.rtt_us, link.bytes_per_s, link.loss_ppm, sent)
         for peer in [peer for peer in self._told if peer not in present]:
             del self._told[peer]
@@ -60,6 +62,7 @@ def _is_news(now: float, told: _Told, link: LinkStats) -> bool:
     return (
         abs(link.rtt_us - told.rtt_us) > max(CHANGE * told.rtt_us, RTT_NOISE_US)
         or abs(link.bytes_per_s - told.bytes_per_s) > CHANGE * told.bytes_per_s
+        or abs(link.loss_ppm - told.loss_ppm) > max(LOSS_CHANGE * told.loss_ppm, LOSS_NOISE_PPM)
         or now >= told.at + REFRESH_S
     )
 

@@ -72,7 +72,8 @@ class Verdict(Part, frozen=True):
 
 
 class LinkReport(Part, frozen=True):
-    """What a peer has measured on its link to another; 0: nothing new. The loss is in packets per million."""
+    """What a peer has measured on its link to another; 0: nothing new. The loss is in packets per million, or
+    LOSS_UNKNOWN."""
 
     peer: PeerId
     rtt_us: U32

@@ -159,9 +159,13 @@ class EpochConfig:
     one_round_bytes_max: int = 0
 
 
+#: Instead of a loss in packets per million, which a transport tells late or never.
+LOSS_UNKNOWN = 2**32 - 1
+
+
 @dataclass(slots=True, frozen=True)
 class LinkStats:
-    """One link of an engine (pccl_link_stats). `rtt_us`, `bytes_per_s` 0: not yet known."""
+    """One link of an engine (pccl_link_stats). `rtt_us`, `bytes_per_s` 0, `loss_ppm` LOSS_UNKNOWN: not yet known."""
 
     peer: bytes
     streams: int

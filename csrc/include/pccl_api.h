@@ -263,7 +263,7 @@ typedef struct {
     uint32_t streams;          /* in use, of those that are open */
     uint32_t rtt_us;           /* the least of late if the transport measures, else of pings; 0: not yet known */
     uint64_t bytes_per_s;      /* what it carried when it had always more to send; 0: not yet known */
-    uint32_t loss_ppm;         /* packets that the transport sent again, of those of late */
+    uint32_t loss_ppm;         /* packets that the transport sent again, of those of late; UINT32_MAX: not yet known */
     uint64_t sent_bytes;
     uint64_t received_bytes;
     uint64_t unacked_frames;

@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from pccl.coordinator.access import slow_lines
 from pccl.coordinator.figures import Array, Figures, Path
 from pccl.coordinator.places import Bools, near_pairs
 from pccl.types import MemberInfo
@@ -128,13 +129,15 @@ def paths_of(members: Sequence[MemberInfo], measured: Measurements) -> Paths:
     rate = _filled(rates, usual_rates)
     shared = ~(near | (rtt <= LOCAL_RTT_MAX_S))
     fastest = LINE_PATHS * np.where(shared, rate, 0.0)
+    up, down = slow_lines(rates, shared)
+    alone = np.fmax(np.where(np.isfinite(up), up, 0.0)[:, None], np.where(np.isfinite(down), down, 0.0)[None, :])
     return Paths(
         delay=rtt / 2,
-        rate=rate,
+        rate=np.where(shared, np.fmax(rate, alone), rate),
         known=known,
         near=near,
-        up=_lines(ids, measured.up, fastest.max(axis=1)),
-        down=_lines(ids, measured.down, fastest.max(axis=0)),
+        up=_lines(ids, measured.up, np.fmin(up, fastest.max(axis=1))),
+        down=_lines(ids, measured.down, np.fmin(down, fastest.max(axis=0))),
         shared=shared,
     )
 

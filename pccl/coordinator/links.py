@@ -15,7 +15,7 @@ from pccl import messages as m
 from pccl.coordinator.cost import Measurements
 from pccl.coordinator.figures import AgedFigures
 from pccl.coordinator.plan import Pair
-from pccl.types import Cause
+from pccl.types import LOSS_UNKNOWN, Cause
 
 FIGURES_AGE_S = 600.0
 #: A link that is dead for so long is done without; not so one that is back after two seconds, and then dialled.
@@ -56,7 +56,7 @@ class Links:
             self.reports += 1
             rtt_s = [entry.rtt_us / 1e6 if entry.rtt_us else nan for entry in news]
             rate = [entry.bytes_per_s or nan for entry in news]
-            loss = [entry.loss_ppm for entry in news]
+            loss = [nan if entry.loss_ppm == LOSS_UNKNOWN else entry.loss_ppm for entry in news]
             self._figures.put(now, sender, [entry.peer for entry in news], (rtt_s, rate, loss))
 
     def measured(self, now: float) -> Measurements:

@@ -397,9 +397,10 @@ def streams_between(a: bytes, b: bytes, rtt_s: float, near: bool, measured: Meas
     rates = [measured.bytes_per_s[pair] for pair in ((a, b), (b, a)) if pair in measured.bytes_per_s]
     if not rates:
         return STREAMS_FAR
-    loss_ppm = max(measured.loss_ppm.get(pair, 0) for pair in ((a, b), (b, a)))
-    factor = next(factor for ppm, factor in STREAMS_BY_LOSS if loss_ppm >= ppm)
-    fewest = 1 if factor == 1 else 2  # so that one lost packet does not stop the link
+    losses = [measured.loss_ppm[pair] for pair in ((a, b), (b, a)) if pair in measured.loss_ppm]
+    factor = next(factor for ppm, factor in STREAMS_BY_LOSS if max(losses, default=0) >= ppm)
+    # two, so that one lost packet does not stop the link
+    fewest = STREAMS_FAR if not losses else 1 if factor == 1 else 2
     return min(STREAMS_MAX, max(fewest, ceil(max(rates) * rtt_s * factor / STREAM_BYTES)))
 
 

@@ -371,6 +371,8 @@ def test_streams_follow_the_bandwidth_delay_product() -> None:
     assert count(20 * MB, 0.08) == 1 and count(20 * MB, 0.08, loss=100) == 2 and count(20 * MB, 0.08, loss=5000) == 3
     assert count(60 * MB, 0.08, loss=100) == 4 and count(60 * MB, 0.08, loss=1000) == 7
     assert streams_between(a, b, 0.08, False, Measurements()) == STREAMS_FAR
+    unknown = Measurements({}, {(a, b): 1 * MB})
+    assert streams_between(a, b, 0.08, False, unknown) == STREAMS_FAR, "no fewer before it is known what is lost"
     assert streams_between(a, b, 0.08, True, Measurements({}, {(a, b): 1e9})) == 1
 
 

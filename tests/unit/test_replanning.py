@@ -12,7 +12,7 @@ from pccl.coordinator.events import Tick
 from pccl.coordinator.links import FIGURES_AGE_S, MENDED_S
 from pccl.coordinator.membership import REPLAN_GAP_S, State
 from pccl.coordinator.plan import Pair, Plan, plan
-from pccl.types import Algorithm, Cause, MemberInfo
+from pccl.types import LOSS_UNKNOWN, Algorithm, Cause, MemberInfo
 
 E = pid(5)
 
@@ -88,6 +88,13 @@ def test_a_loss_during_a_hold_for_a_plan_forgets_it() -> None:
         table.say(peer, frozen(1))
     sent = table.say(C, frozen(1))
     assert set(of(m.Epoch, sent)) == {A, B, C} and not of(m.Hold, sent) and table.state is State.STABLE
+
+
+def test_a_loss_that_is_not_known_is_no_figure() -> None:
+    table = group(A, B)
+    for loss, known in ((LOSS_UNKNOWN, {}), (0, {(A, B): 0}), (LOSS_UNKNOWN, {(A, B): 0})):
+        table.say(A, m.Heartbeat(V, 0, table.machine.epoch, 0, 0, 0, (m.LinkReport(B, 80_000, 60_000_000, loss),)))
+        assert table.machine._links.measured(table.now).loss_ppm == known
 
 
 def test_figures_grow_old() -> None:

@@ -14,7 +14,7 @@ from pccl import messages as m
 from pccl import session as s
 from pccl.measure import LinkReporter
 from pccl.peer import LOOK_GAP_S, Peer
-from pccl.types import Algorithm, Cause, Event, EventKind, LinkStats, OpInfo, OpName, Status
+from pccl.types import LOSS_UNKNOWN, Algorithm, Cause, Event, EventKind, LinkStats, OpInfo, OpName, Status
 
 V = m.VERSION
 ME, LOW, HIGH, NEW = (bytes([n]) * 16 for n in (5, 1, 9, 7))
@@ -364,6 +364,14 @@ def test_what_links_measure_reaches_the_heartbeat_once(member: Bench) -> None:
         member.peer.advance(member.now)
         beats += member.sent()
     assert [beat.links for beat in beats if isinstance(beat, m.Heartbeat) and beat.links] == [(told,)]
+
+
+def test_loss_is_news_when_it_is_learned_and_when_it_changes_much() -> None:
+    reporter = LinkReporter()
+    stats = LinkStats(LOW, 4, 80_000, 10_000_000, LOSS_UNKNOWN, 1 << 20, 0, 0)
+    losses = [LOSS_UNKNOWN, LOSS_UNKNOWN, 0, 20, 100, 140, 1000]
+    told = [reporter.news(float(k), [replace(stats, loss_ppm=loss)]) for k, loss in enumerate(losses)]
+    assert [news[0].loss_ppm if news else None for news in told] == [LOSS_UNKNOWN, None, 0, None, 100, None, 1000]
 
 
 def test_what_is_confirmed_is_told_again_in_time() -> None:
