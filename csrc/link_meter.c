@@ -35,8 +35,10 @@ enum {
 #define PACE_CHANGE_PART 32
 /* What may wait in the sockets and before the bottleneck: a round trip's worth, but not more than queues usually hold. */
 #define QUEUE_US_MAX 80000u
-/* A segment may wait in each stream. */
+/* A segment may wait in each stream, as far as that is soon sent. */
 #define SPARE_STREAM_BYTES (256u << 10)
+#define SPARE_LEAST_BYTES (128u << 10)
+#define SPARE_US 20000u
 #define FIRST_FLIGHT_BYTES (1u << 20)
 
 struct reading {
@@ -115,7 +117,8 @@ static uint64_t flight_of(const struct link *l)
     if (!m->known)
         return bytes_in(m->best_bytes_per_s * GROWING_PERCENT / 100, rtt_us * 1000) + FIRST_FLIGHT_BYTES;
     uint64_t queue_us = rtt_us < QUEUE_US_MAX ? rtt_us : QUEUE_US_MAX;
-    return bytes_in(m->usual_bytes_per_s, (rtt_us + queue_us) * 1000) + l->used * SPARE_STREAM_BYTES;
+    uint64_t spare = l->used * SPARE_STREAM_BYTES, soon = bytes_in(m->usual_bytes_per_s, SPARE_US * 1000) + SPARE_LEAST_BYTES;
+    return bytes_in(m->usual_bytes_per_s, (rtt_us + queue_us) * 1000) + (spare < soon ? spare : soon);
 }
 
 void meter_look(struct link *l)
