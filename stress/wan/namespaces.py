@@ -26,8 +26,7 @@ TUN = Path("/dev/net/tun")
 QUEUE_PACKETS = 5000
 KILL_S = 5.0
 # A connection hands down packets of what it sends in a millisecond, and up to 64 KiB where the round trip (in us)
-# shifted right by this is 0. Emulating costs by the packet: large ones leave the machine to what is measured. Not in
-# kernels before 5.18.
+# shifted right by this is 0. Not in kernels before 5.18.
 LARGE_PACKETS = Path("/proc/sys/net/ipv4/tcp_tso_rtt_log")
 LARGE_PACKETS_SHIFT = 24
 
@@ -179,6 +178,8 @@ class Namespaces:
             ],
         )
 
+    def allow_large_packets(self, site: str) -> None:
+        """Also of connections that send slowly; where the kernel can."""
         if LARGE_PACKETS.exists():
             ip("netns", "exec", self.name(site), "sh", "-c", f"echo {LARGE_PACKETS_SHIFT} > {LARGE_PACKETS}")
 

@@ -47,7 +47,7 @@ def missing(sides: Collection[str], picture: bool) -> str | None:
 @contextmanager
 def at_work(topology: Topology, sides: tuple[str, ...], ours: Run) -> Iterator[tuple[Crew | None, str]]:
     """(the crew, "") or (None, why there is none). What does not end in order at the end is killed, and that is all."""
-    with Emulator(topology) as wan:
+    with Emulator(topology, large_packets=True) as wan:
         try:
             crew = Crew(wan, sides, ours)
         except WorkerError as error:
