@@ -40,6 +40,7 @@ enum {
 #define SPARE_LEAST_BYTES (128u << 10)
 #define SPARE_US 20000u
 #define FIRST_FLIGHT_BYTES (1u << 20)
+#define LEAST_FLIGHT_BYTES (64u << 10)
 
 struct reading {
     uint64_t held_bytes, packets, packets_again;
@@ -81,7 +82,8 @@ static uint64_t pace_of(const struct link *l)
     const struct meter *m = &l->meter;
     if (!m->known)
         return m->best_bytes_per_s * GROWING_PERCENT / 100 + FIRST_FLIGHT_BYTES * 1000000ULL / l->rtt_us;
-    return m->best_bytes_per_s * PACE_PERCENT / 100;
+    /* never next to nothing, which is all that is read while a link is dead */
+    return m->best_bytes_per_s * PACE_PERCENT / 100 + LEAST_FLIGHT_BYTES * 1000000ULL / l->rtt_us;
 }
 
 void meter_pace(struct link *l)
