@@ -1,8 +1,9 @@
 """spans.py - how large a share of an all-reduce each owner takes, so that the busiest path is as little busy as may be.
 
 Pure. A linear program: minimise T over shares w >= 0 that sum to 1, where every path and every site carries at most T
-times its rate; a second one makes the largest share as small as that time (and a little) allows, since one owner of
-nearly everything is only as good as the figures. HiGHS through scipy solves them; without scipy, or for more members
+times its rate; a second one leaves as much in reserve as that time (and a little) allows: whatever need not be busy all
+the time, so that what flows in turns there holds nobody up, and the largest share, since one owner of nearly everything
+is only as good as the figures. HiGHS through scipy solves them; without scipy, or for more members
 than it is good for, prices do: what is too busy gets dearer, and who needs it owns less. Most paths limit nothing, so
 both begin with the busiest and add what turns out to be too busy. Equal shares win unless others are clearly better.
 """
@@ -22,6 +23,10 @@ from pccl.coordinator.places import Bools
 LP_MEMBERS_MAX = 64
 GAIN_MIN = 0.02
 SLACK = 0.01
+#: What is less busy than the busiest by less is as busy.
+SPARED = 0.02
+#: What a second of a row must be worth for it to be one that limits.
+LIMITING = 1e-7
 WEIGHT_TOTAL = 1_000_000
 #: Paths that are added at a time, per member, and how often.
 PATHS_AT_ONCE = 4
@@ -192,12 +197,34 @@ def _program(limits: _Limits) -> tuple[Array, float] | None:
     fastest = _least(busy, np.zeros(len(busy)), np.full(len(busy), -1.0))
     if fastest is None:
         return None
-    each = np.eye(limits.n)
-    limit = (1 + SLACK) * fastest[-1]
-    bounds = np.concatenate([np.full(len(busy), limit), np.zeros(limits.n)])
-    evened = _least(np.concatenate([busy, each]), bounds, np.repeat([0.0, -1.0], [len(busy), limits.n]))
-    shares = np.maximum((evened if evened is not None else fastest)[:-1], 0.0)
-    return shares / shares.sum(), float(fastest[-1]) * scale
+    shares, limiting = fastest
+    least = float(shares[-1])
+    eased = _eased(busy, least, limiting)
+    shares = np.maximum((shares if eased is None else eased)[:-1], 0.0)
+    return shares / shares.sum(), least * scale
+
+
+def _eased(busy: Array, least: float, limiting: Bools) -> Array | None:
+    """Shares that take as long (and a little), and leave the most to spare elsewhere. Of rows that limit together the
+    program names only some, so those that turn out to do so are named in turn.
+    """
+    everything = np.concatenate([busy, least * np.eye(busy.shape[1])])
+    limiting = np.concatenate([limiting, np.zeros(busy.shape[1], dtype=np.bool_)])
+    bounds = np.full(len(busy), (1 + SLACK) * least)
+    found = None
+    while not limiting.all():
+        spared = everything[~limiting]
+        tops = np.repeat([0.0, -1.0], [len(busy), len(spared)])
+        answer = _least(np.concatenate([busy, spared]), np.concatenate([bounds, np.zeros(len(spared))]), tops)
+        if answer is None:
+            return found
+        found, limits = answer
+        if found[-1] < (1 - SPARED) * least:
+            return found
+        limiting[np.flatnonzero(~limiting)] = limits[len(busy) :]
+        if not limits[len(busy) :].any():
+            return found
+    return found
 
 
 def _dense(limits: _Limits) -> Array:
@@ -206,8 +233,8 @@ def _dense(limits: _Limits) -> Array:
     return np.concatenate([limits.sites, ways])
 
 
-def _least(rows: Array, bounds: Array, top: Array) -> Array | None:
-    """Shares, and the least t, such that every row (over the shares) + top * t stays within its bound."""
+def _least(rows: Array, bounds: Array, top: Array) -> tuple[Array, Bools] | None:
+    """Shares and the least t such that every row (over the shares) + top * t keeps within its bound; which limit t."""
     try:  # late: it takes a second, and one host does without
         from scipy.optimize import linprog
     except ImportError:
@@ -222,4 +249,4 @@ def _least(rows: Array, bounds: Array, top: Array) -> Array | None:
         bounds=(0, None),
         method="highs",
     )
-    return np.array(answer.x, dtype=np.float64) if answer.success else None
+    return (np.array(answer.x, dtype=np.float64), answer.ineqlin.marginals < -LIMITING) if answer.success else None

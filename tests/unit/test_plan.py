@@ -131,8 +131,18 @@ def test_spans_around_a_slow_pair_by_hand() -> None:
     """0-1 has a tenth of the others' rate: (w0 + w1) / 1 = (w2 + w3) / 10, so that w0 + w1 = 1/11."""
     known = paths([[0 if a == b else 1 * MB if a + b == 1 else 10 * MB for b in range(4)] for a in range(4)])
     shares = best_shares(known, mesh_regions(4))
-    assert shares[0] + shares[1] == pytest.approx(1 / 11, rel=0.05)
+    assert shares[2] + shares[3] == pytest.approx(10 / 11, rel=0.011), "of the time, one in a hundred is there to spare"
     assert shares[2] == pytest.approx(shares[3], abs=0.02), "nobody owns more than the time asks for"
+
+
+def test_what_need_not_be_busy_all_the_time_is_not() -> None:
+    """Site 3 limits: all owners but itself are as good for it. The slow path 0-1 could be busy for as long, or less."""
+    n, fast = 4, 62.5 * MB
+    known = paths([[0 if a == b else fast / 10 if a + b == 1 else fast for b in range(n)] for a in range(n)])
+    known.up[:] = known.down[:] = [fast, fast, fast, fast / 4]
+    shares = best_shares(known, mesh_regions(n))
+    assert busiest(known, routes_of(mesh_regions(n)), shares) == pytest.approx(4 / fast, rel=0.011)
+    assert shares[0] + shares[1] < 0.3 < 0.4 < shares[2] < 0.75 and shares[3] < 0.01
 
 
 def test_a_site_with_half_the_uplink_owns_less() -> None:
