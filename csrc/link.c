@@ -231,6 +231,7 @@ void link_stream_open(struct link *l, struct conn *c)
     l->redial_after_ns = 0;
     l->told = PCCL_CAUSE_NONE;
     input(l, LINK_STREAM_OPEN);
+    l->stream_changes++;
     if (l->open++ == 0)
         report(l, PCCL_EVENT_LINK_UP, PCCL_CAUSE_NONE, 0);
     choose_used(l);
@@ -255,6 +256,7 @@ void link_stream_lost(struct link *l, struct conn *c, pccl_cause cause, int sys_
     ASSERT(l->conns[c->index] == c);
     uint32_t before = l->open;
     l->conns[c->index] = NULL;
+    l->stream_changes++;
     l->open = count_open(l);
     choose_used(l);
     if (l->state == LINK_CLOSED)

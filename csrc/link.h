@@ -78,11 +78,13 @@ struct meter {
     uint64_t window_end_ns;    /* of the window, or of the wait before the first; 0: nothing is measured now */
     uint64_t window_delivered, window_packets, window_again;  /* until its begin: bytes that arrived at the other side; packets sent */
     uint64_t last_bytes, last_ns;  /* the window just before; 0: none */
-    uint32_t window_streams;   /* in use at its begin */
+    uint32_t window_streams, window_changes;  /* in use at its begin; the link's stream_changes then */
     int window_gap;            /* the link could have taken more since its begin */
     uint64_t samples[METER_SAMPLES];  /* a ring: bytes per second */
     uint32_t windows, flat_windows;  /* read; that were not clearly better, at the end */
     int known;                 /* its streams have stopped growing */
+    int in_doubt;              /* since nothing arrived for a window, or a stream came or went, no reading was as usual */
+    uint32_t doubted;          /* readings dropped meanwhile */
     uint64_t bytes_per_s, usual_bytes_per_s, best_bytes_per_s;  /* the median, once known; see link_meter.c; the best; 0: none yet */
     uint32_t ping_us;          /* the least round trip of pings lately: never too short, while the kernel's is for paced streams */
     int64_t room_bytes;        /* so much more may be on its way now */
@@ -112,6 +114,7 @@ struct link {
     uint32_t wanted;           /* how many the newest plan wants to be used */
     uint32_t open;             /* how many are open */
     uint32_t used;             /* how many of these get frames: the first `wanted` */
+    uint32_t stream_changes;   /* how often a stream has come or gone */
     uint32_t next_conn;
     struct conn *check;        /* dialled by the side that does not dial, to see whether the peer is still there */
     uint64_t redial_at_ns, redial_after_ns;

@@ -14,7 +14,7 @@
 /* What a stream that may carry copies has on its way, copies included. */
 #define FREE_STREAM_BYTES (64u << 10)
 /* Before a frame is late: round trips, and what the other side's kernel may wait before it acknowledges. */
-#define LATE_RTT_PERCENT 150
+#define LATE_RTT_PERCENT 250
 #define LATE_SLACK_NS (15 * MILLISECOND)
 
 struct load {
