@@ -1,9 +1,10 @@
 /* link_tail.c - which frames a link sends a second time because their stream is late, and on which stream.
  *
  * A link has nothing new to send, and yet its peer waits: packets of one stream were lost, or its window has collapsed and the frames
- * lie in its socket, while others that were given as much are done. A frame that has been on its way for clearly more than a
- * round trip then goes again, with the same number, on the stream that has the least on its way. Which copy comes first does not
- * matter: the other side drops the second. What arrived in the other side's kernel, by the transport's count, is never copied.
+ * lie in its socket, while others that were given as much are done. A frame that has been on its way for clearly more than two round
+ * trips, in which a lost packet is mostly repaired, goes again, with the same number, on the stream that has the least on its way.
+ * The other side reads on with the copy that began last, and drops what it has. What arrived in its kernel, by the transport's count,
+ * is never copied.
  *
  * So that a path that is merely full is not filled further: copies go only to streams that have next to nothing on their way (what
  * was queued before the bottleneck has gone, then), every frame goes twice at most, and of a tail no more than COPY_BYTES_MAX. */
