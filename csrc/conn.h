@@ -81,6 +81,7 @@ struct conn {
     int ended;                 /* its last byte was read */
 
     uint64_t sent_bytes, received_bytes;
+    uint64_t handed_bytes;     /* of all frames that it was ever given to send */
 };
 
 struct conn *conn_dial(pccl_engine *e, const char *address, const pccl_peer_id *peer, int *sys_errno_p);

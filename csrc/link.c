@@ -155,7 +155,7 @@ static struct link *link_new(pccl_engine *e, const pccl_member *member, uint32_t
     l->dial = member->dial;
     l->streams = l->wanted = streams;
     l->slots = slots;
-    l->redial_at_ns = l->ack_at_ns = l->look_at_ns = NEVER;
+    l->redial_at_ns = l->ack_at_ns = l->look_at_ns = l->tail_at_ns = NEVER;
     l->last_received_ns = e->now_ns;
     l->ping_at_ns = e->now_ns + PING_EVERY_NS;
     engine_wake_at(e, l->ping_at_ns);
@@ -231,6 +231,7 @@ void link_stream_open(struct link *l, struct conn *c)
     l->redial_after_ns = 0;
     l->told = PCCL_CAUSE_NONE;
     input(l, LINK_STREAM_OPEN);
+    l->stream_changes++;
     if (l->open++ == 0)
         report(l, PCCL_EVENT_LINK_UP, PCCL_CAUSE_NONE, 0);
     choose_used(l);
@@ -255,6 +256,7 @@ void link_stream_lost(struct link *l, struct conn *c, pccl_cause cause, int sys_
     ASSERT(l->conns[c->index] == c);
     uint32_t before = l->open;
     l->conns[c->index] = NULL;
+    l->stream_changes++;
     l->open = count_open(l);
     choose_used(l);
     if (l->state == LINK_CLOSED)
@@ -328,8 +330,13 @@ uint64_t link_on_time(struct link *l, uint64_t now_ns)
         l->look_at_ns = NEVER;
         link_mark_dirty(l);
     }
+    if (l->tail_at_ns <= now_ns) {
+        l->tail_at_ns = NEVER;
+        link_mark_dirty(l);
+    }
     uint64_t next = l->ping_at_ns < l->look_at_ns ? l->ping_at_ns : l->look_at_ns;
     next = l->redial_at_ns < next ? l->redial_at_ns : next;
+    next = l->tail_at_ns < next ? l->tail_at_ns : next;
     return l->ack_at_ns < next ? l->ack_at_ns : next;
 }
 
@@ -346,6 +353,7 @@ void link_pump(struct link *l)
     if (!queues_empty(l))
         meter_rest(l);
     meter_look(l);
+    tail_look(l);
     for (uint32_t i = 0; i < l->streams && l->open; i++) {
         struct conn *c = l->conns[(l->next_conn + i) % l->streams];
         if (c && c->state == CONN_OPEN && !c->blocked && (c->out_count || link_wants_to_send(l)))

@@ -2,7 +2,7 @@
  *
  * Sending: FINs and GRANTs first, then segments, by priority class and in turns within one (link_queue.c). Each frame goes to
  * whichever stream can take it now, gets the link's next number and stays in its slot until acknowledged; when its stream
- * dies it is sent again on another. Receiving: a number seen before is dropped before its payload is looked at. Frames
+ * dies, or is late at the end (link_tail.c), it is sent again on another. Receiving: a number seen before is dropped before its payload is looked at. Frames
  * of ops that this peer has not called yet are parked, within a budget that the sender keeps (eager bytes).
  *
  * Life: IDLE -> CONNECTING -> UP <-> BROKEN, and CLOSED from anywhere (the table in link.c). Engine thread only. */
@@ -59,6 +59,10 @@ struct slot {
     const uint8_t *payload;
     struct flow *flow;         /* NULL: its memory is nobody's */
     uint32_t conn_serial;      /* the conn it was last given to; 0: waits to be sent again */
+    uint32_t other_serial;     /* the conn it was given to before, which lives; 0: none */
+    int copied;                /* was given to a second conn while the first lived */
+    uint64_t handed_ns;        /* when it was last given to a conn, */
+    uint64_t end_bytes;        /* and the conn's handed_bytes then */
 };
 
 /* A frame of an op that this peer has not called yet, or of an epoch it does not know yet. */
@@ -74,11 +78,13 @@ struct meter {
     uint64_t window_end_ns;    /* of the window, or of the wait before the first; 0: nothing is measured now */
     uint64_t window_delivered, window_packets, window_again;  /* until its begin: bytes that arrived at the other side; packets sent */
     uint64_t last_bytes, last_ns;  /* the window just before; 0: none */
-    uint32_t window_streams;   /* in use at its begin */
+    uint32_t window_streams, window_changes;  /* in use at its begin; the link's stream_changes then */
     int window_gap;            /* the link could have taken more since its begin */
     uint64_t samples[METER_SAMPLES];  /* a ring: bytes per second */
     uint32_t windows, flat_windows;  /* read; that were not clearly better, at the end */
     int known;                 /* its streams have stopped growing */
+    int in_doubt;              /* since nothing arrived for a window, or a stream came or went, no reading was as usual */
+    uint32_t doubted;          /* readings dropped meanwhile */
     uint64_t bytes_per_s, usual_bytes_per_s, best_bytes_per_s;  /* the median, once known; see link_meter.c; the best; 0: none yet */
     uint32_t ping_us;          /* the least round trip of pings lately: never too short, while the kernel's is for paced streams */
     int64_t room_bytes;        /* so much more may be on its way now */
@@ -108,10 +114,13 @@ struct link {
     uint32_t wanted;           /* how many the newest plan wants to be used */
     uint32_t open;             /* how many are open */
     uint32_t used;             /* how many of these get frames: the first `wanted` */
+    uint32_t stream_changes;   /* how often a stream has come or gone */
     uint32_t next_conn;
     struct conn *check;        /* dialled by the side that does not dial, to see whether the peer is still there */
     uint64_t redial_at_ns, redial_after_ns;
     uint64_t look_at_ns;       /* when there may be room again for what waits */
+    uint64_t tail_at_ns;       /* when a frame may be late (link_tail.c) */
+    uint32_t copied_bytes;     /* since there was last a segment to send */
     pccl_cause told;           /* the worst cause reported in this outage */
 
     struct slot *slots;        /* WINDOW_FRAMES, by number */
@@ -194,6 +203,14 @@ void link_resend_lost(struct link *l, const struct conn *c);
 /* The op's memory must not be touched any more: its frames in flight become VOIDs. */
 void link_detach(struct link *l, struct flow *f);
 int link_wants_to_send(const struct link *l);
+/* Segments or notices, or frames to be sent again. */
+int link_has_frames(const struct link *l);
+/* Gives the conn a second copy of a frame that another has; it has room for one. */
+void link_copy(struct link *l, struct conn *c, struct slot *slot);
+
+/* link_tail.c */
+/* Before each round of sending: copies of late frames for streams that are free. */
+void tail_look(struct link *l);
 
 /* link_recv.c */
 /* A header came in on c: decides where its payload goes (c->target, c->wanted, ...). PCCL_EPROTO ends the stream. */
@@ -206,6 +223,11 @@ void link_park_cancel(struct conn *c);
 void link_unpark(struct link *l, struct op *op);
 /* Drops parked frames of epochs below `epoch`. */
 void link_drop_parked(struct link *l, uint32_t epoch);
+
+static inline struct slot *link_slot(const struct link *l, uint32_t seq)
+{
+    return &l->slots[seq & (WINDOW_FRAMES - 1)];
+}
 
 static inline int seq_before(uint32_t a, uint32_t b)
 {

@@ -7,7 +7,10 @@
  * A long link is held to what was read. Its streams are paced, each to its part of a little more than the best: left alone, streams
  * begin every op with a burst of several times what the link carries, overfill the queue before the bottleneck, and wait. And no more
  * is given to them than fills the link and a short queue: what is too much waits here, where it is not lost. A link begins with little
- * and grows as long as each reading is clearly better; what was read meanwhile is then forgotten. */
+ * and grows as long as each reading is clearly better; what was read meanwhile is then forgotten.
+ *
+ * An outage tells nothing about bandwidth, and neither does what streams carry while they get over it: readings far below what is usual
+ * are dropped then, but so many only that a link that has become slow is soon known to be. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,6 +24,8 @@
 
 enum {
     LATELY_READINGS = 4,
+    DOUBTED_READINGS = METER_SAMPLES,  /* low ones, that are dropped after an outage; what comes then is believed */
+    DOUBTED_BELOW_PERCENT = 50,  /* of what is usual */
     FLAT_WINDOWS = 3,            /* not clearly better ones, after which a link is known */
     CLEARLY_BETTER_PERCENT = 112,
     OVERFLOW_PERCENT = 1,        /* of the packets sent again: then it has grown too far */
@@ -186,9 +191,23 @@ static void look_for_end_of_growth(struct meter *m, int overflown)
         become_known(m);
 }
 
+/* Low, after an outage, and not for long yet. */
+static int is_doubtful(struct meter *m, uint64_t bytes_per_s)
+{
+    if (!m->in_doubt)
+        return 0;
+    if (bytes_per_s < m->usual_bytes_per_s * DOUBTED_BELOW_PERCENT / 100)
+        return m->doubted < DOUBTED_READINGS && ++m->doubted;
+    m->in_doubt = 0;
+    m->doubted = 0;
+    return 0;
+}
+
 static void take_reading(struct link *l, uint64_t bytes_per_s, int overflown)
 {
     struct meter *m = &l->meter;
+    if (is_doubtful(m, bytes_per_s))
+        return;
     m->flat_windows = bytes_per_s > m->best_bytes_per_s * CLEARLY_BETTER_PERCENT / 100 ? 0 : m->flat_windows + 1;
     m->samples[m->windows++ % METER_SAMPLES] = bytes_per_s;
     look_for_end_of_growth(m, overflown);
@@ -232,7 +251,10 @@ static void end_window(struct link *l, int saturated)
     uint64_t delivered = l->sent_bytes > r.held_bytes ? l->sent_bytes - r.held_bytes : 0;
     uint64_t bytes = delivered > m->window_delivered ? delivered - m->window_delivered : 0;
     int in_time = now_ns <= m->window_end_ns + window_ns(l);
-    if (m->window_begin_ns && m->window_streams == l->used && bytes && in_time && !m->window_gap)
+    int same = m->window_streams == l->used && m->window_changes == l->stream_changes;
+    if (m->known && m->window_begin_ns && (m->window_changes != l->stream_changes || (!bytes && !m->window_gap)))
+        m->in_doubt = 1;
+    if (m->window_begin_ns && same && bytes && in_time && !m->window_gap)
         add_window(l, bytes, now_ns - m->window_begin_ns,
                    (r.packets_again - m->window_again) * 100 > (r.packets - m->window_packets) * OVERFLOW_PERCENT);
     else
@@ -244,6 +266,7 @@ static void end_window(struct link *l, int saturated)
     m->window_packets = r.packets;
     m->window_again = r.packets_again;
     m->window_streams = l->used;
+    m->window_changes = l->stream_changes;
     m->window_gap = !saturated;
 }
 

@@ -5,11 +5,6 @@
 #include "engine.h"
 #include "err.h"
 
-static struct slot *slot_of(struct link *l, uint32_t seq)
-{
-    return &l->slots[seq & (WINDOW_FRAMES - 1)];
-}
-
 static uint32_t window_left(const struct link *l)
 {
     return WINDOW_FRAMES - (l->send_next - l->send_acked);
@@ -46,19 +41,28 @@ static void hand_over(struct link *l, struct conn *c, const struct frame *frame,
     o->payload = payload;
     o->payload_bytes = frame->payload_bytes;
     o->op = op;
+    c->handed_bytes += WIRE_HEADER_BYTES + (uint64_t)frame->payload_bytes;
     l->recv_since_ack = 0;
     l->ack_now = 0;
     l->ack_at_ns = NEVER;
 }
 
+static void hand_over_slot(struct link *l, struct conn *c, struct slot *slot)
+{
+    hand_over(l, c, &slot->frame, slot->payload, slot->flow ? slot->flow->op : NULL);
+    slot->conn_serial = c->serial;
+    slot->handed_ns = l->engine->now_ns;
+    slot->end_bytes = c->handed_bytes;
+}
+
 static void send_numbered(struct link *l, struct conn *c, struct frame *frame, const uint8_t *payload, struct flow *flow)
 {
     frame->link_seq = l->send_next++;
-    struct slot *slot = slot_of(l, frame->link_seq);
-    *slot = (struct slot){.frame = *frame, .payload = payload, .flow = flow, .conn_serial = c->serial};
+    struct slot *slot = link_slot(l, frame->link_seq);
+    *slot = (struct slot){.frame = *frame, .payload = payload, .flow = flow};
     if (flow)
         flow->unacked++;
-    hand_over(l, c, frame, payload, flow ? flow->op : NULL);
+    hand_over_slot(l, c, slot);
 }
 
 static int send_again(struct link *l, struct conn *c)
@@ -66,18 +70,25 @@ static int send_again(struct link *l, struct conn *c)
     if (!l->resend_count)
         return 0;
     for (uint32_t seq = l->resend_from; seq_before(seq, l->send_next); seq++) {
-        struct slot *slot = slot_of(l, seq);
+        struct slot *slot = link_slot(l, seq);
         if (slot->conn_serial)
             continue;
-        slot->conn_serial = c->serial;
         l->resend_from = seq + 1;
         l->resend_count--;
         l->engine->stats.frames_resent++;
-        hand_over(l, c, &slot->frame, slot->payload, slot->flow ? slot->flow->op : NULL);
+        hand_over_slot(l, c, slot);
         return 1;
     }
     ASSERT(!"a frame that waits to be sent again is in its slot");
     return 0;
+}
+
+void link_copy(struct link *l, struct conn *c, struct slot *slot)
+{
+    slot->copied = 1;
+    slot->other_serial = slot->conn_serial;
+    l->engine->stats.frames_copied++;
+    hand_over_slot(l, c, slot);
 }
 
 static int send_notice(struct link *l, struct conn *c)
@@ -147,9 +158,14 @@ int link_next_frame(struct link *l, struct conn *c)
     return send_again(l, c) || send_notice(l, c) || send_segment(l, c) || send_sign_of_life(l, c);
 }
 
+int link_has_frames(const struct link *l)
+{
+    return l->resend_count || l->notice_count || !queues_empty(l);
+}
+
 int link_wants_to_send(const struct link *l)
 {
-    return l->resend_count || l->notice_count || !queues_empty(l) || l->pong_now || l->ping_now || l->ack_now;
+    return link_has_frames(l) || l->pong_now || l->ping_now || l->ack_now;
 }
 
 /* -- acknowledgement ------------------------------------------------------------------------------------------ */
@@ -159,7 +175,7 @@ void link_on_ack(struct link *l, uint32_t link_ack)
     if (seq_before(l->send_next, link_ack))
         return;
     while (seq_before(l->send_acked, link_ack)) {
-        struct slot *slot = slot_of(l, l->send_acked++);
+        struct slot *slot = link_slot(l, l->send_acked++);
         if (!slot->conn_serial)
             l->resend_count--;
         if (slot->flow)
@@ -173,15 +189,28 @@ void link_on_ack(struct link *l, uint32_t link_ack)
         link_mark_dirty(l);
 }
 
+/* Of two copies the other side reads on with the one that began last, which may be either: if one's conn is lost, so may be both. */
+static int is_lost(struct slot *slot, uint32_t serial)
+{
+    if (slot->conn_serial == serial) {
+        slot->conn_serial = 0;
+        return 1;
+    }
+    if (slot->other_serial != serial)
+        return 0;
+    slot->other_serial = slot->conn_serial;
+    slot->conn_serial = 0;
+    return slot->other_serial != 0;
+}
+
 void link_resend_lost(struct link *l, const struct conn *c)
 {
     if (engine_defect(l->engine, PCCL_DEFECT_LOSE_RESEND))
         return;
     for (uint32_t seq = l->send_acked; seq_before(seq, l->send_next); seq++) {
-        struct slot *slot = slot_of(l, seq);
-        if (slot->conn_serial != c->serial)
+        struct slot *slot = link_slot(l, seq);
+        if (!is_lost(slot, c->serial))
             continue;
-        slot->conn_serial = 0;
         l->resend_count++;
         if (seq_before(seq, l->resend_from))
             l->resend_from = seq;
@@ -193,7 +222,7 @@ void link_resend_lost(struct link *l, const struct conn *c)
 static void void_slots(struct link *l, struct flow *f)
 {
     for (uint32_t seq = l->send_acked; f->unacked && seq_before(seq, l->send_next); seq++) {
-        struct slot *slot = slot_of(l, seq);
+        struct slot *slot = link_slot(l, seq);
         if (slot->flow != f)
             continue;
         slot->frame = (struct frame){.type = FRAME_VOID, .link_seq = seq};

@@ -153,6 +153,7 @@ class EngineStats:
     pool_bytes: int
     oldest_boundary: int
     relayed_bytes: int
+    frames_copied: int
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------

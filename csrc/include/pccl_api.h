@@ -245,6 +245,7 @@ typedef struct {
     uint64_t pool_bytes;       /* scratch and backup memory held */
     uint32_t oldest_boundary;  /* of the pending ops; with none pending, the boundary that the engine was told last */
     uint64_t relayed_bytes;    /* passed on between peers that have no link */
+    uint64_t frames_copied;    /* sent on a second stream because the first was late */
 } pccl_stats;
 
 /* What a packed description says. */

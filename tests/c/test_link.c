@@ -111,6 +111,65 @@ TEST(a_link_that_is_not_known_begins_with_little)
     cluster_close(&c);
 }
 
+static void set_rate(struct cluster *c, uint64_t bytes_per_s, int cut)
+{
+    pccl_sim_path path = {.delay_ns = 40000000, .bytes_per_s = bytes_per_s, .cut = (uint8_t)cut};
+    CHECK(pccl_sim_set_path(c->sim, 0, 1, &path) == PCCL_OK && pccl_sim_set_path(c->sim, 1, 0, &path) == PCCL_OK);
+}
+
+/* A pair whose link is known, amid an op. */
+static const struct meter *open_known_pair(struct cluster *c)
+{
+    open_pair(c, 3);
+    pace(c);
+    cluster_epoch(c, 1, 0, 0, 3, 3, NULL, 0);
+    for (uint32_t seq = 0; seq < 4; seq++)
+        reduce(c, seq);
+    const struct meter *m = &c->engines[0]->links->meter;
+    CHECK(m->known && m->usual_bytes_per_s > RATE * 0.8);
+    reduce_for(c, 4, 150 * SECOND / 1000);
+    return m;
+}
+
+TEST(an_outage_is_not_taken_for_a_slow_link)
+{
+    struct cluster c;
+    const struct meter *m = open_known_pair(&c);
+    set_rate(&c, RATE, 1);
+    cluster_run(&c, SECOND / 2);
+    set_rate(&c, RATE / 20, 0);     /* as streams that get over it */
+    cluster_run(&c, SECOND);
+    CHECK(m->in_doubt && m->doubted > 2);
+    set_rate(&c, RATE, 0);
+    cluster_run(&c, 2 * SECOND);
+    CHECK(cluster_event(&c, 0, PCCL_EVENT_OP, 5));
+    reduce(&c, 5);
+    CHECK(!m->in_doubt && m->bytes_per_s > RATE * 0.8);
+    for (uint32_t i = 0; i < m->windows && i < METER_SAMPLES; i++)
+        CHECK(m->samples[i] > RATE * 0.4);
+    cluster_close(&c);
+}
+
+static void becomes_slow(int after_outage)
+{
+    struct cluster c;
+    const struct meter *m = open_known_pair(&c);
+    if (after_outage) {
+        set_rate(&c, RATE, 1);
+        cluster_run(&c, SECOND / 2);
+    }
+    set_rate(&c, RATE / 10, 0);
+    for (uint32_t seq = 5; seq < 8; seq++)
+        reduce_for(&c, seq, 0);
+    cluster_run(&c, 8 * SECOND);
+    CHECK(m->bytes_per_s > RATE / 10 * 0.6 && m->bytes_per_s < RATE / 10 * 1.4);
+    cluster_close(&c);
+}
+
+TEST(a_link_that_becomes_slow_is_known_to_be) { becomes_slow(0); }
+
+TEST(a_link_that_is_slow_after_an_outage_is_known_to_be) { becomes_slow(1); }
+
 TEST(a_plan_with_fewer_streams_uses_fewer)
 {
     struct cluster c;
