@@ -64,6 +64,17 @@ static struct reading read_streams(const struct link *l)
     return r;
 }
 
+static uint64_t delivered_of(const struct link *l, const struct reading *r)
+{
+    return l->sent_bytes > r->held_bytes ? l->sent_bytes - r->held_bytes : 0;
+}
+
+uint64_t meter_delivered(const struct link *l)
+{
+    struct reading r = read_streams(l);
+    return delivered_of(l, &r);
+}
+
 /* -- pace ---------------------------------------------------------------------------------------------------------- */
 
 static int is_held(const struct link *l)
@@ -229,7 +240,7 @@ static void end_window(struct link *l, int saturated)
     struct meter *m = &l->meter;
     struct reading r = read_streams(l);
     uint64_t now_ns = l->engine->now_ns;
-    uint64_t delivered = l->sent_bytes > r.held_bytes ? l->sent_bytes - r.held_bytes : 0;
+    uint64_t delivered = delivered_of(l, &r);
     uint64_t bytes = delivered > m->window_delivered ? delivered - m->window_delivered : 0;
     int in_time = now_ns <= m->window_end_ns + window_ns(l);
     if (m->window_begin_ns && m->window_streams == l->used && bytes && in_time && !m->window_gap)
@@ -251,6 +262,10 @@ void meter_sent(struct link *l, int saturated)
 {
     struct meter *m = &l->meter;
     m->window_gap |= !saturated;
+    if (!saturated)
+        m->saturated_since_ns = 0;
+    else if (!m->saturated_since_ns)
+        m->saturated_since_ns = l->engine->now_ns;
     if (saturated && !m->window_end_ns)
         m->window_end_ns = l->engine->now_ns + window_ns(l);
     if (m->window_end_ns && l->engine->now_ns >= m->window_end_ns)
