@@ -1,9 +1,10 @@
 /* line_meter.c - decides whether this peer's long links have a line in common that holds them back, and what it carries.
  *
  * In windows of at least three round trips. A line shows when several links that have always more to send carry clearly less
- * together than each has been seen to carry by itself, and when that is about the most that they ever carry together: a total that
- * falls behind what went out lately was held back by something else. What comes in can be any part of what the line could carry;
- * the best total is a lower bound. */
+ * together than each has been seen to carry by itself; but so they do if other peers' lines hold them back. What tells it is that
+ * whichever of them contend, they carry the same together, and nothing that goes out is ever more. Once that is known, it holds as
+ * long as nothing speaks against it. What comes in can be any part of what the line could carry, and what was lost on the way comes
+ * with all that waited for it: what is usual in good windows is a lower bound. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,9 +17,9 @@ enum {
     WINDOW_RTTS = 3,
     LINKS_MIN = 2,
     PART_PERCENT = 10,         /* of the total: who carries less does not count */
-    HELD_BACK_PERCENT = 130,   /* of the total: so much would the links carry if nothing were shared */
+    HELD_BACK_PERCENT = 150,   /* of the total: so much would the links carry if nothing were shared */
     CEILING_PERCENT = 125,     /* of the line: what is read may be so much better than it is, in bursts of acknowledgements */
-    SAMPLES_MIN = 3
+    PROOFS_MIN = 4
 };
 
 /* -- what a window tells ------------------------------------------------------------------------------------------- */
@@ -51,6 +52,7 @@ static uint64_t peak(const struct line_totals *t)
     return second;
 }
 
+/* By more than noise. */
 static int is_below(uint64_t line, uint64_t seen)
 {
     return line * CEILING_PERCENT / 100 < seen;
@@ -83,27 +85,37 @@ static struct sums sums_of(const struct line_share *shares, uint32_t count)
     return s;
 }
 
-/* The upper quartile: pauses make a line look slower than it is. */
+static uint64_t quantile(const uint64_t *values, uint32_t count, uint32_t quarters)
+{
+    uint64_t sorted[LINE_TOTALS] = {0};
+    memcpy(sorted, values, count * sizeof *sorted);
+    qsort(sorted, count, sizeof *sorted, by_value);
+    return sorted[count * quarters / 4];
+}
+
+static uint32_t proofs_of(const struct line_meter *m)
+{
+    uint32_t proofs = 0;
+    for (uint32_t i = 0; i < LINE_SAMPLES; i++)
+        proofs += m->proofs[i];
+    return proofs;
+}
+
+/* The upper quartile, since pauses make a line look slower than it is; 0: the samples are no line's. */
 static uint64_t estimate(const struct line_meter *m)
 {
     uint32_t count = m->sample_count < LINE_SAMPLES ? m->sample_count : LINE_SAMPLES;
-    if (count < SAMPLES_MIN)
+    if (!count || (!m->up_bytes_per_s && proofs_of(m) < PROOFS_MIN))
         return 0;
-    uint64_t sorted[LINE_SAMPLES];
-    memcpy(sorted, m->samples, count * sizeof *sorted);
-    qsort(sorted, count, sizeof *sorted, by_value);
-    return sorted[count * 3 / 4];
+    uint64_t line = quantile(m->samples, count, 3);
+    return is_below(quantile(m->samples, count, 1), line) || is_below(line, peak(&m->sent)) ? 0 : line;
 }
 
 static void summarize(struct line_meter *m)
 {
     m->up_bytes_per_s = estimate(m);
-    if (m->up_bytes_per_s && is_below(m->up_bytes_per_s, peak(&m->sent))) {
-        m->sample_count = 0;
-        m->up_bytes_per_s = 0;
-    }
-    uint64_t most = peak(&m->received);
-    m->down_bytes_per_s = !m->up_bytes_per_s ? 0 : most > m->up_bytes_per_s ? most : m->up_bytes_per_s;
+    uint64_t usual = quantile(m->received.totals, m->received.count < LINE_TOTALS ? m->received.count : LINE_TOTALS, 3);
+    m->down_bytes_per_s = !m->up_bytes_per_s ? 0 : usual > m->up_bytes_per_s ? usual : m->up_bytes_per_s;
 }
 
 static uint64_t per_s(uint64_t bytes, uint64_t ns)
@@ -119,9 +131,10 @@ void line_take(struct line_meter *m, const struct line_share *shares, uint32_t c
         return;
     add_total(&m->sent, line);
     add_total(&m->received, per_s(s.received, ns));
-    int held_back = s.links >= LINKS_MIN && s.best_bytes_per_s >= line * HELD_BACK_PERCENT / 100;
-    if (held_back && !is_below(line, peak(&m->sent)) && !is_below(line, s.best_of_one))
+    if (s.links >= LINKS_MIN) {
+        m->proofs[m->sample_count % LINE_SAMPLES] = s.best_bytes_per_s >= line * HELD_BACK_PERCENT / 100 && !is_below(line, s.best_of_one);
         m->samples[m->sample_count++ % LINE_SAMPLES] = line;
+    }
     summarize(m);
 }
 

@@ -5,8 +5,8 @@
 #include <stdint.h>
 
 enum {
-    LINE_SAMPLES = 24,         /* of the line: so many proofs count */
-    LINE_TOTALS = 64           /* of what the links carried together: the best of so many count */
+    LINE_SAMPLES = 24,         /* of the line: so many windows count in which links contended for it */
+    LINE_TOTALS = 64           /* of what all links carried together, whatever the reason */
 };
 
 /* Sums over all long links, in bytes per second; a ring of the last ones. */
@@ -20,8 +20,9 @@ struct line_meter {
     uint64_t begin_ns, end_ns; /* of the window; begin 0: none */
     uint64_t rtt_ns;           /* of the slowest long link, at its begin */
     struct line_totals sent, received;
-    uint64_t samples[LINE_SAMPLES];  /* a ring */
-    uint32_t sample_count;     /* taken since the beginning, or since they were refuted */
+    uint64_t samples[LINE_SAMPLES];  /* a ring: bytes per second */
+    uint8_t proofs[LINE_SAMPLES];    /* of each: the links had clearly been better */
+    uint32_t sample_count;     /* taken since the beginning */
     uint64_t up_bytes_per_s, down_bytes_per_s;  /* 0: not known */
 };
 

@@ -28,14 +28,15 @@ static const struct view thin = {.mbit = {45, 40, 36}, .best_mbit = {121, 80, 50
 TEST(links_that_hold_each_other_back_share_a_line)
 {
     struct line_meter m = {0};
-    take(&m, thin, 2);
+    take(&m, thin, 3);
     CHECK_EQ_INT(m.up_bytes_per_s, 0);
-    take(&m, thin, 2);
+    take(&m, thin, 1);
     CHECK_EQ_INT(m.up_bytes_per_s, 121 * MBIT);
     CHECK_EQ_INT(m.down_bytes_per_s, 121 * MBIT);
     take(&m, (struct view){.mbit = {121, 0, 0}, .best_mbit = {121, 80, 50}, .received_mbit = 140}, 20);
+    take(&m, (struct view){.mbit = {61, 60, 0}, .best_mbit = {65, 65, 65}, .received_mbit = 500}, 6);
     CHECK_EQ_INT(m.up_bytes_per_s, 121 * MBIT);
-    CHECK_EQ_INT(m.down_bytes_per_s, 140 * MBIT);
+    CHECK_EQ_INT(m.down_bytes_per_s, 140 * MBIT);    /* and not the few windows with more */
 }
 
 TEST(a_single_link_and_little_links_prove_nothing)
@@ -60,6 +61,17 @@ TEST(links_that_carry_what_they_can_share_nothing)
     struct line_meter m = {0};
     take(&m, (struct view){.mbit = {450, 440, 460}, .best_mbit = {490, 480, 500}}, 9);
     CHECK_EQ_INT(m.up_bytes_per_s, 0);
+}
+
+/* A site of 500 Mbit/s whose third link is held back at the other end, and best while others have a pause. */
+TEST(totals_that_depend_on_who_contends_are_no_line)
+{
+    struct line_meter m = {0};
+    for (uint32_t i = 0; i < 20; i++) {
+        take(&m, (struct view){.mbit = {47, 44, 247}, .best_mbit = {50, 121, 340}}, 3);
+        CHECK_EQ_INT(m.up_bytes_per_s, 0);
+        take(&m, (struct view){.mbit = {47, 44, 0}, .best_mbit = {50, 121, 340}}, 3);
+    }
 }
 
 /* A site of 500 Mbit/s, whose second link ends at a site that others send to as well, and is sometimes alone there. */
