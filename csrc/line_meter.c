@@ -4,7 +4,7 @@
  * together than each has been seen to carry by itself; but so they do if other peers' lines hold them back. What tells it is that
  * whichever of them contend, they carry the same together, and nothing that goes out is ever more. Once that is known, it holds as
  * long as nothing speaks against it. What comes in can be any part of what the line could carry, and what was lost on the way comes
- * with all that waited for it: what is usual in good windows is a lower bound. */
+ * with all that waited for it, as a burst: the median is a lower bound. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -114,7 +114,7 @@ static uint64_t estimate(const struct line_meter *m)
 static void summarize(struct line_meter *m)
 {
     m->up_bytes_per_s = estimate(m);
-    uint64_t usual = quantile(m->received.totals, m->received.count < LINE_TOTALS ? m->received.count : LINE_TOTALS, 3);
+    uint64_t usual = quantile(m->received.totals, m->received.count < LINE_TOTALS ? m->received.count : LINE_TOTALS, 2);
     m->down_bytes_per_s = !m->up_bytes_per_s ? 0 : usual > m->up_bytes_per_s ? usual : m->up_bytes_per_s;
 }
 
