@@ -19,7 +19,8 @@ enum {
     PART_PERCENT = 10,         /* of the total: who carries less does not count */
     HELD_BACK_PERCENT = 150,   /* of the total: so much would the links carry if nothing were shared */
     CEILING_PERCENT = 125,     /* of the line: what is read may be so much better than it is, in bursts of acknowledgements */
-    PROOFS_MIN = 4
+    PROOFS_MIN = 4,
+    REFUTED_PERCENT = 120      /* of a line that is known, on top: so much more must have gone out to refute it */
 };
 
 /* -- what a window tells ------------------------------------------------------------------------------------------- */
@@ -101,14 +102,17 @@ static uint32_t proofs_of(const struct line_meter *m)
     return proofs;
 }
 
-/* The upper quartile, since pauses make a line look slower than it is; 0: the samples are no line's. */
+/* The upper quartile, since pauses make a line look slower than it is; 0: the samples are no line's. It takes more to refute a line
+ * than to doubt it: half of the samples. */
 static uint64_t estimate(const struct line_meter *m)
 {
     uint32_t count = m->sample_count < LINE_SAMPLES ? m->sample_count : LINE_SAMPLES;
-    if (!count || (!m->up_bytes_per_s && proofs_of(m) < PROOFS_MIN))
+    int known = m->up_bytes_per_s != 0;
+    if (!count || (!known && proofs_of(m) < PROOFS_MIN))
         return 0;
     uint64_t line = quantile(m->samples, count, 3);
-    return is_below(quantile(m->samples, count, 1), line) || is_below(line, peak(&m->sent)) ? 0 : line;
+    int vague = is_below(quantile(m->samples, count, known ? 2 : 1), line);
+    return vague || is_below(known ? line * REFUTED_PERCENT / 100 : line, peak(&m->sent)) ? 0 : line;
 }
 
 static void summarize(struct line_meter *m)

@@ -96,6 +96,21 @@ TEST(a_line_that_has_become_faster_is_forgotten)
     CHECK_EQ_INT(m.down_bytes_per_s, 0);
 }
 
+TEST(a_known_line_outlives_some_pauses_and_bursts)
+{
+    struct line_meter m = {0};
+    take(&m, thin, 30);
+    take(&m, (struct view){.mbit = {40, 40, 0}, .best_mbit = {121, 80, 50}}, 8);
+    take(&m, (struct view){.mbit = {170, 0, 0}, .best_mbit = {121, 80, 50}}, 3);
+    CHECK_EQ_INT(m.up_bytes_per_s, 121 * MBIT);
+    take(&m, (struct view){.mbit = {40, 40, 0}, .best_mbit = {121, 80, 50}}, 8);
+    CHECK_EQ_INT(m.up_bytes_per_s, 0);
+    struct line_meter other = {0};
+    take(&other, (struct view){.mbit = {40, 40, 0}, .best_mbit = {121, 80, 50}}, 8);
+    take(&other, thin, 12);
+    CHECK_EQ_INT(other.up_bytes_per_s, 0);
+}
+
 TEST(a_line_that_has_become_slower_is_learned)
 {
     struct line_meter m = {0};
