@@ -126,6 +126,7 @@ int engine_turn(pccl_engine *e, uint64_t timeout_ns, uint64_t (*clock)(void))
     engine_commands(e);
     run_timers(e);
     send_dirty(e);
+    line_look(e);
     reap_conns(e);
     epoch_retire(e);
     engine_publish(e);

@@ -8,6 +8,7 @@
 
 #include <pthread.h>
 
+#include "line_meter.h"
 #include "mem.h"
 #include "op.h"
 
@@ -78,6 +79,7 @@ struct pccl_engine {
     struct pool pool;
     uint8_t *sink;             /* where unwanted payloads go */
     uint64_t next_timer_ns;
+    struct line_meter line;
     pccl_stats stats;
     int closing;
 

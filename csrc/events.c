@@ -104,6 +104,8 @@ void engine_publish(pccl_engine *e)
     int with_links = e->now_ns - e->published_ns >= LINKS_EVERY_NS;
     e->stats.pool_bytes = e->pool.held_bytes;
     e->stats.oldest_boundary = oldest_boundary(e);
+    e->stats.up_bytes_per_s = e->line.up_bytes_per_s;
+    e->stats.down_bytes_per_s = e->line.down_bytes_per_s;
     count_links(e);
     pthread_mutex_lock(&e->lock);
     signal_events(e);

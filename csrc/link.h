@@ -88,6 +88,9 @@ struct meter {
     uint64_t bytes_per_s, usual_bytes_per_s, best_bytes_per_s;  /* the median, once known; see link_meter.c; the best; 0: none yet */
     uint32_t ping_us;          /* the least round trip of pings lately: never too short, while the kernel's is for paced streams */
     int64_t room_bytes;        /* so much more may be on its way now */
+    uint64_t saturated_since_ns;  /* there has been more to send than the link is given; 0: there is not */
+    uint64_t line_sent, line_received;  /* until the begin of the line's window (line_meter.c) */
+    uint32_t line_streams;     /* in use then; 0: it was not a long link that is open */
     uint64_t pace;             /* of each stream, bytes per second; 0: none set */
     uint64_t packets, packets_again;
     uint64_t losses[METER_LOSSES];  /* a ring: parts per million */
@@ -181,6 +184,8 @@ void meter_rest(struct link *l);
 void meter_pong(struct link *l, uint32_t rtt_us);
 /* After each round of sending: `saturated` if there is more to send than the streams take. */
 void meter_sent(struct link *l, int saturated);
+/* Bytes that have arrived at the other side. */
+uint64_t meter_delivered(const struct link *l);
 /* Now and then: asks the transport. */
 void meter_ask(struct link *l);
 

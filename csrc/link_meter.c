@@ -69,6 +69,17 @@ static struct reading read_streams(const struct link *l)
     return r;
 }
 
+static uint64_t delivered_of(const struct link *l, const struct reading *r)
+{
+    return l->sent_bytes > r->held_bytes ? l->sent_bytes - r->held_bytes : 0;
+}
+
+uint64_t meter_delivered(const struct link *l)
+{
+    struct reading r = read_streams(l);
+    return delivered_of(l, &r);
+}
+
 /* -- pace ---------------------------------------------------------------------------------------------------------- */
 
 static int is_held(const struct link *l)
@@ -248,7 +259,7 @@ static void end_window(struct link *l, int saturated)
     struct meter *m = &l->meter;
     struct reading r = read_streams(l);
     uint64_t now_ns = l->engine->now_ns;
-    uint64_t delivered = l->sent_bytes > r.held_bytes ? l->sent_bytes - r.held_bytes : 0;
+    uint64_t delivered = delivered_of(l, &r);
     uint64_t bytes = delivered > m->window_delivered ? delivered - m->window_delivered : 0;
     int in_time = now_ns <= m->window_end_ns + window_ns(l);
     int same = m->window_streams == l->used && m->window_changes == l->stream_changes;
@@ -274,6 +285,10 @@ void meter_sent(struct link *l, int saturated)
 {
     struct meter *m = &l->meter;
     m->window_gap |= !saturated;
+    if (!saturated)
+        m->saturated_since_ns = 0;
+    else if (!m->saturated_since_ns)
+        m->saturated_since_ns = l->engine->now_ns;
     if (saturated && !m->window_end_ns)
         m->window_end_ns = l->engine->now_ns + window_ns(l);
     if (m->window_end_ns && l->engine->now_ns >= m->window_end_ns)

@@ -27,6 +27,7 @@ from pccl.types import (
     EpochConfig,
     Event,
     Lanes,
+    LineStats,
     LinkStats,
     MemberConfig,
     OpDesc,
@@ -41,6 +42,7 @@ __all__ = [
     "EngineConfig",
     "EngineStats",
     "Kind",
+    "LineStats",
     "LinkStats",
     "OpRequest",
     "RedOp",
@@ -154,6 +156,8 @@ class EngineStats:
     oldest_boundary: int
     relayed_bytes: int
     frames_copied: int
+    up_bytes_per_s: int
+    down_bytes_per_s: int
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------
@@ -505,6 +509,11 @@ class Engine:
     def oldest_boundary(self) -> int:
         """That of the oldest pending op; with none pending, the one last reached."""
         return self.stats().oldest_boundary
+
+    def line(self) -> LineStats:
+        """What is known about the line that the long links share."""
+        stats = self.stats()
+        return LineStats(stats.up_bytes_per_s, stats.down_bytes_per_s, stats.sent_bytes)
 
     def links(self) -> list[LinkStats]:
         """Every link of the engine."""

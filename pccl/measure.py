@@ -1,8 +1,8 @@
-"""measure.py - what a peer tells the coordinator about its links: those whose figures have changed since it last did.
+"""measure.py - what a peer tells the coordinator about its links and its line: figures that have changed since then.
 
-Pure. The engine measures (pccl_link_stats); this only decides what is news: a figure that moved by more than CHANGE, or
-one that has been confirmed by traffic since it was sent REFRESH_S ago, so that the coordinator may forget what nobody
-has seen for long. A rate that no traffic has confirmed is sent as 0: nothing new.
+Pure. The engine measures (pccl_link_stats, pccl_stats); this only decides what is news: a figure that moved by more
+than CHANGE, or one that has been confirmed by traffic since it was sent REFRESH_S ago, so that the coordinator may
+forget what nobody has seen for long. A rate that no traffic has confirmed is sent as 0: nothing new.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pccl.messages import LinkReport
-from pccl.types import LinkStats
+from pccl.messages import Line, LinkReport
+from pccl.types import LineStats, LinkStats
 
 CHANGE = 0.1
 RTT_NOISE_US = 100
@@ -58,10 +58,39 @@ class LinkReporter:
         return reports
 
 
+class LineReporter:
+    """Remembers what the coordinator was told. That nothing is known is only told where something was."""
+
+    def __init__(self) -> None:
+        self._told = LineStats()
+        self._at = float("-inf")
+
+    def forget(self) -> None:
+        """The coordinator may have missed something, or be a new one: all is news."""
+        self._told = LineStats()
+
+    def news(self, now: float, line: LineStats) -> Line | None:
+        """The line's figures if there is something to say about it."""
+        told = self._told
+        confirmed = line.up_bytes_per_s and line.sent_bytes >= told.sent_bytes + CONFIRMED_BYTES
+        if not (
+            _has_moved(told.up_bytes_per_s, line.up_bytes_per_s)
+            or _has_moved(told.down_bytes_per_s, line.down_bytes_per_s)
+            or (confirmed and now >= self._at + REFRESH_S)
+        ):
+            return None
+        self._told, self._at = line, now
+        return line.up_bytes_per_s, line.down_bytes_per_s
+
+
+def _has_moved(told: int, found: int) -> bool:
+    return abs(found - told) > CHANGE * told
+
+
 def _is_news(now: float, told: _Told, link: LinkStats) -> bool:
     return (
         abs(link.rtt_us - told.rtt_us) > max(CHANGE * told.rtt_us, RTT_NOISE_US)
-        or abs(link.bytes_per_s - told.bytes_per_s) > CHANGE * told.bytes_per_s
+        or _has_moved(told.bytes_per_s, link.bytes_per_s)
         or abs(link.loss_ppm - told.loss_ppm) > max(LOSS_CHANGE * told.loss_ppm, LOSS_NOISE_PPM)
         or now >= told.at + REFRESH_S
     )

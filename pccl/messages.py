@@ -33,6 +33,8 @@ U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U64 = Annotated[int, Meta(ge=0)]  # msgpack itself stops at 2**64
 Small = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
+#: What a peer's line carries, up and down, in bytes/s; 0: not known (any more).
+Line = tuple[U64, U64]
 Triples = Annotated[tuple[tuple[U32, U32, U32], ...], Meta(max_length=PAIRS_MAX)]
 
 
@@ -188,7 +190,7 @@ class Join(Message, frozen=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """Renews the lease. `ops` and `bytes` count from the start of the peer. `links`, `achieved`: what is new.
+    """Renews the lease. `ops` and `bytes` count from the start of the peer. `links`, `achieved`, `line`: what is new.
 
     `oldest`: no op of an earlier boundary is pending at the peer, and none will be.
     """
@@ -200,6 +202,7 @@ class Heartbeat(Message, frozen=True):
     bytes: U64
     links: Annotated[tuple[LinkReport, ...], Meta(max_length=LINKS_MAX)] = ()
     achieved: Achieved | None = None
+    line: Line | None = None
 
 
 class Held(Message, frozen=True):

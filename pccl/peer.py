@@ -13,7 +13,7 @@ from pccl import messages as m
 from pccl import session as s
 from pccl.achieved import Stopwatch
 from pccl.errors import PcclError
-from pccl.measure import LinkReporter
+from pccl.measure import LineReporter, LinkReporter
 from pccl.types import Engine, EpochView, Event, EventKind, OpInfo, OpName, OpState, Status
 
 #: The engine is looked at so often at most for what a Heartbeat tells.
@@ -34,6 +34,7 @@ class Peer:
         self._engine = engine
         self._describe = describe
         self._reporter = LinkReporter()
+        self._line_reporter = LineReporter()
         self._stopwatch = Stopwatch()
         self._looked = float("-inf")
         self._verdicts: OrderedDict[OpName, tuple[int, str]] = OrderedDict()
@@ -88,6 +89,7 @@ class Peer:
     def on_connected(self, now: float) -> None:
         """The control connection is up (again)."""
         self._reporter.forget()
+        self._line_reporter.forget()
         self._looked = float("-inf")
         self._do(now, s.Connected())
 
@@ -184,6 +186,9 @@ class Peer:
         self.session.oldest = self._engine.oldest_boundary()
         for report in self._reporter.news(now, self._engine.links()):
             self.session.links[report.peer] = report
+        line = self._line_reporter.news(now, self._engine.line())
+        if line is not None:
+            self.session.line = line
         if self.session.achieved is None:
             self.session.achieved = self._stopwatch.take()
 

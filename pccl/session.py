@@ -220,6 +220,7 @@ class Session:
         self.oldest = 0  # no op of an earlier boundary is pending here
         self.links: dict[bytes, m.LinkReport] = {}  # news that the next Heartbeat takes along
         self.achieved: m.Achieved | None = None  # likewise
+        self.line: m.Line | None = None  # likewise
         self._chain: list[EpochView] = []
         self._views: OrderedDict[int, EpochView] = OrderedDict()
         self._streams = 1
@@ -542,7 +543,9 @@ class Session:
         for report in news:
             del self.links[report.peer]
         achieved, self.achieved = self.achieved, None
-        self._send(m.Heartbeat(m.VERSION, self.boundary, self.epoch, self.oldest, self.ops, self.bytes, news, achieved))
+        line, self.line = self.line, None
+        counts = (self.boundary, self.epoch, self.oldest, self.ops, self.bytes)
+        self._send(m.Heartbeat(m.VERSION, *counts, news, achieved, line))
 
     def _send_held(self) -> None:
         assert self._promise is not None

@@ -178,6 +178,15 @@ class LinkStats:
 
 
 @dataclass(slots=True, frozen=True)
+class LineStats:
+    """What an engine knows about its peer's line (pccl_stats): bytes/s, 0 for not known; and the bytes it has sent."""
+
+    up_bytes_per_s: int = 0
+    down_bytes_per_s: int = 0
+    sent_bytes: int = 0
+
+
+@dataclass(slots=True, frozen=True)
 class Event:
     """pccl_event. Fields that a kind does not use are 0 (or 16 zero bytes for `peer`)."""
 
@@ -289,6 +298,9 @@ class Engine(Protocol):
 
     def links(self) -> Sequence[LinkStats]:
         """Every link, with what has been measured on it."""
+
+    def line(self) -> LineStats:
+        """What has been measured on the line that the long links share."""
 
     def desc_text(self, desc: int) -> str:
         """A packed description in words."""

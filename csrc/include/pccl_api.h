@@ -246,6 +246,8 @@ typedef struct {
     uint32_t oldest_boundary;  /* of the pending ops; with none pending, the boundary that the engine was told last */
     uint64_t relayed_bytes;    /* passed on between peers that have no link */
     uint64_t frames_copied;    /* sent on a second stream because the first was late */
+    uint64_t up_bytes_per_s;   /* what this peer's line carries, where its long links share one; 0: not known */
+    uint64_t down_bytes_per_s; /* at least; 0: not known */
 } pccl_stats;
 
 /* What a packed description says. */

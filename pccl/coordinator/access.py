@@ -4,7 +4,9 @@ Pure. Rates are measured while a member's paths are busy together. Where a line 
 and one alone would carry far more; where each path is limited by itself, it would not. Nobody can tell these apart by
 what was measured at once; but paths of one member that are all alike, and all slow beside those of others, have a slow
 line in common more likely than by chance the same limit each. If that is wrong, an owner is left out that was a slow
-one anyway.
+one anyway. As soon as the paths carry different amounts, they are alike no more: the last to be busy has the line for
+itself. What a member has measured of its line (csrc/line_meter.c) is better; then only those of its paths were held
+back by it that got their turn on it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ ALIKE = 1.4
 SLOW = 0.6
 BETTER = 0.75
 PATHS_MIN = 2
+#: Who gets so much of what the slower ones have left is held back by the line, and not by something of its own.
+TURN = 0.75
 
 
 def slow_lines(rates: Array, shared: Bools) -> tuple[Array, Array]:
@@ -40,3 +44,30 @@ def _sums(rates: Array, apart: Bools, slow: float) -> Array:
     most = np.where(apart, rates, 0.0).max(axis=1)
     found = (apart.sum(axis=1) >= PATHS_MIN) & (most <= slow) & (most <= ALIKE * least)
     return np.where(found, np.where(apart, rates, 0.0).sum(axis=1), np.inf)
+
+
+def alone(rates: Array, shared: Bools, slow: Array, measured: Array) -> Array:
+    """What each path would carry, [from, to], if it had its member's line for itself; 0 where that is not known.
+
+    `slow`: lines as slow_lines gives them; `measured`: the same by measurement, NaN where unknown, and preferred.
+    """
+    found = np.repeat(np.where(np.isfinite(slow), slow, 0.0)[:, None], len(rates), axis=1)
+    apart = shared & ~np.eye(len(rates), dtype=np.bool_)
+    for member in np.flatnonzero(~np.isnan(measured)).tolist():
+        line = float(measured[member])
+        own = np.where(apart[member], rates[member], np.nan)
+        found[member] = np.where(own >= _turn(own[apart[member]], line), line, 0.0)
+    return found
+
+
+def _turn(rates: Array, line: float) -> float:
+    """The least rate of a path that the line holds back: slower ones take what they can, the others share the rest.
+
+    NaN: a path of which nothing is known shares it too.
+    """
+    left = line
+    for place, rate in enumerate(np.sort(rates[~np.isnan(rates)]).tolist()):
+        if rate >= TURN * left / (len(rates) - place):
+            return float(rate)
+        left -= rate
+    return float("inf")

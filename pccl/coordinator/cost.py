@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pccl.coordinator.access import slow_lines
+from pccl.coordinator.access import alone, slow_lines
 from pccl.coordinator.figures import Array, Figures, Path
 from pccl.coordinator.places import Bools, near_pairs
 from pccl.types import MemberInfo
@@ -129,15 +129,16 @@ def paths_of(members: Sequence[MemberInfo], measured: Measurements) -> Paths:
     rate = _filled(rates, usual_rates)
     shared = ~(near | (rtt <= LOCAL_RTT_MAX_S))
     fastest = LINE_PATHS * np.where(shared, rate, 0.0)
-    up, down = slow_lines(rates, shared)
-    alone = np.fmax(np.where(np.isfinite(up), up, 0.0)[:, None], np.where(np.isfinite(down), down, 0.0)[None, :])
+    slow_up, slow_down = slow_lines(rates, shared)
+    up, down = _by_rank(ids, measured.up), _by_rank(ids, measured.down)
+    held_back = np.fmax(alone(rates, shared, slow_up, up), alone(rates.T, shared.T, slow_down, down).T)
     return Paths(
         delay=rtt / 2,
-        rate=np.where(shared, np.fmax(rate, alone), rate),
+        rate=np.where(shared, np.fmax(rate, held_back), rate),
         known=known,
         near=near,
-        up=_lines(ids, measured.up, np.fmin(up, fastest.max(axis=1))),
-        down=_lines(ids, measured.down, np.fmin(down, fastest.max(axis=0))),
+        up=_lines(up, np.fmin(slow_up, fastest.max(axis=1))),
+        down=_lines(down, np.fmin(slow_down, fastest.max(axis=0))),
         shared=shared,
     )
 
@@ -158,10 +159,13 @@ def _usual(figures: Array, among: Bools, default: float) -> float:
     return float(np.partition(known, middle)[middle]) if len(known) else default
 
 
-def _lines(ids: Sequence[bytes], known: Mapping[bytes, float], assumed: Array) -> Array:
+def _by_rank(ids: Sequence[bytes], known: Mapping[bytes, float]) -> Array:
+    return np.array([known.get(peer, np.nan) for peer in ids], dtype=np.float64)
+
+
+def _lines(known: Array, assumed: Array) -> Array:
     """Who shares its line with nobody has one without a limit."""
-    usual = np.where(assumed > 0, assumed, np.inf)
-    return np.array([known.get(peer, line) for peer, line in zip(ids, usual.tolist(), strict=True)])
+    return np.where(np.isnan(known), np.where(assumed > 0, assumed, np.inf), known)
 
 
 def cautious(paths: Paths) -> Paths:

@@ -40,6 +40,7 @@ class Links:
         self.broken: frozenset[Pair] = frozenset()
         self.reports = 0  # grows whenever there are new figures
         self._figures = AgedFigures(3)  # round-trip times, rates, losses
+        self._lines: dict[bytes, tuple[float, m.Line]] = {}  # when it was said, and what
         self._suspects: dict[bytes, dict[bytes, m.Suspect]] = {}
         self._refused: dict[Pair, float] = {}  # (who dialled, whom): when that was said first
         self._since: dict[Pair, float] = {}
@@ -59,10 +60,18 @@ class Links:
             loss = [nan if entry.loss_ppm == LOSS_UNKNOWN else entry.loss_ppm for entry in news]
             self._figures.put(now, sender, [entry.peer for entry in news], (rtt_s, rate, loss))
 
+    def report_line(self, now: float, sender: bytes, line: m.Line) -> None:
+        """Takes what a member has measured of its own line; 0: it does not know (any more)."""
+        self.reports += 1
+        self._lines[sender] = (now, line)
+
     def measured(self, now: float) -> Measurements:
         """Everything that is not too old."""
-        rtt_s, bytes_per_s, loss_ppm = self._figures.since(now - FIGURES_AGE_S)
-        return Measurements(rtt_s, bytes_per_s, loss_ppm)
+        oldest = now - FIGURES_AGE_S
+        rtt_s, bytes_per_s, loss_ppm = self._figures.since(oldest)
+        lines = {peer: line for peer, (at, line) in self._lines.items() if at >= oldest}
+        up, down = ({peer: float(line[way]) for peer, line in lines.items() if line[way]} for way in (0, 1))
+        return Measurements(rtt_s, bytes_per_s, loss_ppm, up, down)
 
     # -- suspicions -------------------------------------------------------------------------------------------
 
@@ -109,6 +118,7 @@ class Links:
         for reports in self._suspects.values():
             reports.pop(peer, None)
         self._figures.forget(peer)
+        self._lines.pop(peer, None)
         for table in (self._since, self._whole, self._breaks, self._refused):
             for pair in [pair for pair in table if peer in pair]:
                 del table[pair]

@@ -237,6 +237,8 @@ class Membership:
         if peer is None:
             return
         self._links.report(self._now, peer.id, (entry for entry in beat.links if entry.peer in self.members))
+        if beat.line is not None:
+            self._links.report_line(self._now, peer.id, beat.line)
         if beat.achieved is not None:
             self._reality.report(peer.id, beat.achieved)
         if self._now - peer.reminded >= self.settings.lease_s / 5:

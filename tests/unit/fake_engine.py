@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 
-from pccl.types import EpochConfig, Event, EventKind, Lanes, LinkStats, MemberConfig, OpDesc, OpName, OpState
+from pccl.types import EpochConfig, Event, EventKind, Lanes, LineStats, LinkStats, MemberConfig, OpDesc, OpName, OpState
 
 
 class FakeEngine:
@@ -21,6 +21,7 @@ class FakeEngine:
         self.ops: list[OpState] = []
         self.lanes: Lanes = {0: {}}
         self.link_stats: list[LinkStats] = []
+        self.line_stats = LineStats()
         self.descs: dict[int, OpDesc] = {}
         self.boundary = 0
         self.auto_freeze = True
@@ -90,6 +91,9 @@ class FakeEngine:
 
     def links(self) -> Sequence[LinkStats]:
         return self.link_stats
+
+    def line(self) -> LineStats:
+        return self.line_stats
 
     def desc_text(self, desc: int) -> str:
         return f"op of description {desc}"

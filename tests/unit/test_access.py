@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pccl.coordinator.access import slow_lines
+from pccl.coordinator.access import alone, slow_lines
 from pccl.coordinator.cost import Measurements, mesh_regions, paths_of
+from pccl.coordinator.plan import Plan, plan, predict
 from pccl.coordinator.spans import best_shares
 from pccl.types import MemberInfo
 
@@ -50,12 +51,71 @@ def test_paths_that_do_not_use_the_line_do_not_count() -> None:
     assert np.isinf(slow_lines(np.where(shared, UNEVEN, 1000 * MB), shared)[0]).all(), "a single path tells nothing"
 
 
-def test_who_has_a_slow_line_owns_nothing() -> None:
-    members = [MemberInfo(bytes([k]) * 16, 0, f"10.0.{k}.1:1", f"host{k}") for k in range(4)]
+MEMBERS = [MemberInfo(bytes([k]) * 16, 0, f"10.0.{k}.1:1", f"host{k}") for k in range(4)]
+IDS = [member.id for member in MEMBERS]
+
+
+def known(rates: np.ndarray, up: float = 0.0, down: float = 0.0) -> Measurements:
+    """Of four members, 80 ms apart; and the line of the last."""
     pairs = [(a, b) for a in range(4) for b in range(4) if a != b]
-    ids = [member.id for member in members]
-    known = Measurements({(ids[a], ids[b]): 0.08 for a, b in pairs}, {(ids[a], ids[b]): UNEVEN[a, b] for a, b in pairs})
-    paths = paths_of(members, known)
+    lines = ({IDS[THIN]: line} if line else {} for line in (up, down))
+    return Measurements(
+        {(IDS[a], IDS[b]): 0.08 for a, b in pairs}, {(IDS[a], IDS[b]): rates[a, b] for a, b in pairs}, {}, *lines
+    )
+
+
+def test_who_has_a_slow_line_owns_nothing() -> None:
+    paths = paths_of(MEMBERS, known(UNEVEN))
     assert paths.up[THIN] == paths.hop_rate(THIN, 0) == pytest.approx(15.6 * MB)
     shares = best_shares(paths, mesh_regions(4))
     assert shares[THIN] < 0.01 and shares[0] + shares[1] < 0.45
+
+
+# -- a line that was measured ---------------------------------------------------------------------------------------
+
+MBIT = MB / 8
+#: The same place while its plan gives unequal spans: thin's paths end one after the other, and the last has all.
+UNEQUAL = np.array([[0, 48, 330, 40], [48, 0, 340, 41], [310, 320, 0, 60], [37, 50, 77, 0]]) * MBIT
+LINE = 121 * MBIT
+
+
+def test_measured_is_better_than_inferred() -> None:
+    paths = paths_of(MEMBERS, known(UNEVEN, 14 * MB, 18 * MB))
+    assert paths.up[THIN] == paths.rate[THIN, 0] == pytest.approx(14 * MB)
+    assert paths.down[THIN] == paths.rate[0, THIN] == pytest.approx(18 * MB)
+    assert paths.rate[0, 1] == 6 * MB and paths.up[0] > 60 * MB, "the others' are as before"
+
+
+def test_a_measured_line_can_be_had_by_each_path_alone() -> None:
+    assert paths_of(MEMBERS, known(UNEQUAL)).rate[THIN, 0] == 37 * MBIT, "not alike: nothing is inferred"
+    paths = paths_of(MEMBERS, known(UNEQUAL, LINE, LINE))
+    assert paths.up[THIN] == paths.down[THIN] == LINE
+    assert paths.rate[THIN, :THIN].tolist() == paths.rate[:THIN, THIN].tolist() == [LINE] * 3
+
+
+def test_a_path_with_a_limit_of_its_own_does_not_get_the_line() -> None:
+    rates = np.array([[0, 48, 330, 50], [1, 0, 1, 1], [200, 250, 0, 50], [1, 1, 1, 0]]) * MBIT
+    nothing = np.full(4, np.inf)
+    found = alone(rates, everywhere(4), nothing, np.array([500, np.nan, 500, np.nan]) * MBIT)
+    assert (found[0] / MBIT).tolist() == [0, 0, 500, 0]
+    assert (found[2] / MBIT).tolist() == [500, 500, 0, 0]
+    assert not found[1].any() and not found[3].any()
+
+
+def test_a_path_of_which_nothing_is_known_gets_no_line() -> None:
+    rates = np.where(np.arange(4)[None, :] == 2, np.nan, UNEQUAL)
+    found = alone(rates, everywhere(4), np.full(4, np.inf), np.array([np.nan, np.nan, np.nan, LINE]))
+    assert found[THIN].tolist() == [LINE, LINE, 0, 0]
+
+
+def test_a_plan_stays_when_the_rates_of_its_unequal_spans_come_in() -> None:
+    alike = plan(MEMBERS, known(UNEVEN, LINE, LINE))
+    unequal = plan(MEMBERS, known(UNEQUAL, LINE, LINE))
+
+    def weights(chosen: Plan) -> list[float]:
+        return [chosen.weights[chosen.order.index(peer)] / 1e6 for peer in IDS]
+
+    assert weights(alike)[THIN] < 0.01 and weights(unequal)[THIN] < 0.01
+    assert predict(alike, MEMBERS, known(UNEQUAL, LINE, LINE)) <= 1.05 * unequal.predicted_s, "no reason to leave it"
+    flapping = plan(MEMBERS, known(UNEQUAL))
+    assert weights(flapping)[THIN] > 0.05, "without the line it does not stay"

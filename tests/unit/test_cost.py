@@ -188,7 +188,8 @@ def test_a_local_path_is_none_of_the_line() -> None:
     known.up.update(dict.fromkeys([member.id for member in peers(4)], 10 * MB))
     paths = paths_of(peers(4), known)
     assert not paths.shared[0, 2] and paths.shared[0, 1] and paths.hop_rate(0, 2) == 100 * MB
-    assert owners_seconds(paths, (0, 1, 0, 1), equal_shares(4), 40 * MB) == pytest.approx(4 + 2 * 0.0255 + 0.025)
+    assert paths.hop_rate(0, 1) == 10 * MB, "5 MB/s was its turn"
+    assert owners_seconds(paths, (0, 1, 0, 1), equal_shares(4), 40 * MB) == pytest.approx(2 + 2 * 0.0255 + 0.025)
     farther = between_two_houses(4, 1.01 * LOCAL_RTT_MAX_S)
     farther.up.update(known.up)
     assert paths_of(peers(4), farther).hop_rate(0, 2) == 10 * MB

@@ -51,7 +51,16 @@ lanes = st.dictionaries(u32, st.dictionaries(u64, u32, max_size=4), max_size=3)
 TO_COORDINATOR = st.one_of(
     st.builds(m.Join, one, text, u32, peers, st.lists(addresses, min_size=1, max_size=3).map(tuple), text, u32, u32),
     st.builds(
-        m.Heartbeat, one, u32, u32, u32, u64, u64, reports, st.none() | st.builds(m.Achieved, u32, u32, u64, u64)
+        m.Heartbeat,
+        one,
+        u32,
+        u32,
+        u32,
+        u64,
+        u64,
+        reports,
+        st.none() | st.builds(m.Achieved, u32, u32, u64, u64),
+        st.none() | st.tuples(u64, u64),
     ),
     st.builds(m.Held, one, u32, u32),
     st.builds(m.Frozen, one, u32, u32, lanes, st.lists(pending, max_size=3).map(tuple)),

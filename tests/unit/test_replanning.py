@@ -105,6 +105,32 @@ def test_figures_grow_old() -> None:
     assert not table.machine._links.measured(table.now + 1.0).rtt_s
 
 
+def test_a_line_is_known_until_it_is_old_or_refuted_or_its_peer_is_gone() -> None:
+    table = group(A, B, C)
+    links = table.machine._links
+
+    def lines() -> tuple[dict[bytes, float], dict[bytes, float]]:
+        return links.measured(table.now).up, links.measured(table.now).down
+
+    def tell(peer: bytes, line: m.Line | None) -> None:
+        before = links.reports
+        table.say(peer, m.Heartbeat(V, 0, table.machine.epoch, 0, 0, 0, (), None, line))
+        assert (links.reports > before) == (line is not None), "what is new is looked at"
+
+    tell(A, (15_000_000, 20_000_000))
+    tell(B, (60_000_000, 60_000_000))
+    tell(A, None)
+    assert lines() == ({A: 15e6, B: 60e6}, {A: 20e6, B: 60e6})
+    tell(B, (0, 0))
+    assert lines() == ({A: 15e6}, {A: 20e6})
+    links.forget(A)
+    assert lines() == ({}, {})
+    tell(C, (15_000_000, 15_000_000))
+    table.now += FIGURES_AGE_S
+    assert lines() == ({C: 15e6}, {C: 15e6})
+    assert links.measured(table.now + 1.0).up == {}
+
+
 def broken(table: Table, a: bytes, b: bytes) -> list[tuple[bytes, m.ToPeer]]:
     """Both ends lose the link, and answer probes after the grace."""
     sent = table.say(a, suspect(b, Cause.SILENT)) + table.say(b, suspect(a, Cause.EOF))

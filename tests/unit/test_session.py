@@ -12,9 +12,9 @@ from unit.fake_engine import FakeEngine
 from pccl import errors
 from pccl import messages as m
 from pccl import session as s
-from pccl.measure import LinkReporter
+from pccl.measure import LineReporter, LinkReporter
 from pccl.peer import LOOK_GAP_S, Peer
-from pccl.types import LOSS_UNKNOWN, Algorithm, Cause, Event, EventKind, LinkStats, OpInfo, OpName, Status
+from pccl.types import LOSS_UNKNOWN, Algorithm, Cause, Event, EventKind, LineStats, LinkStats, OpInfo, OpName, Status
 
 V = m.VERSION
 ME, LOW, HIGH, NEW = (bytes([n]) * 16 for n in (5, 1, 9, 7))
@@ -382,6 +382,34 @@ def test_what_is_confirmed_is_told_again_in_time() -> None:
     assert [r.bytes_per_s for r in reporter.news(120.0, [replace(stats, sent_bytes=2 << 20)])] == [10_000_000]
     assert reporter.news(121.0, []) == []
     assert len(reporter.news(122.0, [stats])) == 1, "a link that was gone is a new one"
+
+
+def test_a_line_is_told_when_it_is_learned_when_it_changes_and_when_it_is_refuted() -> None:
+    reporter = LineReporter()
+    assert reporter.news(0.0, LineStats(0, 0, 1 << 30)) is None, "nothing is known"
+    assert reporter.news(1.0, LineStats(100, 150, 1 << 30)) == (100, 150)
+    assert reporter.news(2.0, LineStats(110, 140, 2 << 30)) is None
+    assert reporter.news(3.0, LineStats(111, 140, 2 << 30)) == (111, 140)
+    assert reporter.news(4.0, LineStats(111, 160, 2 << 30)) == (111, 160)
+    assert reporter.news(64.0, LineStats(112, 161, 2 << 30)) is None, "nothing went over it since"
+    assert reporter.news(65.0, LineStats(112, 161, (2 << 30) + (1 << 20))) == (112, 161)
+    assert reporter.news(66.0, LineStats(0, 0, 3 << 30)) == (0, 0)
+    assert reporter.news(166.0, LineStats(0, 0, 4 << 30)) is None
+    assert reporter.news(167.0, LineStats(112, 161, 4 << 30)) == (112, 161)
+    reporter.forget()
+    assert reporter.news(168.0, LineStats(112, 161, 4 << 30)) == (112, 161)
+
+
+def test_what_is_known_of_the_line_reaches_the_heartbeat_once(member: Bench) -> None:
+    def lines(seconds: float) -> list[m.Line | None]:
+        return [beat.line for beat in member.tick_until(member.now + seconds) if isinstance(beat, m.Heartbeat)]
+
+    assert lines(1.1) == [None]
+    member.engine.line_stats = LineStats(15_000_000, 16_000_000, 1 << 30)
+    assert lines(2.2) == [(15_000_000, 16_000_000), None]
+    member.peer.on_connected(member.now)
+    (beat,) = member.sent()
+    assert isinstance(beat, m.Heartbeat) and beat.line == (15_000_000, 16_000_000)
 
 
 # -- the end ------------------------------------------------------------------------------------------------------
