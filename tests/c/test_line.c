@@ -152,7 +152,7 @@ TEST(an_engine_looks_at_its_links_together)
     uint64_t most = 0;
     for (uint32_t i = 0; i < line->sent.count && i < LINE_TOTALS; i++)
         most = line->sent.totals[i] > most ? line->sent.totals[i] : most;
-    CHECK(most > 2000000 && most < 2900000);    /* the sum of three paths */
+    CHECK(most > 2000000 && most < 3125000);    /* the sum of three paths, and a burst at most */
     pccl_stats stats = {.size = sizeof stats};
     pccl_engine_stats(c.engines[0], &stats);
     CHECK(stats.up_bytes_per_s == 0 && stats.down_bytes_per_s == 0);
