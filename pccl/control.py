@@ -32,8 +32,8 @@ from pccl.errors import (
 from pccl.keys import RunKeys, run_keys
 from pccl.loop import LoopThread, ZmqReader, monitor_event
 from pccl.peer import Describe, Peer
-from pccl.session import Identity, State, who
-from pccl.types import Engine, EpochView, Event, OpName
+from pccl.session import Identity, State
+from pccl.types import Engine, EpochView, Event, OpName, short_id
 
 _log = logging.getLogger("pccl.control")
 
@@ -414,6 +414,11 @@ def _dealer(context: zmq.Context[zmq.Socket[bytes]], keys: RunKeys, peer: bytes)
     dealer.setsockopt(zmq.CURVE_PUBLICKEY, keys.peer.public)
     dealer.setsockopt(zmq.CURVE_SECRETKEY, keys.peer.secret)
     return dealer
+
+
+def who(identity: Identity) -> str:
+    """The peer in words, for logs."""
+    return f"peer {short_id(identity.peer)} on {identity.host}, pid {identity.pid}"
 
 
 def _as_exc_info(error: object) -> BaseException | None:

@@ -68,6 +68,11 @@ def end_on_signals() -> threading.Event:
     show_default=True,
     help="Of all-reduces that name none; auto: the fastest.",
 )
+@click.option(
+    "--state",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File in which the run outlives this process.  [default: none]",
+)
 @secret_file_option
 def command(
     bind: str,
@@ -77,11 +82,14 @@ def command(
     lease: float,
     streams: int | None,
     algorithm: str,
+    state: Path | None,
     secret_file: Path | None,
 ) -> None:
     """Serve a run: membership, order and topology.
 
     Peers that were silent for longer than the lease are out. The secret is read from PCCL_SECRET or --secret-file.
+    With --state a coordinator that is started again on the same address goes on where the former one ended, and ops in
+    flight do not notice; without it the peers end when their coordinator does.
     --streams and --algorithm are for benchmarks, and for finding out why something is slow: the planner knows better.
     """
     from pccl.coordinator.server import Coordinator
@@ -96,8 +104,10 @@ def command(
         lease_s=lease,
         streams=streams,
         algorithm=algorithm,
+        state=state,
     )
     with shown_log(), coordinator:
         begin = f", {form_peers} to begin" if form_peers else ""
-        click.echo(f"run {run!r} at {coordinator.address}, at least {min_peers} peers{begin}; Ctrl-C ends it")
+        kept = f"; incarnation {coordinator.incarnation}, state in {state}" if state is not None else ""
+        click.echo(f"run {run!r} at {coordinator.address}, at least {min_peers} peers{begin}{kept}; Ctrl-C ends it")
         end.wait()

@@ -164,8 +164,11 @@ def log_lines(group: messages.GroupStatus) -> Text:
 def page(status: messages.Status) -> Group:
     """All of it for people."""
     malformed = f", {status.malformed} malformed messages" if status.malformed else ""
-    head = Text(f"run {status.run}, coordinator up for {format_age(status.up_s)}{malformed}", style="bold")
+    kept = f", incarnation {status.incarnation}, state in {status.state}" if status.state else ""
+    head = Text(f"run {status.run}, coordinator up for {format_age(status.up_s)}{kept}{malformed}", style="bold")
     parts: list[Any] = [head]
+    if status.trouble:
+        parts.append(Text(f"decides nothing, for its state cannot be written: {status.trouble}", style="red"))
     for group in status.groups:
         parts += [peer_table(group), log_lines(group)]
     if not status.groups:
