@@ -59,7 +59,11 @@ class SqliteStore:
 
     def begin(self, run: str) -> Saved:
         """As Store says; the file is made if there is none."""
-        return self._guarded(lambda: self._begin(run))
+        try:
+            return self._guarded(lambda: self._begin(run))
+        except StateError:
+            self.close()
+            raise
 
     def save(self, groups: Mapping[int, bytes]) -> None:
         """As Store says."""

@@ -1,0 +1,234 @@
+"""A coordinator of its own process is killed while tensors move, and another one takes its place on the same address:
+no op is lost, nobody enters anew, and what happened meanwhile is found out."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pccl
+from pccl import messages as m
+from pccl.cli.status import asking
+
+SECRET = "a secret of this test"
+PCCL = [sys.executable, "-c", "from pccl.cli import main; main()"]
+LEASE_S = 3.0
+AWAY_S = 1.0
+ELEMENTS = 16 << 20  # 64 MiB of float32
+OPS = 8
+CHILD = """
+import sys
+import pccl
+
+comm = pccl.connect(sys.argv[1], secret=sys.argv[2], listen="127.0.0.1:0")
+while comm.world_size < 3:
+    comm.barrier()
+    comm.advance()
+comm.barrier()
+print("in", flush=True)
+sys.stdin.read()
+"""
+
+
+class Leader:
+    """`pccl coordinator` at one address and with one file, life after life."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        self.folder = folder
+        self.options = options
+        self.process: subprocess.Popen[str] | None = None
+        self.said: list[str] = []
+
+    def start(self) -> None:
+        command = [*PCCL, "coordinator", "--bind", self.address, "--lease", str(LEASE_S), *self.options]
+        env = {**os.environ, "PCCL_SECRET": SECRET, "PYTHONUNBUFFERED": "1"}
+        log = (self.folder / "coordinator.log").open("a")
+        with log:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        assert self.process.stdout is not None
+        self.said.append(self.process.stdout.readline())
+        assert "at tcp://" in self.said[-1], (self.folder / "coordinator.log").read_text()
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.communicate()
+            self.process = None
+
+    def group(self) -> m.GroupStatus:
+        with asking(self.address, "default", SECRET) as asker:
+            return asker.ask(30.0).groups[0]
+
+
+@pytest.fixture
+def leader(tmp_path: Path) -> Iterator[Leader]:
+    made = Leader(tmp_path, "--state", "run.state", "--min-peers", "2")
+    made.start()
+    yield made
+    made.kill()
+
+
+def connect(leader: Leader) -> pccl.Communicator:
+    return pccl.connect(leader.address, secret=SECRET, listen="127.0.0.1:0", timeout=60, op_timeout=60)
+
+
+def together(leader: Leader, count: int, body: Any) -> list[Any]:
+    """Runs `body(comm)` on peers of this process; gives what it gave."""
+    found: list[Any] = []
+
+    def peer() -> None:
+        with connect(leader) as comm:
+            found.append(body(comm))
+            comm.barrier(tag="the end")
+
+    threads = [threading.Thread(target=peer, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(150)
+    assert len(found) == count, "a peer has failed or hangs"
+    return found
+
+
+def who(view: Any) -> list[tuple[bytes, int]]:
+    return [(member.id, member.since) for member in view]
+
+
+def test_killed_amid_large_all_reduces(leader: Leader) -> None:
+    """Every op in flight commits while nobody leads; afterwards a joiner enters among the same members."""
+    started, committed_alone = threading.Barrier(3), threading.Event()
+
+    def body(comm: pccl.Communicator) -> Any:
+        arrays = [np.full(ELEMENTS, comm.rank + 1.0, np.float32) for _ in range(2)]
+        comm.barrier()
+        before = who(comm.members)
+        results = []
+        for number in range(OPS):
+            works = [comm.all_reduce(array.copy(), async_op=True, tag=str(k)) for k, array in enumerate(arrays)]
+            if number == 1:
+                started.wait(60)  # ops are in flight: the coordinator may die now
+            results += [work.wait(60) for work in works]
+            if number == 3 and comm.rank == 0:
+                committed_alone.set()
+        while comm.world_size < 3:
+            comm.barrier()
+            comm.advance(timeout=60)
+        after = who(comm.members)
+        comm.barrier(tag="with the joiner")
+        return before, results, after
+
+    def accident() -> None:
+        started.wait(60)
+        leader.kill()
+        begin = time.monotonic()
+        assert committed_alone.wait(60)
+        threading.Event().wait(max(0.0, AWAY_S - (time.monotonic() - begin)))
+        leader.start()
+        with connect(leader) as joiner:
+            joiner.barrier(tag="with the joiner")
+            joiner.barrier(tag="the end")
+
+    helper = threading.Thread(target=accident, daemon=True)
+    helper.start()
+    outcomes = together(leader, 2, body)
+    helper.join(60)
+    assert not helper.is_alive()
+    for before, results, after in outcomes:
+        assert [result.retries for result in results] == [0] * (2 * OPS), "no change was needed"
+        assert all(float(result.tensor[k]) == 3.0 for result in results for k in (0, ELEMENTS - 1))
+        assert [since for _, since in before] == [0, 0]
+        assert set(before) < set(after) and len(after) == 3, "the members are who they were, since when they were"
+    assert [re.findall(r"incarnation (\d+), state in run.state", line) for line in leader.said] == [["1"], ["2"]]
+
+
+def test_a_peer_that_died_while_nobody_led_is_out_after_its_lease(leader: Leader, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CHILD, leader.address, SECRET]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as child:
+        assert child.stdout is not None
+
+        def body(comm: pccl.Communicator) -> Any:
+            while comm.world_size < 3:
+                comm.barrier()
+                comm.advance()
+            comm.barrier()
+            if comm.rank == 0 or comm.members[0].id not in mine:
+                mine.append(comm.peer_id)
+            lives.wait(60)
+            died.wait(60)
+            result = comm.all_reduce(np.ones(ELEMENTS, np.float32), timeout=60)
+            return result.world_size, result.retries, float(result.tensor[0])
+
+        mine: list[bytes] = []
+        lives, died = threading.Barrier(3), threading.Event()
+        begin = 0.0
+
+        def accident() -> None:
+            nonlocal begin
+            assert child.stdout is not None and child.stdout.readline() == "in\n"
+            lives.wait(60)
+            leader.kill()
+            child.kill()
+            died.set()
+            leader.start()
+            begin = time.monotonic()
+
+        helper = threading.Thread(target=accident, daemon=True)
+        helper.start()
+        outcomes = together(leader, 2, body)
+        elapsed = time.monotonic() - begin
+        helper.join(60)
+    assert outcomes == [(2, 1, 2.0)] * 2
+    assert elapsed < LEASE_S + 10.0
+    assert "lease" in (tmp_path / "coordinator.log").read_text()
+
+
+def test_without_a_state_the_peers_end_with_a_clear_error(tmp_path: Path) -> None:
+    leader = Leader(tmp_path, "--min-peers", "1")
+    leader.start()
+    try:
+        comm = connect(leader)
+        try:
+            leader.kill()
+            leader.start()
+            begin = time.monotonic()
+            with pytest.raises(pccl.Evicted, match="does not know the peer; if it was started anew, then without"):
+                while time.monotonic() < begin + 30:
+                    comm.barrier(timeout=30)
+        finally:
+            comm.close()
+    finally:
+        leader.kill()
+
+
+def test_status_tells_the_incarnation(leader: Leader, tmp_path: Path) -> None:
+    leader.kill()
+    leader.start()
+    env = {**os.environ, "PCCL_SECRET": SECRET, "COLUMNS": "200"}
+    shown = subprocess.run([*PCCL, "status", leader.address], env=env, capture_output=True, text=True, cwd=tmp_path)
+    assert "incarnation 2, state in run.state" in shown.stdout
+
+
+def test_a_file_that_cannot_be_used_is_one_line(leader: Leader, tmp_path: Path) -> None:
+    env = {**os.environ, "PCCL_SECRET": SECRET}
+    command = [*PCCL, "coordinator", "--bind", "tcp://127.0.0.1:0", "--state", "run.state"]
+    second = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert second.returncode == 1
+    assert second.stderr.strip().endswith("run.state is in use by another coordinator")
+    assert "Traceback" not in second.stderr
