@@ -116,56 +116,62 @@ def who(leader: Leader) -> set[tuple[bytes, int]]:
     return {(member.peer, member.since) for member in leader.group().members}
 
 
-def test_killed_amid_large_all_reduces(leader: Leader) -> None:
-    """Every op in flight commits while nobody leads; afterwards a joiner enters among the same members."""
-    formed, asked, started = (threading.Barrier(3) for _ in range(3))
-    committed_alone = threading.Event()
+class Accident:
+    """The coordinator dies while ops are in flight, comes back, and a joiner enters; `members`: before and after."""
 
-    def body(comm: pccl.Communicator) -> Any:
+    def __init__(self, leader: Leader) -> None:
+        self.leader = leader
+        self.members: list[set[tuple[bytes, int]]] = []
+        self.formed, self.asked, self.started = (threading.Barrier(3) for _ in range(3))
+        self.committed_alone = threading.Event()
+
+    def run(self) -> None:
+        self.formed.wait(60)
+        self.members.append(who(self.leader))
+        self.asked.wait(60)
+        self.started.wait(60)
+        self.leader.kill()
+        begin = time.monotonic()
+        assert self.committed_alone.wait(60)
+        threading.Event().wait(max(0.0, AWAY_S - (time.monotonic() - begin)))
+        self.leader.start()
+        with connect(self.leader) as joiner:
+            joiner.barrier(tag="with the joiner")
+            self.members.append(who(self.leader))
+            joiner.barrier(tag="the end")
+
+    def body(self, comm: pccl.Communicator) -> list[pccl.Result]:
         arrays = [np.full(ELEMENTS, comm.rank + 1.0, np.float32) for _ in range(2)]
         comm.barrier()
-        formed.wait(60)
-        asked.wait(60)
+        self.formed.wait(60)
+        self.asked.wait(60)
         results = []
         for number in range(OPS):
             works = [comm.all_reduce(array.copy(), async_op=True, tag=str(k)) for k, array in enumerate(arrays)]
             if number == 1:
-                started.wait(60)  # ops are in flight: the coordinator may die now
+                self.started.wait(60)  # ops are in flight: the coordinator may die now
             results += [work.wait(60) for work in works]
             if number == 3 and comm.rank == 0:
-                committed_alone.set()
+                self.committed_alone.set()
         while comm.world_size < 3:
             comm.barrier()
             comm.advance(timeout=60)
         comm.barrier(tag="with the joiner")
         return results
 
-    members: list[set[tuple[bytes, int]]] = []
 
-    def accident() -> None:
-        formed.wait(60)
-        members.append(who(leader))
-        asked.wait(60)
-        started.wait(60)
-        leader.kill()
-        begin = time.monotonic()
-        assert committed_alone.wait(60)
-        threading.Event().wait(max(0.0, AWAY_S - (time.monotonic() - begin)))
-        leader.start()
-        with connect(leader) as joiner:
-            joiner.barrier(tag="with the joiner")
-            members.append(who(leader))
-            joiner.barrier(tag="the end")
-
-    helper = threading.Thread(target=accident, daemon=True)
+def test_killed_amid_large_all_reduces(leader: Leader) -> None:
+    """Every op in flight commits while nobody leads; afterwards a joiner enters among the same members."""
+    accident = Accident(leader)
+    helper = threading.Thread(target=accident.run, daemon=True)
     helper.start()
-    outcomes = together(leader, 2, body)
+    outcomes = together(leader, 2, accident.body)
     helper.join(60)
     assert not helper.is_alive()
     for results in outcomes:
         assert [result.retries for result in results] == [0] * (2 * OPS), "no change was needed"
         assert all(float(result.tensor[k]) == 3.0 for result in results for k in (0, ELEMENTS - 1))
-    before, after = members
+    before, after = accident.members
     assert [since for _, since in before] == [0, 0]
     assert before < after and len(after) == 3, "the members are who they were, and since when they were"
     assert [re.findall(r"incarnation (\d+), state in run.state", line) for line in leader.said] == [["1"], ["2"]]
