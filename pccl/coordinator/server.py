@@ -23,6 +23,7 @@ import zmq
 import zmq.utils.z85
 
 from pccl import messages as m
+from pccl.coordinator.etcd import EtcdStore
 from pccl.coordinator.events import Effect, Record, Send
 from pccl.coordinator.fixed import fixed_from
 from pccl.coordinator.ledger import Ledger
@@ -32,8 +33,8 @@ from pccl.coordinator.plan import plan
 from pccl.coordinator.run import Run
 from pccl.coordinator.settings import REPLAN_GAP_S, Settings
 from pccl.coordinator.spans import load_solver
-from pccl.coordinator.store import SqliteStore
-from pccl.errors import PcclError, ProtocolError
+from pccl.coordinator.store import SqliteStore, Store
+from pccl.errors import ArgumentError, PcclError, ProtocolError
 from pccl.keys import RunKeys, as_secret, run_keys
 from pccl.loop import LoopThread, ZmqReader, monitor_event
 from pccl.types import short_id
@@ -97,6 +98,8 @@ class Coordinator:
     `form_peers`: how many a group waits for before it begins; default 0: `min_peers`, the fewest that may go on.
     `state`: a file (made if there is none) in which the run survives this process: started again on the same address
     with the same file, another one goes on where this one ended. Without it peers are lost with their coordinator.
+    `ha`: instead, "etcd://host:2379": several coordinators, of which one leads and serves. `start()` waits until that
+    is this one, or `end` is set (StateError); `deposed` is set when it leads no more: close it, and make another.
     """
 
     def __init__(
@@ -116,6 +119,8 @@ class Coordinator:
         link_mended_s: float = MENDED_S,
         replan_gap_s: float = REPLAN_GAP_S,
         state: str | Path | None = None,
+        ha: str | None = None,
+        end: threading.Event | None = None,
     ) -> None:
         """`streams` of every link and `algorithm` ("ring", "mesh", "two_level") of all-reduces: the planner's to choose
         unless they are given. Raises ArgumentError for what is no such number or name.
@@ -133,7 +138,8 @@ class Coordinator:
             replan_gap_s=replan_gap_s,
             planner=partial(plan, fixed=fixed_from(streams, algorithm)),
         )
-        self._store = SqliteStore(state) if state is not None else None
+        self.deposed = threading.Event()
+        self._store = _store(state, ha, end or threading.Event(), self.deposed)
         self._run = Run(run, settings, time.monotonic())
         self._ledger = Ledger(self._run, self._store)
         self._lock = threading.Lock()  # guards both: status() comes from other threads
@@ -284,6 +290,14 @@ class Coordinator:
 
 
 # -- small functions ------------------------------------------------------------------------------------------
+
+
+def _store(state: str | Path | None, ha: str | None, end: threading.Event, deposed: threading.Event) -> Store | None:
+    if ha is None:
+        return SqliteStore(state) if state is not None else None
+    if state is not None:
+        raise ArgumentError("the state is in a file or in etcd, not in both: leave out --state or --ha")
+    return EtcdStore(ha, end, deposed.set)
 
 
 def _router(context: zmq.Context[zmq.Socket[bytes]], keys: RunKeys, lease_s: float) -> zmq.Socket[bytes]:
