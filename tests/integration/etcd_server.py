@@ -14,7 +14,7 @@ from pccl.errors import StateError
 
 ETCD = shutil.which("etcd")
 MISSING = "etcd is not installed (Debian: etcd-server)"
-START_S = 30.0
+LOOK_S = 0.1
 
 
 def free_port() -> int:
@@ -45,6 +45,13 @@ class Etcd:
             return False
         return True
 
+    def ended(self, within_s: float) -> bool:
+        try:
+            self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -56,7 +63,7 @@ def etcd(folder: Path) -> Iterator[Etcd]:
     made = Etcd(folder)
     try:
         while not made.ready():
-            assert made.process.poll() is None, (folder / "etcd.log").read_text()
+            assert not made.ended(LOOK_S), (folder / "etcd.log").read_text()
         yield made
     finally:
         made.close()

@@ -52,8 +52,8 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 
 
 def survived(pair: Pair, accident: Callable[[], None]) -> float:
-    """Peers reduce all the while, the accident happens, and a third peer joins under the other leader. Gives how long it
-    took until that one led.
+    """Peers reduce all the while, the accident happens, and a third peer joins under the other leader. Gives how many
+    seconds it took until that one led.
     """
     formed, asked, done = threading.Barrier(3), threading.Barrier(3), threading.Event()
     seconds: list[float] = []
