@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PeerLost,
         ProtocolError,
         ResourceError,
+        StateError,
         Timeout,
         TooFewPeers,
     )
@@ -55,6 +56,7 @@ _HOMES = {
         "PeerLost",
         "ProtocolError",
         "ResourceError",
+        "StateError",
         "Timeout",
         "TooFewPeers",
     ),
@@ -84,6 +86,7 @@ __all__ = [
     "ProtocolError",
     "ResourceError",
     "Result",
+    "StateError",
     "SyncReport",
     "Timeout",
     "TooFewPeers",

@@ -2,7 +2,7 @@
 
 No other module reads the environment. `pccl launch` sets these variables for the processes it starts:
 
-PCCL_COORDINATOR  "tcp://host:29400"
+PCCL_COORDINATOR  "tcp://host:29400"; of several that stand by for each other all, separated by commas
 PCCL_RUN          name of the run
 PCCL_SECRET       the run's shared secret
 PCCL_GROUP        number of the group
@@ -78,7 +78,7 @@ def settings_from(
         if not seconds > 0:
             raise ArgumentError(f"{name} must be a positive number of seconds, not {seconds!r}")
     return Settings(
-        coordinator=endpoint_of(coordinator),
+        coordinator=",".join(endpoint_of(part.strip()) for part in coordinator.split(",")),
         run=_first(run, env.get("PCCL_RUN"), "default"),
         secret=secret if secret is not None else env.get("PCCL_SECRET", ""),
         group=_group(group, env.get("PCCL_GROUP")),

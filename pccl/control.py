@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from pccl import messages as m
+from pccl.endpoints import Endpoints
 from pccl.errors import (
     Closed,
     CoordinatorLost,
@@ -32,8 +33,8 @@ from pccl.errors import (
 from pccl.keys import RunKeys, run_keys
 from pccl.loop import LoopThread, ZmqReader, monitor_event
 from pccl.peer import Describe, Peer
-from pccl.session import Identity, State, who
-from pccl.types import Engine, EpochView, Event, OpName
+from pccl.session import Identity, State
+from pccl.types import Engine, EpochView, Event, OpName, short_id
 
 _log = logging.getLogger("pccl.control")
 
@@ -68,12 +69,13 @@ class Control:
     ) -> None:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
-        self._endpoint = endpoint if "://" in endpoint else f"tcp://{endpoint}"
+        parts = [part.strip() for part in endpoint.split(",")]
+        self._endpoints = Endpoints([part if "://" in part else f"tcp://{part}" for part in parts])
         self._keys = run_keys(secret, run)
         self._engine = engine
         self._on_op = on_op
         self._on_view = on_view
-        addresses = tuple(advertise) if advertise else (local_address(self._endpoint, engine.port),)
+        addresses = tuple(advertise) if advertise else (local_address(self._endpoints.current, engine.port),)
         identity = Identity(
             peer=engine.peer_id,
             run=run,
@@ -148,13 +150,13 @@ class Control:
             raise PcclError("the control thread was started before")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._dealer = _dealer(self._context, self._keys, self.peer_id)
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | _FAILED
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _FAILED
         self._monitor = self._dealer.get_monitor_socket(events)
         try:
-            self._dealer.connect(self._endpoint)
+            self._dealer.connect(self._endpoints.current)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            raise PcclError(f"no address of a coordinator: {self._endpoint!r}: {error}") from error
+            raise PcclError(f"no address of a coordinator: {self._endpoints.current!r}: {error}") from error
         self._thread = LoopThread("pccl-control", self._setup, self._teardown)
         self._thread.loop.set_exception_handler(self._on_bug)
         self._thread.start()
@@ -258,7 +260,7 @@ class Control:
     def _join_timeout(self, timeout: float) -> PcclError:
         session = self._peer.session
         if not session.met:
-            return CoordinatorLost(f"no coordinator answered at {self._endpoint} within {timeout:g} s")
+            return CoordinatorLost(f"no coordinator answered at {self._endpoints} within {timeout:g} s")
         missing = f"{session.waiting_for} more peers" if session.waiting_for else "the others' next boundary"
         return Timeout(f"not a member within {timeout:g} s: waits for {missing}", peer=self.peer_id)
 
@@ -288,6 +290,7 @@ class Control:
         self._context.destroy(linger=0)
 
     def _start_peer(self) -> None:
+        self._endpoints.start(time.monotonic())
         self._act(self._peer.start)
 
     def _on_frames(self, frames: list[zmq.Frame]) -> None:
@@ -298,18 +301,33 @@ class Control:
         except ProtocolError as error:
             _log.warning("dropped what the coordinator sent: %s", error)
             return
+        self._endpoints.heard(time.monotonic())
         self._act(lambda now: self._peer.on_message(now, message))
 
     def _on_monitor(self, frames: list[zmq.Frame]) -> None:
         event, _ = monitor_event(frames)
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._failed_handshakes = 0
+            self._endpoints.connected(time.monotonic())
             self._act(self._peer.on_connected)
+        elif event == zmq.EVENT_DISCONNECTED:
+            if self._endpoints.broken():
+                self._try_next()
         elif event & _FAILED:
             self._failed_handshakes += 1
             if self._failed_handshakes >= FAILED_HANDSHAKES_MAX:
-                reason = f"{self._endpoint} refuses the handshake: another run or secret, or no pccl coordinator"
+                reason = (
+                    f"{self._endpoints.current} refuses the handshake: another run or secret, or no pccl coordinator"
+                )
                 self._act(lambda now: self._peer.on_rejected(now, reason))
+
+    def _try_next(self) -> None:
+        """Leaves a coordinator that does not serve for the next one."""
+        before, after = self._endpoints.current, self._endpoints.go_on(time.monotonic())
+        _log.info("%s does not serve: trying %s", before, after)
+        self._dealer.disconnect(before)
+        self._dealer.connect(after)
+        self._act(lambda now: None)
 
     def poll_engine_inside(self) -> None:
         """The engine's descriptor is readable."""
@@ -326,6 +344,9 @@ class Control:
 
     def _on_time(self) -> None:
         self._reader.drain()  # what waits already is heard before silence is judged
+        due = self._endpoints.due(self.lease_s)
+        if due is not None and time.monotonic() >= due and self._peer.error is None:
+            self._try_next()
         self._act(self._peer.on_tick)
 
     def _act(self, step: Callable[[float], None]) -> None:
@@ -343,9 +364,13 @@ class Control:
             self._send(message)
         if messages:
             self._reader.poke()
-        self._thread.arm(peer.deadline, self._on_time)
+        self._thread.arm(self._deadline(), self._on_time)
         if news is not None:
             self._on_view(news)
+
+    def _deadline(self) -> float | None:
+        own, next_one = self._peer.deadline, self._endpoints.due(self.lease_s)
+        return own if own is None or next_one is None else min(own, next_one)
 
     def _guarded(self, step: Callable[[], None]) -> None:
         """An engine that was closed under our feet ends the session; nobody is left to be told."""
@@ -414,6 +439,11 @@ def _dealer(context: zmq.Context[zmq.Socket[bytes]], keys: RunKeys, peer: bytes)
     dealer.setsockopt(zmq.CURVE_PUBLICKEY, keys.peer.public)
     dealer.setsockopt(zmq.CURVE_SECRETKEY, keys.peer.secret)
     return dealer
+
+
+def who(identity: Identity) -> str:
+    """The peer in words, for logs."""
+    return f"peer {short_id(identity.peer)} on {identity.host}, pid {identity.pid}"
 
 
 def _as_exc_info(error: object) -> BaseException | None:

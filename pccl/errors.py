@@ -96,6 +96,12 @@ class CoordinatorLost(PcclError):
     """
 
 
+class StateError(PcclError):
+    """A coordinator's durable state cannot be read or written: damaged, of another run, of a newer pccl, in use, or
+    the disk is full. The text names the place. No op is concerned.
+    """
+
+
 class Closed(PcclError):
     """The communicator was closed. Buffers: inputs are restored; whether other peers committed the op is unknown."""
 

@@ -47,7 +47,8 @@ def connect(settings: Settings) -> Communicator:
     """Joins a run and returns its communicator; blocks until the first epoch, at most `timeout` seconds. Ctrl-C
     interrupts.
 
-    `address`: the coordinator's, "tcp://host:29400". `run`, `secret`: must equal the coordinator's. `group`: the peers
+    `address`: the coordinator's, "tcp://host:29400"; of several that stand by for each other all, separated by commas.
+    `run`, `secret`: must equal the coordinator's. `group`: the peers
     that reduce together. These five fall back to PCCL_COORDINATOR, PCCL_RUN, PCCL_SECRET and PCCL_GROUP, `listen` to
     PCCL_LISTEN and `advertise` to PCCL_ADVERTISE. `listen`: numeric host and port of the one port that this peer opens
     ("[::]:0": all interfaces, any port). `advertise`: "host:port" or "host" under which the others reach it, if that

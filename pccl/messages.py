@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from pccl.errors import ProtocolError
 from pccl.types import ADDRESS_BYTES_MAX, PEER_ID_BYTES, STREAMS_LIMIT
@@ -274,6 +274,7 @@ class Welcome(Message, frozen=True):
     lease_s: Seconds
     min_peers: U32
     waiting_for: U32
+    incarnation: U32 = 0
 
 
 class Refused(Message, frozen=True):
@@ -288,6 +289,7 @@ class Ack(Message, frozen=True):
 
     boundary: U32
     settled: U32
+    incarnation: U32 = 0
 
 
 class Hold(Message, frozen=True):
@@ -300,12 +302,14 @@ class Hold(Message, frozen=True):
     epoch: U32
     streams: Annotated[int, Meta(ge=1, le=STREAMS_LIMIT)]
     joiners: Annotated[tuple[Member, ...], Meta(max_length=MEMBERS_MAX)]
+    incarnation: U32 = 0
 
 
 class Release(Message, frozen=True):
     """The hold is off."""
 
     hold: U32
+    incarnation: U32 = 0
 
 
 class Freeze(Message, frozen=True):
@@ -313,6 +317,7 @@ class Freeze(Message, frozen=True):
 
     change: U32
     epoch: U32
+    incarnation: U32 = 0
 
 
 class Epoch(Message, frozen=True):
@@ -333,37 +338,48 @@ class Epoch(Message, frozen=True):
     lease_s: Seconds
     streams: Triples = ()
     detours: Triples = ()
+    incarnation: U32 = 0
 
 
 class Probe(Message, frozen=True):
     """Answer ProbeReply."""
 
     probe: U32
+    incarnation: U32 = 0
 
 
 class Evicted(Message, frozen=True):
     """You are out."""
 
     reason: Reason
+    incarnation: U32 = 0
 
 
 class Goodbye(Message, frozen=True):
     """Your Leave was carried out."""
 
+    incarnation: U32 = 0
+
 
 class Status(Message, frozen=True):
-    """What `pccl status` shows."""
+    """What `pccl status` shows. `state`: where that is kept, if at all; `trouble`: why it cannot be written."""
 
     run: Name
     up_s: float
     malformed: U64
     groups: Annotated[tuple[GroupStatus, ...], Meta(max_length=1024)]
+    incarnation: U32 = 0
+    state: Reason = ""
+    trouble: Reason = ""
 
 
 ToCoordinator = (
     Join | Heartbeat | Held | Frozen | Suspect | Healed | OpFault | ProbeReply | Leave | StatusRequest
 )  # fmt: skip
 ToPeer = Welcome | Refused | Ack | Hold | Release | Freeze | Epoch | Probe | Evicted | Goodbye | Status
+
+#: What only the present incarnation of a coordinator may say: a peer that has heard a later one ignores it.
+Word = Welcome | Ack | Hold | Release | Freeze | Epoch | Probe | Evicted | Goodbye
 
 _encoder = msgspec.msgpack.Encoder()
 _to_coordinator: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToCoordinator)
@@ -381,6 +397,11 @@ def encode(message: Message) -> bytes:
     if len(data) > MESSAGE_BYTES_MAX:
         raise ProtocolError(f"a {type(message).__name__} of {len(data)} bytes is larger than {MESSAGE_BYTES_MAX}")
     return data
+
+
+def signed(message: ToPeer, incarnation: int) -> ToPeer:
+    """The message as this incarnation of a coordinator says it; 0 has no durable state, and nothing to tell."""
+    return structs.replace(message, incarnation=incarnation) if incarnation and isinstance(message, Word) else message
 
 
 def decode_at_coordinator(data: bytes | memoryview) -> ToCoordinator:

@@ -2,7 +2,8 @@
 
 Pure: `handle(now, event) -> effects`. No clock, no socket, no engine, no randomness. `TABLE` maps (state, event) to
 what is done and to the states that may follow. Messages may be lost when the control connection breaks; therefore
-everything that awaits an answer is sent again on `Connected`, and every handler takes the same message twice.
+everything that awaits an answer is sent again on `Connected`, and every handler takes the same message twice. Once a
+coordinator's incarnation was heard, what an earlier one says is nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from pccl.types import (
     PlanInfo,
     Status,
     dials,
-    short_id,
 )
 
 JOIN_RETRY_S = 0.5
@@ -214,6 +214,7 @@ class Session:
         self.waiting_for = 0
         self.welcomed = False
         self.met = False  # has heard of the coordinator at least once
+        self.incarnation = 0  # the latest that was heard
         self.error: errors.PcclError | None = None
         self.ops = 0
         self.bytes = 0
@@ -246,6 +247,8 @@ class Session:
         self._out = []
         self._forgive_stall(now)
         if isinstance(event, m.Message):
+            if self._is_stale(event):
+                return self._out
             self._heard = now
             self.met = True
         row = TABLE.get((self.state, type(event)))
@@ -255,6 +258,12 @@ class Session:
         row.act(self, event)
         assert self.state in row.to, f"{before} + {type(event).__name__} led to {self.state}"
         return self._out
+
+    def _is_stale(self, message: m.Message) -> bool:
+        """Whether it is of a coordinator that has been replaced. One without durable state (0) cannot be."""
+        said = message.incarnation if isinstance(message, m.Word) else 0
+        self.incarnation = max(self.incarnation, said)
+        return 0 < said < self.incarnation
 
     @property
     def deadline(self) -> float | None:
@@ -398,7 +407,7 @@ class Session:
             self._promise = None
 
     def _on_freeze(self, event: m.Freeze) -> None:
-        """freezes the engine, forgets a hold; asks for an epoch it has missed"""
+        """freezes the engine (again, for a later change), forgets a hold; asks for an epoch it has missed"""
         if event.epoch != self.epoch:
             self._pulse()
         elif event.change > self._change:
@@ -690,8 +699,3 @@ def _vias_of(own: bytes, event: m.Epoch) -> dict[int, int]:
     count = len(event.members)
     vias = {to: via for start, to, via in event.detours if start == mine and max(to, via) < count}
     return {to: via for to, via in vias.items() if mine not in (to, via) and via not in vias}
-
-
-def who(identity: Identity) -> str:
-    """The peer in words, for logs."""
-    return f"peer {short_id(identity.peer)} on {identity.host}, pid {identity.pid}"

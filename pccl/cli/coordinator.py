@@ -8,15 +8,22 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from logging.handlers import QueueHandler, QueueListener
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pccl.cli._run_options import read_secret, run_option, secret_file_option
 from pccl.coordinator.fixed import ALGORITHMS
+from pccl.errors import StateError
 from pccl.types import STREAMS_LIMIT
+
+if TYPE_CHECKING:
+    from pccl.coordinator.server import Coordinator
+
+POLL_S = 0.2
 
 
 @contextmanager
@@ -68,6 +75,14 @@ def end_on_signals() -> threading.Event:
     show_default=True,
     help="Of all-reduces that name none; auto: the fastest.",
 )
+@click.option(
+    "--state",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File in which the run outlives this process.  [default: none]",
+)
+@click.option(
+    "--ha", metavar="etcd://HOST:PORT[,...]", help="Stand by for others: who leads, and the state, is in etcd."
+)
 @secret_file_option
 def command(
     bind: str,
@@ -77,27 +92,56 @@ def command(
     lease: float,
     streams: int | None,
     algorithm: str,
+    state: Path | None,
+    ha: str | None,
     secret_file: Path | None,
 ) -> None:
     """Serve a run: membership, order and topology.
 
     Peers that were silent for longer than the lease are out. The secret is read from PCCL_SECRET or --secret-file.
+    With --state a coordinator that is started again on the same address goes on where the former one ended, and ops in
+    flight do not notice; without it the peers end when their coordinator does. With --ha several coordinators stand by
+    for each other, one of them leads, and peers are given all their addresses.
     --streams and --algorithm are for benchmarks, and for finding out why something is slow: the planner knows better.
     """
     from pccl.coordinator.server import Coordinator
 
     end = end_on_signals()
-    coordinator = Coordinator(
-        bind=bind,
-        run=run,
-        secret=read_secret(secret_file),
-        min_peers=min_peers,
-        form_peers=form_peers or 0,
-        lease_s=lease,
-        streams=streams,
-        algorithm=algorithm,
-    )
-    with shown_log(), coordinator:
-        begin = f", {form_peers} to begin" if form_peers else ""
-        click.echo(f"run {run!r} at {coordinator.address}, at least {min_peers} peers{begin}; Ctrl-C ends it")
-        end.wait()
+    options: dict[str, Any] = {
+        "bind": bind,
+        "run": run,
+        "secret": read_secret(secret_file),
+        "min_peers": min_peers,
+        "form_peers": form_peers or 0,
+        "lease_s": lease,
+        "streams": streams,
+        "algorithm": algorithm,
+        "state": state,
+        "ha": ha,
+        "end": end,
+    }
+    begin = f", {form_peers} to begin" if form_peers else ""
+    with shown_log():
+        while not end.is_set():
+            if ha is not None:
+                click.echo(f"run {run!r}: stands by, until {ha} says that this one leads; Ctrl-C ends it")
+            coordinator = Coordinator(**options)
+            if not started(coordinator, end):
+                return
+            with closing(coordinator):
+                kept = f"; incarnation {coordinator.incarnation}, state in {state or ha}" if state or ha else ""
+                at_least = f"at least {min_peers} peers{begin}{kept}"
+                click.echo(f"run {run!r} at {coordinator.address}, {at_least}; Ctrl-C ends it")
+                while not end.wait(POLL_S) and not coordinator.deposed.is_set():
+                    pass
+
+
+def started(coordinator: Coordinator, end: threading.Event) -> bool:
+    """False if it was told to end before it led."""
+    try:
+        coordinator.start()
+    except StateError:
+        if end.is_set():
+            return False
+        raise
+    return True

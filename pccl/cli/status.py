@@ -41,17 +41,21 @@ class Asker:
         self.socket = self.context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.IPV6, 1)
+        self.socket.setsockopt(zmq.IMMEDIATE, 1)  # of several coordinators ask the one that serves
         self.socket.setsockopt(zmq.ROUTING_ID, b"\x01" + os.urandom(15))
         self.socket.setsockopt(zmq.CURVE_SERVERKEY, keys.coordinator.public)
         self.socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.peer.public)
         self.socket.setsockopt(zmq.CURVE_SECRETKEY, keys.peer.secret)
-        self.socket.connect(endpoint_of(address))
+        for part in address.split(","):
+            self.socket.connect(endpoint_of(part.strip()))
 
     def ask(self, timeout_s: float) -> messages.Status:
         """The newest status. ClickException if nobody answers in time."""
         deadline = time.monotonic() + timeout_s
         request = messages.encode(messages.StatusRequest(messages.VERSION, self.run))
         while (left := deadline - time.monotonic()) > 0:
+            if not self.socket.poll(int(left * 1000), zmq.POLLOUT):
+                break
             self.socket.send(request)
             if not self.socket.poll(int(min(left, ASK_AGAIN_S) * 1000)):
                 continue
@@ -164,8 +168,11 @@ def log_lines(group: messages.GroupStatus) -> Text:
 def page(status: messages.Status) -> Group:
     """All of it for people."""
     malformed = f", {status.malformed} malformed messages" if status.malformed else ""
-    head = Text(f"run {status.run}, coordinator up for {format_age(status.up_s)}{malformed}", style="bold")
+    kept = f", incarnation {status.incarnation}, state in {status.state}" if status.state else ""
+    head = Text(f"run {status.run}, coordinator up for {format_age(status.up_s)}{kept}{malformed}", style="bold")
     parts: list[Any] = [head]
+    if status.trouble:
+        parts.append(Text(f"decides nothing, for its state cannot be written: {status.trouble}", style="red"))
     for group in status.groups:
         parts += [peer_table(group), log_lines(group)]
     if not status.groups:
@@ -194,10 +201,12 @@ def command(
 ) -> None:
     """Show who is in a run and what happened to it.
 
-    ADDRESS is the coordinator's, as tcp://host:29400; without it PCCL_COORDINATOR counts.
+    ADDRESS is the coordinator's, as tcp://host:29400 (of several all, with commas between); without it
+    PCCL_COORDINATOR counts.
     """
     try:
-        endpoint_of(address)
+        for part in address.split(","):
+            endpoint_of(part.strip())
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     with asking(address, run, read_secret(secret_file)) as asker:

@@ -153,6 +153,19 @@ class Links:
         self.broken -= set(mended)
         return mended
 
+    # -- beyond this process ----------------------------------------------------------------------------------
+
+    def export(self) -> tuple[tuple[bytes, bytes, int], ...]:
+        """The broken links, and how often each has broken."""
+        return tuple((*pair, self._breaks.get(pair, 1)) for pair in sorted(self.broken))
+
+    def restore(self, now: float, broken: Iterable[tuple[bytes, bytes, int]]) -> None:
+        """As exported. Who still suspects such a link says so again; if nobody does, it mends."""
+        for a, b, times in broken:
+            pair = pair_of(a, b)
+            self.broken |= {pair}
+            self._breaks[pair], self._whole[pair] = times, now
+
     def next_due(self, now: float) -> float:
         """When the next link becomes overdue or mended; infinity for never."""
         overdue = (since + self.grace_s for pair, since in self._since.items() if pair not in self.broken)

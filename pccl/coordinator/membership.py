@@ -10,30 +10,36 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Any
 
 from pccl import messages as m
-from pccl.coordinator.cost import Measurements
 from pccl.coordinator.events import Disconnected, Effect, Event, From, Reconnected, Record, Send, Tick
-from pccl.coordinator.links import GRACE_S, MENDED_S, Links
-from pccl.coordinator.plan import Pair, Plan, is_worth_a_try, is_worth_it, plan, predict, wants_other_streams
+from pccl.coordinator.links import Links
+from pccl.coordinator.plan import Pair, Plan, is_worth_a_try, is_worth_it, predict, wants_other_streams
 from pccl.coordinator.reality import Reality
-from pccl.coordinator.roster import Peer, Settled, evidence_in_words, in_words, infos, wire_members, wire_plan
+from pccl.coordinator.roster import (
+    Peer,
+    Settled,
+    evidence_in_words,
+    in_words,
+    infos,
+    names_of,
+    remember,
+    wire_members,
+    wire_plan,
+)  # fmt: skip
+from pccl.coordinator.settings import REPLAN_GAP_S, Settings
+from pccl.coordinator.snapshot import GroupState, MemberState, restart_in_words
 from pccl.coordinator.verdicts import Fault, Report, judge, name_of, report_of
-from pccl.errors import ArgumentError
 from pccl.table import Row
 from pccl.table import row as _row
-from pccl.types import MemberInfo, OpName, short_id
+from pccl.types import OpName, short_id
 
-REMEMBERED_MAX = 4096
 LOG_MAX = 256
 PROBE_GAP_S = 1.0
-#: A plan is made anew for what was measured at most so often.
-REPLAN_GAP_S = 10.0
 
 
 class State(Enum):
@@ -43,27 +49,6 @@ class State(Enum):
     STABLE = "stable"
     HOLDING = "holding"
     FREEZING = "freezing"
-
-
-@dataclass(slots=True, frozen=True)
-class Settings:
-    """What the operator chose. `form_peers`: so many begin (default 0: as many as `min_peers`, which must go on)."""
-
-    min_peers: int = 1
-    form_peers: int = 0
-    lease_s: float = 5.0
-    probe: bool = True
-    peers_max: int = 1024
-    waiting_max: int = 1024
-    link_grace_s: float = GRACE_S
-    link_mended_s: float = MENDED_S
-    replan_gap_s: float = REPLAN_GAP_S
-    planner: Callable[[Sequence[MemberInfo], Measurements, frozenset[Pair]], Plan] = plan
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "form_peers", self.form_peers or self.min_peers)
-        if self.form_peers < self.min_peers:
-            raise ArgumentError(f"form_peers ({self.form_peers}) is less than min_peers ({self.min_peers})")
 
 
 @dataclass(slots=True)
@@ -114,6 +99,7 @@ class Membership:
         self._judged: OrderedDict[OpName, int] = OrderedDict()
         self._lost: dict[bytes, int] = {}  # in the change under way, and when they had come
         self._gone: OrderedDict[bytes, str] = OrderedDict()
+        self.revision = 0  # grows with whatever `export` would tell
         self._now = float("-inf")
         self._out: list[Effect] = []
 
@@ -144,6 +130,52 @@ class Membership:
             return None
         due = min(self._lease_end(), self._links.next_due(self._now))
         return min(due, self._now + self.settings.lease_s / 4)
+
+    # -- beyond this process --------------------------------------------------------------------------------
+
+    def export(self) -> GroupState:
+        """What must outlive this process: other than before only if `revision` is."""
+        return GroupState(
+            group=self.group,
+            epoch=self.epoch,
+            from_boundary=self.from_boundary,
+            min_peers=self.settings.min_peers,
+            form_peers=self.settings.form_peers,
+            plan=self.plan,
+            members=tuple(MemberState.of(peer) for peer in self.members.values()),
+            holds=self._holds,
+            changes=self._changes,
+            change=self.change.reason if self.change is not None else None,
+            lost=dict(self._lost),
+            gone=dict(self._gone),
+            epochs=tuple(self._epochs),
+            faults=tuple((fault.reporter, fault.report) for fault in self._faults.values()),
+            judged=tuple((m.OpRef(*name), epoch) for name, epoch in self._judged.items()),
+            broken=self._links.export(),
+        )
+
+    def restore(self, now: float, state: GroupState) -> list[Effect]:
+        """Takes up, empty as it is, what another process has exported.
+
+        Every member has a full lease from now. A change that was under way is begun anew under a higher number, a hold
+        is forgotten: who still holds says so, and is released.
+        """
+        self._out, self._now, self._planned = [], now, now
+        self.epoch, self.from_boundary, self.plan = state.epoch, state.from_boundary, state.plan
+        self.members = {entry.peer: entry.remembered(now) for entry in state.members}
+        self._holds, self._changes, self._epochs = state.holds, state.changes, list(state.epochs)
+        self._lost, self._gone = dict(state.lost), OrderedDict(state.gone)
+        self._faults = {name_of(report.op): Fault(reporter, report) for reporter, report in state.faults}
+        self._judged = OrderedDict((name_of(op), epoch) for op, epoch in state.judged)
+        self._links.restore(now, state.broken)
+        self._reality.begin(self.epoch, self.plan.reason if self.plan is not None else "")
+        self.state = State.STABLE if self.members else State.FORMING
+        self._note(b"", "restart", restart_in_words(state, self.settings))
+        if state.change is not None:
+            self._freeze(state.change)
+        for peer in self.members.values():
+            peer.reminded = float("-inf")  # nobody is connected yet: told when it is heard
+        return self._out
 
     def knows(self, peer: bytes) -> bool:
         """Whether the peer is a member or waits."""
@@ -252,6 +284,14 @@ class Membership:
         if self.growth is not None and held.hold == self.growth.number and event.peer in self.members:
             self.growth.promises[event.peer] = held.boundary
 
+    def _on_late_held(self, event: From) -> None:
+        """Release: the hold is of a time before a restart; not if an epoch that ends it is on its way"""
+        held = event.message
+        assert isinstance(held, m.Held)
+        peer = self.members.get(event.peer)
+        if peer is not None and peer.epoch == self.epoch:
+            self._send(event.peer, m.Release(m.VERSION, held.hold))
+
     def _on_frozen(self, event: From) -> None:
         """notes the report; one of an older change is ignored"""
         frozen = event.message
@@ -294,6 +334,7 @@ class Membership:
             return
         known = self._faults.get(name)
         if known is None or (fault.kind == "mismatch" and known.report.kind != "mismatch"):  # it outranks the others
+            self.revision += 1
             self._faults[name] = Fault(event.peer, fault)
             self._note(event.peer, f"fault {fault.kind}", f"op {tuple(name)}: {fault.mine}")
         if self.state is not State.FREEZING:
@@ -367,6 +408,7 @@ class Membership:
         if not self.waiting and not self._wish:
             return False
         self._holds += 1
+        self.revision += 1
         joiners = tuple(self.waiting.values())
         reason = f"{len(joiners)} wait to join" if joiners else self._wish
         streams = self._plan_for([*self.members.values(), *joiners]).streams
@@ -403,7 +445,7 @@ class Membership:
         reports = {peer: change.reports[peer] for peer in self.members}
         verdicts = judge(since, reports, self._faults, self.settings.min_peers, self._lost)
         for name in {*self._faults, *(name_of(verdict.op) for verdict in verdicts)}:
-            _remember(self._judged, name, self.epoch + 1)
+            remember(self._judged, name, self.epoch + 1)
         self._faults.clear()
         self._publish(0, change.number, verdicts, change.reason)
         return True
@@ -425,7 +467,8 @@ class Membership:
             return
         mended = self._links.mend(self._now)
         if mended:
-            self._wish = f"new plan: {_names(mended)} can be used again"
+            self.revision += 1
+            self._wish = f"new plan: {names_of(mended)} can be used again"
         elif self.state is State.STABLE and self._now >= self._planned + self.settings.replan_gap_s:
             self._compare()
 
@@ -448,7 +491,7 @@ class Membership:
             self._links.set_broken(pair)
             self._note(pair[0], "dead link", f"to peer {short_id(pair[1])}, and both are alive: a plan without it")
         if dead:
-            self._freeze(f"{_names(dead)} is dead between live peers")
+            self._freeze(f"{names_of(dead)} is dead between live peers")
         return bool(dead)
 
     def _compare(self) -> None:
@@ -480,6 +523,7 @@ class Membership:
 
     def _publish(self, boundary: int, change: int, verdicts: tuple[m.Verdict, ...], reason: str) -> None:
         """The one place that makes an epoch."""
+        self.revision += 1
         chosen = self._plan_for(self.members.values())
         assert sorted(chosen.order) == sorted(self.members), "a plan orders the members, no others"
         self.members = {peer: self.members[peer] for peer in chosen.order}
@@ -527,7 +571,7 @@ class Membership:
         self._settled.look_again()
         for peer, what, reason in losses:
             self._lost[peer] = self.members.pop(peer).since
-            _remember(self._gone, peer, f"{what}: {reason}")
+            remember(self._gone, peer, f"{what}: {reason}")
             self._links.forget(peer)
             if what != "leave":
                 self._send(peer, m.Evicted(m.VERSION, m.clip(f"{what}: {reason}")))
@@ -537,6 +581,7 @@ class Membership:
 
     def _freeze(self, reason: str) -> None:
         """Starts a change among the members that are left; with nobody left the group begins anew."""
+        self.revision += 1
         self.growth = None
         if not self.members:
             self.change, self.plan, self.state = None, None, State.FORMING
@@ -619,6 +664,7 @@ TABLE: dict[tuple[State, type], Row[Membership, State]] = {
     (_F, Tick): _row(_M._on_tick, _F),
     (_S, m.Join): _row(_M._on_join, _S, _H),
     (_S, m.Heartbeat): _row(_M._on_heartbeat, _S, _H, _Z),
+    (_S, m.Held): _row(_M._on_late_held, _S),
     (_S, m.Suspect): _row(_M._on_suspect, _S, _Z),
     (_S, m.Healed): _row(_M._on_healed, _S),
     (_S, m.ProbeReply): _row(_M._on_probe_reply, _S, _H, _Z),
@@ -650,18 +696,4 @@ TABLE: dict[tuple[State, type], Row[Membership, State]] = {
     (_Z, Reconnected): _row(_M._on_reconnected, _Z),
     (_Z, Tick): _row(_M._on_tick, _Z, _F, _S),
 }
-"""Events that a state does not name change nothing there (a Held or Frozen that comes late, evidence while forming)."""
-
-
-# -- small functions ------------------------------------------------------------------------------------------
-
-
-def _names(pairs: Sequence[Pair]) -> str:
-    return "link " + ", ".join(f"{short_id(a)}-{short_id(b)}" for a, b in pairs[:8])
-
-
-def _remember(table: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-    table[key] = value
-    table.move_to_end(key)
-    while len(table) > REMEMBERED_MAX:
-        table.popitem(last=False)
+"""Events that a state does not name change nothing there (a Frozen that comes late, evidence while forming)."""

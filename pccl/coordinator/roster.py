@@ -5,14 +5,21 @@ Pure, like membership.py, whose helper it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pccl import messages as m
-from pccl.coordinator.plan import Plan
+from pccl.coordinator.plan import Pair, Plan
 from pccl.types import Cause, MemberInfo, short_id
 
 RATE_WINDOW_S = 0.5
+#: So much is kept of what has passed: who is gone, which ops were judged.
+REMEMBERED_MAX = 4096
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 @dataclass(slots=True)
@@ -135,3 +142,16 @@ def evidence_in_words(reporter: bytes, suspect: m.Suspect) -> str:
     """A suspicion for the log."""
     cause = Cause(suspect.cause).name.lower() if suspect.cause in list(Cause) else f"cause {suspect.cause}"
     return f"peer {short_id(reporter)} reports {cause}, errno {suspect.errno}"
+
+
+def names_of(pairs: Sequence[Pair]) -> str:
+    """Links for the log."""
+    return "link " + ", ".join(f"{short_id(a)}-{short_id(b)}" for a, b in pairs[:8])
+
+
+def remember(table: OrderedDict[Key, Value], key: Key, value: Value) -> None:
+    """Keeps it as the newest; the oldest of too many goes."""
+    table[key] = value
+    table.move_to_end(key)
+    while len(table) > REMEMBERED_MAX:
+        table.popitem(last=False)

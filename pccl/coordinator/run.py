@@ -6,25 +6,52 @@ Pure, like the groups: `message`, `disconnected`, `reconnected`, `tick` take the
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 
 from pccl import messages as m
 from pccl.coordinator.events import Disconnected, Effect, From, Reconnected, Send, Tick
-from pccl.coordinator.membership import REMEMBERED_MAX, Membership, Settings
+from pccl.coordinator.membership import Membership
+from pccl.coordinator.roster import REMEMBERED_MAX
+from pccl.coordinator.settings import Settings
+from pccl.coordinator.snapshot import GroupState
 from pccl.errors import ProtocolError
 
 GROUPS_MAX = 256
+#: Says to whom it concerns that somebody has forgotten something.
+STRANGER = "this coordinator does not know the peer; if it was started anew, then without the run's state (--state)"
 
 
 class Run:
-    """All groups of a run."""
+    """All groups of a run. `make`: a group without anybody."""
 
-    def __init__(self, name: str, settings: Settings, now: float) -> None:
+    def __init__(
+        self, name: str, settings: Settings, now: float, make: Callable[[int, Settings], Membership] = Membership
+    ) -> None:
         self.name = name
         self.settings = settings
         self.groups: dict[int, Membership] = {}
         self.malformed = 0
+        self.incarnation = 0  # of how many processes that have led this run it is; 0: its state dies with it
+        self.state = ""  # where that is
+        self.trouble = ""  # why it cannot be written
         self._started = now
+        self._make = make
         self._home: OrderedDict[bytes, int] = OrderedDict()
+
+    def restore(self, now: float, states: Iterable[GroupState]) -> list[Effect]:
+        """Takes up the groups of another process."""
+        effects: list[Effect] = []
+        for state in states:
+            group = self.groups[state.group] = self._make(state.group, self.settings)
+            effects += group.restore(now, state)
+            for peer in (*state.gone, *group.members):
+                self._home[peer] = state.group
+        return effects
+
+    def knows(self, peer: bytes) -> bool:
+        """Whether the peer is in a group, or waits for one."""
+        group = self._home.get(peer)
+        return group is not None and self.groups[group].knows(peer)
 
     def bytes_from(self, now: float, peer: bytes, data: bytes) -> list[Effect]:
         """A frame has come. What does not decode is counted and dropped; another version is told so."""
@@ -51,7 +78,7 @@ class Run:
         if group is None:
             if isinstance(message, m.Leave):
                 return [Send(peer, m.Goodbye(m.VERSION))]
-            return [Send(peer, m.Evicted(m.VERSION, "this coordinator does not know the peer"))]
+            return [Send(peer, m.Evicted(m.VERSION, STRANGER))]
         return self.groups[group].handle(now, From(peer, message))
 
     def disconnected(self, now: float, peer: bytes) -> list[Effect]:
@@ -79,7 +106,16 @@ class Run:
     def status(self, now: float) -> m.Status:
         """What `pccl status` shows."""
         groups = tuple(group.status(now) for _, group in sorted(self.groups.items()))
-        return m.Status(m.VERSION, self.name, now - self._started, self.malformed, groups)
+        return m.Status(
+            v=m.VERSION,
+            run=self.name,
+            up_s=now - self._started,
+            malformed=self.malformed,
+            groups=groups,
+            incarnation=self.incarnation,
+            state=m.clip(self.state),
+            trouble=m.clip(self.trouble),
+        )
 
     def _answer(self, now: float, request: m.StatusRequest) -> m.ToPeer:
         return self.status(now) if request.run == self.name else self._other_run(request.run)
@@ -102,7 +138,8 @@ class Run:
         return None
 
     def _settle_in(self, peer: bytes, group: int) -> None:
-        self.groups.setdefault(group, Membership(group, self.settings))
+        if group not in self.groups:
+            self.groups[group] = self._make(group, self.settings)
         self._home[peer] = group
         if len(self._home) > REMEMBERED_MAX + self.settings.peers_max:
             gone = next(old for old, home in self._home.items() if not self.groups[home].knows(old))

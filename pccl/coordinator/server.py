@@ -1,9 +1,10 @@
 """server.py - the coordinator as a process part: one ROUTER socket under CURVE, one thread, one Run.
 
-Decides nothing about membership. Its own duty is to know which control connection belongs to which peer: every
-message names the descriptor it came from (SRCFD), and the socket's monitor names the descriptors that were accepted
-and closed. The monitor's event of a connection precedes its first message, so the monitor is read before any message
-is looked at; a descriptor's number may be reused, and a message of a closed connection may come late.
+Decides nothing about membership, and sends only what the ledger has written. Its own duty is to know which control
+connection belongs to which peer: every message names the descriptor it came from (SRCFD), and the socket's monitor
+names the descriptors that were accepted and closed. The monitor's event of a connection precedes its first message, so
+the monitor is read before any message is looked at; a descriptor's number may be reused, and a message of a closed
+connection may come late.
 """
 
 from __future__ import annotations
@@ -16,20 +17,24 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import zmq
 import zmq.utils.z85
 
 from pccl import messages as m
+from pccl.coordinator.etcd import EtcdStore
 from pccl.coordinator.events import Effect, Record, Send
 from pccl.coordinator.fixed import fixed_from
+from pccl.coordinator.ledger import Ledger
 from pccl.coordinator.links import GRACE_S, MENDED_S
-from pccl.coordinator.membership import REPLAN_GAP_S, Settings
 from pccl.coordinator.places import is_loopback
 from pccl.coordinator.plan import plan
 from pccl.coordinator.run import Run
+from pccl.coordinator.settings import REPLAN_GAP_S, Settings
 from pccl.coordinator.spans import load_solver
-from pccl.errors import PcclError, ProtocolError
+from pccl.coordinator.store import SqliteStore, Store
+from pccl.errors import ArgumentError, PcclError, ProtocolError
 from pccl.keys import RunKeys, as_secret, run_keys
 from pccl.loop import LoopThread, ZmqReader, monitor_event
 from pccl.types import short_id
@@ -91,6 +96,10 @@ class Coordinator:
     """Serves one run. `start()` returns once it listens; `close()` once the thread and all sockets are gone.
 
     `form_peers`: how many a group waits for before it begins; default 0: `min_peers`, the fewest that may go on.
+    `state`: a file (made if there is none) in which the run survives this process: started again on the same address
+    with the same file, another one goes on where this one ended. Without it peers are lost with their coordinator.
+    `ha`: instead, "etcd://host:2379": several coordinators, of which one leads and serves. `start()` waits until that
+    is this one, or `end` is set (StateError); `deposed` is set when it leads no more: close it, and make another.
     """
 
     def __init__(
@@ -109,6 +118,9 @@ class Coordinator:
         link_grace_s: float = GRACE_S,
         link_mended_s: float = MENDED_S,
         replan_gap_s: float = REPLAN_GAP_S,
+        state: str | Path | None = None,
+        ha: str | None = None,
+        end: threading.Event | None = None,
     ) -> None:
         """`streams` of every link and `algorithm` ("ring", "mesh", "two_level") of all-reduces: the planner's to choose
         unless they are given. Raises ArgumentError for what is no such number or name.
@@ -126,8 +138,11 @@ class Coordinator:
             replan_gap_s=replan_gap_s,
             planner=partial(plan, fixed=fixed_from(streams, algorithm)),
         )
+        self.deposed = threading.Event()
+        self._store = _store(state, ha, end or threading.Event(), self.deposed)
         self._run = Run(run, settings, time.monotonic())
-        self._lock = threading.Lock()  # guards _run: status() comes from other threads
+        self._ledger = Ledger(self._run, self._store)
+        self._lock = threading.Lock()  # guards both: status() comes from other threads
         self._connections = Connections()
         self._thread: LoopThread | None = None
         self._ticking = False
@@ -137,10 +152,22 @@ class Coordinator:
     # -- life -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Listens and serves. PcclError if the address cannot be had."""
+        """Listens and serves. PcclError if the address cannot be had, StateError if the state cannot."""
         if self._thread is not None:
             raise PcclError("the coordinator was started before")
         _make_room(self._run.settings.peers_max)
+        try:
+            self._carry_out(self._ledger.open(time.monotonic()))
+            self._listen()
+        except PcclError:
+            self._close_store()
+            raise
+        self._thread = LoopThread("pccl-coordinator", self._setup, self._teardown)
+        self._thread.start()
+        if not is_loopback(self._host.strip("[]")):  # peers of several hosts will want spans by a linear program
+            threading.Thread(target=load_solver, name="pccl-solver", daemon=True).start()
+
+    def _listen(self) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._zap = self._context.socket(zmq.REP)
@@ -151,16 +178,21 @@ class Coordinator:
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise PcclError(f"cannot listen at {self._bind}: {error}") from error
-        self._thread = LoopThread("pccl-coordinator", self._setup, self._teardown)
-        self._thread.start()
-        if not is_loopback(self._host.strip("[]")):  # peers of several hosts will want spans by a linear program
-            threading.Thread(target=load_solver, name="pccl-solver", daemon=True).start()
+
+    def _close_store(self) -> None:
+        if self._store is not None:
+            self._store.close()
 
     @property
     def address(self) -> str:
         """Where peers reach it."""
         own = self._host in ("*", "0.0.0.0", "[::]")
         return f"tcp://{_own_address() if own else self._host}:{self.port}"
+
+    @property
+    def incarnation(self) -> int:
+        """How many processes have led this run, by its state; 0 without one."""
+        return self._run.incarnation
 
     @property
     def _host(self) -> str:
@@ -197,6 +229,7 @@ class Coordinator:
         for reader in (self._reader, self._monitor_reader, self._zap_reader):
             reader.close()
         self._context.destroy(linger=0)
+        self._close_store()
 
     def _on_zap(self, frames: list[zmq.Frame]) -> None:
         """Lets in who has the run's client key. Frames: version, request, domain, address, identity, mechanism, key."""
@@ -211,7 +244,7 @@ class Coordinator:
         accepted = event == zmq.EVENT_ACCEPTED
         gone = self._connections.accepted(fd) if accepted else self._connections.closed(fd)
         if gone is not None:
-            self._tell(lambda now: self._run.disconnected(now, gone))
+            self._tell(lambda now: self._ledger.disconnected(now, gone))
 
     def _on_frames(self, frames: list[zmq.Frame]) -> None:
         self._monitor_reader.drain()
@@ -221,24 +254,24 @@ class Coordinator:
         peer = frames[0].bytes
         lost, back, still_open = self._connections.spoke(peer, int(frames[1].get(zmq.SRCFD)))
         if lost is not None:
-            self._tell(lambda now: self._run.disconnected(now, lost))
+            self._tell(lambda now: self._ledger.disconnected(now, lost))
         if back:
-            self._tell(lambda now: self._run.reconnected(now, peer))
-        self._tell(lambda now: self._run.bytes_from(now, peer, frames[1].bytes))
+            self._tell(lambda now: self._ledger.reconnected(now, peer))
+        self._tell(lambda now: self._ledger.bytes_from(now, peer, frames[1].bytes))
         if not still_open:  # a late message of a connection that is closed: it proves nothing about now
-            self._tell(lambda now: self._run.disconnected(now, peer))
+            self._tell(lambda now: self._ledger.disconnected(now, peer))
 
     def _on_time(self) -> None:
         """Messages that wait already are heard before anybody's lease is looked at."""
         self._ticking = False
         self._reader.drain()
-        self._tell(lambda now: self._run.tick(now))
+        self._tell(self._ledger.tick)
         self._reader.poke()
 
     def _tell(self, step: Callable[[float], list[Effect]]) -> None:
         with self._lock:
             effects = step(time.monotonic())
-            deadline = None if self._ticking else self._run.next_deadline()
+            deadline = None if self._ticking and not self._run.trouble else self._ledger.next_deadline()
         self._carry_out(effects)
         if deadline is not None:  # leases only grow: a timer that fires early is set anew
             assert self._thread is not None
@@ -251,12 +284,20 @@ class Coordinator:
                 _show(effect)
                 continue
             if effect.message is not self._encoded[0]:  # an epoch goes to all, and now and then again to somebody
-                self._encoded = effect.message, _encode(effect)
-            if self._encoded[1]:
+                self._encoded = effect.message, _encode(effect, self._run.incarnation)
+            if self._encoded[1] and self._thread is not None:
                 self._router.send_multipart([effect.peer, self._encoded[1]], zmq.NOBLOCK)
 
 
 # -- small functions ------------------------------------------------------------------------------------------
+
+
+def _store(state: str | Path | None, ha: str | None, end: threading.Event, deposed: threading.Event) -> Store | None:
+    if ha is None:
+        return SqliteStore(state) if state is not None else None
+    if state is not None:
+        raise ArgumentError("the state is in a file or in etcd, not in both: leave out --state or --ha")
+    return EtcdStore(ha, end, deposed.set)
 
 
 def _router(context: zmq.Context[zmq.Socket[bytes]], keys: RunKeys, lease_s: float) -> zmq.Socket[bytes]:
@@ -320,9 +361,9 @@ def _own_address() -> str:
         return str(probe.getsockname()[0])
 
 
-def _encode(effect: Send) -> bytes:
+def _encode(effect: Send, incarnation: int) -> bytes:
     try:
-        return m.encode(effect.message)
+        return m.encode(m.signed(effect.message, incarnation))
     except ProtocolError as error:
         _log.error("to peer %s: %s", short_id(effect.peer), error)
         return b""

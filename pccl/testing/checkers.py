@@ -3,8 +3,8 @@
 `Watch` is told everything that happens (`called`, `ended`, `configured`, `decided`, ...) and compares at once what can
 be compared at once; `finish` compares the peers with each other. Promises are those of the design: P1 one result,
 P2 inputs survive, P3 joins never disturb, P4 link faults are not peer faults, P5 bounded waiting, P6 nothing is
-trusted. A checker knows the faults only as excuses: who crashed or was cut off may be evicted, and may end without the
-results of the others.
+trusted, P7 restarts of the coordinator are survived. A checker knows the faults only as excuses: who crashed or was cut
+off may be evicted, and may end without the results of the others.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Watch:
         self._empties: list[int] = []
         self._first_epoch: dict[bytes, int] = {}
         self._restless_ns = 0
+        self._decisions: dict[tuple[type, int], m.ToPeer] = {}
 
     def broke(self, promise: str, detail: str) -> None:
         """Notes it, once."""
@@ -153,9 +154,22 @@ class Watch:
         calm_ns = self.cluster.clock.now_ns - self._restless_ns
         return group.state is GroupState.STABLE and not group.waiting and calm_ns > ns(QUIET_S)
 
+    def said(self, message: m.ToPeer) -> None:
+        """The coordinator tells of a decision: of one number there is only one, whichever incarnation tells it."""
+        if isinstance(message, m.Epoch):
+            number = message.epoch
+        elif isinstance(message, m.Freeze):
+            number = message.change
+        elif isinstance(message, m.Hold):
+            number = message.hold
+        else:
+            return
+        if self._decisions.setdefault((type(message), number), message) != message:
+            self.broke("P7", f"{type(message).__name__} {number} was said twice, and not the same")
+
     def decided(self, record: Record) -> None:
         """The coordinator has decided something."""
-        if record.what in ("hold", "freeze", "epoch", "join", "release", "stall"):
+        if record.what in ("hold", "freeze", "epoch", "join", "release", "stall", "restart"):
             self._restless_ns = self.cluster.clock.now_ns
         if record.what == "empty":
             self._empties.append(record.epoch)

@@ -21,20 +21,20 @@ from random import Random
 from pccl import _native as native
 from pccl import messages as m
 from pccl.coordinator.cost import Measurements
-from pccl.coordinator.events import Effect, Record
-from pccl.coordinator.membership import Membership, Settings
+from pccl.coordinator.ledger import Ledger
+from pccl.coordinator.membership import Membership
 from pccl.coordinator.plan import Pair, Plan, plan
-from pccl.coordinator.run import Run
+from pccl.coordinator.settings import Settings
 from pccl.errors import Timeout
 from pccl.peer import Peer
 from pccl.session import Identity, Session, State
 from pccl.testing.checkers import Watch
 from pccl.testing.clock import MILLISECOND, NEVER, SECOND, Clock, Future, Task, Timer, ns
+from pccl.testing.coordinator import RUN, Coordinator
 from pccl.testing.network import Connection, ControlOptions, Ends
 from pccl.testing.program import Ops, Program, SimPeer, is_over
 from pccl.types import Event, EventKind, MemberInfo
 
-RUN = "simulation"
 TRACE_KEPT = 400
 TURNS_MAX = 2_000_000
 
@@ -65,6 +65,7 @@ class Options:
     control: ControlOptions = field(default_factory=ControlOptions)
     session: type[Session] = Session
     membership: type[Membership] = Membership
+    ledger: type[Ledger] = Ledger
 
 
 class Node:
@@ -101,6 +102,7 @@ class Node:
             to_peer=self._hear,
             to_coordinator=lambda data: cluster.coordinator.hear(self.id, data),
             peer_connected=self._connected,
+            served=lambda: cluster.coordinator.alive,
             coordinator_lost=lambda: cluster.coordinator.lost(self.id),
         )
         self.connection = Connection(cluster.clock, cluster.random, options.control, ends)
@@ -154,7 +156,7 @@ class Node:
         self.peer.on_message(self.cluster.clock.now, message)
 
     def _connected(self) -> None:
-        self.cluster.coordinator.connected(self.id)
+        """The coordinator knows who it is with the first message."""
         self._do(lambda: self.peer.on_connected(self.cluster.clock.now))
 
     # -- its loop ---------------------------------------------------------------------------------------------
@@ -327,98 +329,6 @@ class Node:
         return future
 
 
-class Coordinator:
-    """The real Run, reached over the control network. `stall_until_ns`: it is busy until then."""
-
-    def __init__(self, cluster: Cluster, settings: Settings) -> None:
-        self.cluster = cluster
-        self.run = Run(RUN, settings, cluster.clock.now)
-        self.run.groups[0] = cluster.options.membership(0, settings)
-        self.stall_until_ns = 0
-        self.slow_ns = 0
-        self._backlog: deque[Callable[[float], list[Effect]]] = deque()
-        self._ticking = False
-        self._lost: set[bytes] = set()
-
-    @property
-    def group(self) -> Membership:
-        """The one group."""
-        return self.run.groups[0]
-
-    def hear(self, peer: bytes, data: bytes) -> None:
-        """A message has come."""
-
-        def step(now: float) -> list[Effect]:
-            effects = []
-            if peer in self._lost:
-                self._lost.discard(peer)
-                effects = self.run.reconnected(now, peer)
-            return effects + self.run.bytes_from(now, peer, data)
-
-        self._tell(step)
-
-    def lost(self, peer: bytes) -> None:
-        """A connection has closed."""
-
-        def step(now: float) -> list[Effect]:
-            self._lost.add(peer)
-            return self.run.disconnected(now, peer)
-
-        self._tell(step)
-
-    def connected(self, peer: bytes) -> None:
-        """A connection has opened: the coordinator knows who it is with the first message."""
-
-    def stall(self, seconds: float) -> None:
-        """The process does nothing for so long."""
-        self.cluster.trace("stall", seconds)
-        self.stall_until_ns = max(self.stall_until_ns, self.cluster.clock.now_ns + ns(seconds))
-
-    def _tell(self, step: Callable[[float], list[Effect]]) -> None:
-        clock = self.cluster.clock
-        due_ns = max(self.stall_until_ns, clock.now_ns + self.slow_ns)
-        if due_ns <= clock.now_ns and not self._backlog:
-            self._take(step)
-            return
-        self._backlog.append(step)
-        clock.at(due_ns, self._work_off)
-
-    def _work_off(self) -> None:
-        """A timer per entry: whichever comes first takes the oldest."""
-        if self.cluster.clock.now_ns < self.stall_until_ns:
-            self.cluster.clock.at(self.stall_until_ns, self._work_off)
-        elif self._backlog:
-            self._take(self._backlog.popleft())
-
-    def _take(self, step: Callable[[float], list[Effect]]) -> None:
-        effects = step(self.cluster.clock.now)
-        encoded: tuple[m.ToPeer | None, bytes] = (None, b"")
-        for effect in effects:
-            if isinstance(effect, Record):
-                self.cluster.trace("log", effect.what, effect.peer.hex()[:8], effect.reason)
-                self.cluster.watch.decided(effect)
-                continue
-            if effect.message is not encoded[0]:
-                encoded = (effect.message, m.encode(effect.message))
-            node = self.cluster.by_id.get(effect.peer)
-            self.cluster.trace("down", -1 if node is None else node.index, type(effect.message).__name__)
-            if node is not None:
-                node.connection.send_down(encoded[1])
-        self._arm()
-
-    def _arm(self) -> None:
-        deadline = self.run.next_deadline()
-        if self._ticking or deadline is None:
-            return
-        self._ticking = True
-        clock = self.cluster.clock
-        clock.at(max(ns(deadline) + 1, clock.now_ns + 1), self._on_time)
-
-    def _on_time(self) -> None:
-        self._ticking = False
-        self._tell(lambda now: self.run.tick(now))
-
-
 class Cluster:
     """The whole simulated world."""
 
@@ -515,7 +425,7 @@ class Cluster:
     def form_with(self, peers: int) -> None:
         """The group waits for so many before it forms; afterwards `Options.min_peers` counts."""
         settings = replace(self._settings(), form_peers=max(peers, self.options.min_peers))
-        self.coordinator.run.settings = self.coordinator.group.settings = settings
+        self.coordinator.settings = self.coordinator.run.settings = self.coordinator.group.settings = settings
 
     def next_token(self) -> int:
         """Names an op within the simulation."""
@@ -585,4 +495,4 @@ class Cluster:
         self.sim.free()
 
 
-__all__ = ["Cluster", "Coordinator", "Node", "Options", "State"]
+__all__ = ["Cluster", "Node", "Options", "State"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pccl._native import SimPath
 from pccl.testing.clock import MILLISECOND, ns
+from pccl.testing.coordinator import MOMENTS, Moment
 
 if TYPE_CHECKING:
     from pccl.testing.cluster import Cluster, Node
@@ -206,6 +207,20 @@ class Faults:
         self.cluster.watch.shaken("the coordinator stalled")
         self.cluster.coordinator.stall(seconds)
 
+    def restart(self, seconds: float, moment: Moment = "now") -> None:
+        """The coordinator dies, now or at its next decision, and comes back so much later with what it has written."""
+        if not self.cluster.coordinator.alive:
+            return
+        self._note("restart", seconds, moment)
+        self.cluster.watch.shaken("the coordinator died")
+        self.cluster.coordinator.crash(seconds, moment)
+
+    def full_disk(self, seconds: float) -> None:
+        """The coordinator cannot write for so long, and therefore decides nothing."""
+        self._note("full_disk", seconds)
+        self.cluster.watch.shaken("the coordinator's disk is full")
+        self.cluster.coordinator.disk.full_until_ns = self.cluster.clock.now_ns + ns(seconds)
+
 
 # -- the swarm ------------------------------------------------------------------------------------------------
 
@@ -301,6 +316,14 @@ class Swarm:
         seconds = random.choice((0.01, 0.1, 0.6))
         return lambda: self.faults.stall(seconds)
 
+    def _restart(self, random: Random) -> Callable[[], object]:
+        seconds, moment = random.choice((0.01, 0.1, 0.6, 2.0)), random.choice(MOMENTS)
+        return lambda: self.faults.restart(seconds, moment)
+
+    def _full_disk(self, random: Random) -> Callable[[], object]:
+        seconds = random.choice((0.05, 0.5, 2.0))
+        return lambda: self.faults.full_disk(seconds)
+
     def _leave(self, random: Random) -> Callable[[], object]:
         a = self._some(random)
         return lambda: self.faults.leave(a)
@@ -340,4 +363,6 @@ KINDS = {
     "leave": 0.1,
     "join": 0.4,
     "join_crash": 0.2,
+    "restart": 0.2,
+    "full_disk": 0.1,
 }

@@ -1,8 +1,8 @@
 """network.py - the control plane's network: one connection per peer to the coordinator, with delays, cuts and losses.
 
-Like ZeroMQ over TCP: in order; what is under way when a connection breaks is lost; a peer keeps what it could not send
-and sends it on the next connection, the coordinator forgets it. While a direction is cut nothing passes and nothing is
-lost, until the silence breaks the connection. The data plane's network is transports/sim_network.c.
+Like ZeroMQ over TCP, used as pccl/control.py does: in order; what is under way when a connection breaks is lost, and so
+is what either side sends while there is none. While a direction is cut nothing passes and nothing is lost, until the
+silence breaks the connection. The data plane's network is transports/sim_network.c.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ DOWN = 1
 
 @dataclass(slots=True)
 class Ends:
-    """Whom a connection tells what. `deliver(to_peer, data)`; the others: the connection opened, was lost."""
+    """Whom a connection tells what: data, that it opened, was lost. `served`: whether there is a coordinator."""
 
     to_peer: Callable[[bytes], None]
     to_coordinator: Callable[[bytes], None]
     peer_connected: Callable[[], None]
     coordinator_lost: Callable[[], None]
+    served: Callable[[], bool]
 
 
 @dataclass(slots=True)
@@ -59,20 +60,15 @@ class Connection:
         self.open = False
         self.closed = False
         self._ways = (Direction(), Direction())
-        self._waiting: deque[bytes] = deque()  # what the peer wants sent while there is no connection
         self._cut_number = 0
         self._dial()
 
     # -- sending ----------------------------------------------------------------------------------------------
 
     def send_up(self, data: bytes) -> None:
-        """The peer sends."""
-        if self.closed:
-            return
-        if self.open:
+        """The peer sends; without a connection that is nothing."""
+        if self.open and not self.closed:
             self._send(UP, data)
-        else:
-            self._waiting.append(data)
 
     def send_down(self, data: bytes) -> None:
         """The coordinator sends; without a connection that is nothing."""
@@ -140,6 +136,12 @@ class Connection:
         self.ends.coordinator_lost()
         self._dial_later()
 
+    def server_died(self) -> None:
+        """The coordinator is gone: nobody is left to be told, and the peer connects anew until somebody serves."""
+        if self.open:
+            self._drop()
+            self._dial_later()
+
     def close(self, told: bool = True) -> None:
         """The peer's process is gone; the coordinator hears of it after the delay, unless the way there is cut."""
         if self.closed:
@@ -159,6 +161,8 @@ class Connection:
             self.clock.after(self.options.silence_s, self.ends.coordinator_lost)
 
     def _tell_lost(self) -> None:
+        if not self.open:  # it broke meanwhile
+            return
         self.open = False
         self.ends.coordinator_lost()
 
@@ -187,8 +191,8 @@ class Connection:
     def _connected(self) -> None:
         if self.open or self.closed or any(direction.cut for direction in self._ways):
             return
+        if not self.ends.served():
+            self._dial_later()
+            return
         self.open = True
-        waiting, self._waiting = self._waiting, deque()
-        for data in waiting:
-            self._send(UP, data)
         self.ends.peer_connected()

@@ -13,6 +13,7 @@ from random import Random
 import numpy as np
 
 from pccl.testing.cluster import Cluster
+from pccl.testing.coordinator import MOMENTS
 from pccl.testing.faults import Faults
 from pccl.testing.network import ControlOptions
 from pccl.testing.program import Program, SimPeer
@@ -157,6 +158,63 @@ def coordinator_stall(cluster: Cluster, faults: Faults, random: Random) -> None:
     _start(cluster, 3, Shape(boundaries=40, ops_max=3, gap_s=0.05))
     faults.when("epoch", 1, then=lambda: faults.stall(random.choice((0.3, 0.9, 2.5))), after_s=0.02)
     faults.mark("stalled", "stall")
+
+
+# -- restarts of the coordinator ------------------------------------------------------------------------------
+
+
+@scenario
+def coordinator_restart(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """The coordinator dies amid ops and comes back: they commit without it, and nobody has to enter anew."""
+    _start(cluster, random.randint(2, 4), Shape(boundaries=30, ops_max=4, gap_s=0.05))
+    for _ in range(random.randint(1, 3)):
+        seconds = random.choice((0.005, 0.1, 0.9, 2.5))
+        faults.when("epoch", 1, then=partial(faults.restart, seconds), after_s=random.uniform(0.0, 0.6))
+    faults.mark("restarted", "log", "restart")
+
+
+@scenario
+def restart_during_change(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """It dies while survivors are asked, or told: before it has written that, after, or when half of them know."""
+    peers = random.randint(3, 5)
+    _start(cluster, peers, Shape(boundaries=25, ops_max=4, gap_s=0.05))
+    first, second = random.sample(range(peers), 2)
+    restart = partial(faults.restart, random.choice((0.005, 0.3, 2.0)), random.choice(MOMENTS))
+    after_s = random.uniform(0.0, 0.3)
+    if random.random() < 0.5:
+        faults.when("epoch", first, then=restart, after_s=after_s)
+        faults.when("epoch", first, then=lambda: faults.crash(first), after_s=after_s + 0.001)
+    else:
+        faults.when("epoch", first, then=lambda: faults.crash(first), after_s=after_s)
+        faults.when("log", "freeze", then=restart, after_s=random.choice((0.0, 0.001, 0.002)))
+    if random.random() < 0.3:
+        faults.when("coordinator", "crash", then=lambda: faults.crash(second), after_s=random.uniform(0.0, 0.5))
+    faults.mark("restarted in a change", "log", "restart")
+
+
+@scenario
+def restart_during_growth(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """It dies while members hold for a joiner, or while they are told of it; the joiner may die meanwhile."""
+    traffic = _start(cluster, 3, Shape(boundaries=40, ops_max=3, gap_s=0.03))
+    faults.when("epoch", 0, then=lambda: faults.join(traffic), after_s=0.05)
+    restart = partial(faults.restart, random.choice((0.005, 0.3, 2.0)), random.choice(MOMENTS))
+    faults.when("log", "hold", then=restart, after_s=random.choice((0.0, 0.0005, 0.001, 0.002, 0.004)))
+    if random.random() < 0.4:
+        faults.when("coordinator", "crash", then=lambda: faults.crash(3), after_s=random.choice((0.0, 0.004, 0.1)))
+    faults.mark("restarted in a growth", "log", "restart")
+
+
+@scenario
+def disk_full(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """The coordinator cannot write what it decides: it says nothing of it, ops go on, and all is done once it can."""
+    traffic = _start(cluster, 4, Shape(boundaries=40, ops_max=3, gap_s=0.05))
+    seconds = random.choice((0.3, 1.5, 4.0))
+    faults.when("epoch", 0, then=lambda: faults.full_disk(seconds), after_s=0.05)
+    wanted = random.choice((lambda: faults.join(traffic), lambda: faults.crash(1), lambda: faults.leave(2)))
+    faults.when("fault", "full_disk", then=wanted, after_s=random.uniform(0.0, 0.2))
+    if random.random() < 0.3:
+        faults.when("fault", "full_disk", then=lambda: faults.restart(0.1), after_s=random.uniform(0.0, 0.3))
+    faults.mark("could not write", "log", "state")
 
 
 # -- links ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any
 
 from pccl import messages as m
 from pccl import session
-from pccl.coordinator.membership import REPLAN_GAP_S
+from pccl.coordinator.settings import REPLAN_GAP_S
 from pccl.types import Cause, OpName
 
 from .crowd import Crowd, CrowdError, Traffic, without_engines

@@ -294,7 +294,7 @@ def cut(node: Node) -> None:
     done = threading.Event()
 
     def again() -> None:
-        dealer, endpoint = node.control._dealer, node.control._endpoint
+        dealer, endpoint = node.control._dealer, node.control._endpoints.current
         dealer.disconnect(endpoint)
         dealer.connect(endpoint)
         done.set()

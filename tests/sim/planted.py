@@ -9,6 +9,7 @@ from pccl import messages as m
 from pccl import session as s
 from pccl.coordinator import events
 from pccl.coordinator import membership as c
+from pccl.coordinator.ledger import Ledger
 from pccl.session import Session
 from pccl.types import Cause
 
@@ -99,3 +100,22 @@ class DeniesCalls(Session):
         if isinstance(event, s.EngineFrozen):
             event = replace(event, lanes={0: {}, self.boundary: event.lanes[self.boundary]})
         return super().handle(now, event)
+
+
+class ForgetsToWrite(Ledger):
+    """Says what it has not written: the next process knows of the first decision and nothing since."""
+
+    def _write(self) -> None:
+        if not self._written:
+            super()._write()
+
+
+class WritesTooLate(Ledger):
+    """Writes what it has decided only when something else happens, and says it meanwhile."""
+
+    def _write(self) -> None:
+        late = getattr(self, "_late", 0)
+        newest = sum(group.revision for group in self.run.groups.values())
+        if newest == late:
+            super()._write()
+        self._late = newest

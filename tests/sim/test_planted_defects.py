@@ -12,9 +12,11 @@ from sim.planted import (
     DeniesCalls,
     EvictsOnLinkFault,
     ForgetsBoundaries,
+    ForgetsToWrite,
     IgnoresHold,
     OffByOne,
     WaitsForDeadLinks,
+    WritesTooLate,
 )
 
 from pccl.testing import run_seed
@@ -43,6 +45,8 @@ CONTROL = [
     pytest.param({"membership": BelievesBrokenStreams}, "P4", "forgetful_router", id="believes_broken_streams"),
     pytest.param({"membership": EvictsOnLinkFault}, "P4", "flapping_link", id="evicts_on_link_fault"),
     pytest.param({"membership": WaitsForDeadLinks}, "P4", "dead_link", id="waits_for_dead_links"),
+    pytest.param({"ledger": ForgetsToWrite}, "P7", "restart_during_change", id="forgets_to_write"),
+    pytest.param({"ledger": WritesTooLate}, "P7", "restart_during_change", id="writes_too_late"),
 ]
 
 

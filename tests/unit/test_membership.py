@@ -13,10 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from unit.group_table import A, B, C, D, Table, V, fault, frozen, group, join, of, pend, pid, suspect
 
 from pccl import messages as m
+from pccl.coordinator import snapshot
 from pccl.coordinator.events import Disconnected, Event, From, Reconnected, Record, Send, Tick
-from pccl.coordinator.membership import Membership, Settings, State
+from pccl.coordinator.membership import Membership, State
 from pccl.coordinator.plan import STREAMS_FAR
 from pccl.coordinator.run import GROUPS_MAX, Run
+from pccl.coordinator.settings import Settings
 from pccl.errors import ArgumentError
 from pccl.types import Cause, Lanes, OpName, Status
 
@@ -347,6 +349,7 @@ class Model:
     boundary: int = 0
     epoch: int = 0
     promise: int | None = None
+    hold: int = 0
     change: int = 0
     lanes: Lanes = field(default_factory=lambda: {0: {}})
     called: set[OpName] = field(default_factory=set)
@@ -386,11 +389,13 @@ class Walk(RuleBasedStateMachine):
     def feed(self, event: Event) -> None:
         self.now += 0.01
         published: m.Epoch | None = None
+        revision, before = self.machine.revision, self.machine.export()
         for effect in self.machine.handle(self.now, event):
             if isinstance(effect, Send) and effect.peer in self.peers:
                 self.peers[effect.peer].inbox.append(effect.message)
                 if isinstance(effect.message, m.Epoch) and effect.message.epoch > self.epochs:
                     published = effect.message
+        assert self.machine.revision > revision or self.machine.export() == before, "a change that is never written"
         if published is not None:
             self.check(published)
 
@@ -452,7 +457,9 @@ class Walk(RuleBasedStateMachine):
                 model.pending.pop(OpName(verdict.op.boundary, verdict.op.lane, verdict.op.seq), None)
             model.epoch, model.promise, model.change = message.epoch, None, 0
         elif isinstance(message, m.Hold):
-            model.promise = model.boundary + 1
+            if message.hold < model.hold or message.epoch != model.epoch:
+                return
+            model.hold, model.promise = message.hold, model.boundary + 1
             self.promised[peer] = model.promise
             self.feed(From(peer, m.Held(V, message.hold, model.promise)))
         elif isinstance(message, m.Release):
@@ -544,6 +551,21 @@ class Walk(RuleBasedStateMachine):
         for peer, model in sorted(self.peers.items()):
             self.feed(From(peer, model.beat()))
         self.feed(Tick())
+
+    @rule(lost=st.integers(0, 3))
+    def restarts(self, lost: int) -> None:
+        """Another process takes over; of what the former one said, something has not arrived."""
+        state = snapshot.decode(snapshot.encode(self.machine.export()), "the walk")
+        self.machine = Membership(0, self.machine.settings)
+        self.machine.restore(self.now, state)
+        for peer, model in sorted(self.peers.items()):
+            del model.inbox[max(0, len(model.inbox) - lost) :]
+            if not model.member:  # it was not welcomed by this one
+                self.feed(From(peer, join(peer)))
+                continue
+            self.feed(From(peer, model.beat()))
+            if model.promise is not None:
+                self.feed(From(peer, m.Held(V, model.hold, model.promise)))
 
     # -- what always holds --
 

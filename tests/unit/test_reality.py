@@ -11,9 +11,9 @@ from unit.group_table import A, B, C, D, Table, V, group
 from pccl import messages as m
 from pccl.achieved import LARGE_BYTES, STRETCH_MAX_S, Stopwatch
 from pccl.coordinator.events import Record, Tick
-from pccl.coordinator.membership import REPLAN_GAP_S
 from pccl.coordinator.reality import FAR, WARN_AFTER_S, Reality, Remark
 from pccl.coordinator.server import _show
+from pccl.coordinator.settings import REPLAN_GAP_S
 from pccl.peer import Peer
 from pccl.session import Identity
 from pccl.types import Algorithm, EpochConfig, Event, EventKind, OpDesc, Status

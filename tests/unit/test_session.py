@@ -457,3 +457,45 @@ def test_closing_before_anything(bench: Bench) -> None:
     assert bench.state is s.State.CLOSED and isinstance(bench.peer.error, errors.Closed)
     bench.peer.start(bench.now)
     assert bench.sent() == []
+
+
+# -- the coordinator's restarts -----------------------------------------------------------------------------------
+
+
+def test_an_earlier_incarnation_decides_nothing(member: Bench) -> None:
+    member.say(m.Ack(V, 0, 0, incarnation=3))
+    assert member.peer.session.incarnation == 3
+    stale: tuple[m.ToPeer, ...] = (
+        m.Freeze(V, 1, 1, incarnation=2),
+        structs.replace(epoch(2, boundary=4), incarnation=2),
+        structs.replace(hold(1), incarnation=2),
+        m.Probe(V, 1, incarnation=2),
+        m.Goodbye(V, incarnation=2),
+        m.Evicted(V, "by a dead hand", incarnation=2),
+        m.Ack(V, 0, 9, incarnation=2),
+    )
+    heard = member.peer.session._heard
+    assert not member.say(*stale)
+    assert (member.state, member.peer.session.epoch) == (s.State.MEMBER, 1)
+    assert member.peer.session._heard == heard, "it proves nothing about the present one"
+    assert isinstance(member.say(structs.replace(hold(1), incarnation=3))[0], m.Held)
+    member.say(m.Freeze(V, 1, 1, incarnation=4))
+    assert member.state is s.State.FROZEN and member.peer.session.incarnation == 4
+
+
+def test_without_durable_state_there_is_no_stale_one(member: Bench) -> None:
+    member.say(m.Ack(V, 0, 0, incarnation=3))
+    member.say(m.Evicted(V, "this coordinator does not know the peer"))
+    assert member.state is s.State.FENCED and "does not know" in str(member.peer.error)
+
+
+def test_a_change_that_is_begun_anew_freezes_again(member: Bench) -> None:
+    """A frozen session takes the higher number; what the engine reports of the older change is not sent."""
+    member.say(m.Freeze(V, 1, 1, incarnation=1))
+    member.say(m.Freeze(V, 2, 1, incarnation=2))
+    assert [call for call in member.engine.calls if call[0] == "freeze"] == [("freeze", 1), ("freeze", 2)]
+    (answer,) = member.engine_says(Event(kind=EventKind.FROZEN, token=1), Event(kind=EventKind.FROZEN, token=2))
+    assert isinstance(answer, m.Frozen) and answer.change == 2
+    assert not member.say(epoch(2, change=1)) and member.state is s.State.FROZEN
+    member.say(epoch(2, change=2))
+    assert member.state is s.State.MEMBER

@@ -1,0 +1,57 @@
+"""Which of several coordinators a peer tries, and when it goes on."""
+
+from __future__ import annotations
+
+import pytest
+
+from pccl.config import settings_from
+from pccl.endpoints import PATIENCE_MAX_S, PATIENCE_S, SILENCE_MIN_S, Endpoints
+from pccl.errors import ArgumentError
+
+
+def test_one_has_no_alternative() -> None:
+    only = Endpoints(["a"])
+    only.start(1.0)
+    only.connected(2.0)
+    assert not only.broken() and only.due(5.0) is None and only.current == "a"
+
+
+def test_who_does_not_answer_is_left_for_the_next_with_growing_patience() -> None:
+    some = Endpoints(["a", "b"])
+    some.start(0.0)
+    now, waits = 0.0, []
+    for _ in range(12):
+        due = some.due(5.0)
+        assert due is not None
+        waits.append(due - now)
+        now = due
+        some.go_on(now)
+    assert waits[:4] == pytest.approx([PATIENCE_S, PATIENCE_S, 2 * PATIENCE_S, 2 * PATIENCE_S])
+    assert max(waits) == pytest.approx(PATIENCE_MAX_S) and some.current == "a"
+    some.connected(now)
+    some.heard(now)
+    assert some.go_on(now) == "b" and some.due(5.0) == pytest.approx(now + PATIENCE_S)
+
+
+def test_a_broken_connection_is_left_at_once_but_not_one_of_before() -> None:
+    some = Endpoints(["a", "b"])
+    some.start(0.0)
+    assert not some.broken(), "of the one before: this one was not reached yet"
+    some.connected(0.1)
+    assert some.broken()
+
+
+def test_silence_counts_from_the_last_word() -> None:
+    some = Endpoints(["a", "b"])
+    some.start(0.0)
+    some.connected(0.1)
+    some.heard(7.0)
+    assert some.due(10.0) == pytest.approx(12.0)
+    assert some.due(0.1) == pytest.approx(7.0 + SILENCE_MIN_S)
+
+
+def test_several_addresses() -> None:
+    made = settings_from("a, tcp://b:1,[::1]:2", environ={})
+    assert made.coordinator == "tcp://a:29400,tcp://b:1,tcp://[::1]:2"
+    with pytest.raises(ArgumentError, match="names no host"):
+        settings_from("a,", environ={})
