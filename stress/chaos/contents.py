@@ -111,7 +111,8 @@ def wrong_reduction(op: Op, peers: Sequence[bytes], boundary: int, got: Array, o
     if not bad.size:
         return ""
     first = int(bad[0])
-    return f"{bad.size} of {got.size} elements, the first at {offset + first}: {got[first]!r} where {wanted[first]!r} is right"
+    where = f"{bad.size} of {got.size} elements, the first at {offset + first}"
+    return f"{where}: {got[first]!r} where {wanted[first]!r} is right"
 
 
 def _allowed(op: Op, peers: int) -> float:

@@ -1,4 +1,4 @@
-"""The processes of a chaos run: a coordinator and a peer at each site, started again when they end, and what they write.
+"""The processes of a chaos run: a coordinator and a peer at each site, started again when they end, and their events.
 
 All times are those of CLOCK_MONOTONIC, which every process of a machine shares. What happens goes into a directory:
 `driver.jsonl` (faults, starts, ends, descriptors and memory), and for each process `NAME.jsonl` (its events) and

@@ -2,8 +2,8 @@
 
 Runs as a script against the installed package: `python peer.py JOB` with the job as JSON. It writes one JSON line per
 event to standard output, each at once, and judges nothing but bytes; it takes orders in lines of JSON from standard
-input (`{"do": "leave"}`, `{"do": "stop_at", "boundary": 90}`). It ends with 0 when it left in order, with GONE when pccl
-told it that it is no member any more, with REFUSED when it was not let in.
+input (`{"do": "leave"}`, `{"do": "stop_at", "boundary": 90}`). It ends with 0 when it left in order, with GONE when
+pccl told it that it is no member any more, with REFUSED when it was not let in.
 """
 
 from __future__ import annotations
@@ -220,12 +220,13 @@ def main(job: dict[str, Any]) -> int:
     except pccl.PcclError as error:
         say("gone", **failure(error))
         return GONE
+    else:
+        say("counters", **{name: count for name, count in comm.stats().items() if name != "links"})
+        return 0
     finally:
-        stats = comm.stats() if comm.rank >= 0 else {}
         begun = time.monotonic()
         comm.close()
-        say("closed", s=round(time.monotonic() - begun, 4), **{key: stats[key] for key in stats if key != "links"})
-    return 0
+        say("closed", s=round(time.monotonic() - begun, 4))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The faults of a run, drawn from its seed: what, where, when and for how long. Pure; same arguments, same schedule.
 
-The rules keep a run such that every promise must hold: two peers (the veterans) live through all of it, never more than
-some are away at once, dead links leave every peer a way to every other, everything that is broken is mended, and a pause
-is either well below the lease or clearly beyond it.
+The rules keep a run such that every promise must hold: two peers (the veterans) live through all of it, never more
+than some are away at once, dead links leave every peer a way to every other, everything that is broken is mended, and a
+pause is either well below the lease or clearly beyond it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,13 @@ def allowed(only: Iterable[str], durable: bool) -> list[str]:
 
 
 def draw(
-    seed: int, seconds: float, every_s: float, peers: int, lease_s: float, only: Iterable[str] = (), durable: bool = False
+    seed: int,
+    seconds: float,
+    every_s: float,
+    peers: int,
+    lease_s: float,
+    only: Iterable[str] = (),
+    durable: bool = False,
 ) -> list[Fault]:
     """The schedule of a run that lasts so long."""
     drawer = _Drawer(random.Random(f"chaos {seed}"), peers, lease_s)
