@@ -141,7 +141,7 @@ def _drive(history: History, events: Iterable[Event]) -> None:
         kind = event["e"]
         track = history.tracks.get(event.get("name", ""))
         if kind == "fault":
-            until = event["t"] if event["kind"] in ("kill", "leave", "reset") else FOREVER
+            until = event["t"] if event["kind"] in ("kill", "leave", "reset", "control_reset", "hub_kill") else FOREVER
             fault = Fault(
                 event["kind"], event["name"], event["site"], event["other"], event["t"], until, event["amount"]
             )

@@ -211,10 +211,14 @@ class Run:
         self.wan.cut(fault.site, HUB)
         return partial(self.wan.heal, fault.site, HUB)
 
+    _isolate_long = _isolate
+
     def _setting(self, fault: Fault, name: str, both: bool) -> Action:
-        before = getattr(self.wan.link(fault.site, fault.other), name)
-        self.wan.set_pair(fault.site, fault.other, both=both, **{name: fault.amount})
-        return partial(self.wan.set_pair, fault.site, fault.other, both=both, **{name: before})
+        """Of a pair, or of the way to the coordinator."""
+        there = fault.other or HUB
+        before = getattr(self.wan.link(fault.site, there), name)
+        self.wan.set_pair(fault.site, there, both=both, **{name: fault.amount})
+        return partial(self.wan.set_pair, fault.site, there, both=both, **{name: before})
 
     def _loss(self, fault: Fault, process: Process) -> Action:
         return self._setting(fault, "loss", both=False)
@@ -222,13 +226,17 @@ class Run:
     def _corrupt(self, fault: Fault, process: Process) -> Action:
         return self._setting(fault, "corrupt", both=True)
 
+    _control_corrupt = _corrupt
+
     def _collapse(self, fault: Fault, process: Process) -> Action:
         return self._setting(fault, "rate_mbit", both=True)
 
     def _reset(self, fault: Fault, process: Process) -> None:
         """The kernel aborts every connection between the two."""
-        found = ["ss", "-KtnH", "state", "established", "dst", self.wan.address(fault.other)]
+        found = ["ss", "-KtnH", "state", "established", "dst", self.wan.address(fault.other or HUB)]
         self.wan.popen(fault.site, found, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    _control_reset = _reset
 
 
 def play(

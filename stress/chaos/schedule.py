@@ -33,6 +33,9 @@ WEIGHTS = {
     "loss": 1.5,
     "collapse": 1.5,
     "isolate": 1.0,
+    "isolate_long": 0.7,
+    "control_reset": 1.0,
+    "control_corrupt": 1.0,
     "reset": 2.0,
     "corrupt": 2.0,
     "descriptors": 1.0,
@@ -142,14 +145,16 @@ class _Drawer:
     def _stop_long(self, at_s: float, kind: str) -> Fault | None:
         return self._away(at_s, kind, self.lease_s + self._seconds(1.5, 3.0))
 
-    def _still(self, at_s: float, kind: str, seconds: float) -> Fault | None:
+    _isolate_long = _stop_long
+
+    def _still(self, at_s: float, kind: str, seconds: float, amount: float = 0.0) -> Fault | None:
         """A peer that is disturbed, and stays."""
         free = [site for site in self.sites if ("away", site) not in self._busy and ("still", site) not in self._busy]
         if not free or self._count("still") >= 2:
             return None
         site = self.chance.choice(free)
         self._busy["still", site] = at_s + seconds + self.lease_s
-        return Fault(at_s, kind, site, seconds=seconds)
+        return Fault(at_s, kind, site, seconds=seconds, amount=amount)
 
     def _stop(self, at_s: float, kind: str) -> Fault | None:
         return self._still(at_s, kind, self._seconds(0.05, 0.3, self.lease_s / 4))
@@ -157,6 +162,12 @@ class _Drawer:
     def _isolate(self, at_s: float, kind: str) -> Fault | None:
         """From the coordinator only."""
         return self._still(at_s, kind, self._seconds(0.1, 0.5, self.lease_s / 5))
+
+    def _control_reset(self, at_s: float, kind: str) -> Fault | None:
+        return self._still(at_s, kind, 0.0)
+
+    def _control_corrupt(self, at_s: float, kind: str) -> Fault | None:
+        return self._still(at_s, kind, self._seconds(1.0, 3.0), self.chance.choice((0.02, 0.1, 0.3)))
 
     def _descriptors(self, at_s: float, kind: str) -> Fault | None:
         return self._still(at_s, kind, self._seconds(2.0, 5.0))
