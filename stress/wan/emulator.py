@@ -144,7 +144,7 @@ class Emulator:
         return self._links[a, b]
 
     def set_pair(self, a: str, b: str, both: bool = True, **settings: float) -> None:
-        """Changes delay_ms or rtt_ms, jitter_ms, rate_mbit, queue_kb, loss, corrupt, local: both ways or from a to b."""
+        """Changes delay_ms or rtt_ms, jitter_ms, rate_mbit, queue_kb, loss, corrupt, local, both ways or not."""
         if unknown := settings.keys() - {*Link.__dataclass_fields__, "rtt_ms"}:
             raise TypeError(f"no setting of a link: {', '.join(sorted(unknown))}")
         checked = link_settings(settings, f"{a} - {b}")
