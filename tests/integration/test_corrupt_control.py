@@ -17,7 +17,7 @@ import pccl
 PEERS = 2
 LEASE_S = 2.0
 PATIENCE_S = 30.0
-DEAF_S_MAX = 9.0
+DEAF_S_MAX = 3.0
 
 
 class Corrupter:

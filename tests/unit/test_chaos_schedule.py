@@ -43,7 +43,11 @@ def test_it_is_legal(seed: int) -> None:
         assert sum(other.kind in ("cut", "one_way") for other in now) <= schedule.DEAD_PAIRS_MAX
         pairs = [frozenset((other.site, other.other)) for other in now if other.kind in LINKS]
         assert len(pairs) == len(set(pairs))
-        away = {o.site for o in faults if o.kind in ("kill", "leave", "stop_long", "isolate_long") and 0 <= fault.at_s - o.at_s <= 6.0}
+        away = {
+            o.site
+            for o in faults
+            if o.kind in ("kill", "leave", "stop_long", "isolate_long") and 0 <= fault.at_s - o.at_s <= 6.0
+        }
         assert len(away) <= 2
         assert not away & veterans
         if fault.kind in ("stop", "isolate"):
