@@ -3,13 +3,16 @@
 #   make demo     build, then watch four peers reduce while one is killed and one joins
 #   make test     build, then every test
 #
-# The rest: venv test-c test-py sim bench lint dist clean. Nothing is installed outside this directory.
+# The rest: venv test-c test-py sim soak bench lint dist clean. Nothing is installed outside this directory.
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 2000
 ROUNDS ?= 5
+MINUTES ?= 30
+SEED   ?= 1
+PEERS  ?= 8
 
 # The C tests run as the code ships, then under the address and undefined-behaviour, then under the thread sanitizer.
 VARIANTS ?= release asan tsan
@@ -20,7 +23,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test test-c test-py demo bench sim lint dist clean
+.PHONY: help venv test test-c test-py demo bench sim soak lint dist clean
 .DELETE_ON_ERROR:
 
 help:
@@ -76,6 +79,11 @@ test-py: venv
 # More seeds than the tests take: make sim SEEDS=10000
 sim: venv
 	$(BIN)/pccl simulate --seeds $(SEEDS)
+
+# Real processes on an emulated WAN, a fault every two seconds, and every promise checked; needs root.
+# make soak MINUTES=30 SEED=1 PEERS=8
+soak: venv
+	$(BIN)/python -m stress.chaos --minutes $(MINUTES) --seed $(SEED) --peers $(PEERS)
 
 # -- to look at --------------------------------------------------------------------------------------------------
 

@@ -42,8 +42,8 @@ WIRE_VERSION = 1
 RECONNECT_MS = 20
 RECONNECT_MAX_MS = 1000
 HANDSHAKE_MS = 5000
-HEARTBEAT_MS = 2000
-SILENCE_MS = 10000
+HEARTBEAT_MS = 1000
+SILENCE_MS = 4000
 FAILED_HANDSHAKES_MAX = 2
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -89,6 +89,7 @@ class Control:
         self._peer = Peer(identity, engine, describe)
         self._shown = 0
         self._failed_handshakes = 0
+        self._redialling = False
         self._thread: LoopThread | None = None
         self._process = os.getpid()
 
@@ -149,11 +150,8 @@ class Control:
         if self._thread is not None:
             raise PcclError("the control thread was started before")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._dealer = _dealer(self._context, self._keys, self.peer_id)
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _FAILED
-        self._monitor = self._dealer.get_monitor_socket(events)
         try:
-            self._dealer.connect(self._endpoints.current)
+            self._dealer, self._monitor = self._dial()
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise PcclError(f"no address of a coordinator: {self._endpoints.current!r}: {error}") from error
@@ -274,19 +272,50 @@ class Control:
 
     # -- the loop's thread ------------------------------------------------------------------------------------
 
+    def _dial(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+        dealer = _dealer(self._context, self._keys, self.peer_id)
+        try:
+            events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _FAILED
+            monitor = dealer.get_monitor_socket(events)
+            dealer.connect(self._endpoints.current)
+        except zmq.ZMQError:
+            dealer.close(linger=0)
+            raise
+        return dealer, monitor
+
     def _setup(self) -> None:
         assert self._thread is not None
-        loop = self._thread.loop
-        self._monitor_reader = ZmqReader(loop, self._monitor, self._on_monitor)
-        self._reader = ZmqReader(loop, self._dealer, self._on_frames)
-        loop.add_reader(self._engine.event_fd, self.poll_engine_inside)
+        self._read()
+        self._thread.loop.add_reader(self._engine.event_fd, self.poll_engine_inside)
+
+    def _read(self) -> None:
+        assert self._thread is not None
+        self._monitor_reader = ZmqReader(self._thread.loop, self._monitor, self._on_monitor)
+        self._reader = ZmqReader(self._thread.loop, self._dealer, self._on_frames)
+
+    def _hang_up(self) -> None:
+        self._dealer.disable_monitor()
+        self._reader.close()
+        self._monitor_reader.close()
+
+    def _redial(self) -> None:
+        """Another socket: after a wrong byte libzmq dials no more, or hears nothing more and aborts us in the end."""
+        assert self._thread is not None
+        try:
+            fresh = self._dial()
+        except zmq.ZMQError as error:  # no descriptor to be had, for one
+            _log.warning("cannot dial the coordinator: %s", error)
+            self._thread.loop.call_later(RECONNECT_MAX_MS / 1000, self._redial)
+            return
+        self._redialling = False
+        self._hang_up()
+        self._dealer, self._monitor = fresh
+        self._read()
 
     def _teardown(self) -> None:
         assert self._thread is not None
         self._thread.loop.remove_reader(self._engine.event_fd)
-        self._dealer.disable_monitor()
-        self._reader.close()
-        self._monitor_reader.close()
+        self._hang_up()
         self._context.destroy(linger=0)
 
     def _start_peer(self) -> None:
@@ -320,6 +349,11 @@ class Control:
                     f"{self._endpoints.current} refuses the handshake: another run or secret, or no pccl coordinator"
                 )
                 self._act(lambda now: self._peer.on_rejected(now, reason))
+        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and not self._redialling:
+            assert self._thread is not None
+            self._redialling = True
+            delay_ms = min(RECONNECT_MAX_MS, RECONNECT_MS << min(self._failed_handshakes, 6))
+            self._thread.loop.call_later(delay_ms / 1000, self._redial)
 
     def _try_next(self) -> None:
         """Leaves a coordinator that does not serve for the next one."""

@@ -115,15 +115,18 @@ static void command_pair(struct request *request)
     struct pair *pair = pair_field(request);
     if (!pair || !check_range(request, "delay_ms", 0, 60e3) || !check_range(request, "jitter_ms", 0, 60e3) ||
         !check_range(request, "rate_mbit", 0, 1e6) || !check_range(request, "queue_bytes", 0, 1e12) ||
-        !check_range(request, "loss", 0, 1) || !check_range(request, "local", 0, 1))
+        !check_range(request, "loss", 0, 1) || !check_range(request, "corrupt", 0, 1) || !check_range(request, "local", 0, 1))
         return;
     set_ms(request, "delay_ms", &pair->delay_ns);
     set_ms(request, "jitter_ms", &pair->jitter_ns);
     network_set_grain(request->network);
     set_stage(request, "rate_mbit", "queue_bytes", &pair->rate);
     const double *loss = json_number(request->fields, "loss"), *local = json_number(request->fields, "local");
+    const double *corrupt = json_number(request->fields, "corrupt");
     if (loss)
         network_set_loss(pair, *loss);
+    if (corrupt)
+        network_set_corrupt(pair, *corrupt);
     if (local)
         pair->local = *local > 0;
     succeed(request);
@@ -169,6 +172,7 @@ static void add_pair_stats(struct text *out, const struct network *network, cons
     text_add(out, "\"packets\": %llu, \"wire_bytes\": %llu, ", (unsigned long long)c->packets, (unsigned long long)c->wire_bytes);
     text_add(out, "\"delivered_packets\": %llu, \"delivered_bytes\": %llu, ", (unsigned long long)c->delivered_packets,
              (unsigned long long)c->delivered_bytes);
+    text_add(out, "\"corruptions\": %llu, ", (unsigned long long)c->corruptions);
     text_add(out, "\"queue_drops\": %llu, \"losses\": %llu, \"cut_drops\": %llu, ", (unsigned long long)pair->rate.drops,
              (unsigned long long)c->losses, (unsigned long long)c->cut_drops);
     text_add(out, "\"queue_bytes\": %llu, \"flight_bytes\": %llu, \"cut\": %s}", (unsigned long long)pair->rate.queued_bytes,

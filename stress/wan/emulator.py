@@ -74,7 +74,7 @@ class Emulator:
 
     def _apply(self, a: str, b: str, link: Link) -> None:
         values = {"delay_ms": link.delay_ms, "jitter_ms": link.jitter_ms, "rate_mbit": link.rate_mbit}
-        more = {"loss": link.loss, "queue_bytes": link.queue_bytes, "local": link.local}
+        more = {"loss": link.loss, "corrupt": link.corrupt, "queue_bytes": link.queue_bytes, "local": link.local}
         self._router.command("pair", **{"from": a, "to": b}, **values, **more)
 
     # -- sites -------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ class Emulator:
         return self._links[a, b]
 
     def set_pair(self, a: str, b: str, both: bool = True, **settings: float) -> None:
-        """Changes delay_ms (or rtt_ms), jitter_ms, rate_mbit, queue_kb, loss, local: both ways or only from a to b."""
+        """Changes delay_ms or rtt_ms, jitter_ms, rate_mbit, queue_kb, loss, corrupt, local, both ways or not."""
         if unknown := settings.keys() - {*Link.__dataclass_fields__, "rtt_ms"}:
             raise TypeError(f"no setting of a link: {', '.join(sorted(unknown))}")
         checked = link_settings(settings, f"{a} - {b}")

@@ -97,12 +97,12 @@ static double random_unit(uint64_t *state)
     return (double)((random_next(state) >> 11) + 1) * 0x1p-53;
 }
 
-/* Wire packets until the next loss: geometric, as if every one were drawn by itself. */
-static uint64_t draw_distance(struct pair *pair)
+/* Wire packets until the next one that is hit: geometric, as if every one were drawn by itself. */
+static uint64_t draw_distance(double probability, uint64_t *random)
 {
-    if (pair->loss >= 1)
+    if (probability >= 1)
         return 0;
-    double distance = log(random_unit(&pair->loss_random)) / log1p(-pair->loss);
+    double distance = log(random_unit(random)) / log1p(-probability);
     return distance < 1e18 ? (uint64_t)distance : (uint64_t)1e18;
 }
 
@@ -111,7 +111,15 @@ void network_set_loss(struct pair *pair, double loss)
     if (loss == pair->loss)
         return;
     pair->loss = loss;
-    pair->until_loss = loss > 0 ? draw_distance(pair) : 0;
+    pair->until_loss = loss > 0 ? draw_distance(loss, &pair->loss_random) : 0;
+}
+
+void network_set_corrupt(struct pair *pair, double corrupt)
+{
+    if (corrupt == pair->corrupt)
+        return;
+    pair->corrupt = corrupt;
+    pair->until_corrupt = corrupt > 0 ? draw_distance(corrupt, &pair->corrupt_random) : 0;
 }
 
 /* -- stages -------------------------------------------------------------------------------------------------------- */
@@ -192,8 +200,22 @@ static void stage_append_pieces(struct network *network, struct stage *stage, st
 
 /* -- the way of a packet ------------------------------------------------------------------------------------------- */
 
+/* Of a large packet one byte at most. */
+static void corrupt_some(struct pair *pair, struct packet *packet)
+{
+    if (pair->until_corrupt >= packet->segments) {
+        pair->until_corrupt -= packet->segments;
+        return;
+    }
+    pair->until_corrupt = draw_distance(pair->corrupt, &pair->corrupt_random);
+    if (packet_corrupt(packet, random_next(&pair->corrupt_random)))
+        pair->counters.corruptions++;
+}
+
 static void delay_push(struct network *network, struct pair *pair, struct packet *packet, uint64_t t)
 {
+    if (pair->corrupt > 0)
+        corrupt_some(pair, packet);
     uint64_t due = t + pair->delay_ns;
     if (pair->jitter_ns)
         due += (uint64_t)(random_unit(&pair->jitter_random) * (double)pair->jitter_ns);
@@ -220,7 +242,7 @@ static void lose_some(struct network *network, struct pair *pair, struct packet 
         if (at < total) {
             at++;
             pair->counters.losses++;
-            pair->until_loss = draw_distance(pair);
+            pair->until_loss = draw_distance(pair->loss, &pair->loss_random);
         }
     }
     packet_free(&network->memory, packet);
@@ -391,6 +413,7 @@ static bool add_pair(struct network *network, uint8_t from, uint8_t to)
     uint64_t random = network->seed ^ (uint64_t)from << 56 ^ (uint64_t)to << 48;
     pair->loss_random = random_next(&random);
     pair->jitter_random = random_next(&random);
+    pair->corrupt_random = random_next(&random);
     network->pairs[from][to] = pair;
     return true;
 }

@@ -32,7 +32,7 @@ struct stage {
 
 struct pair_counters {
     uint64_t packets, wire_bytes; /* that came to the pair, in wire packets */
-    uint64_t losses, cut_drops;   /* wire packets */
+    uint64_t losses, cut_drops, corruptions; /* wire packets */
     uint64_t delivered_packets, delivered_bytes;
 };
 
@@ -42,7 +42,9 @@ struct pair {
     uint64_t last_due_ns; /* nobody overtakes */
     double loss;
     uint64_t until_loss; /* wire packets that pass before the next one is lost */
-    uint64_t loss_random, jitter_random;
+    double corrupt;
+    uint64_t until_corrupt; /* wire packets that pass before the next one is corrupted */
+    uint64_t loss_random, jitter_random, corrupt_random;
     bool cut, local;
     struct pair_counters counters;
 };
@@ -85,6 +87,7 @@ void network_set_rate(struct network *network, struct stage *stage, double bits_
 /* To be called when a pair's delay has changed. */
 void network_set_grain(struct network *network);
 void network_set_loss(struct pair *pair, double loss);
+void network_set_corrupt(struct pair *pair, double corrupt);
 /* Loses what is under way, and everything that follows until it is healed. */
 void network_cut(struct network *network, struct pair *pair, bool cut);
 

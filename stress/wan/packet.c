@@ -241,3 +241,23 @@ void packet_trim(struct packet *packet, uint32_t count)
     packet->bytes = WAN_VNET_BYTES + (uint32_t)packet->header_bytes + count * packet->segment_bytes;
     rewrite(packet, 0, count, false);
 }
+
+/* -- corrupting ---------------------------------------------------------------------------------------------------- */
+
+bool packet_corrupt(struct packet *packet, uint64_t random)
+{
+    uint8_t protocol = 0;
+    uint32_t ip_header = parse_ip(packet, &protocol);
+    uint32_t transport = ip_header && protocol == IPPROTO_TCP ? transport_header(packet, ip_header, protocol) : 0;
+    uint32_t headers = ip_header + transport, bytes = packet->bytes - WAN_VNET_BYTES;
+    if (!transport || bytes <= headers)
+        return false;
+    uint8_t *tcp = packet->data + WAN_VNET_BYTES + ip_header;
+    uint32_t at = transport + (uint32_t)((random >> 8) % (bytes - headers)), even = at & ~1u;
+    uint16_t before = (uint16_t)(tcp[even] << 8 | (even + 1 < bytes - ip_header ? tcp[even + 1] : 0));
+    tcp[at] ^= (uint8_t)(1u << (random & 7));
+    uint16_t after = (uint16_t)(tcp[even] << 8 | (even + 1 < bytes - ip_header ? tcp[even + 1] : 0));
+    if (!(vnet_of(packet).flags & VIRTIO_NET_HDR_F_NEEDS_CSUM)) /* else the receiver takes what is there for right */
+        put16(tcp + 16, (uint16_t)~fold((uint16_t)~get16(tcp + 16) + (uint32_t)(uint16_t)~before + after));
+    return true;
+}

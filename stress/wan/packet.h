@@ -46,6 +46,10 @@ uint32_t packet_wire_bytes(const struct packet *packet, uint32_t segments);
  * NULL when the memory is at its limit. */
 struct packet *packet_slice(struct packet_memory *memory, const struct packet *packet, uint32_t first, uint32_t count);
 
+/* Changes one byte of its TCP payload, which `random` chooses, and sets the checksum to what the changed bytes sum up to: only
+ * a checksum of the application's can tell. False when it has no TCP payload. */
+bool packet_corrupt(struct packet *packet, uint64_t random);
+
 /* Drops all but the first `count` >= 1 segments. */
 void packet_trim(struct packet *packet, uint32_t count);
 

@@ -18,7 +18,7 @@ QUEUE_MS_DEFAULT = 100.0
 QUEUE_BYTES_MIN = 256 << 10
 ROLES = ("peer", "coordinator")
 
-LINK_FIELDS = {"delay_ms", "rtt_ms", "jitter_ms", "rate_mbit", "queue_kb", "loss", "local"}
+LINK_FIELDS = {"delay_ms", "rtt_ms", "jitter_ms", "rate_mbit", "queue_kb", "loss", "corrupt", "local"}
 CAP_FIELDS = {"up_mbit", "down_mbit", "up_queue_kb", "down_queue_kb"}
 WHERE_FIELDS = {"pair", "from", "to"}
 LIMITS = {
@@ -28,6 +28,7 @@ LIMITS = {
     "rate_mbit": (0.0, 1e6),
     "queue_kb": (1.0, 1e9),
     "loss": (0.0, 1.0),
+    "corrupt": (0.0, 1.0),
     "up_mbit": (0.0, 1e6),
     "down_mbit": (0.0, 1e6),
     "up_queue_kb": (1.0, 1e9),
@@ -49,6 +50,7 @@ class Link:
     rate_mbit: float = 0.0
     queue_kb: float | None = None
     loss: float = 0.0
+    corrupt: float = 0.0
     local: bool = False
 
     @property

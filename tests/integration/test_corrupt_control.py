@@ -1,0 +1,125 @@
+"""A byte of the control connection is changed on its way, under a good TCP checksum: it is made anew within seconds."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pccl
+
+PEERS = 2
+LEASE_S = 2.0
+PATIENCE_S = 30.0
+DEAF_S_MAX = 3.0
+
+
+class Corrupter:
+    """Passes connections on to a coordinator; changes a byte of one when told to."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.connections = 0
+        self.changed = threading.Event()
+        self._armed: str | None = None
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    @property
+    def address(self) -> str:
+        return f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def corrupt(self, way: str) -> None:
+        """The next bytes that go that way ("up" or "down") are not what was sent."""
+        self.changed.clear()
+        self._armed = way
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                here = self._listener.accept()[0]
+            except OSError:
+                return
+            there = socket.create_connection(("127.0.0.1", self.port))
+            self.connections += 1
+            self._sockets += [here, there]
+            for way, pair in (("up", (here, there)), ("down", (there, here))):
+                self._threads.append(threading.Thread(target=self._pass_on, args=(way, *pair)))
+                self._threads[-1].start()
+
+    def _pass_on(self, way: str, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                if self._armed == way:
+                    self._armed = None
+                    data = data[:-1] + bytes([data[-1] ^ 1])
+                    self.changed.set()
+                target.sendall(data)
+        except OSError:
+            pass
+        for end in (source, target):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for end in self._sockets:
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+        for end in self._sockets:
+            end.close()
+
+
+@contextmanager
+def corrupter(port: int) -> Iterator[Corrupter]:
+    made = Corrupter(port)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_it_is_connected_again_and_stays_a_member(cluster: Any, way: str) -> None:
+    coordinator = cluster.coordinator(PEERS, lease_s=LEASE_S)
+    secret = {"secret": cluster.secret, "listen": "127.0.0.1:0", "timeout": PATIENCE_S, "op_timeout": PATIENCE_S}
+    other: list[pccl.Communicator] = []
+    join = threading.Thread(target=lambda: other.append(pccl.connect(coordinator.address, **secret)))
+    with corrupter(coordinator.port) as between:
+        join.start()
+        with pccl.connect(between.address, **secret) as comm:
+            join.join(PATIENCE_S)
+            with other[0]:
+                before = between.connections
+                between.corrupt(way)
+                assert between.changed.wait(PATIENCE_S)
+                first, second = (each.all_reduce(np.ones(4), async_op=True) for each in (comm, other[0]))
+                assert first.wait().world_size == second.wait().world_size == PEERS
+                wait_until(lambda: "reconnected" in str(coordinator.status()), DEAF_S_MAX)
+                assert between.connections > before
+                assert "lease" not in [entry.what for entry in coordinator.status().groups[0].log]
+                assert comm.advance().epoch == comm.epoch
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> None:
+    """AssertionError if it does not come in time."""
+    deadline = time.monotonic() + seconds
+    poll = threading.Event()
+    while not holds():
+        assert time.monotonic() < deadline, f"this does not come within {seconds:g} s"
+        poll.wait(0.05)
