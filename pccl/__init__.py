@@ -86,6 +86,7 @@ __all__ = [
     "Result",
     "SyncReport",
     "Timeout",
+    "TlsMissing",
     "TooFewPeers",
     "Work",
     "__version__",

@@ -301,6 +301,9 @@ int pccl_engine_port(pccl_engine *engine);
 int pccl_engine_event_fd(pccl_engine *engine);
 /* Takes up to cap events; returns how many. Clears the descriptor when the queue runs empty. */
 int pccl_engine_events(pccl_engine *engine, pccl_event *events, int cap);
+/* Writes from where the stream of the last PCCL_EVENT_REFUSED came, or where it went, and why it was refused; returns the
+ * length of the text. */
+int pccl_engine_refusal(pccl_engine *engine, char *text, int cap);
 void pccl_engine_stats(pccl_engine *engine, pccl_stats *stats);
 /* Fills up to cap entries; returns the number of links (which may exceed cap). */
 int pccl_engine_links(pccl_engine *engine, pccl_link_stats *links, int cap);
