@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ProtocolError,
         ResourceError,
         Timeout,
+        TlsMissing,
         TooFewPeers,
     )
     from pccl.joining import connect
@@ -56,6 +57,7 @@ _HOMES = {
         "ProtocolError",
         "ResourceError",
         "Timeout",
+        "TlsMissing",
         "TooFewPeers",
     ),
     "pccl.joining": ("connect",),

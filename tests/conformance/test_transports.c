@@ -497,7 +497,7 @@ static int bytes_changed_until_reset(void)
 
 TEST(harm_is_done_only_when_asked_for)
 {
-    if (!is_faulty())
+    if (strncmp(subject.scheme, "faulty+", 7) != 0)
         return;
     subject.fault_seed |= 1ull << 63;
     begin();
