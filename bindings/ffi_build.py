@@ -28,5 +28,6 @@ ffibuilder.set_source(
     include_dirs=["csrc/include"],
     # -iquote, not -I: csrc/limits.h must not stand before the system's <limits.h>.
     extra_compile_args=["-std=c11", "-O3", "-D_GNU_SOURCE", "-fvisibility=hidden", "-pthread", "-iquote", "csrc"],
+    libraries=["dl"],
     extra_link_args=["-pthread"],
 )

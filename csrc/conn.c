@@ -58,21 +58,30 @@ struct conn *conn_dial(pccl_engine *e, const char *address, const pccl_peer_id *
     return c;
 }
 
-/* A crowd that says nothing must not keep out those that do: the one that has been silent longest makes room. */
-static void drop_oldest_unproven(pccl_engine *e)
+/* A crowd that says nothing must not keep out those that do: of those with this host, or of all, the one that has been silent
+ * longest makes room when there are `limit` of them. */
+static void limit_unproven(pccl_engine *e, const char *host, uint32_t limit)
 {
     struct conn *oldest = NULL;
-    for (struct conn *c = e->conns; c; c = c->next)
-        if (c->state == CONN_WANT_HELLO || c->state == CONN_WANT_PROOF)
-            oldest = c;
-    if (oldest)
+    uint32_t count = 0;
+    for (struct conn *c = e->conns; c; c = c->next) {
+        if ((c->state != CONN_WANT_HELLO && c->state != CONN_WANT_PROOF) || (host && strcmp(c->host, host) != 0))
+            continue;
+        oldest = c;
+        count++;
+    }
+    if (oldest && count >= limit)
         conn_fail(oldest, PCCL_CAUSE_NONE, 0);
 }
 
 struct conn *conn_accepted(pccl_engine *e, struct stream *stream)
 {
+    struct stream_info info;
+    e->ops->info(stream, &info);
+    if (info.host[0])
+        limit_unproven(e, info.host, LIMIT_STRANGERS_PER_HOST);
     if (e->strangers >= LIMIT_STRANGERS)
-        drop_oldest_unproven(e);
+        limit_unproven(e, NULL, 0);
     if (e->strangers >= LIMIT_STRANGERS) {
         e->ops->stream_close(stream, 1);
         return NULL;
@@ -82,6 +91,7 @@ struct conn *conn_accepted(pccl_engine *e, struct stream *stream)
         e->ops->stream_close(stream, 1);
         return NULL;
     }
+    memcpy(c->host, info.host, sizeof c->host);
     e->strangers++;
     c->interest = TRANSPORT_READ;
     return c;

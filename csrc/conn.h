@@ -55,6 +55,7 @@ struct conn {
     pccl_peer_id peer;         /* who is at the other end: whom we dialled, or who proved itself */
     uint32_t detour_epoch;     /* accepted: the detour it is for, 0: the link */
     unsigned interest;
+    char host[56];             /* accepted: from where; "": unknown */
     uint64_t deadline_ns;      /* of the handshake; of a relayed stream: when it has been still for too long */
 
     uint8_t hello[WIRE_HELLO_BYTES], challenge[WIRE_CHALLENGE_BYTES];

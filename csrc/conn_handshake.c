@@ -16,11 +16,34 @@ static void send_later(struct conn *c, const uint8_t *message, uint32_t bytes)
     c->hand_out_sent = 0;
 }
 
-static void refuse(struct conn *c, pccl_err why)
+static void refuse_because(struct conn *c, pccl_err why, const char *reason)
 {
     pccl_event event = {.kind = PCCL_EVENT_REFUSED, .status = (int32_t)why, .cause = (int32_t)why, .peer = c->peer};
-    engine_emit(c->engine, &event);
+    struct stream_info info;
+    c->engine->ops->info(c->stream, &info);
+    engine_refused(c->engine, &event, info.remote, reason ? reason : info.refusal);
     conn_fail(c, PCCL_CAUSE_PROTOCOL, 0);
+}
+
+/* The first bytes of a TLS record: a handshake (22) or an alert (21), of version 3.x. */
+static int is_tls(const uint8_t *bytes)
+{
+    return (bytes[0] == 22 || bytes[0] == 21) && bytes[1] == 3;
+}
+
+static void refuse(struct conn *c, pccl_err why)
+{
+    const char *reason = why == PCCL_EAUTH ? "it does not know the run's secret" : "its handshake is not of this run";
+    refuse_because(c, why, reason);
+}
+
+/* Before it has said a word of ours. */
+static int refuse_tls(struct conn *c, const uint8_t *bytes, uint32_t count)
+{
+    if (count < 2 || !is_tls(bytes) || (c->state != CONN_WANT_HELLO && c->state != CONN_WANT_CHALLENGE))
+        return 0;
+    refuse_because(c, PCCL_EAUTH, "it speaks TLS and we do not: all peers of a run must use the same transport");
+    return 1;
 }
 
 /* On a detour: are we still speaking to the relay? */
@@ -101,6 +124,8 @@ static void on_hello(struct conn *c, const uint8_t *message)
 {
     pccl_engine *e = c->engine;
     struct hello hello;
+    if (refuse_tls(c, message, WIRE_HELLO_BYTES))
+        return;
     if (wire_decode_hello(message, &hello) != PCCL_OK || memcmp(hello.run, e->config.run, 16) != 0 ||
         peer_id_compare(&hello.acceptor, &e->config.self) != 0 || hello.streams > LIMIT_STREAMS ||
         peer_id_compare(&hello.dialler, &e->config.self) == 0) {
@@ -190,6 +215,10 @@ static int flush(struct conn *c)
         ssize_t n = c->engine->ops->writev(c->stream, &iov, 1);
         if (n == -EAGAIN || n == 0)
             return 0;
+        if (n == -EACCES) {
+            refuse_because(c, PCCL_EAUTH, NULL);
+            return 0;
+        }
         if (n < 0) {
             conn_fail(c, n == -ECONNREFUSED ? PCCL_CAUSE_REFUSED : PCCL_CAUSE_UNREACHABLE, (int)-n);
             return 0;
@@ -207,6 +236,12 @@ static int read_message(struct conn *c, uint32_t bytes)
         struct iovec iov = {c->staging + c->staging_end, bytes - c->staging_end};
         ssize_t n = c->engine->ops->readv(c->stream, &iov, 1);
         if (n == -EAGAIN)
+            return 0;
+        if (n == -EACCES) {
+            refuse_because(c, PCCL_EAUTH, NULL);
+            return 0;
+        }
+        if (n <= 0 && refuse_tls(c, c->staging, c->staging_end))
             return 0;
         if (n <= 0) {
             pccl_cause cause = n == -ECONNREFUSED ? PCCL_CAUSE_REFUSED : n == 0 ? PCCL_CAUSE_EOF : PCCL_CAUSE_RESET;

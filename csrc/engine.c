@@ -229,7 +229,8 @@ pccl_err pccl_engine_new(const pccl_config *config, pccl_engine **engine_p)
     e->ops = transport_find(config->transport);
     err = e->event_fd < 0 ? PCCL_EIO : e->ops->open(&e->config, &e->transport, &sys_errno);
     if (err != PCCL_OK) {
-        err_set("cannot listen at \"%s\": %s", config->listen, strerror(sys_errno));
+        if (sys_errno)
+            err_set("cannot listen at \"%s\": %s", config->listen, strerror(sys_errno));
         goto fail;
     }
     *engine_p = e;

@@ -52,6 +52,8 @@ struct tombstone {
     pccl_verdict verdict;
 };
 
+enum { PCCL_REFUSAL_BYTES = 256 };
+
 struct pccl_engine {
     pccl_config config;
     const struct transport_ops *ops;
@@ -91,6 +93,7 @@ struct pccl_engine {
     pccl_event *events;        /* ring */
     uint32_t event_head, event_count, event_cap;
     int event_fd, event_signalled;
+    char refusal[PCCL_REFUSAL_BYTES]; /* of the last PCCL_EVENT_REFUSED, for people */
     pccl_stats stats_shared;
     pccl_link_stats *links_shared;
     uint32_t links_shared_count, links_shared_cap;
@@ -120,6 +123,8 @@ void engine_fail_all(pccl_engine *e, pccl_err status);
 
 /* events.c */
 void engine_emit(pccl_engine *e, const pccl_event *event);
+/* Emits that a stream was refused, and keeps for people from where and why. */
+void engine_refused(pccl_engine *e, const pccl_event *event, const char *remote, const char *reason);
 /* Makes the turn visible to other threads: counters, and the event descriptor. Comes after sending, so that what a peer
  * waits for has left before its own program is woken. */
 void engine_publish(pccl_engine *e);

@@ -1,4 +1,5 @@
 /* events.c - what the engine tells the rest of the process: the event ring, its descriptor, and the counters. */
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -27,6 +28,23 @@ void engine_emit(pccl_engine *e, const pccl_event *event)
         grow_events(e);
     e->events[(e->event_head + e->event_count++) % e->event_cap] = *event;
     pthread_mutex_unlock(&e->lock);
+}
+
+void engine_refused(pccl_engine *e, const pccl_event *event, const char *remote, const char *reason)
+{
+    pthread_mutex_lock(&e->lock);
+    snprintf(e->refusal, sizeof e->refusal, "%s: %s", remote, reason);
+    pthread_mutex_unlock(&e->lock);
+    engine_emit(e, event);
+}
+
+int pccl_engine_refusal(pccl_engine *engine, char *text, int cap)
+{
+    pccl_engine *e = engine;
+    pthread_mutex_lock(&e->lock);
+    int length = snprintf(text, cap > 0 ? (size_t)cap : 0, "%s", e->refusal);
+    pthread_mutex_unlock(&e->lock);
+    return length;
 }
 
 /* Under the lock, so that a reader that has just emptied the ring cannot be left with a descriptor that says otherwise. */

@@ -9,6 +9,7 @@ enum {
     LIMIT_STREAMS = 64,              /* streams of a link */
     LIMIT_SEGMENT_BYTES = 1 << 20,   /* one DATA payload */
     LIMIT_STRANGERS = 256,           /* accepted streams that have not proved themselves, or whose peer is not known yet */
+    LIMIT_STRANGERS_PER_HOST = 128,  /* of these, from one host, as long as they have not proved themselves */
     LIMIT_RELAYS = 1024,             /* streams that are passed on for others */
     LIMIT_HOPS = 15,                 /* relays that a stream may go over after the first */
     LIMIT_PARKED_FRAMES = 1 << 16,   /* frames a link keeps for ops not called yet */

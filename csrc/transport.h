@@ -9,6 +9,9 @@
  * end or an error wait to be read, and as writable while it would take bytes. A dialled stream first becomes writable
  * when it is connected, or readable|writable when the dial failed: the next readv or writev then gives the error.
  *
+ * A transport that demands more of the other side than bytes ends a stream with -EACCES when it has not got it; info then
+ * says why.
+ *
  * Ends: close() is idempotent per stream, frees it, never blocks, and poll never reports a closed stream again, not
  * even from a batch that poll has already begun to return. */
 #ifndef PCCL_TRANSPORT_H
@@ -28,18 +31,23 @@ struct transport_ready {
     unsigned what;             /* TRANSPORT_* */
 };
 
+enum { STREAM_REFUSAL_BYTES = 160 };
+
 struct stream_info {
     uint64_t rtt_us;           /* the least of late, by the transport's own measurement; 0: none */
     uint64_t held_bytes;       /* taken from us, and not known to have arrived */
     uint64_t packets, packets_again;  /* sent so far, and sent again so far; 0: the transport does not tell */
     char remote[80];           /* "host:port" */
+    char host[56];             /* of the machine at the other end; "": no machine can be told from another */
+    char refusal[STREAM_REFUSAL_BYTES]; /* after -EACCES: why, for people */
 };
 
 struct transport_ops {
     const char *scheme;
-    /* Makes a transport and listens at config->listen. On failure *sys_errno_p says why. */
+    /* Makes a transport and listens at config->listen. On failure *sys_errno_p says why; 0: err_set has said it. */
     pccl_err (*open)(const pccl_config *config, struct transport **transport_p, int *sys_errno_p);
-    void (*close)(struct transport *t);                  /* every stream must have been closed */
+    /* Every stream must have been closed. May wait a moment (1 s at most) until what they had taken has left. */
+    void (*close)(struct transport *t);
     int (*port)(const struct transport *t);
     /* Begins to connect. PCCL_EIO at once, with *sys_errno_p, is as good as an error at the first readiness. */
     pccl_err (*dial)(struct transport *t, const char *address, struct stream **stream_p, int *sys_errno_p);
@@ -70,7 +78,7 @@ struct stream {
     void *user;                /* the engine's; NULL in a new stream */
 };
 
-/* "auto" (tcp, and shared memory on one host), "tcp", "sim", and "faulty+" before any; NULL if unknown. */
+/* "auto" (tcp, and shared memory on one host), "tcp", "tls", "sim", "faulty+" before any, "tls+faulty+tcp"; NULL if unknown. */
 const struct transport_ops *transport_find(const char *scheme);
 
 #endif

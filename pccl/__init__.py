@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ResourceError,
         StateError,
         Timeout,
+        TlsMissing,
         TooFewPeers,
     )
     from pccl.joining import connect
@@ -58,6 +59,7 @@ _HOMES = {
         "ResourceError",
         "StateError",
         "Timeout",
+        "TlsMissing",
         "TooFewPeers",
     ),
     "pccl.joining": ("connect",),
@@ -89,6 +91,7 @@ __all__ = [
     "StateError",
     "SyncReport",
     "Timeout",
+    "TlsMissing",
     "TooFewPeers",
     "Work",
     "__version__",

@@ -67,12 +67,15 @@ __all__ = [
     "pin",
     "read_desc",
     "reduce",
+    "tls_library",
+    "tls_missing",
     "wire_version",
 ]
 
 _EVENTS_PER_CALL = 256
 _LINKS_FIRST = 64
 _TEXT_BYTES = 128
+_REFUSAL_BYTES = 256
 _NULL = ffi.NULL
 
 
@@ -113,6 +116,8 @@ class EngineConfig:
     handshake_timeout_s: float = 5.0
     silence_s: float = 2.5
     defects: int = 0
+    psk: bytes = b""  # "tls": 32 bytes, or none if there are certificates
+    tls_files: tuple[str, str, str] | None = None  # authority, certificate, private key (PEM)
     sim: Sim | None = None
 
 
@@ -171,6 +176,16 @@ def now_ns() -> int:
 def kernels() -> str:
     """The instruction set in use: "avx512", "avx2", "neon" or "scalar"."""
     return _text(lib.pccl_kernels())
+
+
+def tls_missing() -> str:
+    """"" if TLS can be used here; else what is missing, and what to install."""
+    return _text(lib.pccl_tls_missing())
+
+
+def tls_library() -> str:
+    """Version of the library that does TLS; "" if there is none."""
+    return _text(lib.pccl_tls_library())
 
 
 def wire_version() -> int:
@@ -520,6 +535,13 @@ class Engine:
             lib.pccl_engine_stats(self._live(), raw)
         return EngineStats(*(getattr(raw, name) for name in EngineStats.__slots__))
 
+    def refusal(self) -> str:
+        """Of the last REFUSED event: the other side's address, and why it was refused."""
+        text = ffi.new("char[]", _REFUSAL_BYTES)
+        with self._lock:
+            lib.pccl_engine_refusal(self._live(), text, _REFUSAL_BYTES)
+        return _text(text)
+
     def oldest_boundary(self) -> int:
         """That of the oldest pending op; with none pending, the one last reached."""
         return self.stats().oldest_boundary
@@ -555,6 +577,11 @@ def _c_config(config: EngineConfig) -> Any:
     raw.handshake_timeout_ns = int(config.handshake_timeout_s * 1e9)
     raw.silence_ns = int(config.silence_s * 1e9)
     raw.defects = config.defects
+    if config.psk:
+        raw.psk = list(_exact(config.psk, 32, "the pre-shared key"))
+        raw.has_psk = 1
+    for name, path in zip(("tls_ca", "tls_cert", "tls_key"), config.tls_files or (), strict=False):
+        setattr(raw, name, _fitting(path, 512, "the path of a TLS file"))
     raw.sim = _NULL if config.sim is None else config.sim.handle
     return raw
 

@@ -8,6 +8,8 @@ PCCL_SECRET       the run's shared secret
 PCCL_GROUP        number of the group
 PCCL_LISTEN       where the engine listens, "host:port"; port 0: any free one
 PCCL_ADVERTISE    addresses under which others reach it, separated by commas
+PCCL_TLS_CA, PCCL_TLS_CERT, PCCL_TLS_KEY   PEM files, if certificates and not the secret prove who a peer is
+PCCL_INSECURE     1: data may travel in plain between hosts
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pccl.encryption import TlsFiles, choose_transport, tls_files
 from pccl.errors import ArgumentError
 
 __all__ = ["DEFAULT_PORT", "Settings", "TooFew", "endpoint_of", "settings_from"]
@@ -44,6 +47,7 @@ class Settings:
     join_timeout: float
     op_timeout: float
     transport: str
+    tls: TlsFiles | None
     fault_seed: int
 
 
@@ -59,7 +63,9 @@ def settings_from(
     congestion: str | None = None,
     too_few: TooFew = "wait",
     op_timeout: float = 300.0,
-    transport: str = "auto",
+    transport: str | None = None,
+    tls: TlsFiles | Sequence[str] | None = None,
+    insecure: bool | None = None,
     fault_seed: int = 0,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
@@ -77,18 +83,33 @@ def settings_from(
     for name, seconds in (("timeout", timeout), ("op_timeout", op_timeout)):
         if not seconds > 0:
             raise ArgumentError(f"{name} must be a positive number of seconds, not {seconds!r}")
+    endpoint = ",".join(endpoint_of(part.strip()) for part in coordinator.split(","))
+    listens = _listen(_first(listen, env.get("PCCL_LISTEN"), DEFAULT_LISTEN))
+    advertises = _addresses(advertise if advertise is not None else env.get("PCCL_ADVERTISE"))
+    known = secret if secret is not None else env.get("PCCL_SECRET", "")
+    files = tls_files(tls, env)
     return Settings(
-        coordinator=",".join(endpoint_of(part.strip()) for part in coordinator.split(",")),
+        coordinator=endpoint,
         run=_first(run, env.get("PCCL_RUN"), "default"),
-        secret=secret if secret is not None else env.get("PCCL_SECRET", ""),
+        secret=known,
         group=_group(group, env.get("PCCL_GROUP")),
-        listen=_listen(_first(listen, env.get("PCCL_LISTEN"), DEFAULT_LISTEN)),
-        advertise=_addresses(advertise if advertise is not None else env.get("PCCL_ADVERTISE")),
+        listen=listens,
+        advertise=advertises,
         congestion=congestion or "",
         too_few=too_few,
         join_timeout=float(timeout),
         op_timeout=float(op_timeout),
-        transport=transport,
+        transport=choose_transport(
+            transport,
+            insecure=insecure,
+            env=env,
+            has_secret=bool(known),
+            files=files,
+            coordinator=endpoint,
+            listen=listens[0],
+            advertise=advertises,
+        ),
+        tls=files,
         fault_seed=fault_seed,
     )
 

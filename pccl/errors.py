@@ -78,6 +78,10 @@ class AuthError(PcclError):
     """The other side does not know the run's secret (or is no pccl coordinator at all). No op was started."""
 
 
+class TlsMissing(PcclError):
+    """TLS is wanted, and OpenSSL cannot be loaded; the text says what to install. Nothing was started."""
+
+
 class MismatchError(PcclError):
     """Peers called the op with a different shape, dtype, op, count or codec; the text names both sides.
 

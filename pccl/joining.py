@@ -54,12 +54,15 @@ def connect(settings: Settings) -> Communicator:
     ("[::]:0": all interfaces, any port). `advertise`: "host:port" or "host" under which the others reach it, if that
     differs. `congestion`: TCP congestion control to ask for ("bbr"). `too_few`: what `advance()` does when fewer than
     the run's minimum are left: "wait" for joiners or "raise" TooFewPeers. `op_timeout`: default deadline of an op, in
-    seconds. `transport`: "auto" (shared memory between peers of one host, else TCP) or "tcp"; for tests, with
+    seconds. `transport`: "tls" (TCP with TLS 1.3), "auto" (plain: shared memory between peers of one host, else TCP) or "tcp"
+    (plain); all peers of a run must use TLS, or none. By default "auto" on one host (loopback addresses) and without a
+    secret, else "tls"; `insecure` (PCCL_INSECURE=1) makes it "auto". `tls`: (ca, cert, key), paths of PEM files by which
+    peers prove themselves (PCCL_TLS_CA, PCCL_TLS_CERT, PCCL_TLS_KEY); without them the secret does. For tests, with
     `fault_seed`, "faulty+tcp".
 
     `environ`: read instead of os.environ.
 
-    Raises ArgumentError, Timeout, AuthError, ProtocolError, CoordinatorLost, or PcclError when it cannot listen.
+    Raises ArgumentError, TlsMissing, Timeout, AuthError, ProtocolError, CoordinatorLost, or PcclError when it cannot listen.
     """
     secret_bytes = keys.as_secret(settings.secret)
     key = keys.derive(secret_bytes, settings.run, "data")
@@ -98,6 +101,10 @@ def _listen(settings: Settings, key: bytes) -> _native.Engine:
     return _engine(settings, key, peer_id, settings.listen[-1])
 
 
+def _by_secret(settings: Settings) -> bool:
+    return "tls" in settings.transport and settings.tls is None
+
+
 def _engine(settings: Settings, key: bytes, peer_id: bytes, listen: str) -> _native.Engine:
     return _native.Engine(
         _native.EngineConfig(
@@ -108,5 +115,7 @@ def _engine(settings: Settings, key: bytes, peer_id: bytes, listen: str) -> _nat
             listen=listen,
             congestion=settings.congestion,
             fault_seed=settings.fault_seed,
+            psk=keys.derive(keys.as_secret(settings.secret), settings.run, "tls") if _by_secret(settings) else b"",
+            tls_files=(settings.tls.ca, settings.tls.cert, settings.tls.key) if settings.tls else None,
         )
     )

@@ -14,6 +14,7 @@ from pccl import session as s
 from pccl.achieved import Stopwatch
 from pccl.errors import PcclError
 from pccl.measure import LineReporter, LinkReporter
+from pccl.refusals import Refusals
 from pccl.types import Engine, EpochView, Event, EventKind, OpInfo, OpName, OpState, Status
 
 #: The engine is looked at so often at most for what a Heartbeat tells.
@@ -35,6 +36,7 @@ class Peer:
         self._describe = describe
         self._reporter = LinkReporter()
         self._line_reporter = LineReporter()
+        self._refusals = Refusals()
         self._stopwatch = Stopwatch()
         self._looked = float("-inf")
         self._verdicts: OrderedDict[OpName, tuple[int, str]] = OrderedDict()
@@ -148,6 +150,8 @@ class Peer:
             self._fault(now, event.token, "mismatch", event.peer, self._engine.desc_text(event.desc))
         elif event.kind == EventKind.OVERDUE:
             self._fault(now, event.token, "overdue", event.peer, "")
+        elif event.kind == EventKind.REFUSED:
+            self._refusals.note(now, self._engine.refusal())
 
     def _on_frozen(self, now: float, change: int) -> None:
         states, lanes = self._engine.frozen()

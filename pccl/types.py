@@ -380,6 +380,9 @@ class Engine(Protocol):
     def advance(self, boundary: int) -> None:
         """This peer has reached a boundary."""
 
+    def refusal(self) -> str:
+        """Of the last REFUSED event: the other side's address, and why it was refused."""
+
     def oldest_boundary(self) -> int:
         """That of the oldest pending op; with none pending, the one last reached. It never goes down."""
 

@@ -5,10 +5,11 @@
 
 extern const struct transport_ops tcp_ops;
 extern const struct transport_ops auto_ops;
+extern const struct transport_ops tls_ops;
 extern const struct transport_ops sim_ops;
 extern const struct transport_ops faulty_ops;
 
-static const struct transport_ops *const TRANSPORTS[] = {&tcp_ops, &auto_ops, &sim_ops};
+static const struct transport_ops *const TRANSPORTS[] = {&tcp_ops, &auto_ops, &tls_ops, &sim_ops};
 
 static const char FAULTY_PREFIX[] = "faulty+";
 
@@ -23,6 +24,8 @@ static const struct transport_ops *find_plain(const char *scheme)
 const struct transport_ops *transport_find(const char *scheme)
 {
     size_t prefix_bytes = sizeof FAULTY_PREFIX - 1;
+    if (strcmp(scheme, "tls+faulty+tcp") == 0)
+        return &tls_ops;
     if (strncmp(scheme, FAULTY_PREFIX, prefix_bytes) != 0)
         return find_plain(scheme);
     return find_plain(scheme + prefix_bytes) ? &faulty_ops : NULL;

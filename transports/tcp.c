@@ -545,6 +545,8 @@ static void tcp_info(const struct stream *stream, struct stream_info *info_p)
         info_p->packets_again = kernel.tcpi_total_retrans;
     }
     memcpy(info_p->remote, s->remote, sizeof info_p->remote);
+    const char *colon = strrchr(s->remote, ':');
+    snprintf(info_p->host, sizeof info_p->host, "%.*s", colon ? (int)(colon - s->remote) : 0, s->remote);
 }
 
 static void tcp_pace(struct stream *stream, uint64_t bytes_per_s)

@@ -84,7 +84,7 @@ typedef struct {
     pccl_peer_id self;
     uint8_t run[16];               /* identifies the run on the wire */
     uint8_t key[32];               /* proves membership: HMAC key derived from the run's secret */
-    char transport[16];            /* as transport_find says: "auto", "tcp", "sim", "faulty+tcp", ... */
+    char transport[16];            /* as transport_find says: "auto", "tcp", "tls", "sim", "faulty+tcp", ... */
     char listen[64];               /* tcp: "0.0.0.0:0", "[::]:29500"; sim: "sim:3" */
     char congestion[16];           /* TCP congestion control to ask for; "" leaves the system's choice */
     uint64_t fault_seed;           /* "faulty+...": seed of the fault schedule */
@@ -92,6 +92,11 @@ typedef struct {
     uint64_t handshake_timeout_ns; /* a new stream that has not proved itself by then is closed */
     uint64_t silence_ns;           /* a link that brought nothing for so long is reported as silent */
     uint32_t defects;              /* planted defects, for tests of the checkers only; 0 in real life */
+    uint8_t psk[32];               /* "tls" without certificates: the run's pre-shared key, */
+    uint8_t has_psk;               /* if this is 1 */
+    char tls_ca[512];              /* "tls" with certificates: PEM files of the authority's certificate, */
+    char tls_cert[512];            /* of ours, with those between them, */
+    char tls_key[512];             /* and of its private key; all three or none */
     pccl_sim *sim;                 /* the simulated network ("sim" only), outlives the engine; else NULL */
 } pccl_config;
 
@@ -338,6 +343,9 @@ int pccl_engine_port(pccl_engine *engine);
 int pccl_engine_event_fd(pccl_engine *engine);
 /* Takes up to cap events; returns how many. Clears the descriptor when the queue runs empty. */
 int pccl_engine_events(pccl_engine *engine, pccl_event *events, int cap);
+/* Writes from where the stream of the last PCCL_EVENT_REFUSED came, or where it went, and why it was refused; returns the
+ * length of the text. */
+int pccl_engine_refusal(pccl_engine *engine, char *text, int cap);
 void pccl_engine_stats(pccl_engine *engine, pccl_stats *stats);
 /* Fills up to cap entries; returns the number of links (which may exceed cap). */
 int pccl_engine_links(pccl_engine *engine, pccl_link_stats *links, int cap);
@@ -350,6 +358,10 @@ const char *pccl_err_name(int err);
 const char *pccl_last_error(void);
 /* "avx512", "avx2", "neon" or "scalar": the kernels in use. */
 const char *pccl_kernels(void);
+/* "" if TLS can be used here; else what is missing and what to install. Loads OpenSSL at its first call. */
+const char *pccl_tls_missing(void);
+/* Version of the library that does TLS ("OpenSSL 3.0.19 ..."); "" if there is none. */
+const char *pccl_tls_library(void);
 /* Version of the wire format. */
 int pccl_wire_version(void);
 

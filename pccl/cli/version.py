@@ -16,6 +16,7 @@ def version_text() -> str:
 
         lines.append(f"wire version {_native.wire_version()}")
         lines.append(f"kernels {_native.kernels()}")
+        lines.append(f"TLS by {_native.tls_library()}" if _native.tls_library() else _native.tls_missing())
     except ImportError as error:
         lines.append(f"engine not available: {error}")
     lines.append(f"Python {platform.python_version()} on {platform.machine()}")

@@ -30,6 +30,11 @@ int is_sim(void)
     return strstr(subject.scheme, "sim") != NULL;
 }
 
+int is_tls(void)
+{
+    return strstr(subject.scheme, "tls") != NULL;
+}
+
 int is_faulty(void)
 {
     return strstr(subject.scheme, "faulty") != NULL;
@@ -37,7 +42,7 @@ int is_faulty(void)
 
 pccl_err open_one(const char *listen, struct transport **transport_p, int *sys_errno_p)
 {
-    pccl_config config = {.size = sizeof config, .fault_seed = subject.fault_seed, .sim = sim};
+    pccl_config config = {.size = sizeof config, .fault_seed = subject.fault_seed, .psk = "the run's", .has_psk = 1, .sim = sim};
     snprintf(config.transport, sizeof config.transport, "%s", subject.scheme);
     snprintf(config.listen, sizeof config.listen, "%s", listen);
     return ops->open(&config, transport_p, sys_errno_p);

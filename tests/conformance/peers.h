@@ -44,6 +44,7 @@ extern uint8_t buffer[BUFFER_BYTES];
     } while (0)
 
 int is_sim(void);
+int is_tls(void);
 int is_faulty(void);
 pccl_err open_one(const char *listen, struct transport **transport_p, int *sys_errno_p);
 void begin(void);

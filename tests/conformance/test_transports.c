@@ -497,7 +497,7 @@ static int bytes_changed_until_reset(void)
 
 TEST(harm_is_done_only_when_asked_for)
 {
-    if (!is_faulty())
+    if (strncmp(subject.scheme, "faulty+", 7) != 0)
         return;
     subject.fault_seed |= 1ull << 63;
     begin();
@@ -520,13 +520,17 @@ static const struct {
     {"tcp6", "tcp", "[::1]:0"},
     {"auto", "auto", "127.0.0.1:0"},
     {"auto6", "auto", "[::1]:0"},
+    {"tls", "tls", "127.0.0.1:0"},
+    {"tls6", "tls", "[::1]:0"},
     {"sim", "sim", ""},
     {"faulty+tcp", "faulty+tcp", "127.0.0.1:0"},
     {"faulty+auto", "faulty+auto", "127.0.0.1:0"},
+    {"faulty+tls", "faulty+tls", "127.0.0.1:0"},
+    {"tls+faulty", "tls+faulty+tcp", "127.0.0.1:0"},
     {"faulty+sim", "faulty+sim", ""},
 };
 
-/* 1 if the machine lacks what the subject needs (IPv6). */
+/* 1 if the machine lacks what the subject needs (IPv6, OpenSSL). */
 static int is_absent(void)
 {
     struct transport *t;
@@ -534,6 +538,8 @@ static int is_absent(void)
     ops = transport_find(subject.scheme);
     if (is_sim())
         return 0;
+    if (is_tls() && *pccl_tls_missing())
+        return 1;
     if (open_one(subject.listen, &t, &sys_errno) != PCCL_OK)
         return sys_errno == EADDRNOTAVAIL || sys_errno == EAFNOSUPPORT;
     ops->close(t);

@@ -67,6 +67,10 @@ class FakeEngine:
         self.boundary = boundary
         self.lanes[boundary] = {}
 
+    def refusal(self) -> str:
+        """As the engine's."""
+        return "192.0.2.9:5000: it does not know the run's secret"
+
     def oldest_boundary(self) -> int:
         return min([self.boundary, *(op.name.boundary for op in self.ops)])
 
