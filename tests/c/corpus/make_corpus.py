@@ -116,7 +116,7 @@ def detour_inputs() -> list[bytes]:
 
 
 def transfer_inputs() -> list[bytes]:
-    """Regions that are served, fetches that are answered, and ends of all kinds in between (fuzz_engine.c: cases 4 and 5)."""
+    """Regions that are served, fetches that are answered, and ends of all kinds in between (cases 4 and 5)."""
     ask = [bytes([4, 4 * i, i, 1, 0, 50, 10, 250]) for i in range(4)]
     pieces = [bytes([4, 1, 0, segment]) for segment in range(3)] + [bytes([4, 1, 0, 16 | 3, 57])]
     offers = [bytes([5, 8, 0]), bytes([5, 0, 0, 5, 4, 0, 200, 5, 4, 150, 200])]
