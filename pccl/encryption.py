@@ -1,7 +1,7 @@
 """encryption.py - whether a peer's data is encrypted, and how it proves itself: decided from its settings alone.
 
-Data goes in plain between processes of one host, and where plain was asked for: `transport="tcp"`, `transport="auto"` or
-`insecure=True`. A peer that others reach from outside and that has a secret uses TLS.
+Data goes in plain between processes of one host, and where plain was asked for: `transport="tcp"`, `transport="auto"`
+or `insecure=True`. A peer that others reach from outside and that has a secret uses TLS.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def tls_files(given: TlsFiles | Sequence[str] | None, env: Mapping[str, str]) ->
         return None
     if len(paths) != 3 or not all(paths):
         raise ArgumentError(
-            "TLS with certificates takes three PEM files: tls=(ca, cert, key), or PCCL_TLS_CA, PCCL_TLS_CERT and PCCL_TLS_KEY"
+            "TLS with certificates takes three PEM files: "
+            "tls=(ca, cert, key), or PCCL_TLS_CA, PCCL_TLS_CERT and PCCL_TLS_KEY"
         )
     return TlsFiles(*paths)
 
@@ -57,7 +58,8 @@ def choose_transport(
     """The name of the transport. Raises ArgumentError, or TlsMissing where TLS is wanted and cannot be had."""
     plain = insecure if insecure is not None else env.get("PCCL_INSECURE", "").lower() in _TRUE
     if transport is None:
-        local = _is_local(listen, advertise) or _is_local(coordinator.removeprefix("tcp://"), advertise)
+        endpoints = [part.removeprefix("tcp://") for part in coordinator.split(",")]
+        local = _is_local(listen, advertise) or all(_is_local(endpoint, advertise) for endpoint in endpoints)
         wants = not plain and (files is not None or (has_secret and not local))
         transport = "tls" if wants else "auto"
     if "tls" not in transport:
@@ -67,7 +69,7 @@ def choose_transport(
     if plain:
         raise ArgumentError("transport 'tls' and insecure=True contradict each other")
     if not has_secret and files is None:
-        raise ArgumentError("transport 'tls' needs the run's secret, or certificates: nothing else proves who a peer is")
+        raise ArgumentError("transport 'tls' needs the run's secret, or certificates, to prove who a peer is")
     if _native.tls_missing():
         raise TlsMissing(f"{_native.tls_missing()}; or ask for plain data with insecure=True or PCCL_INSECURE=1")
     return transport
