@@ -44,6 +44,8 @@ HANDSHAKE_MS = 5000
 HEARTBEAT_MS = 1000
 SILENCE_MS = 4000
 FAILED_HANDSHAKES_MAX = 2
+#: So long, or half a lease if that is longer, nothing is heard before another socket is tried; twice as long each time.
+DEAF_S = 1.0
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
@@ -88,6 +90,8 @@ class Control:
         self._shown = 0
         self._failed_handshakes = 0
         self._redialling = False
+        self._heard = time.monotonic()
+        self._deaf_s = DEAF_S
         self._thread: LoopThread | None = None
         self._process = os.getpid()
 
@@ -326,6 +330,7 @@ class Control:
         except ProtocolError as error:
             _log.warning("dropped what the coordinator sent: %s", error)
             return
+        self._heard, self._deaf_s = time.monotonic(), max(DEAF_S, self.lease_s / 2)
         self._act(lambda now: self._peer.on_message(now, message))
 
     def _on_monitor(self, frames: list[zmq.Frame]) -> None:
@@ -360,6 +365,10 @@ class Control:
     def _on_time(self) -> None:
         self._reader.drain()  # what waits already is heard before silence is judged
         self._act(self._peer.on_tick)
+        if time.monotonic() - self._heard >= self._deaf_s and not self._redialling:
+            self._deaf_s *= 2
+            self._redialling = True
+            self._redial()
 
     def _act(self, step: Callable[[float], None]) -> None:
         """One step of the Peer, and everything that follows from it."""
