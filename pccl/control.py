@@ -45,6 +45,8 @@ HANDSHAKE_MS = 5000
 HEARTBEAT_MS = 1000
 SILENCE_MS = 4000
 FAILED_HANDSHAKES_MAX = 2
+#: So long, or half a lease if that is longer, nothing is heard before another socket is tried; twice as long each time.
+DEAF_S = 1.0
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
@@ -90,6 +92,8 @@ class Control:
         self._shown = 0
         self._failed_handshakes = 0
         self._redialling = False
+        self._heard = time.monotonic()
+        self._deaf_s = DEAF_S
         self._thread: LoopThread | None = None
         self._process = os.getpid()
 
@@ -331,6 +335,7 @@ class Control:
             _log.warning("dropped what the coordinator sent: %s", error)
             return
         self._endpoints.heard(time.monotonic())
+        self._heard, self._deaf_s = time.monotonic(), max(DEAF_S, self.lease_s / 2)
         self._act(lambda now: self._peer.on_message(now, message))
 
     def _on_monitor(self, frames: list[zmq.Frame]) -> None:
@@ -382,6 +387,10 @@ class Control:
         if due is not None and time.monotonic() >= due and self._peer.error is None:
             self._try_next()
         self._act(self._peer.on_tick)
+        if time.monotonic() - self._heard >= self._deaf_s and not self._redialling:
+            self._deaf_s *= 2
+            self._redialling = True
+            self._redial()
 
     def _act(self, step: Callable[[float], None]) -> None:
         """One step of the Peer, and everything that follows from it."""

@@ -54,15 +54,16 @@ def connect(settings: Settings) -> Communicator:
     ("[::]:0": all interfaces, any port). `advertise`: "host:port" or "host" under which the others reach it, if that
     differs. `congestion`: TCP congestion control to ask for ("bbr"). `too_few`: what `advance()` does when fewer than
     the run's minimum are left: "wait" for joiners or "raise" TooFewPeers. `op_timeout`: default deadline of an op, in
-    seconds. `transport`: "tls" (TCP with TLS 1.3), "auto" (plain: shared memory between peers of one host, else TCP) or "tcp"
-    (plain); all peers of a run must use TLS, or none. By default "auto" on one host (loopback addresses) and without a
-    secret, else "tls"; `insecure` (PCCL_INSECURE=1) makes it "auto". `tls`: (ca, cert, key), paths of PEM files by which
-    peers prove themselves (PCCL_TLS_CA, PCCL_TLS_CERT, PCCL_TLS_KEY); without them the secret does. For tests, with
-    `fault_seed`, "faulty+tcp".
+    seconds. `transport`: "tls" (TCP with TLS 1.3), "auto" (plain: shared memory between peers of one host, else TCP) or
+    "tcp" (plain); all peers of a run must use TLS, or none. By default "auto" on one host (loopback addresses) and
+    without a secret, else "tls"; `insecure` (PCCL_INSECURE=1) makes it "auto". `tls`: (ca, cert, key), paths of PEM
+    files by which peers prove themselves (PCCL_TLS_CA, PCCL_TLS_CERT, PCCL_TLS_KEY); without them the secret does. For
+    tests, with `fault_seed`, "faulty+tcp".
 
     `environ`: read instead of os.environ.
 
-    Raises ArgumentError, TlsMissing, Timeout, AuthError, ProtocolError, CoordinatorLost, or PcclError when it cannot listen.
+    Raises ArgumentError, TlsMissing, Timeout, AuthError, ProtocolError, CoordinatorLost, or PcclError when it cannot
+    listen.
     """
     secret_bytes = keys.as_secret(settings.secret)
     key = keys.derive(secret_bytes, settings.run, "data")

@@ -203,7 +203,11 @@ def _excused(history: History, track: Track, t: float, lease_s: float) -> bool:
         long = min(fault.end, t) - fault.begin
         if _stops(fault) and long > lease_s / 2 and fault.touches(since, t):
             return True
-        if fault.kind in ("isolate", "isolate_long") and long > lease_s / 2 and fault.touches(since, t):
+        if (
+            fault.kind in ("isolate", "isolate_long", "control_corrupt")
+            and long > lease_s / 2
+            and fault.touches(since, t)
+        ):
             return True
     return False
 

@@ -27,6 +27,8 @@ HUB = "hub"
 TIMEOUT_S = 60.0
 QUIET_S = 45.0
 MIN_PEERS = 2
+#: What is freed goes back to the system at once, so that memory tells what is held, not what was once.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(256 << 10), "MALLOC_TRIM_THRESHOLD_": str(256 << 10), "MALLOC_ARENA_MAX": "2"}
 
 
 def topology_of(seed: int, sites: list[str], chance: Any) -> Topology:
@@ -106,6 +108,7 @@ class Crew:
         job["address"] = f"tcp://{self.wan.address(HUB)}:{PORT}"
         env = {key: text for key, text in os.environ.items() if not key.startswith("PCCL_")}
         env |= {"PCCL_SECRET": self._secret, "OMP_NUM_THREADS": "1", "RES_OPTIONS": "timeout:1 attempts:1"}
+        env |= MALLOC
         path = self.directory / f"{name}.jsonl"
         with path.open("ab") as out, (self.directory / f"{name}.err").open("ab") as err:
             command = [sys.executable, str(HERE / script), json.dumps(job)]

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 import pccl
 
 PEERS = 2
-LEASE_S = 2.0
+LEASE_S = 4.0
 PATIENCE_S = 30.0
 DEAF_S_MAX = 3.0
 
@@ -37,10 +37,15 @@ class Corrupter:
     def address(self) -> str:
         return f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def corrupt(self, way: str) -> None:
+    def corrupt(self, way: str, at: int = -1) -> None:
         """The next bytes that go that way ("up" or "down") are not what was sent."""
         self.changed.clear()
-        self._armed = way
+        self._at, self._armed = at, way
+
+    def cut(self) -> None:
+        """All connections of now."""
+        for end in self._sockets:
+            shut(end)
 
     def _accept(self) -> None:
         while True:
@@ -60,29 +65,29 @@ class Corrupter:
             while data := source.recv(1 << 16):
                 if self._armed == way:
                     self._armed = None
-                    data = data[:-1] + bytes([data[-1] ^ 1])
+                    mangled = bytearray(data)
+                    mangled[self._at] ^= 1
+                    data = bytes(mangled)
                     self.changed.set()
                 target.sendall(data)
         except OSError:
             pass
         for end in (source, target):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue
+            shut(end)
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for end in self._sockets:
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue
+        self.cut()
         for thread in self._threads:
             thread.join(PATIENCE_S)
         for end in self._sockets:
             end.close()
+
+
+def shut(end: socket.socket) -> None:
+    with suppress(OSError):  # the other side may have been first
+        end.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
@@ -94,8 +99,9 @@ def corrupter(port: int) -> Iterator[Corrupter]:
         made.close()
 
 
-@pytest.mark.parametrize("way", ["up", "down"])
-def test_it_is_connected_again_and_stays_a_member(cluster: Any, way: str) -> None:
+@pytest.mark.parametrize(("way", "greeting"), [("up", False), ("down", False), ("up", True), ("down", True)])
+def test_it_is_connected_again_and_stays_a_member(cluster: Any, way: str, greeting: bool) -> None:
+    """`greeting`: the first byte of a new connection is wrong, after which libzmq gives up without a word."""
     coordinator = cluster.coordinator(PEERS, lease_s=LEASE_S)
     secret = {"secret": cluster.secret, "listen": "127.0.0.1:0", "timeout": PATIENCE_S, "op_timeout": PATIENCE_S}
     other: list[pccl.Communicator] = []
@@ -106,7 +112,9 @@ def test_it_is_connected_again_and_stays_a_member(cluster: Any, way: str) -> Non
             join.join(PATIENCE_S)
             with other[0]:
                 before = between.connections
-                between.corrupt(way)
+                between.corrupt(way, 0 if greeting else -1)
+                if greeting:
+                    between.cut()
                 assert between.changed.wait(PATIENCE_S)
                 first, second = (each.all_reduce(np.ones(4), async_op=True) for each in (comm, other[0]))
                 assert first.wait().world_size == second.wait().world_size == PEERS
