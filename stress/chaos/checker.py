@@ -26,6 +26,8 @@ EVICTED_AFTER_S = 15.0
 RESTLESS = {"join", "hold", "freeze", "epoch", "release", "stall", "leave", "lost", "lease", "disconnected"}
 #: Ends of processes that are as they should be: left, was told that it is out, was not let in.
 EXITS = {0, 3, 4}
+#: Faults between a peer and the coordinator.
+CUT_OFF = ("isolate", "isolate_long", "control_corrupt")
 GROWTH_MAX = 0.05
 FDS_SLACK = 8
 RSS_SLACK_KB = 8 << 10
@@ -203,11 +205,7 @@ def _excused(history: History, track: Track, t: float, lease_s: float) -> bool:
         long = min(fault.end, t) - fault.begin
         if _stops(fault) and long > lease_s / 2 and fault.touches(since, t):
             return True
-        if (
-            fault.kind in ("isolate", "isolate_long", "control_corrupt")
-            and long > lease_s / 2
-            and fault.touches(since, t)
-        ):
+        if fault.kind in CUT_OFF and long > lease_s / 2 and fault.touches(since, t):
             return True
     return False
 
