@@ -218,7 +218,7 @@ def kernels() -> str:
 
 
 def tls_missing() -> str:
-    """"" if TLS can be used here; else what is missing, and what to install."""
+    """ "" if TLS can be used here; else what is missing, and what to install."""
     return _text(lib.pccl_tls_missing())
 
 

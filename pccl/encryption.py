@@ -1,7 +1,7 @@
 """encryption.py - whether a peer's data is encrypted, and how it proves itself: decided from its settings alone.
 
-Data goes in plain between processes of one host, and where plain was asked for: `transport="tcp"`, `transport="auto"` or
-`insecure=True`. A peer that others reach from outside and that has a secret uses TLS.
+Data goes in plain between processes of one host, and where plain was asked for: `transport="tcp"`, `transport="auto"`
+or `insecure=True`. A peer that others reach from outside and that has a secret uses TLS.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def tls_files(given: TlsFiles | Sequence[str] | None, env: Mapping[str, str]) ->
         return None
     if len(paths) != 3 or not all(paths):
         raise ArgumentError(
-            "TLS with certificates takes three PEM files: tls=(ca, cert, key), or PCCL_TLS_CA, PCCL_TLS_CERT and PCCL_TLS_KEY"
+            "TLS with certificates takes three PEM files: tls=(ca, cert, key), or PCCL_TLS_CA, PCCL_TLS_CERT and "
+            "PCCL_TLS_KEY"
         )
     return TlsFiles(*paths)
 
@@ -67,7 +68,9 @@ def choose_transport(
     if plain:
         raise ArgumentError("transport 'tls' and insecure=True contradict each other")
     if not has_secret and files is None:
-        raise ArgumentError("transport 'tls' needs the run's secret, or certificates: nothing else proves who a peer is")
+        raise ArgumentError(
+            "transport 'tls' needs the run's secret, or certificates: nothing else proves who a peer is"
+        )
     if _native.tls_missing():
         raise TlsMissing(f"{_native.tls_missing()}; or ask for plain data with insecure=True or PCCL_INSECURE=1")
     return transport

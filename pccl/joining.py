@@ -45,23 +45,24 @@ def _takes(make: Callable[P, A]) -> Callable[[Callable[[A], R]], Callable[P, R]]
 @_takes(settings_from)
 def connect(settings: Settings) -> Communicator:
     """Joins a run and returns its communicator; blocks until the first epoch, at most `timeout` seconds. Ctrl-C
-    interrupts.
+        interrupts.
 
-    `address`: the coordinator's, "tcp://host:29400". `run`, `secret`: must equal the coordinator's. `group`: the peers
-    that reduce together. These five fall back to PCCL_COORDINATOR, PCCL_RUN, PCCL_SECRET and PCCL_GROUP, `listen` to
-    PCCL_LISTEN and `advertise` to PCCL_ADVERTISE. `listen`: numeric host and port of the one port that this peer opens
-    ("[::]:0": all interfaces, any port). `advertise`: "host:port" or "host" under which the others reach it, if that
-    differs. `congestion`: TCP congestion control to ask for ("bbr"). `too_few`: what `advance()` does when fewer than
-    the run's minimum are left: "wait" for joiners or "raise" TooFewPeers. `op_timeout`: default deadline of an op, in
-    seconds. `transport`: "tls" (TCP with TLS 1.3), "auto" (plain: shared memory between peers of one host, else TCP) or "tcp"
-    (plain); all peers of a run must use TLS, or none. By default "auto" on one host (loopback addresses) and without a
-    secret, else "tls"; `insecure` (PCCL_INSECURE=1) makes it "auto". `tls`: (ca, cert, key), paths of PEM files by which
-    peers prove themselves (PCCL_TLS_CA, PCCL_TLS_CERT, PCCL_TLS_KEY); without them the secret does. For tests, with
-    `fault_seed`, "faulty+tcp".
+        `address`: the coordinator's, "tcp://host:29400". `run`, `secret`: must equal the coordinator's. `group`: the peers
+        that reduce together. These five fall back to PCCL_COORDINATOR, PCCL_RUN, PCCL_SECRET and PCCL_GROUP, `listen` to
+        PCCL_LISTEN and `advertise` to PCCL_ADVERTISE. `listen`: numeric host and port of the one port that this peer opens
+        ("[::]:0": all interfaces, any port). `advertise`: "host:port" or "host" under which the others reach it, if that
+        differs. `congestion`: TCP congestion control to ask for ("bbr"). `too_few`: what `advance()` does when fewer than
+        the run's minimum are left: "wait" for joiners or "raise" TooFewPeers. `op_timeout`: default deadline of an op, in
+    seconds. `transport`: "tls" (TCP with TLS 1.3), "auto" (plain: shared memory between peers of one host, else TCP)
+        or "tcp" (plain); all peers of a run must use TLS, or none. By default "auto" on one host (loopback addresses) and
+        without a secret, else "tls"; `insecure` (PCCL_INSECURE=1) makes it "auto". `tls`: (ca, cert, key), paths of PEM
+        files by which peers prove themselves (PCCL_TLS_CA, PCCL_TLS_CERT, PCCL_TLS_KEY); without them the secret does. For
+        tests, with `fault_seed`, "faulty+tcp".
 
-    `environ`: read instead of os.environ.
+        `environ`: read instead of os.environ.
 
-    Raises ArgumentError, TlsMissing, Timeout, AuthError, ProtocolError, CoordinatorLost, or PcclError when it cannot listen.
+        Raises ArgumentError, TlsMissing, Timeout, AuthError, ProtocolError, CoordinatorLost, or PcclError when it cannot
+        listen.
     """
     secret_bytes = keys.as_secret(settings.secret)
     key = keys.derive(secret_bytes, settings.run, "data")
@@ -100,8 +101,11 @@ def _listen(settings: Settings, key: bytes) -> _native.Engine:
     return _engine(settings, key, peer_id, settings.listen[-1])
 
 
-def _by_secret(settings: Settings) -> bool:
-    return "tls" in settings.transport and settings.tls is None
+def _psk(settings: Settings) -> bytes:
+    """What proves us in TLS; none where certificates do."""
+    if "tls" not in settings.transport or settings.tls is not None:
+        return b""
+    return keys.derive(keys.as_secret(settings.secret), settings.run, "tls")
 
 
 def _engine(settings: Settings, key: bytes, peer_id: bytes, listen: str) -> _native.Engine:
@@ -114,7 +118,7 @@ def _engine(settings: Settings, key: bytes, peer_id: bytes, listen: str) -> _nat
             listen=listen,
             congestion=settings.congestion,
             fault_seed=settings.fault_seed,
-            psk=keys.derive(keys.as_secret(settings.secret), settings.run, "tls") if _by_secret(settings) else b"",
+            psk=_psk(settings),
             tls_files=(settings.tls.ca, settings.tls.cert, settings.tls.key) if settings.tls else None,
         )
     )

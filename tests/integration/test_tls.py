@@ -1,5 +1,4 @@
-"""TLS on the data plane: a run goes over it, and whoever does not prove himself is refused, named in the log, and felt by
-nobody."""
+"""TLS on the data plane: a run goes over it; who does not prove himself is refused, named in the log, felt by nobody."""
 
 from __future__ import annotations
 
@@ -125,7 +124,8 @@ def test_one_address_does_not_fill_the_room(cluster: Any) -> None:
         peer, port = first_port(coordinator)
         patient = socket.create_connection(("127.0.0.1", port), PATIENCE_S, source_address=("127.0.0.3", 0))
         crowd = [
-            socket.create_connection(("127.0.0.1", port), PATIENCE_S, source_address=("127.0.0.2", 0)) for _ in range(300)
+            socket.create_connection(("127.0.0.1", port), PATIENCE_S, source_address=("127.0.0.2", 0))
+            for _ in range(300)
         ]
         loop.goes_on(2)
         patient.sendall(hello(run_id("default"), secrets.token_bytes(16), peer))

@@ -65,7 +65,7 @@ def test_files_from_the_environment() -> None:
     ],
 )
 def test_what_contradicts_itself(options: dict[str, Any]) -> None:
-    with pytest.raises(ArgumentError, match="TLS|tls|certificates"):
+    with pytest.raises(ArgumentError, match=r"TLS|tls|certificates"):
         settings(**options)
 
 
