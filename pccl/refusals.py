@@ -7,23 +7,26 @@ import logging
 __all__ = ["Refusals"]
 
 EVERY_S = 1.0
+REASONS_MAX = 16
 
 log = logging.getLogger("pccl")
 
 
 class Refusals:
-    """One line per EVERY_S at most; the next one says how many had none."""
+    """One line per reason and EVERY_S at most; the next one of that reason says how many had none."""
 
     def __init__(self) -> None:
-        self._next = 0.0
-        self._untold = 0
+        self._reasons: dict[str, tuple[float, int]] = {}  # when it may be told again, and how often it was not
 
     def note(self, now: float, text: str) -> None:
-        """A stream was refused: from where, and why."""
-        if now < self._next:
-            self._untold += 1
+        """A stream was refused: "address: reason"."""
+        reason = text.partition(": ")[2]
+        again, untold = self._reasons.pop(reason, (float("-inf"), 0))
+        if now < again:
+            self._reasons[reason] = (again, untold + 1)
             return
-        more = f" ({self._untold} more since the last such line)" if self._untold else ""
+        more = f" ({untold} more since the last such line)" if untold else ""
         log.warning("refused a stream, %s%s", text, more)
-        self._next = now + EVERY_S
-        self._untold = 0
+        while len(self._reasons) >= REASONS_MAX:
+            del self._reasons[next(iter(self._reasons))]
+        self._reasons[reason] = (now + EVERY_S, 0)

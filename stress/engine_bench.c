@@ -45,6 +45,7 @@ static pccl_engine *open_engine(const struct options *o, uint32_t rank, const ch
     pccl_config config = {.size = sizeof config, .self = id_of(rank), .eager_bytes = 4 << 20};
     snprintf(config.listen, sizeof config.listen, "%s", listen);
     snprintf(config.transport, sizeof config.transport, "%s", o->transport);
+    config.has_psk = 1; /* only "tls" asks for it */
     snprintf(config.congestion, sizeof config.congestion, "%s", o->congestion);
     if (pccl_engine_new(&config, &engine) != PCCL_OK || pccl_engine_start(engine) != PCCL_OK)
         die("engine");

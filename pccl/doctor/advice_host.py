@@ -78,8 +78,10 @@ def _of(host: Host) -> list[tuple[str, str | int]]:
         ("control_version", host.control),
         ("python", host.python),
         ("kernel", host.kernel),
+        ("tls", host.tls),
     ]
 
 
 def _version(host: Host) -> str:
-    return f"pccl {host.pccl}, wire {host.wire}, Python {host.python}, Linux {host.kernel}"
+    tls = f"TLS by {host.tls}" if host.tls else "no TLS (OpenSSL 3 is missing)"
+    return f"pccl {host.pccl}, wire {host.wire}, Python {host.python}, Linux {host.kernel}, {tls}"

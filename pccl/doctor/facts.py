@@ -26,7 +26,8 @@ Outcome = Literal["ok", "refused", "timeout", "unreachable", "stranger"]
 
 
 class Host(Part, frozen=True):
-    """What a machine says of itself. `wire` 0: its engine does not load, for the reason in `engine_error`.
+    """What a machine says of itself. `wire` 0: its engine does not load, for the reason in `engine_error`. `tls`: the
+    library that does TLS there; "": none.
 
     Congestion controls: the default, those that any program may ask for, those that are loaded. Buffers: (least,
     default, most) bytes of one connection, None where the system does not tell.
@@ -46,6 +47,7 @@ class Host(Part, frozen=True):
     receive_buffer: tuple[U64, U64, U64] | None
     descriptors: U64
     descriptors_max: U64
+    tls: Word = ""
 
 
 class Place(Part, frozen=True):

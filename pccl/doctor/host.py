@@ -21,7 +21,7 @@ UNLIMITED = 1 << 62
 def this_host(sysctl: Path = SYSCTL) -> Host:
     """Of the network namespace that the caller is in."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wire, error = _engine()
+    wire, error, tls = _engine()
     return Host(
         name=plain(socket.gethostname()) or "?",
         pccl=plain(metadata.version("pccl")),
@@ -37,6 +37,7 @@ def this_host(sysctl: Path = SYSCTL) -> Host:
         receive_buffer=_three(sysctl / "tcp_rmem"),
         descriptors=_limit(soft),
         descriptors_max=_limit(hard),
+        tls=plain(tls),
     )
 
 
@@ -45,13 +46,13 @@ def plain(text: str) -> str:
     return re.sub(r"[^ -~]", "?", text)[:120]
 
 
-def _engine() -> tuple[int, str]:
-    """(wire version, "") or (0, why the engine does not load)."""
+def _engine() -> tuple[int, str, str]:
+    """(wire version, "", library for TLS) or (0, why the engine does not load, "")."""
     try:
         from pccl import _native
     except ImportError as error:
-        return 0, str(error) or "the extension is missing"
-    return _native.wire_version(), ""
+        return 0, str(error) or "the extension is missing", ""
+    return _native.wire_version(), "", _native.tls_library()
 
 
 def _limit(number: int) -> int:

@@ -104,11 +104,11 @@ class Loop:
 
 
 @contextmanager
-def running(cluster: object) -> Iterator[tuple[Loop, Coordinator]]:
+def running(cluster: object, **options: object) -> Iterator[tuple[Loop, Coordinator]]:
     """A run under way; afterwards: one epoch, nothing malformed on the way, no thread left."""
     coordinator = cluster.coordinator(PEERS)  # type: ignore[attr-defined]
     loop = Loop()
-    connect = lambda: cluster.connect(coordinator)  # type: ignore[attr-defined]  # noqa: E731
+    connect = lambda: cluster.connect(coordinator, **options)  # type: ignore[attr-defined]  # noqa: E731
     threads = [threading.Thread(target=loop.guarded, args=(connect,), daemon=True) for _ in range(PEERS)]
     for thread in threads:
         thread.start()

@@ -30,6 +30,7 @@ def host(name: str, **changes: Any) -> Host:
         receive_buffer=(4096, 131072, 32 << 20),
         descriptors=20000,
         descriptors_max=20000,
+        tls="OpenSSL 3.0.19",
     )
     return replace(usual, **changes)
 
