@@ -1,0 +1,1 @@
+"""Named bytes that a peer offers and others fetch."""
