@@ -8,7 +8,8 @@
 
 enum command_type {
     COMMAND_SUBMIT, COMMAND_ADVANCE, COMMAND_FORGET, COMMAND_PREPARE, COMMAND_FREEZE, COMMAND_CONFIGURE,
-    COMMAND_FAIL_ALL, COMMAND_ABANDON, COMMAND_KILL_STREAM
+    COMMAND_FAIL_ALL, COMMAND_ABANDON, COMMAND_KILL_STREAM, COMMAND_OFFER, COMMAND_EXTEND, COMMAND_WITHDRAW, COMMAND_FETCH,
+    COMMAND_CANCEL_FETCH, COMMAND_LIMIT, COMMAND_ACQUAINT, COMMAND_UNACQUAINT
 };
 
 struct command {
@@ -20,9 +21,16 @@ struct command {
         struct { uint32_t member_count, streams; } prepare;
         struct { uint64_t token; int status; } end;
         struct { pccl_peer_id peer; uint32_t index; } kill;
+        struct { pccl_region region; int whole; } offer;
+        struct { uint8_t key[16]; uint64_t generation; struct range part; } region;
+        pccl_fetch_request fetch;
+        uint64_t token;
+        struct { pccl_priority priority; uint64_t bytes_per_s; } limit;
+        struct { pccl_member member; uint32_t streams; } acquaint;
+        pccl_peer_id peer;
         uint32_t number;           /* boundary or change */
     } u;
-    /* SUBMIT: origin ids; PREPARE: members; CONFIGURE: members, then verdicts */
+    /* SUBMIT: origin ids; FETCH: runs; PREPARE: members; CONFIGURE: members, then verdicts */
     uint64_t tail[];
 };
 
@@ -128,15 +136,36 @@ static void carry_out(pccl_engine *e, struct command *c)
     case COMMAND_FAIL_ALL: engine_fail_all(e, (pccl_err)c->u.end.status); break;
     case COMMAND_ABANDON: do_abandon(e, c->u.end.token, c->u.end.status); break;
     case COMMAND_KILL_STREAM: do_kill_stream(e, c); break;
+    case COMMAND_OFFER: region_offer(e, &c->u.offer.region, c->u.offer.whole); break;
+    case COMMAND_EXTEND: region_extend(e, c->u.region.key, c->u.region.generation, c->u.region.part); break;
+    case COMMAND_WITHDRAW: region_withdraw(e, c->u.region.key, c->u.region.generation); break;
+    case COMMAND_FETCH: fetch_begin(e, &c->u.fetch, (const pccl_fetch_run *)c->tail); break;
+    case COMMAND_CANCEL_FETCH: fetch_cancel(e, c->u.token); break;
+    case COMMAND_LIMIT: serve_limit(e, c->u.limit.priority, c->u.limit.bytes_per_s); break;
+    case COMMAND_ACQUAINT: epoch_acquaint(e, &c->u.acquaint.member, c->u.acquaint.streams); break;
+    case COMMAND_UNACQUAINT: epoch_unacquaint(e, &c->u.peer); break;
     }
 }
 
-/* After the shutdown there is nobody to start anything: an op that comes so late ends at once. */
+/* After the shutdown there is nobody to start anything: what comes so late ends at once. */
 static void turn_away(pccl_engine *e, const struct command *c)
 {
-    if (c->type != COMMAND_SUBMIT)
-        return;
-    pccl_event event = {.kind = PCCL_EVENT_OP, .status = PCCL_ECLOSED, .token = c->u.submit.token};
+    pccl_event event = {.status = PCCL_ECLOSED};
+    switch (c->type) {
+    case COMMAND_SUBMIT:
+        event.kind = PCCL_EVENT_OP;
+        event.token = c->u.submit.token;
+        break;
+    case COMMAND_OFFER:
+        event.kind = PCCL_EVENT_WITHDRAWN;
+        event.token = c->u.offer.region.token;
+        break;
+    case COMMAND_FETCH:
+        event.kind = PCCL_EVENT_FETCH;
+        event.token = c->u.fetch.token;
+        break;
+    default: return;
+    }
     engine_emit(e, &event);
 }
 
@@ -374,4 +403,133 @@ pccl_err pccl_engine_frozen(pccl_engine *engine, pccl_op_state *ops, uint32_t *o
     *lane_count = e->frozen_lane_count;
     pthread_mutex_unlock(&e->lock);
     return fits ? PCCL_OK : PCCL_EAGAIN;
+}
+
+/* -- asking for transfers (any thread) ------------------------------------------------------------------------------- */
+
+pccl_err pccl_engine_offer(pccl_engine *engine, const pccl_region *region, int whole)
+{
+    if (region->size != sizeof *region || !region->data || !region->bytes) {
+        err_set("pccl_region: size %u (expected %zu), or no memory", region->size, sizeof *region);
+        return PCCL_EINVAL;
+    }
+    struct command *c = command_new(COMMAND_OFFER, 0);
+    if (c) {
+        c->u.offer.region = *region;
+        c->u.offer.whole = whole != 0;
+    }
+    return command_push(engine, c);
+}
+
+static pccl_err push_region(pccl_engine *engine, enum command_type type, const uint8_t *key, uint64_t generation, struct range part)
+{
+    struct command *c = command_new(type, 0);
+    if (c) {
+        memcpy(c->u.region.key, key, sizeof c->u.region.key);
+        c->u.region.generation = generation;
+        c->u.region.part = part;
+    }
+    return command_push(engine, c);
+}
+
+pccl_err pccl_engine_extend(pccl_engine *engine, const uint8_t *key, uint64_t generation, uint64_t offset, uint64_t bytes)
+{
+    uint64_t end = bytes > UINT64_MAX - offset ? UINT64_MAX : offset + bytes;
+    return push_region(engine, COMMAND_EXTEND, key, generation, (struct range){offset, end});
+}
+
+pccl_err pccl_engine_withdraw(pccl_engine *engine, const uint8_t *key, uint64_t generation)
+{
+    return push_region(engine, COMMAND_WITHDRAW, key, generation, (struct range){0, 0});
+}
+
+static pccl_err check_runs(const pccl_fetch_request *r)
+{
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < r->run_count; i++) {
+        const pccl_fetch_run *run = &r->runs[i];
+        if (!run->bytes || !run->target || run->bytes > WIRE_TRANSFER_BYTES_MAX - total || run->offset > UINT64_MAX - run->bytes) {
+            err_set("run %u of a fetch has no bytes, no target, or leads beyond 1 TiB", i);
+            return PCCL_EINVAL;
+        }
+        total += run->bytes;
+    }
+    return PCCL_OK;
+}
+
+static pccl_err check_fetch(const pccl_engine *e, const pccl_fetch_request *r)
+{
+    if (r->size != sizeof *r)
+        err_set("pccl_fetch_request.size is %u, expected %zu", r->size, sizeof *r);
+    else if (r->priority >= PCCL_PRIORITY_COUNT)
+        err_set("unknown priority %u", r->priority);
+    else if (!r->run_count || r->run_count > WIRE_FETCH_RUNS_MAX || !r->runs)
+        err_set("a fetch of %u runs; it may have 1 to %d", r->run_count, WIRE_FETCH_RUNS_MAX);
+    else if (peer_id_compare(&r->peer, &e->config.self) == 0)
+        err_set("a peer does not fetch from itself");
+    else
+        return check_runs(r);
+    return PCCL_EINVAL;
+}
+
+pccl_err pccl_engine_fetch(pccl_engine *engine, const pccl_fetch_request *request)
+{
+    pccl_err err = check_fetch(engine, request);
+    if (err != PCCL_OK)
+        return err;
+    size_t tail = request->run_count * sizeof *request->runs;
+    struct command *c = command_new(COMMAND_FETCH, tail);
+    if (c) {
+        c->u.fetch = *request;
+        c->u.fetch.runs = NULL;
+        memcpy(c->tail, request->runs, tail);
+    }
+    return command_push(engine, c);
+}
+
+pccl_err pccl_engine_cancel_fetch(pccl_engine *engine, uint64_t token)
+{
+    struct command *c = command_new(COMMAND_CANCEL_FETCH, 0);
+    if (c)
+        c->u.token = token;
+    return command_push(engine, c);
+}
+
+pccl_err pccl_engine_limit(pccl_engine *engine, int priority, uint64_t bytes_per_s)
+{
+    if (priority < 0 || priority >= PCCL_PRIORITY_COUNT) {
+        err_set("unknown priority %d", priority);
+        return PCCL_EINVAL;
+    }
+    struct command *c = command_new(COMMAND_LIMIT, 0);
+    if (c) {
+        c->u.limit.priority = (pccl_priority)priority;
+        c->u.limit.bytes_per_s = bytes_per_s;
+    }
+    return command_push(engine, c);
+}
+
+pccl_err pccl_engine_acquaint(pccl_engine *engine, const pccl_member *member, uint32_t streams)
+{
+    pccl_err err = check_members(member, 1, streams);
+    if (err == PCCL_OK && is_self(engine, member)) {
+        err_set("a peer has no link to itself");
+        err = PCCL_EINVAL;
+    }
+    if (err != PCCL_OK)
+        return err;
+    struct command *c = command_new(COMMAND_ACQUAINT, 0);
+    if (c) {
+        c->u.acquaint.member = *member;
+        c->u.acquaint.streams = streams;
+    }
+    return command_push(engine, c);
+}
+
+pccl_err pccl_engine_unacquaint(pccl_engine *engine, const pccl_peer_id *peer)
+{
+    struct command *c = command_new(COMMAND_UNACQUAINT, 0);
+    if (c)
+        c->u.peer = *peer;
+    return command_push(engine, c);
 }

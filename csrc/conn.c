@@ -192,11 +192,33 @@ static void fill_batch(struct conn *c)
     }
 }
 
+/* The payload from `skip` on; *whole_p 0: not all of it fits into `cap` pieces. */
+static int payload_iov(const struct outgoing *o, uint32_t skip, struct iovec *iov, int cap, int *whole_p)
+{
+    uint32_t left = o->payload_bytes - skip;
+    int count = 0;
+    if (o->payload.data) {
+        iov[0] = (struct iovec){(void *)(uintptr_t)(o->payload.data + skip), left};
+        return 1;
+    }
+    const struct run *run = o->payload.runs;
+    for (; skip >= run->bytes; run++)
+        skip -= (uint32_t)run->bytes;
+    for (; left && count < cap; run++) {
+        uint32_t bytes = (uint32_t)run->bytes - skip;
+        iov[count++] = (struct iovec){run->at + skip, bytes};
+        left -= bytes;
+        skip = 0;
+    }
+    *whole_p = left == 0;
+    return count;
+}
+
 static int batch_iov(const struct conn *c, struct iovec *iov)
 {
     int count = 0;
     uint32_t skip = c->out_sent;
-    for (uint32_t i = 0; i < c->out_count; i++) {
+    for (uint32_t i = 0; i < c->out_count && count + 2 <= SEND_IOV_MAX; i++) {
         const struct outgoing *o = &c->out[(c->out_first + i) % SEND_BATCH_FRAMES];
         if (skip < WIRE_HEADER_BYTES) {
             iov[count++] = (struct iovec){(void *)(uintptr_t)(o->header + skip), WIRE_HEADER_BYTES - skip};
@@ -204,8 +226,11 @@ static int batch_iov(const struct conn *c, struct iovec *iov)
         } else {
             skip -= WIRE_HEADER_BYTES;
         }
+        int whole = 1;
         if (o->payload_bytes > skip)
-            iov[count++] = (struct iovec){(void *)(uintptr_t)(o->payload + skip), o->payload_bytes - skip};
+            count += payload_iov(o, skip, iov + count, SEND_IOV_MAX - count, &whole);
+        if (!whole)
+            break;
         skip = 0;
     }
     return count;
@@ -236,7 +261,7 @@ static pccl_cause cause_of(int sys_errno)
 
 void conn_pump(struct conn *c)
 {
-    struct iovec iov[2 * SEND_BATCH_FRAMES];
+    struct iovec iov[SEND_IOV_MAX];
     while (c->state == CONN_OPEN && !c->blocked) {
         fill_batch(c);
         if (!c->out_count)
@@ -263,23 +288,26 @@ static int spill_frame(struct conn *c, struct outgoing *o, uint32_t already)
     if (!c->spill)
         return 0;
     uint8_t *copy = c->spill + (size_t)(o - c->out) * LIMIT_SEGMENT_BYTES;
-    if (o->payload_bytes > already)
-        memcpy(copy + already, o->payload + already, o->payload_bytes - already);
-    o->payload = copy;
-    o->op = NULL;
+    if (o->payload.data && o->payload_bytes > already)
+        memcpy(copy + already, o->payload.data + already, o->payload_bytes - already);
+    const struct run *run = o->payload.runs;
+    for (uint32_t at = 0; !o->payload.data && at < o->payload_bytes; at += (uint32_t)run++->bytes)
+        memcpy(copy + at, run->at, run->bytes);
+    o->payload = (struct payload){.data = copy};
+    o->owner = NULL;
     return 1;
 }
 
-void conn_detach(struct conn *c, const struct op *op)
+void conn_detach(struct conn *c, const struct sender *owner)
 {
-    if (c->op == op) {
-        c->op = NULL;
+    if (c->owner == owner) {
+        c->owner = NULL;
         c->target = NULL;
         c->wanted = 0;
     }
     for (uint32_t i = 0; i < c->out_count; i++) {
         struct outgoing *o = &c->out[(c->out_first + i) % SEND_BATCH_FRAMES];
-        if (o->op != op)
+        if (o->owner != owner)
             continue;
         uint32_t already = i == 0 && c->out_sent > WIRE_HEADER_BYTES ? c->out_sent - WIRE_HEADER_BYTES : 0;
         if (!spill_frame(c, o, already)) {
@@ -295,7 +323,7 @@ void conn_discard_seq(struct conn *c, uint32_t link_seq)
         c->wanted = 0;
         c->counts = 0;
         c->target = NULL;
-        c->op = NULL;
+        c->owner = NULL;
         link_park_cancel(c);
     }
 }

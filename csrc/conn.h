@@ -12,7 +12,8 @@
 #include "wire.h"
 
 struct link;
-struct op;
+struct run;
+struct sender;
 
 enum conn_state {
     CONN_DIALLING,       /* waits for the transport, then sends HELLO */
@@ -29,12 +30,18 @@ enum conn_state {
     CONN_DEAD            /* closed; freed at the end of the turn */
 };
 
-/* A frame on its way out. `payload` is user memory, pool memory or the conn's spill. */
+/* Where a frame's payload lies: in one piece, or in several runs of memory, whole ones from the first on. */
+struct payload {
+    const uint8_t *data;       /* NULL: in runs, or there is none */
+    const struct run *runs;
+};
+
+/* A frame on its way out. Its payload is user memory, pool memory or the conn's spill. */
 struct outgoing {
     uint8_t header[WIRE_HEADER_BYTES];
-    const uint8_t *payload;
+    struct payload payload;
     uint32_t payload_bytes;
-    struct op *op;             /* whose memory payload is; NULL when it is nobody's */
+    const struct sender *owner;  /* whose memory the payload is; NULL when it is nobody's */
 };
 
 struct conn {
@@ -61,7 +68,7 @@ struct conn {
     struct frame frame;
     uint32_t got;              /* payload bytes so far */
     uint8_t *target;           /* where the payload goes; NULL: thrown away */
-    struct op *op;             /* whose memory target is; NULL: scratch, parked, nobody's */
+    const struct sender *owner;  /* who ends the reading into target when it ends; NULL: nobody */
     struct parked *parked;     /* the payload goes to a parked frame */
     int wanted;                /* 0: the payload is a duplicate or stale: no checksum, no delivery */
     int counts;                /* its number may be marked as arrived when it is complete */
@@ -90,8 +97,8 @@ void conn_on_ready(struct conn *c, unsigned what);
 void conn_fail(struct conn *c, pccl_cause cause, int sys_errno);
 /* Writes what it can of its own frames and of its link's. */
 void conn_pump(struct conn *c);
-/* The op's memory must not be touched any more. */
-void conn_detach(struct conn *c, const struct op *op);
+/* The memory of the op or transfer must not be touched any more. */
+void conn_detach(struct conn *c, const struct sender *owner);
 /* If the frame being read is `link_seq`, throw the rest of it away (a second copy is arriving elsewhere). */
 void conn_discard_seq(struct conn *c, uint32_t link_seq);
 /* A stranger found its link. */
@@ -104,6 +111,8 @@ void handshake_begin(struct conn *c);
 void handshake_turn(struct conn *c, unsigned what);
 /* conn_recv.c */
 void conn_receive(struct conn *c);
+/* The payload goes to memory of the conn's own. PCCL_ENOMEM: there is none. */
+pccl_err conn_to_scratch(struct conn *c);
 /* relay.c */
 /* The peer has proved itself and asked for a target: dials on. */
 void relay_begin(struct conn *c);

@@ -34,7 +34,7 @@ static void finish_frame(struct conn *c)
         corrupt(c);
         return;
     }
-    c->op = NULL;
+    c->owner = NULL;
     c->target = NULL;
 }
 
@@ -48,7 +48,7 @@ static int begin_frame(struct conn *c)
     c->in_payload = 1;
     c->got = 0;
     c->target = NULL;
-    c->op = NULL;
+    c->owner = NULL;
     c->parked = NULL;
     c->wanted = c->counts = 1;
     if (link_on_header(c->link, c) != PCCL_OK) {
@@ -113,6 +113,14 @@ static ssize_t read_some(struct conn *c)
     c->got += to_payload;
     c->staging_end += (uint32_t)n - to_payload;
     return n;
+}
+
+pccl_err conn_to_scratch(struct conn *c)
+{
+    if (!c->scratch)
+        c->scratch = mem_alloc(LIMIT_SEGMENT_BYTES);
+    c->target = c->scratch;
+    return c->scratch ? PCCL_OK : PCCL_ENOMEM;
 }
 
 void conn_receive(struct conn *c)

@@ -27,7 +27,7 @@ static const pccl_peer_id *id_of(const struct op *op, uint32_t rank)
 static int is_chain(const struct op *op)
 {
     struct desc desc;
-    return desc_unpack(op->desc, &desc) == PCCL_OK && desc.kind == PCCL_BROADCAST && desc.algorithm == PCCL_ALGORITHM_RING;
+    return desc_unpack(op->sender.frame.desc, &desc) == PCCL_OK && desc.kind == PCCL_BROADCAST && desc.algorithm == PCCL_ALGORITHM_RING;
 }
 
 static int is_root(const struct op *op, uint32_t rank)
@@ -76,7 +76,7 @@ static uint8_t *out_row(const struct op *op, uint32_t from)
 
 static void push(struct op *op, uint32_t to, const uint8_t *row, uint64_t offset, uint32_t bytes, const uint32_t *crc)
 {
-    struct segment s = {.data = row + offset, .offset = offset, .bytes = bytes, .crc = crc ? *crc : 0,
+    struct segment s = {.payload.data = row + offset, .offset = offset, .bytes = bytes, .crc = crc ? *crc : 0,
                         .crc_known = crc != NULL};
     op_push(op, to, &s);
 }
@@ -117,7 +117,7 @@ static pccl_err start_with_peer(struct op *op, uint32_t peer)
         return PCCL_EPEER;
     if (receives_row(op, peer)) {
         op->u.direct.left += row_segments(op);
-        link_notify(op->peers[peer], op, FRAME_GRANT, UINT32_MAX);
+        link_notify(op->peers[peer], &op->sender.frame, FRAME_GRANT, UINT32_MAX);
     }
     if (row < 0 && !forwards)
         return PCCL_OK;

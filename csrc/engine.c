@@ -92,6 +92,8 @@ static void run_timers(pccl_engine *e)
         engine_wake_at(e, link_on_time(l, e->now_ns));
     check_conns(e);
     check_deadlines(e);
+    fetch_on_time(e);
+    serve_on_time(e);
 }
 
 static void send_dirty(pccl_engine *e)
@@ -161,6 +163,8 @@ void engine_shutdown(pccl_engine *e)
     if (!e->transport)
         return;
     engine_fail_all(e, PCCL_ECLOSED);
+    fetch_end_all(e, PCCL_ECLOSED);
+    region_withdraw_all(e, PCCL_ECLOSED);
     send_dirty(e);
     while (e->links)
         link_close(e->links);
@@ -249,6 +253,8 @@ void pccl_engine_free(pccl_engine *engine)
         close(e->event_fd);
     pthread_mutex_destroy(&e->lock);
     lanes_free(e);
+    mem_free(e->transfers.by_id);
+    mem_free(e->transfers.by_token);
     mem_free(e->events);
     mem_free(e->links_shared);
     mem_free(e->frozen_ops);

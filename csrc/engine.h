@@ -10,6 +10,7 @@
 
 #include "mem.h"
 #include "op.h"
+#include "transfer.h"
 
 struct command;
 
@@ -75,6 +76,7 @@ struct pccl_engine {
     struct tombstone *tombstones;
     uint32_t boundary;
     int frozen;
+    struct transfers transfers;
     struct pool pool;
     uint8_t *sink;             /* where unwanted payloads go */
     uint64_t next_timer_ns;
@@ -135,6 +137,8 @@ uint32_t epoch_oldest(const pccl_engine *e);
 void epoch_freeze(pccl_engine *e, uint32_t change);
 void epoch_install(pccl_engine *e, const pccl_epoch *config);
 void epoch_retire(pccl_engine *e);
+void epoch_acquaint(pccl_engine *e, const pccl_member *member, uint32_t streams);
+void epoch_unacquaint(pccl_engine *e, const pccl_peer_id *peer);
 void epoch_free_all(pccl_engine *e);
 /* The verdict on an op that is being called only now; PCCL_OK if there is none. */
 pccl_err tombstone_take(pccl_engine *e, const pccl_op_name *name);

@@ -218,7 +218,7 @@ static void close_unwanted_links(pccl_engine *e, int at_once)
     e->lingering = 0;
     for (struct link *l = e->links, *next; l; l = next) {
         next = l->next;
-        int is_member = epoch_member(e, &l->id, NULL) != NULL, wanted = is_member || l->prepared;
+        int is_member = epoch_member(e, &l->id, NULL) != NULL, wanted = is_member || l->prepared || l->acquainted;
         if (l->detour_epoch)
             wanted = is_member && (epoch_live(e, l->detour_epoch) || (!at_once && lingers(e, l)));
         if (is_member)
@@ -227,6 +227,24 @@ static void close_unwanted_links(pccl_engine *e, int at_once)
             link_close(l);
     }
     relay_drop_strangers(e);
+}
+
+void epoch_acquaint(pccl_engine *e, const pccl_member *member, uint32_t streams)
+{
+    struct link *l = link_find(e, &member->id, 0);
+    if (!l)
+        l = link_want(e, member, streams);
+    ASSERT(l);
+    l->acquainted = 1;
+}
+
+void epoch_unacquaint(pccl_engine *e, const pccl_peer_id *peer)
+{
+    struct link *l = link_find(e, peer, 0);
+    if (!l)
+        return;
+    l->acquainted = 0;
+    close_unwanted_links(e, 0);
 }
 
 static void drop_old_frames(pccl_engine *e)

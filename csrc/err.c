@@ -34,7 +34,7 @@ const char *pccl_err_name(int err)
         [PCCL_EAUTH] = "authentication failed", [PCCL_EMISMATCH] = "mismatched call", [PCCL_EPEER] = "peer lost",
         [PCCL_EFEW] = "too few peers", [PCCL_ETIMEOUT] = "deadline passed", [PCCL_ECLOSED] = "closed",
         [PCCL_EEVICTED] = "evicted", [PCCL_ELOST] = "coordinator lost",
-        [PCCL_ECANCELLED] = "cancelled",
+        [PCCL_ECANCELLED] = "cancelled", [PCCL_EGONE] = "no longer offered",
     };
     if (err < 0 || (size_t)err >= sizeof names / sizeof names[0])
         return "unknown error";

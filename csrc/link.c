@@ -279,6 +279,8 @@ void link_close(struct link *l)
             conn_fail(l->conns[i], PCCL_CAUSE_NONE, 0);
     if (l->check)
         conn_fail(l->check, PCCL_CAUSE_NONE, 0);
+    fetch_link_closed(l);
+    serve_link_closed(l);
     ASSERT(queues_empty(l));
     link_drop_parked(l, UINT32_MAX);
     struct link **at = &e->links;

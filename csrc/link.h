@@ -10,13 +10,35 @@
 #define PCCL_LINK_H
 
 #include "conn.h"
+#include "list.h"
 
 enum link_state { LINK_IDLE, LINK_CONNECTING, LINK_UP, LINK_BROKEN, LINK_CLOSED, LINK_STATE_COUNT };
 enum link_input { LINK_WANTED, LINK_STREAM_OPEN, LINK_STREAMS_GONE, LINK_UNWANTED, LINK_INPUT_COUNT };
 
-/* A segment that an op has ready for a peer. */
+struct flow;
+struct op;
+
+/* A stretch of memory: `bytes` from `at` on. */
+struct run {
+    uint8_t *at;
+    uint64_t bytes;
+};
+
+/* Who sends: what all frames of an op, or of a transfer, have in common. Conns know by it whose memory they are at. */
+struct sender {
+    uint8_t priority;          /* pccl_priority */
+    uint32_t retries;          /* how often a change of membership has thrown it back */
+    uint64_t number;           /* order of submission */
+    uint64_t sent_bytes;
+    struct frame frame;        /* of its segments: type, epoch, name, shape, desc */
+    /* Of a transfer, else NULL: a segment has been given to a stream; all that was is acknowledged. The latter may free it. */
+    void (*sent)(struct flow *f);
+    void (*acked)(struct flow *f);
+};
+
+/* A segment that is ready for a peer. */
 struct segment {
-    const uint8_t *data;
+    struct payload payload;
     uint64_t offset;
     uint32_t bytes;
     uint32_t crc;
@@ -25,9 +47,9 @@ struct segment {
     uint8_t windowed;          /* counts against the receiver's granted window */
 };
 
-/* What one op sends to one peer. */
+/* What one sender sends to one peer. */
 struct flow {
-    struct op *op;
+    struct sender *sender;
     struct link *link;
     struct flow *prev, *next;  /* in a queue of the link, while it has segments */
     struct segment *segments;  /* ring of `cap` */
@@ -36,7 +58,7 @@ struct flow {
     uint32_t granted;          /* windowed segments the receiver has room for */
     int called;                /* the receiver is known to have called the op */
     uint32_t eager_bytes;      /* sent before that was known */
-    uint32_t unacked;          /* slots of the link that still name this op */
+    uint32_t unacked;          /* slots of the link that still name this flow */
 };
 
 /* The flows of one priority class that have segments. */
@@ -45,18 +67,10 @@ struct flow_queue {
     uint32_t passed_over;      /* segments of higher classes that went since this one last had a turn, while it had some */
 };
 
-/* FIN or GRANT waiting for its turn. */
-struct notice {
-    uint8_t type;
-    uint32_t epoch, shape;
-    pccl_op_name name;
-    uint64_t desc, offset;
-};
-
 /* A numbered frame in flight. */
 struct slot {
     struct frame frame;
-    const uint8_t *payload;
+    struct payload payload;
     struct flow *flow;         /* NULL: its memory is nobody's */
     uint32_t conn_serial;      /* the conn it was last given to; 0: waits to be sent again */
 };
@@ -86,6 +100,15 @@ struct meter {
     uint64_t packets, packets_again;
     uint64_t losses[METER_LOSSES];  /* a ring: parts per million */
     uint32_t loss_readings, loss_ppm;  /* the median of the readings, while there is one */
+};
+
+/* Transfers over a link. */
+struct link_transfers {
+    struct list fetches;       /* fetch.c: this peer's that have not ended, or whose FETCH is not acknowledged */
+    struct list waiting[PCCL_PRIORITY_COUNT];  /* those that have not been asked for yet */
+    uint32_t asked;            /* that the other side has, or is to get */
+    struct list servings;      /* serve.c: the other side's */
+    uint32_t busy;             /* of these, those that have still something to send */
 };
 
 struct link {
@@ -125,7 +148,7 @@ struct link {
     uint64_t ack_at_ns;
     int ack_now;
 
-    struct notice *notices;    /* ring */
+    struct frame *notices;     /* ring: frames without payload that wait for their turn */
     uint32_t notice_head, notice_count, notice_cap;
     struct flow_queue queues[PCCL_PRIORITY_COUNT];
 
@@ -140,6 +163,9 @@ struct link {
     uint32_t rtt_us;
     struct meter meter;
     uint64_t sent_bytes, received_bytes;
+
+    int acquainted;            /* kept for transfers, whatever epochs say */
+    struct link_transfers transfers;
 };
 
 const char *link_state_name(enum link_state state);
@@ -186,12 +212,13 @@ void flow_served(struct flow *f);
 int queues_empty(const struct link *l);
 
 /* link_send.c */
-void link_notify(struct link *l, const struct op *op, uint8_t type, uint64_t offset);
+/* A numbered frame without payload that is like `frame` but for these. */
+void link_notify(struct link *l, const struct frame *frame, uint8_t type, uint64_t offset);
 /* Gives the conn its next frame; 0 if there is none that may go. */
 int link_next_frame(struct link *l, struct conn *c);
 void link_on_ack(struct link *l, uint32_t link_ack);
 void link_resend_lost(struct link *l, const struct conn *c);
-/* The op's memory must not be touched any more: its frames in flight become VOIDs. */
+/* The memory of the flow's sender must not be touched any more: its frames in flight become VOIDs. */
 void link_detach(struct link *l, struct flow *f);
 int link_wants_to_send(const struct link *l);
 

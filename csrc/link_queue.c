@@ -1,7 +1,7 @@
 /* link_queue.c - whose segment a link sends next.
  *
- * A flow stands in the queue of its op's priority class while it has segments. A higher class goes first, segment by segment; but a
- * class that has let STARVED_AFTER segments of higher ones pass gets the next, so nothing waits for ever. Within a class ops take turns;
+ * A flow stands in the queue of its sender's priority class while it has segments. A higher class goes first, segment by segment; but a
+ * class that has let STARVED_AFTER segments of higher ones pass gets the next, so nothing waits for ever. Within a class ops and transfers take turns;
  * only those that a change of membership has thrown back go before the others, the oldest first: the next result after a loss
  * should not wait for everything that was in flight. The order is the sender's own affair: peers need not agree on it. */
 #include "engine.h"
@@ -16,7 +16,7 @@ static const uint8_t place_of[PCCL_PRIORITY_COUNT] = {
 
 static struct flow_queue *queue_of(const struct flow *f)
 {
-    return &f->link->queues[place_of[f->op->request.priority]];
+    return &f->link->queues[place_of[f->sender->priority]];
 }
 
 void flow_push(struct flow *f, const struct segment *segment)
@@ -82,7 +82,7 @@ static struct flow *next_in(const struct flow_queue *q)
         if (may_send(f)) {
             if (!f->link->engine->ops_thrown_back)
                 return f;
-            if (!best || (f->op->retries && (!best->op->retries || f->op->number < best->op->number)))
+            if (!best || (f->sender->retries && (!best->sender->retries || f->sender->number < best->sender->number)))
                 best = f;
         }
         f = f->next;

@@ -156,7 +156,7 @@ static int admit(struct link *l, struct op *op, const struct frame *frame, uint3
     if (from == op->n)
         return 0;
     note_called(l, op, from);
-    if (frame->desc != op->desc || frame->shape != op->request.shape) {
+    if (frame->desc != op->sender.frame.desc || frame->shape != op->request.shape) {
         op_on_mismatch(op, l, frame);
         return 0;
     }
@@ -181,13 +181,10 @@ static pccl_err place_data(struct link *l, struct conn *c, struct op *op)
     if (err != PCCL_OK)
         return err;
     if (c->target) {
-        c->op = op;
+        c->owner = &op->sender;
         return PCCL_OK;
     }
-    if (!c->scratch)
-        c->scratch = mem_alloc(LIMIT_SEGMENT_BYTES);
-    c->target = c->scratch;
-    return c->scratch ? PCCL_OK : PCCL_ENOMEM;
+    return conn_to_scratch(c);
 }
 
 static void discard_other_copies(struct link *l, const struct conn *c)
@@ -213,8 +210,12 @@ pccl_err link_on_header(struct link *l, struct conn *c)
         return PCCL_OK;
     }
     discard_other_copies(l, c);
-    if (frame->type != FRAME_DATA)
-        return PCCL_OK;
+    switch (frame->type) {
+    case FRAME_DATA: break;
+    case FRAME_FETCH: return conn_to_scratch(c);
+    case FRAME_PIECE: return fetch_place(l, c);
+    default: return PCCL_OK;
+    }
     switch (route_of(e, frame, &op)) {
     case ROUTE_STALE: stale(e, c); return PCCL_OK;
     case ROUTE_OP: return place_data(l, c, op);
@@ -342,6 +343,10 @@ pccl_err link_on_frame(struct link *l, struct conn *c, const uint8_t *payload)
     case FRAME_DATA:
     case FRAME_GRANT:
     case FRAME_FIN: return on_op_frame(l, c, payload);
+    case FRAME_FETCH: return serve_on_fetch(l, &c->frame, payload);
+    case FRAME_PIECE: fetch_on_piece(l, &c->frame, payload); return PCCL_OK;
+    case FRAME_DENY: fetch_on_deny(l, &c->frame); return PCCL_OK;
+    case FRAME_DROP: serve_on_drop(l, &c->frame); return PCCL_OK;
     default: return PCCL_OK;
     }
 }

@@ -15,11 +15,11 @@ static uint32_t window_left(const struct link *l)
     return WINDOW_FRAMES - (l->send_next - l->send_acked);
 }
 
-void link_notify(struct link *l, const struct op *op, uint8_t type, uint64_t offset)
+void link_notify(struct link *l, const struct frame *frame, uint8_t type, uint64_t offset)
 {
     if (l->notice_count == l->notice_cap) {
         uint32_t cap = l->notice_cap ? 2 * l->notice_cap : 64;
-        struct notice *bigger = mem_alloc(cap * sizeof *bigger);
+        struct frame *bigger = mem_alloc(cap * sizeof *bigger);
         ASSERT(bigger);
         for (uint32_t i = 0; i < l->notice_count; i++)
             bigger[i] = l->notices[(l->notice_head + i) % l->notice_cap];
@@ -28,16 +28,17 @@ void link_notify(struct link *l, const struct op *op, uint8_t type, uint64_t off
         l->notice_head = 0;
         l->notice_cap = cap;
     }
-    l->notices[(l->notice_head + l->notice_count++) % l->notice_cap] = (struct notice){
-        .type = type, .epoch = op->epoch->number, .shape = op->request.shape,
-        .name = op->request.name, .desc = op->desc, .offset = offset,
-    };
+    struct frame *notice = &l->notices[(l->notice_head + l->notice_count++) % l->notice_cap];
+    *notice = *frame;
+    notice->type = type;
+    notice->offset = offset;
     link_mark_dirty(l);
 }
 
 /* -- frames ------------------------------------------------------------------------------------------------ */
 
-static void hand_over(struct link *l, struct conn *c, const struct frame *frame, const uint8_t *payload, struct op *op)
+static void hand_over(struct link *l, struct conn *c, const struct frame *frame, struct payload payload,
+                      const struct sender *owner)
 {
     struct outgoing *o = &c->out[(c->out_first + c->out_count++) % SEND_BATCH_FRAMES];
     struct frame stamped = *frame;
@@ -45,20 +46,20 @@ static void hand_over(struct link *l, struct conn *c, const struct frame *frame,
     wire_encode(&stamped, o->header);
     o->payload = payload;
     o->payload_bytes = frame->payload_bytes;
-    o->op = op;
+    o->owner = owner;
     l->recv_since_ack = 0;
     l->ack_now = 0;
     l->ack_at_ns = NEVER;
 }
 
-static void send_numbered(struct link *l, struct conn *c, struct frame *frame, const uint8_t *payload, struct flow *flow)
+static void send_numbered(struct link *l, struct conn *c, struct frame *frame, struct payload payload, struct flow *flow)
 {
     frame->link_seq = l->send_next++;
     struct slot *slot = slot_of(l, frame->link_seq);
     *slot = (struct slot){.frame = *frame, .payload = payload, .flow = flow, .conn_serial = c->serial};
     if (flow)
         flow->unacked++;
-    hand_over(l, c, frame, payload, flow ? flow->op : NULL);
+    hand_over(l, c, frame, payload, flow ? flow->sender : NULL);
 }
 
 static int send_again(struct link *l, struct conn *c)
@@ -73,7 +74,7 @@ static int send_again(struct link *l, struct conn *c)
         l->resend_from = seq + 1;
         l->resend_count--;
         l->engine->stats.frames_resent++;
-        hand_over(l, c, &slot->frame, slot->payload, slot->flow ? slot->flow->op : NULL);
+        hand_over(l, c, &slot->frame, slot->payload, slot->flow ? slot->flow->sender : NULL);
         return 1;
     }
     ASSERT(!"a frame that waits to be sent again is in its slot");
@@ -84,14 +85,22 @@ static int send_notice(struct link *l, struct conn *c)
 {
     if (!l->notice_count || !window_left(l))
         return 0;
-    const struct notice *n = &l->notices[l->notice_head];
-    struct frame frame = {
-        .type = n->type, .epoch = n->epoch, .name = n->name, .shape = n->shape, .desc = n->desc, .offset = n->offset,
-    };
+    struct frame frame = l->notices[l->notice_head];
     l->notice_head = (l->notice_head + 1) % l->notice_cap;
     l->notice_count--;
-    send_numbered(l, c, &frame, NULL, NULL);
+    send_numbered(l, c, &frame, (struct payload){0}, NULL);
     return 1;
+}
+
+static uint32_t checksum(const struct segment *s)
+{
+    if (s->payload.data)
+        return crc32c(0, s->payload.data, s->bytes);
+    uint32_t crc = 0;
+    const struct run *run = s->payload.runs;
+    for (uint32_t at = 0; at < s->bytes; at += (uint32_t)run++->bytes)
+        crc = crc32c(crc, run->at, run->bytes);
+    return crc;
 }
 
 static int send_segment(struct link *l, struct conn *c)
@@ -99,24 +108,25 @@ static int send_segment(struct link *l, struct conn *c)
     struct flow *f = window_left(l) > WINDOW_RESERVE && l->meter.room_bytes > 0 ? queues_next(l) : NULL;
     if (!f)
         return 0;
-    struct op *op = f->op;
     const struct segment *s = &f->segments[f->head];
-    struct frame frame = {
-        .type = FRAME_DATA, .epoch = op->epoch->number, .name = op->request.name, .shape = op->request.shape,
-        .desc = op->desc, .step = s->step, .offset = s->offset, .payload_bytes = s->bytes,
-        .payload_crc = s->crc_known ? s->crc : crc32c(0, s->data, s->bytes),
-    };
+    struct frame frame = f->sender->frame;
+    frame.step = s->step;
+    frame.offset = s->offset;
+    frame.payload_bytes = s->bytes;
+    frame.payload_crc = s->crc_known ? s->crc : checksum(s);
     if (!f->called) {
         f->eager_bytes += s->bytes;
         l->eager_outstanding += s->bytes;
     }
     if (s->windowed)
         f->windowed_sent++;
-    op->sent_bytes += s->bytes;
+    f->sender->sent_bytes += s->bytes;
     l->meter.room_bytes -= s->bytes;
-    const uint8_t *data = s->data;
+    struct payload payload = s->payload;
     flow_served(f);
-    send_numbered(l, c, &frame, data, f);
+    send_numbered(l, c, &frame, payload, f);
+    if (f->sender->sent)
+        f->sender->sent(f);
     return 1;
 }
 
@@ -136,7 +146,7 @@ static int send_sign_of_life(struct link *l, struct conn *c)
     } else {
         return 0;
     }
-    hand_over(l, c, &frame, NULL, NULL);
+    hand_over(l, c, &frame, (struct payload){0}, NULL);
     return 1;
 }
 
@@ -162,10 +172,11 @@ void link_on_ack(struct link *l, uint32_t link_ack)
         struct slot *slot = slot_of(l, l->send_acked++);
         if (!slot->conn_serial)
             l->resend_count--;
-        if (slot->flow)
-            slot->flow->unacked--;
+        struct flow *f = slot->flow;
         slot->flow = NULL;
-        slot->payload = NULL;
+        slot->payload = (struct payload){0};
+        if (f && --f->unacked == 0 && f->sender->acked)
+            f->sender->acked(f);
     }
     if (seq_before(l->resend_from, l->send_acked))
         l->resend_from = l->send_acked;
@@ -197,7 +208,7 @@ static void void_slots(struct link *l, struct flow *f)
         if (slot->flow != f)
             continue;
         slot->frame = (struct frame){.type = FRAME_VOID, .link_seq = seq};
-        slot->payload = NULL;
+        slot->payload = (struct payload){0};
         slot->flow = NULL;
         f->unacked--;
     }
@@ -214,5 +225,5 @@ void link_detach(struct link *l, struct flow *f)
         void_slots(l, f);
     for (uint32_t i = 0; i < l->streams; i++)
         if (l->conns[i] && l->conns[i]->state == CONN_OPEN)
-            conn_detach(l->conns[i], f->op);
+            conn_detach(l->conns[i], f->sender);
 }

@@ -105,12 +105,12 @@ static struct segment wire_segment(struct op *op, uint32_t span, uint32_t index,
 {
     const struct mesh_state *m = &op->u.mesh;
     struct extent x = span_segment(op, span, index);
-    struct segment s = {.data = (const uint8_t *)base + x.offset, .offset = x.offset, .bytes = x.bytes, .step = step,
+    struct segment s = {.payload.data = (const uint8_t *)base + x.offset, .offset = x.offset, .bytes = x.bytes, .step = step,
                         .windowed = step == STEP_CONTRIBUTION};
     if (codec_of(op) != PCCL_CODEC_NONE) {
         uint8_t *encoded = m->encoded + (span * span_segments_max(op) + index) * m->encoded_stride;
-        codec_encode(codec_of(op), s.data, x.bytes / sizeof(float), encoded);
-        s.data = encoded;
+        codec_encode(codec_of(op), s.payload.data, x.bytes / sizeof(float), encoded);
+        s.payload.data = encoded;
         s.bytes = span_wire_bytes(op, x);
     }
     return s;
@@ -148,7 +148,7 @@ static pccl_err start(struct op *op)
         uint32_t peer = (op->rank + k) % op->n;
         if (sends_result(op))
             m->left += span_segments(op, peer);
-        link_notify(op->peers[peer], op, FRAME_GRANT, m->granted);
+        link_notify(op->peers[peer], &op->sender.frame, FRAME_GRANT, m->granted);
         send_contributions(op, peer);
     }
     if (!m->left)
@@ -207,7 +207,7 @@ static void send_result(struct op *op, uint32_t segment)
     struct extent x = span_segment(op, op->rank, segment);
     struct segment s = wire_segment(op, op->rank, segment, op->request.out, STEP_RESULT);
     if (codec_of(op) != PCCL_CODEC_NONE)
-        ASSERT(decode(op, x, s.data, (uint8_t *)op->request.out + x.offset));
+        ASSERT(decode(op, x, s.payload.data, (uint8_t *)op->request.out + x.offset));
     for (uint32_t k = 1; k < op->n; k++)
         op_push(op, (op->rank + k) % op->n, &s);
 }
@@ -225,7 +225,7 @@ static void slide_window(struct op *op)
     m->granted = room;
     for (uint32_t i = 0; i < op->n; i++)
         if (op->peers[i])
-            link_notify(op->peers[i], op, FRAME_GRANT, room);
+            link_notify(op->peers[i], &op->sender.frame, FRAME_GRANT, room);
 }
 
 static void on_contribution(struct op *op, uint32_t from, uint32_t segment, const uint8_t *payload)

@@ -96,15 +96,15 @@ static struct segment wire_segment(struct op *op, uint32_t index)
 {
     const struct one_round_state *o = &op->u.one_round;
     struct extent x = span_segment(op, 0, index);
-    struct segment s = {.data = own(op) + x.offset, .offset = x.offset, .bytes = x.bytes, .crc_known = 1};
+    struct segment s = {.payload.data = own(op) + x.offset, .offset = x.offset, .bytes = x.bytes, .crc_known = 1};
     if (codec_of(op) != PCCL_CODEC_NONE) {
         uint8_t *encoded = o->encoded + index * o->encoded_stride;
-        codec_encode(codec_of(op), s.data, x.bytes / sizeof(float), encoded);
+        codec_encode(codec_of(op), s.payload.data, x.bytes / sizeof(float), encoded);
         ASSERT(decode(op, x, encoded, (uint8_t *)op->request.out + x.offset));
-        s.data = encoded;
+        s.payload.data = encoded;
         s.bytes = span_wire_bytes(op, x);
     }
-    s.crc = crc32c(0, s.data, s.bytes);
+    s.crc = crc32c(0, s.payload.data, s.bytes);
     return s;
 }
 
@@ -114,7 +114,7 @@ static pccl_err start(struct op *op)
     if (take_memory(op) != PCCL_OK)
         return PCCL_ENOMEM;
     for (uint32_t k = 1; k < op->n; k++)
-        link_notify(op->peers[(op->rank + k) % op->n], op, FRAME_GRANT, UINT32_MAX);
+        link_notify(op->peers[(op->rank + k) % op->n], &op->sender.frame, FRAME_GRANT, UINT32_MAX);
     for (uint32_t i = 0; i < segments; i++) {
         backup_segment(op, 0, i);
         struct segment s = wire_segment(op, i);

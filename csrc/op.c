@@ -98,7 +98,7 @@ static pccl_err attempt_layout(struct op *op, struct epoch *epoch)
         }
         op->peers[rank] = epoch_link(e, epoch, m);
         ASSERT(op->peers[rank]);
-        op->flows[rank].op = op;
+        op->flows[rank].sender = &op->sender;
         op->flows[rank].link = op->peers[rank];
     }
     return PCCL_OK;
@@ -180,7 +180,10 @@ static pccl_err attempt_describe(struct op *op)
         .kind = op->request.kind, .dtype = op->request.dtype, .redop = op->request.redop,
         .algorithm = (uint8_t)algorithm, .codec = op->request.codec, .count = op->request.count,
     };
-    op->desc = desc_pack(&desc);
+    op->sender.frame = (struct frame){
+        .type = FRAME_DATA, .epoch = op->epoch->number, .name = op->request.name, .shape = op->request.shape,
+        .desc = desc_pack(&desc),
+    };
     op->algorithm = implementation(op, algorithm);
     return cut_spans(op, algorithm);
 }
@@ -250,8 +253,8 @@ void op_try_start(struct op *op)
 void op_reset(struct op *op)
 {
     if (op->state != OP_QUEUED) {
-        op->engine->ops_thrown_back += op->retries == 0;
-        op->retries++;
+        op->engine->ops_thrown_back += op->sender.retries == 0;
+        op->sender.retries++;
         op->engine->stats.ops_retried++;
     }
     detach(op);
@@ -271,7 +274,7 @@ void op_freeze(struct op *op)
 
 /* -- submission and end ------------------------------------------------------------------------------------------------ */
 
-static void list_append(struct op *op)
+static void ops_append(struct op *op)
 {
     pccl_engine *e = op->engine;
     op->prev = e->ops_last;
@@ -282,7 +285,7 @@ static void list_append(struct op *op)
     e->ops_last = op;
 }
 
-static void list_remove(struct op *op)
+static void ops_remove(struct op *op)
 {
     pccl_engine *e = op->engine;
     if (op->prev)
@@ -324,11 +327,12 @@ pccl_err op_submit(pccl_engine *e, const pccl_op_request *request, const pccl_pe
         memcpy(rows, origin, origin_bytes);
     op->engine = e;
     op->request = *request;
-    op->number = e->ops_submitted++;
+    op->sender.priority = request->priority;
+    op->sender.number = e->ops_submitted++;
     op->origin = rows;
     op->started_ns = e->now_ns;
     op_table_add(&e->table, op);
-    list_append(op);
+    ops_append(op);
     e->stats.ops_pending++;
     if (request->deadline_ns)
         engine_wake_at(e, request->deadline_ns);
@@ -340,8 +344,8 @@ static void describe_end(const struct op *op, pccl_err status, pccl_event *event
 {
     *event = (pccl_event){
         .kind = PCCL_EVENT_OP, .status = (int32_t)status, .token = op->request.token,
-        .epoch = op->epoch ? op->epoch->number : epoch_newest(op->engine), .retries = op->retries, .desc = op->desc,
-        .shape = op->request.shape, .member_count = op->n, .sent_bytes = op->sent_bytes,
+        .epoch = op->epoch ? op->epoch->number : epoch_newest(op->engine), .retries = op->sender.retries, .desc = op->sender.frame.desc,
+        .shape = op->request.shape, .member_count = op->n, .sent_bytes = op->sender.sent_bytes,
         .received_bytes = op->received_bytes, .duration_ns = op->engine->now_ns - op->started_ns,
     };
     if (op->request.kind == PCCL_REDUCE_SCATTER && op->spans) {
@@ -356,14 +360,14 @@ void op_end(struct op *op, pccl_err status)
     pccl_event event;
     input(op, OP_END);
     describe_end(op, status, &event);
-    uint32_t was_retried = op->retries != 0;
+    uint32_t was_retried = op->sender.retries != 0;
     detach(op);
     if (status == PCCL_OK)
         backup_drop(op);
     else
         backup_restore(op);
     attempt_drop(op);
-    list_remove(op);
+    ops_remove(op);
     op_table_remove(&e->table, op);
     mem_free(op->origin);
     mem_free(op);
@@ -392,7 +396,7 @@ void op_finished(struct op *op)
     input(op, OP_RESULT);
     for (uint32_t i = 0; i < op->n; i++)
         if (op->peers[i])
-            link_notify(op->peers[i], op, FRAME_FIN, 0);
+            link_notify(op->peers[i], &op->sender.frame, FRAME_FIN, 0);
     try_commit(op);
 }
 

@@ -66,6 +66,7 @@ struct direct_state {
 };
 
 struct op {
+    struct sender sender;
     pccl_engine *engine;
     struct op *hash_next;
     struct op *prev, *next;    /* engine->ops, in the order of submission */
@@ -73,15 +74,12 @@ struct op {
     pccl_peer_id *origin;
     enum op_state state;
     int frozen;
-    uint32_t retries;
-    uint64_t number;           /* order of submission */
     uint64_t started_ns;
     int told_mismatch, told_overdue;
 
     /* of the current attempt */
     struct epoch *epoch;
     const struct algorithm *algorithm;
-    uint64_t desc;
     uint32_t n, rank;
     struct link **peers;       /* n; NULL at the own rank */
     struct flow *flows;        /* n */
@@ -107,7 +105,7 @@ struct op {
     uint8_t *backed;           /* per segment of the op: 1 = in the backup */
     uint32_t segments_per_span;
 
-    uint64_t sent_bytes, received_bytes;
+    uint64_t received_bytes;
 };
 
 struct op_table {

@@ -40,7 +40,7 @@ static uint32_t received_span(const struct op *op, uint32_t step)
 static void push(struct op *op, uint32_t step, struct extent x, const void *base, const uint32_t *crc)
 {
     struct segment s = {
-        .data = (const uint8_t *)base + x.offset, .offset = x.offset, .bytes = x.bytes, .step = (uint16_t)step,
+        .payload.data = (const uint8_t *)base + x.offset, .offset = x.offset, .bytes = x.bytes, .step = (uint16_t)step,
         .crc = crc ? *crc : 0, .crc_known = crc != NULL,
     };
     op_push(op, next_rank(op), &s);
@@ -61,7 +61,7 @@ static pccl_err start(struct op *op)
         arrivals_prepare(op, steps, span_segments_max(op)) != PCCL_OK)
         return PCCL_ENOMEM;
     if (r->left)
-        link_notify(op->peers[prev_rank(op)], op, FRAME_GRANT, UINT32_MAX);
+        link_notify(op->peers[prev_rank(op)], &op->sender.frame, FRAME_GRANT, UINT32_MAX);
     uint32_t own = sent_span(op, 0);
     for (uint32_t i = 0; i < span_segments(op, own); i++)
         push(op, 0, span_segment(op, own, i), op->request.in, NULL);

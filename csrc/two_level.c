@@ -106,7 +106,7 @@ static uint8_t *slot(const struct op *op, uint32_t span, uint32_t from, struct e
 
 static void push(struct op *op, uint32_t to, uint32_t step, struct extent x, const uint8_t *data, const uint32_t *crc)
 {
-    struct segment s = {.data = data, .offset = x.offset, .bytes = x.bytes, .step = (uint16_t)step,
+    struct segment s = {.payload.data = data, .offset = x.offset, .bytes = x.bytes, .step = (uint16_t)step,
                         .crc = crc ? *crc : 0, .crc_known = crc != NULL};
     op_push(op, to, &s);
 }
@@ -212,7 +212,7 @@ static pccl_err reserve_flows(struct op *op)
         if (!f->segments)
             return PCCL_ENOMEM;
         if (traffic(op, peer, op->rank))
-            link_notify(op->peers[peer], op, FRAME_GRANT, UINT32_MAX);
+            link_notify(op->peers[peer], &op->sender.frame, FRAME_GRANT, UINT32_MAX);
     }
     return PCCL_OK;
 }

@@ -35,13 +35,31 @@ void wire_encode(const struct frame *f, uint8_t b[WIRE_HEADER_BYTES])
     put32(b, crc32c(0, b + 4, WIRE_HEADER_BYTES - 4));
 }
 
+static pccl_err check_transfer(const struct frame *f)
+{
+    uint32_t run_bytes = f->payload_bytes - WIRE_FETCH_HEAD_BYTES;
+    if (f->epoch || f->name.boundary || f->name.seq || f->shape || f->desc || (f->type != FRAME_PIECE && f->offset))
+        return PCCL_EPROTO;
+    switch (f->type) {
+    case FRAME_FETCH:
+        if (f->payload_bytes <= WIRE_FETCH_HEAD_BYTES || run_bytes % WIRE_FETCH_RUN_BYTES ||
+            run_bytes > WIRE_FETCH_RUNS_MAX * WIRE_FETCH_RUN_BYTES || f->step >= PCCL_PRIORITY_COUNT)
+            return PCCL_EPROTO;
+        return PCCL_OK;
+    case FRAME_DENY: return f->step && f->step < DENY_REASON_END ? PCCL_OK : PCCL_EPROTO;
+    default: return f->step == 0 && f->offset < WIRE_TRANSFER_BYTES_MAX ? PCCL_OK : PCCL_EPROTO;
+    }
+}
+
 static pccl_err check_frame(const struct frame *f)
 {
     struct desc desc;
     if (f->type == 0 || f->type >= FRAME_TYPE_END || f->payload_bytes > WIRE_PAYLOAD_BYTES_MAX)
         return PCCL_EPROTO;
-    if (f->type == FRAME_DATA ? f->payload_bytes == 0 : f->payload_bytes != 0)
+    if (wire_has_payload(f->type) ? f->payload_bytes == 0 : f->payload_bytes != 0)
         return PCCL_EPROTO;
+    if (f->type >= FRAME_FETCH)
+        return check_transfer(f);
     if (f->type == FRAME_DATA || f->type == FRAME_GRANT || f->type == FRAME_FIN)
         return desc_unpack(f->desc, &desc);
     return PCCL_OK;
@@ -80,6 +98,50 @@ pccl_err desc_unpack(uint64_t packed, struct desc *desc_p)
         d.algorithm >= PCCL_ALGORITHM_COUNT || d.codec >= PCCL_CODEC_COUNT)
         return PCCL_EPROTO;
     *desc_p = d;
+    return PCCL_OK;
+}
+
+/* -- transfers ----------------------------------------------------------------------------------------------- */
+
+void wire_encode_fetch(const struct fetch_head *head, uint8_t *payload)
+{
+    memcpy(payload, head->key, sizeof head->key);
+    put64(payload + 16, head->generation);
+    put32(payload + 24, head->segment_bytes);
+    put32(payload + 28, head->run_count);
+}
+
+void wire_encode_fetch_run(struct fetch_run run, uint32_t index, uint8_t *payload)
+{
+    uint8_t *at = payload + WIRE_FETCH_HEAD_BYTES + (size_t)index * WIRE_FETCH_RUN_BYTES;
+    put64(at, run.offset);
+    put64(at + 8, run.bytes);
+}
+
+struct fetch_run wire_decode_fetch_run(const uint8_t *payload, uint32_t index)
+{
+    const uint8_t *at = payload + WIRE_FETCH_HEAD_BYTES + (size_t)index * WIRE_FETCH_RUN_BYTES;
+    return (struct fetch_run){get64(at), get64(at + 8)};
+}
+
+pccl_err wire_decode_fetch(const uint8_t *payload, uint32_t bytes, struct fetch_head *head_p)
+{
+    struct fetch_head head = {
+        .generation = get64(payload + 16), .segment_bytes = get32(payload + 24), .run_count = get32(payload + 28),
+    };
+    uint64_t total = 0;
+    memcpy(head.key, payload, sizeof head.key);
+    if (!head.run_count || head.run_count > WIRE_FETCH_RUNS_MAX || !head.segment_bytes || head.segment_bytes % 64 ||
+        head.segment_bytes > WIRE_PAYLOAD_BYTES_MAX ||
+        bytes != WIRE_FETCH_HEAD_BYTES + head.run_count * WIRE_FETCH_RUN_BYTES)
+        return PCCL_EPROTO;
+    for (uint32_t i = 0; i < head.run_count; i++) {
+        struct fetch_run run = wire_decode_fetch_run(payload, i);
+        if (!run.bytes || run.bytes > WIRE_TRANSFER_BYTES_MAX - total || run.offset > UINT64_MAX - run.bytes)
+            return PCCL_EPROTO;
+        total += run.bytes;
+    }
+    *head_p = head;
     return PCCL_OK;
 }
 

@@ -16,7 +16,10 @@ enum {
     WIRE_PROOF_BYTES = 44,
     WIRE_READY_BYTES = 12,
     WIRE_HANDSHAKE_BYTES_MAX = WIRE_HELLO_BYTES,
-    WIRE_NONCE_BYTES = 32
+    WIRE_NONCE_BYTES = 32,
+    WIRE_FETCH_HEAD_BYTES = 32,
+    WIRE_FETCH_RUN_BYTES = 16,
+    WIRE_FETCH_RUNS_MAX = 4096
 };
 
 enum frame_type {
@@ -27,8 +30,15 @@ enum frame_type {
     FRAME_PING = 5,   /* offset = time stamp, given back by PONG */
     FRAME_PONG = 6,
     FRAME_VOID = 7,   /* stands for a numbered frame that nobody needs any more */
-    FRAME_TYPE_END = 8
+    /* transfers (docs/protocol.md 2.5): epoch 0, lane = the requester's number for it */
+    FRAME_FETCH = 8,  /* asks for parts of a region, named in its payload; step = priority */
+    FRAME_PIECE = 9,  /* a segment of them; offset = position in the concatenation of the runs */
+    FRAME_DENY = 10,  /* there is no such thing, or no longer; step = deny_reason */
+    FRAME_DROP = 11,  /* the requester wants it no more */
+    FRAME_TYPE_END = 12
 };
+
+enum deny_reason { DENY_GONE = 1, DENY_BUSY = 2, DENY_REASON_END = 3 };
 
 struct frame {
     uint32_t payload_crc;
@@ -44,13 +54,37 @@ struct frame {
     uint32_t link_ack;
 };
 
+/* Most bytes of one fetch. */
+#define WIRE_TRANSFER_BYTES_MAX (1ULL << 40)
+
 void wire_encode(const struct frame *frame, uint8_t bytes[WIRE_HEADER_BYTES]);
 pccl_err wire_decode(const uint8_t bytes[WIRE_HEADER_BYTES], struct frame *frame_p);
 /* Is a frame of this type numbered, kept and sent again? */
 static inline int wire_numbered(uint8_t type)
 {
-    return type == FRAME_DATA || type == FRAME_GRANT || type == FRAME_FIN || type == FRAME_VOID;
+    return type >= FRAME_FETCH || type == FRAME_DATA || type == FRAME_GRANT || type == FRAME_FIN || type == FRAME_VOID;
 }
+
+static inline int wire_has_payload(uint8_t type)
+{
+    return type == FRAME_DATA || type == FRAME_FETCH || type == FRAME_PIECE;
+}
+
+/* The payload of a FETCH. */
+struct fetch_head {
+    uint8_t key[16];
+    uint64_t generation;
+    uint32_t segment_bytes;    /* how the runs are cut, see transfer.h */
+    uint32_t run_count;
+};
+
+struct fetch_run { uint64_t offset, bytes; };   /* in the region */
+
+void wire_encode_fetch(const struct fetch_head *head, uint8_t *payload);
+void wire_encode_fetch_run(struct fetch_run run, uint32_t index, uint8_t *payload);
+/* Head and runs are in range, and as many as the payload holds. */
+pccl_err wire_decode_fetch(const uint8_t *payload, uint32_t bytes, struct fetch_head *head_p);
+struct fetch_run wire_decode_fetch_run(const uint8_t *payload, uint32_t index);
 
 /* The description of an op, packed into the header's `desc`. */
 struct desc {

@@ -23,7 +23,8 @@ typedef enum {
     PCCL_ECLOSED = 11,     /* the engine or the communicator was closed */
     PCCL_EEVICTED = 12,    /* the coordinator removed this very peer */
     PCCL_ELOST = 13,       /* the coordinator could not be reached any more */
-    PCCL_ECANCELLED = 14   /* a peer took its call back */
+    PCCL_ECANCELLED = 14,  /* a peer took its call back */
+    PCCL_EGONE = 15        /* the other side does not offer such a region, or not any more */
 } pccl_err;
 
 typedef enum {
@@ -172,6 +173,37 @@ typedef struct {
     uint64_t token;                /* given back in the event */
 } pccl_op_request;
 
+/* Memory that others may fetch from, by (key, generation); both may be anything. Copied; `data` is borrowed until the
+ * region's PCCL_EVENT_WITHDRAWN. What has been made fetchable must not be written to before that. */
+typedef struct {
+    uint32_t size;
+    uint8_t key[16];
+    uint64_t generation;
+    const void *data;
+    uint64_t bytes;                /* at least 1 */
+    uint64_t token;                /* given back in the event */
+} pccl_region;
+
+/* A part of a region, and where it is wanted. */
+typedef struct {
+    uint64_t offset;               /* in the region */
+    uint64_t bytes;                /* at least 1 */
+    void *target;
+} pccl_fetch_run;
+
+/* A fetch from a peer that has a link to this one. Copied, with its runs; the targets are borrowed until the PCCL_EVENT_FETCH. */
+typedef struct {
+    uint32_t size;
+    pccl_peer_id peer;
+    uint8_t key[16];
+    uint64_t generation;
+    uint8_t priority;              /* pccl_priority: of the other side's segments */
+    uint32_t run_count;            /* 1 to 4096; served in this order, as one concatenation of at most 1 TiB */
+    const pccl_fetch_run *runs;
+    uint64_t deadline_ns;          /* on the engine's clock; 0: none */
+    uint64_t token;                /* given back in the event; pccl_engine_cancel_fetch knows the fetch by it */
+} pccl_fetch_request;
+
 typedef enum {
     PCCL_EVENT_OP = 1,         /* an op ended: token, status, epoch, retries, bytes, span */
     PCCL_EVENT_LINK_UP = 2,    /* every stream-less link that got its first stream: peer */
@@ -179,7 +211,10 @@ typedef enum {
     PCCL_EVENT_FROZEN = 4,     /* pccl_engine_freeze is done: token = change; call pccl_engine_frozen */
     PCCL_EVENT_MISMATCH = 5,   /* a peer's description of an op differs: token, peer, desc, shape (theirs) */
     PCCL_EVENT_OVERDUE = 6,    /* an op passed its deadline: token, peer (one that is being waited for) */
-    PCCL_EVENT_REFUSED = 7     /* a stream was refused: cause PCCL_EAUTH or PCCL_EPROTO; peer if known */
+    PCCL_EVENT_REFUSED = 7,    /* a stream was refused: cause PCCL_EAUTH or PCCL_EPROTO; peer if known */
+    PCCL_EVENT_FETCH = 8,      /* a fetch ended: token, status, peer, received_bytes, span_count (of these, the bytes at the beginning
+                                  of the concatenation without a gap), duration_ns */
+    PCCL_EVENT_WITHDRAWN = 9   /* a region's memory is not read any more: token, status */
 } pccl_event_kind;
 
 /* Why a link went down (pccl_event.cause of PCCL_EVENT_LINK_DOWN). */
@@ -245,6 +280,10 @@ typedef struct {
     uint64_t pool_bytes;       /* scratch and backup memory held */
     uint32_t oldest_boundary;  /* of the pending ops; with none pending, the boundary that the engine was told last */
     uint64_t relayed_bytes;    /* passed on between peers that have no link */
+    uint64_t transfer_sent_bytes;      /* payload of transfers */
+    uint64_t transfer_received_bytes;
+    uint32_t transfers_pending;        /* fetches that have not ended */
+    uint32_t transfers_served;         /* fetches of others that are being served, or wait for a part of their region */
 } pccl_stats;
 
 /* What a packed description says. */
@@ -336,6 +375,42 @@ pccl_err pccl_engine_fail_all(pccl_engine *engine, int status);
 pccl_err pccl_engine_abandon(pccl_engine *engine, uint64_t token, int status);
 /* Fault injection: kills one stream of the link to a peer (index modulo the number of its streams). */
 pccl_err pccl_engine_kill_stream(pccl_engine *engine, const pccl_peer_id *peer, uint32_t index);
+
+/* -- transfers: byte ranges that one peer offers and others fetch ------------------------------------------------ */
+
+/* Offers a region: all of it (whole 1), or nothing yet (0, see pccl_engine_extend). PCCL_EVENT_WITHDRAWN follows exactly once: with
+ * PCCL_OK after pccl_engine_withdraw, PCCL_ECLOSED when the engine is closed; at once with PCCL_EINVAL if (key, generation) is
+ * offered already and with PCCL_ENOMEM if there is no memory or 65536 regions are offered. Errors: PCCL_EINVAL, PCCL_ENOMEM,
+ * PCCL_ECLOSED; after an error nothing is borrowed and no event will come. */
+pccl_err pccl_engine_offer(pccl_engine *engine, const pccl_region *region, int whole);
+/* This part of the region may be fetched from now on; fetches that wait for it go on. What lies outside of the region is ignored,
+ * as is a region that is not offered. */
+pccl_err pccl_engine_extend(pccl_engine *engine, const uint8_t *key, uint64_t generation, uint64_t offset, uint64_t bytes);
+/* Ends the offer: fetches of it that are under way end at the other side with PCCL_EGONE, and PCCL_EVENT_WITHDRAWN says that no byte
+ * of the memory will be read again. A region that is not offered is ignored. */
+pccl_err pccl_engine_withdraw(pccl_engine *engine, const uint8_t *key, uint64_t generation);
+/* Starts a fetch. It waits for a link that is being dialled and for parts of the region that are not available yet, and ends with
+ * exactly one PCCL_EVENT_FETCH, after which nothing is written to its targets:
+ *   PCCL_OK          everything is there, and was verified
+ *   PCCL_EGONE       no such region, generation or range there, or it was withdrawn
+ *   PCCL_EPEER       no link to the peer and none coming, or the link was closed
+ *   PCCL_ETIMEOUT    deadline_ns passed, whatever the other side does
+ *   PCCL_ECANCELLED  by pccl_engine_cancel_fetch
+ *   PCCL_ENOMEM      no memory, here or there; or 65536 fetches are pending here
+ *   PCCL_ECLOSED     the engine was closed
+ * After an error the first span_count bytes of the concatenation are there and were verified; of the others some may be.
+ * Errors: PCCL_EINVAL, PCCL_ENOMEM, PCCL_ECLOSED; after an error nothing is borrowed and no event will come. */
+pccl_err pccl_engine_fetch(pccl_engine *engine, const pccl_fetch_request *request);
+/* Ends the fetches with this token; none if there are none. */
+pccl_err pccl_engine_cancel_fetch(pccl_engine *engine, uint64_t token);
+/* Sends at most so many bytes per second of fetches of this priority to all peers together; 0: as many as possible. Ops are not
+ * limited. */
+pccl_err pccl_engine_limit(pccl_engine *engine, int priority, uint64_t bytes_per_s);
+/* Keeps a link to a peer for transfers, whether it is in an epoch or not (its `since`, `weight`, `region` and `via` mean nothing). Both sides
+ * must ask for it, and one of them must dial. A link that an epoch has made keeps its number of streams. */
+pccl_err pccl_engine_acquaint(pccl_engine *engine, const pccl_member *member, uint32_t streams);
+/* The end of that. The link is closed, and fetches over it end with PCCL_EPEER, unless an epoch or a Hold needs it. */
+pccl_err pccl_engine_unacquaint(pccl_engine *engine, const pccl_peer_id *peer);
 
 /* -- memory --------------------------------------------------------------------------------------------------- */
 

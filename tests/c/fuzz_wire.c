@@ -44,13 +44,32 @@ static void fuzz_header(const uint8_t *data, size_t bytes, int fixes)
     if (wire_decode(header, &frame) == PCCL_OK) {
         require(frame.type > 0 && frame.type < FRAME_TYPE_END);
         require(frame.payload_bytes <= WIRE_PAYLOAD_BYTES_MAX);
-        require((frame.type == FRAME_DATA) == (frame.payload_bytes > 0));
+        require(wire_has_payload(frame.type) == (frame.payload_bytes > 0));
         if (frame.type == FRAME_DATA || frame.type == FRAME_GRANT || frame.type == FRAME_FIN)
             require(desc_unpack(frame.desc, &desc) == PCCL_OK);
         wire_encode(&frame, again);
         require(memcmp(header, again, sizeof again) == 0);
     }
     free(header);
+}
+
+static void fuzz_fetch(const uint8_t *data, size_t bytes)
+{
+    struct fetch_head head;
+    if (bytes <= WIRE_FETCH_HEAD_BYTES || wire_decode_fetch(data, (uint32_t)bytes, &head) != PCCL_OK)
+        return;
+    uint64_t total = 0;
+    uint8_t *again = take(data, 0, bytes);
+    wire_encode_fetch(&head, again);
+    for (uint32_t i = 0; i < head.run_count; i++) {
+        struct fetch_run run = wire_decode_fetch_run(data, i);
+        require(run.bytes && run.offset + run.bytes >= run.bytes);
+        total += run.bytes;
+        wire_encode_fetch_run(run, i, again);
+    }
+    require(total <= WIRE_TRANSFER_BYTES_MAX && head.segment_bytes <= WIRE_PAYLOAD_BYTES_MAX && head.segment_bytes % 64 == 0);
+    require(memcmp(again, data, bytes) == 0);
+    free(again);
 }
 
 static void fuzz_desc(const uint8_t *data, size_t bytes)
@@ -108,6 +127,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     int fixes = data[0];
     fuzz_header(data + 1, bytes - 1, fixes);
     fuzz_desc(data + 1, bytes - 1);
+    fuzz_fetch(data + 1, bytes - 1);
     fuzz_handshake(data + 1, bytes - 1, fixes);
     return 0;
 }

@@ -8,15 +8,15 @@ enum { MS = 1000000, FLOWS = 6, SEGMENTS = 512, OP_BYTES_MAX = 4 << 20, OPS = 17
 
 static pccl_engine engine;
 static struct link a_link;
-static struct op ops[FLOWS];
+static struct sender senders[FLOWS];
 static struct flow flows[FLOWS];
 static struct segment segments[FLOWS][SEGMENTS];
 
 /* Flow i with so many segments, of an op of this class; the receiver has called it. */
 static void want(uint32_t i, pccl_priority priority, uint32_t count)
 {
-    ops[i] = (struct op){.engine = &engine, .request.priority = (uint8_t)priority, .number = i};
-    flows[i] = (struct flow){.op = &ops[i], .link = &a_link, .segments = segments[i], .cap = SEGMENTS, .called = 1};
+    senders[i] = (struct sender){.priority = (uint8_t)priority, .number = i};
+    flows[i] = (struct flow){.sender = &senders[i], .link = &a_link, .segments = segments[i], .cap = SEGMENTS, .called = 1};
     for (uint32_t k = 0; k < count; k++)
         flow_push(&flows[i], &(struct segment){.bytes = 1});
 }
@@ -120,7 +120,7 @@ TEST(what_was_thrown_back_goes_first_in_its_class)
     want(1, PCCL_PRIORITY_NORMAL, 2);
     want(2, PCCL_PRIORITY_HIGH, 1);
     want(3, PCCL_PRIORITY_LOW, 1);
-    ops[1].retries = ops[3].retries = 1;
+    senders[1].retries = senders[3].retries = 1;
     engine.ops_thrown_back = 2;
     static const int order[] = {2, 1, 1, 0, 0, 0, 3, -1};
     for (size_t i = 0; i < sizeof order / sizeof order[0]; i++)

@@ -16,10 +16,31 @@ static struct desc random_desc(void)
     };
 }
 
+/* What the type leaves open. */
+static struct frame random_transfer_frame(uint8_t type)
+{
+    struct frame frame = {
+        .payload_crc = (uint32_t)test_random(&seed), .type = type, .name = {.lane = test_random(&seed)},
+        .link_seq = (uint32_t)test_random(&seed), .link_ack = (uint32_t)test_random(&seed),
+    };
+    if (type == FRAME_FETCH) {
+        frame.step = (uint16_t)(test_random(&seed) % PCCL_PRIORITY_COUNT);
+        frame.payload_bytes = WIRE_FETCH_HEAD_BYTES + WIRE_FETCH_RUN_BYTES * (uint32_t)(1 + test_random(&seed) % WIRE_FETCH_RUNS_MAX);
+    } else if (type == FRAME_PIECE) {
+        frame.offset = test_random(&seed) % WIRE_TRANSFER_BYTES_MAX;
+        frame.payload_bytes = 1 + (uint32_t)(test_random(&seed) % WIRE_PAYLOAD_BYTES_MAX);
+    } else if (type == FRAME_DENY) {
+        frame.step = (uint16_t)(1 + test_random(&seed) % (DENY_REASON_END - 1));
+    }
+    return frame;
+}
+
 static struct frame random_frame(void)
 {
     struct desc desc = random_desc();
     uint8_t type = (uint8_t)(1 + test_random(&seed) % (FRAME_TYPE_END - 1));
+    if (type >= FRAME_FETCH)
+        return random_transfer_frame(type);
     return (struct frame){
         .payload_crc = (uint32_t)test_random(&seed),
         .payload_bytes = type == FRAME_DATA ? 1 + (uint32_t)(test_random(&seed) % WIRE_PAYLOAD_BYTES_MAX) : 0,
@@ -109,11 +130,10 @@ TEST(a_flipped_bit_of_a_header_is_refused)
 
 TEST(types_and_flags_out_of_range)
 {
-    struct frame frame = random_frame();
-    frame.payload_bytes = 0;
+    struct frame frame = {.desc = 1};
     for (int type = 0; type < 256; type++) {
         frame.type = (uint8_t)type;
-        int known = type >= 1 && type < FRAME_TYPE_END && type != FRAME_DATA; /* DATA without a payload is no frame */
+        int known = type >= 1 && type < FRAME_FETCH && type != FRAME_DATA; /* DATA without a payload is no frame */
         CHECK_EQ_INT(decode_of(&frame), known ? PCCL_OK : PCCL_EPROTO);
     }
     uint8_t header[WIRE_HEADER_BYTES];
@@ -137,10 +157,65 @@ TEST(payload_lengths_out_of_range)
         frame.payload_bytes = bad[i];
         CHECK_EQ_INT(decode_of(&frame), PCCL_EPROTO);
     }
-    for (uint8_t type = 1; type < FRAME_TYPE_END; type++) {
+    for (uint8_t type = 1; type < FRAME_FETCH; type++) {
         frame.type = type;
         frame.payload_bytes = 1;
         CHECK_EQ_INT(decode_of(&frame), type == FRAME_DATA ? PCCL_OK : PCCL_EPROTO);
+    }
+}
+
+TEST(transfer_frames_out_of_range)
+{
+    for (uint8_t type = FRAME_FETCH; type < FRAME_TYPE_END; type++)
+        for (int round = 0; round < 50; round++) {
+            struct frame good = random_transfer_frame(type), bad[12];
+            CHECK_EQ_INT(decode_of(&good), PCCL_OK);
+            for (int i = 0; i < 12; i++)
+                bad[i] = good;
+            bad[0].epoch = bad[1].name.boundary = bad[2].name.seq = bad[3].shape = 1;
+            bad[4].desc = 1;
+            bad[5].step = 3;
+            bad[6].payload_bytes = type == FRAME_FETCH || type == FRAME_PIECE ? 0 : 1;
+            bad[7].offset = WIRE_TRANSFER_BYTES_MAX;
+            bad[8].payload_bytes = type == FRAME_FETCH ? WIRE_FETCH_HEAD_BYTES : UINT32_MAX;
+            bad[9].payload_bytes = type == FRAME_FETCH ? good.payload_bytes + 1 : WIRE_PAYLOAD_BYTES_MAX + 1;
+            bad[10].payload_bytes = WIRE_FETCH_HEAD_BYTES + (WIRE_FETCH_RUNS_MAX + 1) * WIRE_FETCH_RUN_BYTES;
+            if (type == FRAME_PIECE)
+                bad[10].step = 1;
+            bad[11].step = type == FRAME_DENY ? 0 : DENY_REASON_END;
+            for (int i = 0; i < 12; i++)
+                CHECK_EQ_INT(decode_of(&bad[i]), PCCL_EPROTO);
+        }
+}
+
+TEST(fetch_payloads_survive_the_wire_or_are_refused)
+{
+    enum { RUNS = 3, PAYLOAD_BYTES = WIRE_FETCH_HEAD_BYTES + RUNS * WIRE_FETCH_RUN_BYTES };
+    uint8_t payload[PAYLOAD_BYTES + WIRE_FETCH_RUN_BYTES] = {0};
+    struct fetch_head head = {.key = "a key", .generation = 1ULL << 60, .segment_bytes = 4096, .run_count = RUNS}, got;
+    static const struct fetch_run runs[RUNS] = {{5, 1}, {UINT64_MAX - 8, 8}, {0, WIRE_TRANSFER_BYTES_MAX - 9}};
+    wire_encode_fetch(&head, payload);
+    for (uint32_t i = 0; i < RUNS; i++)
+        wire_encode_fetch_run(runs[i], i, payload);
+    CHECK_EQ_INT(wire_decode_fetch(payload, PAYLOAD_BYTES, &got), PCCL_OK);
+    CHECK(memcmp(&head, &got, sizeof head) == 0);
+    for (uint32_t i = 0; i < RUNS; i++) {
+        struct fetch_run run = wire_decode_fetch_run(payload, i);
+        CHECK(run.offset == runs[i].offset && run.bytes == runs[i].bytes);
+    }
+    CHECK_EQ_INT(wire_decode_fetch(payload, PAYLOAD_BYTES - WIRE_FETCH_RUN_BYTES, &got), PCCL_EPROTO);
+    CHECK_EQ_INT(wire_decode_fetch(payload, PAYLOAD_BYTES + WIRE_FETCH_RUN_BYTES, &got), PCCL_EPROTO);
+    static const struct fetch_run bad[] = {{0, 0}, {0, WIRE_TRANSFER_BYTES_MAX - 8}, {UINT64_MAX, 1}, {UINT64_MAX - 6, 8}, {0, UINT64_MAX}};
+    for (uint32_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        wire_encode_fetch_run(bad[i], 2, payload);
+        CHECK_EQ_INT(wire_decode_fetch(payload, PAYLOAD_BYTES, &got), PCCL_EPROTO);
+    }
+    wire_encode_fetch_run(runs[2], 2, payload);
+    static const uint32_t bad_segments[] = {0, 63, 96, WIRE_PAYLOAD_BYTES_MAX + 64, 1u << 31};
+    for (uint32_t i = 0; i < sizeof bad_segments / sizeof bad_segments[0]; i++) {
+        head.segment_bytes = bad_segments[i];
+        wire_encode_fetch(&head, payload);
+        CHECK_EQ_INT(wire_decode_fetch(payload, PAYLOAD_BYTES, &got), PCCL_EPROTO);
     }
 }
 
@@ -189,7 +264,7 @@ TEST(descriptions_out_of_range)
 TEST(a_bad_description_spoils_the_frames_that_carry_one)
 {
     struct frame frame = {.desc = 0};
-    for (uint8_t type = 1; type < FRAME_TYPE_END; type++) {
+    for (uint8_t type = 1; type < FRAME_FETCH; type++) {
         frame.type = type;
         frame.payload_bytes = type == FRAME_DATA;
         int carries = type == FRAME_DATA || type == FRAME_GRANT || type == FRAME_FIN;

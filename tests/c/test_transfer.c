@@ -1,0 +1,727 @@
+/* test_transfer.c - transfers over the simulated network: what arrives, how each of them ends, and that nothing is touched afterwards. */
+#include "../../csrc/engine.h"
+#include "cluster.h"
+
+enum { MS = 1000000, BYTES = 1 << 20 };
+
+static const pccl_priority NORMAL = PCCL_PRIORITY_NORMAL, HIGH = PCCL_PRIORITY_HIGH, LOW = PCCL_PRIORITY_LOW;
+static struct cluster c;
+static uint8_t source[BYTES], target[2 * BYTES];
+static const uint8_t key[16] = "a region", other_key[16] = "another";
+
+/* -- what the tests are made of --------------------------------------------------------------------------------------- */
+
+static void fill(void)
+{
+    uint64_t state = 5;
+    for (size_t i = 0; i < sizeof source; i++)
+        source[i] = (uint8_t)test_random(&state);
+    memset(target, 0xAA, sizeof target);
+}
+
+/* Node 0 offers, node 1 fetches. */
+static void begin_with(const char *transport, uint64_t seed, uint32_t segment_bytes)
+{
+    fill();
+    cluster_open(&c, 2, seed, transport, 0);
+    c.segment_bytes = segment_bytes;
+    cluster_epoch(&c, 1, 0, 0, 3, ~0u, NULL, 0);
+    cluster_run(&c, SECOND / 10);
+}
+
+static void begin(void)
+{
+    begin_with("sim", 1, 16 << 10);
+}
+
+static void set_paths(uint64_t delay_ns, uint64_t bytes_per_s)
+{
+    pccl_sim_path path = {.delay_ns = delay_ns, .bytes_per_s = bytes_per_s};
+    CHECK(pccl_sim_set_path(c.sim, 0, 1, &path) == PCCL_OK && pccl_sim_set_path(c.sim, 1, 0, &path) == PCCL_OK);
+}
+
+static void offer_of(uint32_t node, const uint8_t *name, uint64_t generation, const void *data, uint64_t bytes, int whole, uint64_t token)
+{
+    pccl_region region = {.size = sizeof region, .generation = generation, .data = data, .bytes = bytes, .token = token};
+    memcpy(region.key, name, sizeof region.key);
+    CHECK_EQ_INT(pccl_engine_offer(c.engines[node], &region, whole), PCCL_OK);
+    c.wake_ns[node] = 0;
+}
+
+static void offer(int whole)
+{
+    offer_of(0, key, 7, source, BYTES, whole, 70);
+}
+
+static void extend(uint64_t offset, uint64_t bytes)
+{
+    CHECK_EQ_INT(pccl_engine_extend(c.engines[0], key, 7, offset, bytes), PCCL_OK);
+    c.wake_ns[0] = 0;
+}
+
+static pccl_fetch_request request_of(const pccl_fetch_run *runs, uint32_t count, uint64_t token)
+{
+    pccl_fetch_request r = {.size = sizeof r, .peer = node_id(0), .generation = 7, .run_count = count, .runs = runs, .token = token};
+    memcpy(r.key, key, sizeof r.key);
+    return r;
+}
+
+static void send_request(const pccl_fetch_request *r)
+{
+    CHECK_EQ_INT(pccl_engine_fetch(c.engines[1], r), PCCL_OK);
+    c.wake_ns[1] = 0;
+}
+
+static void fetch_runs(const pccl_fetch_run *runs, uint32_t count, uint64_t token)
+{
+    pccl_fetch_request r = request_of(runs, count, token);
+    send_request(&r);
+}
+
+/* Bytes [offset, offset + bytes) to the same place of target. */
+static void fetch_part(uint64_t offset, uint64_t bytes, pccl_priority priority, uint64_t deadline_ns, uint64_t token)
+{
+    pccl_fetch_run run = {offset, bytes, target + offset};
+    pccl_fetch_request r = request_of(&run, 1, token);
+    r.priority = (uint8_t)priority;
+    r.deadline_ns = deadline_ns;
+    send_request(&r);
+}
+
+static void fetch_all(uint64_t token)
+{
+    fetch_part(0, BYTES, NORMAL, 0, token);
+}
+
+static const pccl_event *fetched(uint64_t token)
+{
+    return cluster_event(&c, 1, PCCL_EVENT_FETCH, token);
+}
+
+/* How often a fetch with the token ended. */
+static uint32_t ends_of(uint64_t token)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < c.event_count[1]; i++)
+        count += c.events[1][i].kind == PCCL_EVENT_FETCH && c.events[1][i].token == token;
+    return count;
+}
+
+static int status_of(uint64_t token)
+{
+    CHECK(ends_of(token) <= 1);
+    return fetched(token) ? fetched(token)->status : -1;
+}
+
+static int withdrawn(uint32_t node, uint64_t token)
+{
+    const pccl_event *e = cluster_event(&c, node, PCCL_EVENT_WITHDRAWN, token);
+    return e ? e->status : -1;
+}
+
+static void withdraw(void)
+{
+    CHECK_EQ_INT(pccl_engine_withdraw(c.engines[0], key, 7), PCCL_OK);
+    c.wake_ns[0] = 0;
+}
+
+static pccl_stats stats_of(uint32_t node)
+{
+    pccl_stats stats;
+    pccl_engine_stats(c.engines[node], &stats);
+    return stats;
+}
+
+static void expect_nothing_left(void)
+{
+    CHECK_EQ_INT(stats_of(1).transfers_pending, 0);
+    CHECK_EQ_INT(stats_of(0).transfers_served, 0);
+    for (const struct link *l = c.engines[1]->links; l; l = l->next)
+        CHECK(!l->transfers.fetches.first && !l->transfers.asked && !l->transfers.waiting[0].first);
+    for (const struct link *l = c.engines[0]->links; l; l = l->next)
+        CHECK(!l->transfers.servings.first && !l->transfers.busy);
+}
+
+/* -- what arrives ----------------------------------------------------------------------------------------------------- */
+
+TEST(a_region_is_fetched)
+{
+    begin();
+    offer(1);
+    fetch_all(1);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    CHECK_EQ_BYTES(target, source, BYTES);
+    CHECK_EQ_INT(fetched(1)->received_bytes, BYTES);
+    CHECK_EQ_INT(fetched(1)->span_count, BYTES);
+    CHECK(fetched(1)->duration_ns >= 2 * MS && peer_id_compare(&fetched(1)->peer, &(pccl_peer_id[]){node_id(0)}[0]) == 0);
+    CHECK_EQ_INT(stats_of(0).transfer_sent_bytes, BYTES);
+    CHECK_EQ_INT(stats_of(1).transfer_received_bytes, BYTES);
+    CHECK_EQ_INT(withdrawn(0, 70), -1);
+    expect_nothing_left();
+    cluster_close(&c);
+}
+
+/* Runs of all sizes in any order, to places of any order: what was asked for is there, and what lies between is as it was. */
+TEST(many_runs_are_scattered)
+{
+    static pccl_fetch_run runs[4096];
+    static uint8_t expected[sizeof target];
+    for (uint64_t seed = 1; seed <= 6; seed++) {
+        uint64_t state = seed, total = 0, at = 0;
+        begin_with("sim", seed, seed % 2 ? 1024 : 64 << 10);
+        memcpy(expected, target, sizeof target);
+        uint32_t n = 0;
+        for (; n < 4096; n++) {
+            uint64_t bytes = test_random(&state) % 10 ? 1 + test_random(&state) % 300 : 1 + test_random(&state) % 5000;
+            at += test_random(&state) % 3;
+            if (at + bytes > sizeof target)
+                break;
+            runs[n] = (pccl_fetch_run){test_random(&state) % (BYTES - bytes), bytes, target + at};
+            memcpy(expected + at, source + runs[n].offset, bytes);
+            at += bytes;
+            total += bytes;
+        }
+        CHECK(n > 2000);
+        offer(1);
+        fetch_runs(runs, n, 1);
+        cluster_run(&c, 3 * SECOND);
+        CHECK_EQ_INT(status_of(1), PCCL_OK);
+        CHECK_EQ_BYTES(target, expected, sizeof target);
+        CHECK_EQ_INT(fetched(1) ? fetched(1)->received_bytes : 0, total);
+        expect_nothing_left();
+        cluster_close(&c);
+    }
+}
+
+/* 256 runs of 4 KiB take the frames of 1 MiB in segments of 64 KiB, not 256. */
+TEST(small_runs_share_frames)
+{
+    static pccl_fetch_run runs[256];
+    begin_with("sim", 1, 64 << 10);
+    offer(1);
+    cluster_run(&c, SECOND);
+    uint32_t before = c.engines[0]->links->send_next;
+    for (uint32_t i = 0; i < 256; i++)
+        runs[i] = (pccl_fetch_run){(uint64_t)(255 - i) * 4096, 4096, target + (255 - i) * 4096};
+    fetch_runs(runs, 256, 1);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    CHECK_EQ_BYTES(target, source, BYTES);
+    CHECK_EQ_INT(c.engines[0]->links->send_next - before, 16);
+    cluster_close(&c);
+}
+
+TEST(many_fetches_wait_their_turn)
+{
+    begin_with("sim", 1, 1024);
+    offer(1);
+    for (uint32_t i = 0; i < 2048; i++)
+        fetch_part(i * 512, 512, (pccl_priority)(i % 3), 0, 1 + i);
+    cluster_run(&c, 5 * SECOND);
+    for (uint32_t i = 0; i < 2048; i++)
+        CHECK_EQ_INT(status_of(1 + i), PCCL_OK);
+    CHECK_EQ_BYTES(target, source, BYTES);
+    expect_nothing_left();
+    cluster_close(&c);
+}
+
+/* -- regions that come bit by bit ---------------------------------------------------------------------------------------- */
+
+TEST(a_fetch_waits_for_what_is_not_there_yet)
+{
+    begin();
+    offer(0);
+    fetch_all(1);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(stats_of(0).transfer_sent_bytes, 0);
+    extend(64 << 10, BYTES / 2);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(stats_of(0).transfer_sent_bytes, 0);
+    extend(0, 64 << 10);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(stats_of(0).transfer_sent_bytes, (64 << 10) + BYTES / 2);
+    CHECK_EQ_BYTES(target, source, (64 << 10) + BYTES / 2);
+    CHECK_EQ_INT(status_of(1), -1);
+    extend(BYTES / 2, UINT64_MAX);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    CHECK_EQ_BYTES(target, source, BYTES);
+    expect_nothing_left();
+    cluster_close(&c);
+}
+
+TEST(parts_come_in_any_order)
+{
+    begin_with("sim", 3, 1024);
+    offer(0);
+    fetch_all(1);
+    for (uint32_t i = 0; i < 256; i++) {
+        extend((i * 37 % 256) * 4096 + 4000, 4096);   /* each overlaps, or meets, its neighbours; the last leads beyond the end */
+        if (i % 16 == 0)
+            cluster_run(&c, MS);
+    }
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), -1);
+    extend(0, 4000);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    CHECK_EQ_BYTES(target, source, BYTES);
+    CHECK(c.engines[0]->transfers.region_count == 1);
+    cluster_close(&c);
+}
+
+/* Node 1 hands on to node 2 what it has, while it is still being fetched from node 0. */
+TEST(a_relay_cuts_through)
+{
+    static uint8_t last[BYTES];
+    fill();
+    cluster_open(&c, 3, 1, "sim", 0);
+    c.segment_bytes = 16 << 10;
+    cluster_epoch(&c, 1, 0, 0, 7, ~0u, NULL, 0);
+    cluster_run(&c, SECOND / 10);
+    offer(1);
+    offer_of(1, key, 7, target, BYTES, 0, 71);
+    pccl_fetch_run whole = {0, BYTES, last};
+    pccl_fetch_request r = request_of(&whole, 1, 9);
+    r.peer = node_id(1);
+    CHECK_EQ_INT(pccl_engine_fetch(c.engines[2], &r), PCCL_OK);
+    for (uint32_t i = 0; i < 4; i++) {
+        fetch_part(i * BYTES / 4, BYTES / 4, NORMAL, 0, 1 + i);
+        cluster_run(&c, SECOND / 10);
+        CHECK_EQ_INT(status_of(1 + i), PCCL_OK);
+        CHECK_EQ_INT(pccl_engine_extend(c.engines[1], key, 7, i * BYTES / 4, BYTES / 4), PCCL_OK);
+        cluster_run(&c, SECOND / 10);
+        CHECK_EQ_INT(stats_of(2).transfer_received_bytes, (i + 1) * BYTES / 4);
+    }
+    const pccl_event *e = cluster_event(&c, 2, PCCL_EVENT_FETCH, 9);
+    CHECK(e && e->status == PCCL_OK);
+    CHECK_EQ_BYTES(last, source, BYTES);
+    cluster_close(&c);
+}
+
+/* -- ends ------------------------------------------------------------------------------------------------------------- */
+
+TEST(what_is_not_offered_is_gone)
+{
+    begin();
+    offer(1);
+    pccl_fetch_run runs[] = {{0, 100, target}, {BYTES - 10, 11, target + 100}, {UINT64_MAX - 20, 10, target + 200}};
+    fetch_runs(runs, 2, 1);
+    fetch_runs(runs + 2, 1, 2);
+    pccl_fetch_request r = request_of(runs, 1, 3);
+    r.generation = 8;
+    send_request(&r);
+    r = request_of(runs, 1, 4);
+    memcpy(r.key, other_key, sizeof r.key);
+    send_request(&r);
+    cluster_run(&c, SECOND);
+    for (uint64_t token = 1; token <= 4; token++)
+        CHECK_EQ_INT(status_of(token), PCCL_EGONE);
+    CHECK_EQ_INT(fetched(1)->received_bytes, 0);
+    expect_nothing_left();
+    cluster_close(&c);
+}
+
+/* The memory is freed the moment the engine says so: ASan sees who still reads it. */
+TEST(a_withdrawn_region_is_not_read_any_more)
+{
+    for (uint64_t after_ns = MS / 2; after_ns < 40 * MS; after_ns += 3 * MS) {
+        static pccl_fetch_run runs[1000];
+        begin_with("sim", after_ns, 4096);
+        set_paths(2 * MS, 20000000);
+        uint8_t *memory = malloc(BYTES);
+        memcpy(memory, source, BYTES);
+        offer_of(0, key, 7, memory, BYTES, 1, 70);
+        fetch_all(1);
+        for (uint32_t i = 0; i < 1000; i++)
+            runs[i] = (pccl_fetch_run){i * 512, 500, target + BYTES + i * 500};
+        fetch_runs(runs, 1000, 2);
+        cluster_run(&c, after_ns);
+        withdraw();
+        (void)pccl_engine_step(c.engines[0], c.now_ns);
+        pccl_event events[8];
+        CHECK(pccl_engine_events(c.engines[0], events, 8) == 1 && events[0].kind == PCCL_EVENT_WITHDRAWN &&
+              events[0].status == PCCL_OK && events[0].token == 70);
+        memset(memory, 0, BYTES);
+        free(memory);
+        cluster_run(&c, 2 * SECOND);
+        CHECK_EQ_INT(status_of(1), PCCL_EGONE);
+        CHECK(status_of(2) == PCCL_EGONE || status_of(2) == PCCL_OK);
+        CHECK_EQ_BYTES(target, source, fetched(1)->span_count);
+        CHECK(fetched(1)->span_count <= fetched(1)->received_bytes && fetched(1)->received_bytes < BYTES);
+        fetch_all(3);
+        cluster_run(&c, SECOND);
+        CHECK_EQ_INT(status_of(3), PCCL_EGONE);
+        expect_nothing_left();
+        cluster_close(&c);
+    }
+}
+
+TEST(a_region_can_be_offered_once_at_a_time)
+{
+    begin();
+    offer(1);
+    offer_of(0, key, 7, source, BYTES, 1, 71);
+    offer_of(0, key, 8, source, 10, 1, 72);
+    cluster_run(&c, MS);
+    CHECK_EQ_INT(withdrawn(0, 71), PCCL_EINVAL);
+    CHECK_EQ_INT(withdrawn(0, 72), -1);
+    withdraw();
+    withdraw();
+    cluster_run(&c, MS);
+    CHECK_EQ_INT(withdrawn(0, 70), PCCL_OK);
+    offer_of(0, key, 7, source, BYTES, 1, 73);
+    fetch_all(1);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    cluster_close(&c);
+}
+
+/* The targets are freed the moment the engine says so. */
+static void expect_no_write_after_end(int by_deadline, uint64_t after_ns)
+{
+    static pccl_fetch_run runs[500];
+    begin_with("sim", after_ns, 4096);
+    set_paths(2 * MS, 20000000);
+    uint8_t *memory = malloc(BYTES);
+    offer(1);
+    for (uint32_t i = 0; i < 500; i++)
+        runs[i] = (pccl_fetch_run){i * 512, 500, memory + i * 500};
+    pccl_fetch_request small = request_of(runs, 500, 1);
+    pccl_fetch_run rest = {BYTES / 2, BYTES / 2, memory + BYTES / 2};
+    pccl_fetch_request large = request_of(&rest, 1, 2);
+    small.deadline_ns = large.deadline_ns = by_deadline ? c.now_ns + after_ns : 0;
+    send_request(&large);
+    send_request(&small);
+    cluster_run(&c, after_ns);
+    for (uint64_t token = 1; token <= 2 && !by_deadline; token++)
+        CHECK_EQ_INT(pccl_engine_cancel_fetch(c.engines[1], token), PCCL_OK);
+    (void)pccl_engine_step(c.engines[1], c.now_ns);
+    c.event_count[1] += (uint32_t)pccl_engine_events(c.engines[1], c.events[1] + c.event_count[1], 16);
+    CHECK_EQ_INT(status_of(2), by_deadline ? PCCL_ETIMEOUT : PCCL_ECANCELLED);
+    CHECK(status_of(1) == PCCL_OK || status_of(1) == status_of(2));
+    free(memory);
+    cluster_run(&c, 2 * SECOND);
+    expect_nothing_left();
+    fetch_all(3);
+    cluster_run(&c, 2 * SECOND);
+    CHECK_EQ_INT(status_of(3), PCCL_OK);
+    cluster_close(&c);
+}
+
+TEST(a_cancelled_fetch_writes_nothing_any_more)
+{
+    for (uint64_t after_ns = 1; after_ns < 30 * MS; after_ns += 2 * MS)
+        expect_no_write_after_end(0, after_ns);
+}
+
+TEST(an_overdue_fetch_writes_nothing_any_more)
+{
+    for (uint64_t after_ns = 1; after_ns < 30 * MS; after_ns += 3 * MS)
+        expect_no_write_after_end(1, after_ns);
+}
+
+TEST(a_cancelled_fetch_is_dropped_at_the_other_side)
+{
+    begin();
+    offer(0);
+    fetch_all(1);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(stats_of(0).transfers_served, 1);
+    CHECK_EQ_INT(pccl_engine_cancel_fetch(c.engines[1], 1), PCCL_OK);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_ECANCELLED);
+    expect_nothing_left();
+    extend(0, BYTES);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(stats_of(0).transfer_sent_bytes, 0);
+    cluster_close(&c);
+}
+
+/* Cancelled in the same breath: nothing of it reaches the other side. */
+TEST(a_fetch_that_was_never_sent_leaves_no_trace)
+{
+    begin();
+    offer(0);
+    fetch_all(1);
+    CHECK_EQ_INT(pccl_engine_cancel_fetch(c.engines[1], 1), PCCL_OK);
+    CHECK_EQ_INT(pccl_engine_cancel_fetch(c.engines[1], 99), PCCL_OK);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_ECANCELLED);
+    expect_nothing_left();
+    cluster_close(&c);
+}
+
+/* The path is cut, or the other side's process does not run: the deadline is kept to the millisecond. */
+TEST(a_deadline_is_kept_whatever_the_other_side_does)
+{
+    for (int frozen = 0; frozen < 2; frozen++) {
+        begin();
+        set_paths(2 * MS, 10000000);
+        offer(1);
+        fetch_part(0, BYTES, NORMAL, c.now_ns + SECOND / 2, 1);
+        cluster_run(&c, SECOND / 20);
+        if (frozen)
+            c.stopped[0] = 1;
+        else
+            cluster_cut(&c, 0, 1);
+        cluster_run(&c, SECOND);
+        CHECK_EQ_INT(status_of(1), PCCL_ETIMEOUT);
+        CHECK(fetched(1) && fetched(1)->duration_ns >= SECOND / 2 && fetched(1)->duration_ns < SECOND / 2 + MS);
+        CHECK(fetched(1) && fetched(1)->received_bytes > 0 && fetched(1)->received_bytes < BYTES);
+        c.stopped[0] = 0;
+        set_paths(2 * MS, 0);
+        cluster_run(&c, 10 * SECOND);
+        expect_nothing_left();
+        cluster_close(&c);
+    }
+}
+
+TEST(who_has_no_link_is_told_so)
+{
+    begin();
+    pccl_fetch_run run = {0, 10, target};
+    pccl_fetch_request r = request_of(&run, 1, 1);
+    r.peer = node_id(5);
+    send_request(&r);
+    cluster_run(&c, MS);
+    CHECK_EQ_INT(status_of(1), PCCL_EPEER);
+    cluster_close(&c);
+}
+
+/* Node 0 is out of the group in the next epoch. */
+TEST(a_closed_link_ends_its_fetches)
+{
+    begin();
+    offer(0);
+    fetch_all(1);
+    cluster_run(&c, SECOND / 10);
+    CHECK(pccl_engine_freeze(c.engines[1], 1) == PCCL_OK);
+    cluster_epoch(&c, 2, 1, 0, 2, ~0u, NULL, 0);
+    cluster_run(&c, SECOND / 10);
+    CHECK_EQ_INT(status_of(1), PCCL_EPEER);
+    CHECK_EQ_INT(stats_of(1).transfers_pending, 0);
+    cluster_close(&c);
+}
+
+TEST(a_closed_engine_ends_everything)
+{
+    begin();
+    offer(1);
+    fetch_all(1);
+    offer_of(1, key, 7, source, 10, 1, 71);
+    cluster_step_all(&c);
+    for (uint32_t i = 0; i < 2; i++)
+        engine_shutdown(c.engines[i]);
+    offer_of(1, key, 9, source, 10, 1, 72);
+    fetch_all(2);
+    engine_commands(c.engines[1]);
+    for (uint32_t i = 0; i < 2; i++)
+        c.event_count[i] += (uint32_t)pccl_engine_events(c.engines[i], c.events[i] + c.event_count[i], 16);
+    CHECK_EQ_INT(status_of(1), PCCL_ECLOSED);
+    CHECK_EQ_INT(status_of(2), PCCL_ECLOSED);
+    CHECK_EQ_INT(withdrawn(0, 70), PCCL_ECLOSED);
+    CHECK_EQ_INT(withdrawn(1, 71), PCCL_ECLOSED);
+    CHECK_EQ_INT(withdrawn(1, 72), PCCL_ECLOSED);
+    cluster_close(&c);
+}
+
+TEST(bad_requests_are_refused_at_once)
+{
+    begin();
+    pccl_fetch_run runs[] = {{0, 10, target}, {0, 0, target}};
+    pccl_fetch_request good = request_of(runs, 1, 1), bad[6];
+    for (int i = 0; i < 6; i++)
+        bad[i] = good;
+    bad[0].size--;
+    bad[1].run_count = 0;
+    bad[2].run_count = 4097;
+    bad[3].run_count = 2;
+    bad[4].priority = PCCL_PRIORITY_COUNT;
+    bad[5].peer = node_id(1);
+    for (int i = 0; i < 6; i++)
+        CHECK_EQ_INT(pccl_engine_fetch(c.engines[1], &bad[i]), PCCL_EINVAL);
+    pccl_region region = {.size = sizeof region, .data = source};
+    CHECK_EQ_INT(pccl_engine_offer(c.engines[0], &region, 1), PCCL_EINVAL);
+    CHECK_EQ_INT(pccl_engine_limit(c.engines[0], 3, 1), PCCL_EINVAL);
+    pccl_member self = {.id = node_id(0)};
+    CHECK_EQ_INT(pccl_engine_acquaint(c.engines[0], &self, 1), PCCL_EINVAL);
+    CHECK_EQ_INT(pccl_engine_acquaint(c.engines[1], &self, 0), PCCL_EINVAL);
+    cluster_run(&c, MS);
+    CHECK_EQ_INT(c.event_count[1], 1);  /* LINK_UP */
+    cluster_close(&c);
+}
+
+/* -- streams that die, epochs that change ---------------------------------------------------------------------------------- */
+
+TEST(streams_that_die_cost_nothing)
+{
+    begin();
+    set_paths(2 * MS, 20000000);
+    offer(1);
+    fetch_all(1);
+    for (uint32_t i = 0; i < 10; i++) {
+        cluster_run(&c, 5 * MS);
+        (void)pccl_sim_reset(c.sim, 0, 1, i);
+        if (i == 5)
+            (void)pccl_sim_reset(c.sim, 0, 1, 0);   /* both at once */
+    }
+    cluster_run(&c, 3 * SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    CHECK_EQ_BYTES(target, source, BYTES);
+    CHECK(stats_of(0).frames_resent > 0);
+    expect_nothing_left();
+    cluster_close(&c);
+}
+
+TEST(a_bad_network_changes_nothing)
+{
+    static pccl_fetch_run runs[512];
+    for (uint64_t seed = 1; seed <= 20; seed++) {
+        begin_with(seed % 2 ? "sim" : "faulty+sim", seed, 2048);
+        pccl_sim_path path = {.delay_ns = 2 * MS, .jitter_ns = MS, .reset_ppm = 2000, .corrupt_ppm = 2000, .duplicate_ppm = 0};
+        CHECK(pccl_sim_set_path(c.sim, 0, 1, &path) == PCCL_OK && pccl_sim_set_path(c.sim, 1, 0, &path) == PCCL_OK);
+        offer(0);
+        for (uint32_t i = 0; i < 512; i++)
+            runs[i] = (pccl_fetch_run){i * 600, 600, target + BYTES + i * 600};
+        fetch_all(1);
+        fetch_runs(runs, 512, 2);
+        for (uint32_t i = 0; i < 16; i++) {
+            extend(i * BYTES / 16, BYTES / 16);
+            cluster_run(&c, 5 * MS);
+        }
+        cluster_run(&c, 60 * SECOND);
+        CHECK_EQ_INT(status_of(1), PCCL_OK);
+        CHECK_EQ_INT(status_of(2), PCCL_OK);
+        CHECK_EQ_BYTES(target, source, BYTES);
+        CHECK_EQ_BYTES(target + BYTES, source, 512 * 600);
+        expect_nothing_left();
+        cluster_close(&c);
+    }
+}
+
+/* Growth, freeze and change while a fetch is under way: it does not notice. */
+TEST(transfers_belong_to_no_epoch)
+{
+    begin();
+    set_paths(2 * MS, 10000000);
+    offer(1);
+    fetch_all(1);
+    cluster_run(&c, 20 * MS);
+    cluster_epoch(&c, 2, 0, 1, 3, ~0u, NULL, 0);
+    cluster_run(&c, 20 * MS);
+    uint64_t before = stats_of(1).transfer_received_bytes;
+    for (uint32_t i = 0; i < 2; i++)
+        CHECK(pccl_engine_freeze(c.engines[i], 1) == PCCL_OK);
+    cluster_run(&c, 20 * MS);
+    CHECK(stats_of(1).transfer_received_bytes > before + 100000);
+    cluster_epoch(&c, 3, 1, 0, 3, ~0u, NULL, 0);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    CHECK_EQ_BYTES(target, source, BYTES);
+    cluster_close(&c);
+}
+
+/* -- classes and caps --------------------------------------------------------------------------------------------------- */
+
+/* Milliseconds that an all-reduce of 256 KiB takes while 8 MiB are fetched at 10 MB/s; alone it needs 40. */
+static int op_beside_fetch_ms(pccl_priority of_fetch, pccl_priority of_op)
+{
+    static uint8_t data[2][256 << 10];
+    begin();
+    c.mesh_bytes_max = 1 << 30;
+    set_paths(5 * MS, 10000000);
+    offer(1);
+    for (uint64_t token = 1; token <= 8; token++)
+        fetch_part(0, BYTES, of_fetch, 0, token);
+    cluster_run(&c, 20 * MS);
+    for (uint32_t i = 0; i < 2; i++) {
+        pccl_op_request r = {.kind = PCCL_ALL_REDUCE, .dtype = PCCL_INT32, .count = sizeof data[0] / 4, .in = data[i], .out = data[i],
+                             .priority = (uint8_t)of_op, .token = 5};
+        cluster_submit(&c, i, &r);
+    }
+    cluster_run(&c, 2 * SECOND);
+    const pccl_event *e = cluster_event(&c, 0, PCCL_EVENT_OP, 5);
+    CHECK(e && e->status == PCCL_OK);
+    for (uint64_t token = 1; token <= 8; token++)
+        CHECK_EQ_INT(status_of(token), PCCL_OK);
+    cluster_close(&c);
+    return e ? (int)(e->duration_ns / MS) : -1;
+}
+
+TEST(ops_go_before_transfers_of_a_lower_class)
+{
+    int before = op_beside_fetch_ms(LOW, NORMAL), beside = op_beside_fetch_ms(NORMAL, NORMAL), behind = op_beside_fetch_ms(HIGH, LOW);
+    CHECK(before < beside);
+    CHECK(beside < behind);
+}
+
+TEST(a_class_can_be_limited)
+{
+    begin();
+    offer(1);
+    CHECK_EQ_INT(pccl_engine_limit(c.engines[0], LOW, 1000000), PCCL_OK);
+    fetch_part(0, BYTES / 2, LOW, 0, 1);
+    fetch_part(BYTES / 2, BYTES / 2, LOW, 0, 2);
+    cluster_run(&c, SECOND / 2);
+    CHECK(stats_of(0).transfer_sent_bytes > 450000 && stats_of(0).transfer_sent_bytes < 600000);
+    CHECK_EQ_INT(status_of(1), -1);
+    CHECK_EQ_INT(status_of(2), -1);
+    fetch_part(0, BYTES, HIGH, 0, 3);
+    cluster_run(&c, SECOND / 10);
+    CHECK_EQ_INT(status_of(3), PCCL_OK);
+    CHECK_EQ_INT(pccl_engine_limit(c.engines[0], LOW, 0), PCCL_OK);
+    c.wake_ns[0] = 0;
+    cluster_run(&c, SECOND / 10);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    CHECK_EQ_INT(status_of(2), PCCL_OK);
+    CHECK_EQ_BYTES(target, source, BYTES);
+    expect_nothing_left();
+    cluster_close(&c);
+}
+
+/* -- peers of other groups -------------------------------------------------------------------------------------------------- */
+
+static void acquaint(uint32_t node, uint32_t with)
+{
+    pccl_member m = {.id = node_id(with), .dial = node < with};
+    snprintf(m.address, sizeof m.address, "sim:%u", with);
+    CHECK_EQ_INT(pccl_engine_acquaint(c.engines[node], &m, 2), PCCL_OK);
+    c.wake_ns[node] = 0;
+}
+
+TEST(peers_of_two_groups_fetch_once_both_are_acquainted)
+{
+    fill();
+    cluster_open(&c, 2, 1, "sim", 0);
+    cluster_epoch(&c, 1, 0, 0, 1, 1, NULL, 0);
+    cluster_epoch(&c, 1, 0, 0, 2, 2, NULL, 0);
+    offer(1);
+    acquaint(1, 0);
+    fetch_all(1);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), -1);
+    acquaint(0, 1);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    CHECK_EQ_BYTES(target, source, BYTES);
+    cluster_epoch(&c, 2, 0, 1, 2, 2, NULL, 0);   /* another epoch does not touch the link */
+    fetch_all(2);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(2), PCCL_OK);
+    withdraw();
+    offer_of(0, key, 7, source, BYTES, 0, 75);
+    fetch_all(3);
+    cluster_run(&c, SECOND);
+    pccl_peer_id id = node_id(0);
+    CHECK_EQ_INT(pccl_engine_unacquaint(c.engines[1], &id), PCCL_OK);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(3), PCCL_EPEER);
+    fetch_all(4);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(4), PCCL_EPEER);
+    cluster_close(&c);
+}
+
+TEST_MAIN("transfer")
