@@ -35,6 +35,7 @@ class Status(IntEnum):
     EEVICTED = 12
     ELOST = 13
     ECANCELLED = 14
+    EGONE = 15
 
 
 class EventKind(IntEnum):
@@ -47,6 +48,8 @@ class EventKind(IntEnum):
     MISMATCH = 5
     OVERDUE = 6
     REFUSED = 7
+    FETCH = 8
+    WITHDRAWN = 9
 
 
 class Cause(IntEnum):

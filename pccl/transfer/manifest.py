@@ -158,7 +158,7 @@ class Manifest:
 
     @property
     def root(self) -> bytes:
-        """The digest of the whole: of the sizes and of all chunks' digests. Neither name nor generation are part of it."""
+        """The digest of the whole: of the sizes and of all chunks' digests, not of the name or the generation."""
         return digest_of(struct.pack("<QQ", self.nbytes, self.chunk_bytes) + self.digests)
 
     def digest(self, chunk: int) -> bytes:
