@@ -23,15 +23,21 @@ from pccl._core import ffi, lib
 from pccl.errors import Closed, error_of
 from pccl.types import (
     PEER_ID_BYTES,
+    REGION_KEY_BYTES,
     Algorithm,
+    EngineStats,
     EpochConfig,
     Event,
+    FetchRequest,
     Lanes,
     LinkStats,
     MemberConfig,
     OpDesc,
     OpName,
+    OpRequest,
     OpState,
+    Region,
+    SimPath,
     Status,
 )
 
@@ -40,10 +46,12 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineStats",
+    "FetchRequest",
     "Kind",
     "LinkStats",
     "OpRequest",
     "RedOp",
+    "Region",
     "Sim",
     "SimPath",
     "byte_array",
@@ -66,8 +74,6 @@ _EVENTS_PER_CALL = 256
 _LINKS_FIRST = 64
 _TEXT_BYTES = 128
 _NULL = ffi.NULL
-_NO_PEER = bytes(PEER_ID_BYTES)
-_UNNAMED = OpName(0, 0, 0)
 
 
 class Kind(IntEnum):
@@ -108,53 +114,6 @@ class EngineConfig:
     silence_s: float = 2.5
     defects: int = 0
     sim: Sim | None = None
-
-
-@dataclass(slots=True)
-class OpRequest:
-    """One op as the engine takes it (pccl_op_request). Addresses are borrowed until the op's event; 0 is NULL.
-
-    Not frozen only because one is made for every op and a frozen dataclass takes three times as long to make.
-    """
-
-    token: int
-    kind: int
-    dtype: int
-    redop: int
-    algorithm: int
-    shape: int
-    count: int
-    input: int
-    output: int
-    root: bytes = _NO_PEER
-    target: bytes = _NO_PEER
-    origin: tuple[bytes, ...] = ()
-    name: OpName = _UNNAMED
-    deadline_ns: int = 0
-    codec: int = 0
-    priority: int = 0
-
-
-@dataclass(slots=True, frozen=True)
-class EngineStats:
-    """Counters of an engine since it was made (pccl_stats)."""
-
-    links: int
-    streams: int
-    ops_pending: int
-    ops_committed: int
-    ops_failed: int
-    ops_retried: int
-    sent_bytes: int
-    received_bytes: int
-    frames_resent: int
-    frames_duplicate: int
-    frames_stale: int
-    frames_corrupt: int
-    parked_bytes: int
-    pool_bytes: int
-    oldest_boundary: int
-    relayed_bytes: int
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------
@@ -478,6 +437,64 @@ class Engine:
         with self._lock:
             _check(lib.pccl_engine_kill_stream(self._live(), peer_id, index), "kill_stream")
 
+    # -- transfers --
+
+    def offer(self, region: Region, *, whole: bool) -> None:
+        """Offers memory to others: all of it, or nothing before `extend`. It is borrowed until the WITHDRAWN event."""
+        raw = ffi.new("pccl_region *")
+        raw.size = ffi.sizeof("pccl_region")
+        ffi.buffer(raw.key)[:] = _c_key(region.key)
+        raw.generation, raw.bytes, raw.token = region.generation, region.nbytes, region.token
+        raw.data = ffi.cast("void *", region.address)
+        with self._lock:
+            _check(lib.pccl_engine_offer(self._live(), raw, whole), "the offer was refused")
+
+    def extend(self, key: bytes, generation: int, offset: int, nbytes: int) -> None:
+        """This part of a region may be fetched from now on."""
+        with self._lock:
+            _check(lib.pccl_engine_extend(self._live(), _c_key(key), generation, offset, nbytes), "extend")
+
+    def withdraw(self, key: bytes, generation: int) -> None:
+        """Ends an offer; a WITHDRAWN event follows when the memory is not read any more."""
+        with self._lock:
+            _check(lib.pccl_engine_withdraw(self._live(), _c_key(key), generation), "withdraw")
+
+    def fetch(self, request: FetchRequest) -> None:
+        """Starts a fetch; a FETCH event ends it. After ArgumentError, ResourceError or Closed nothing is borrowed."""
+        raw = ffi.new("pccl_fetch_request *")
+        raw.size = ffi.sizeof("pccl_fetch_request")
+        ffi.buffer(raw.peer.bytes)[:] = _exact(request.peer, PEER_ID_BYTES, "a peer id")
+        ffi.buffer(raw.key)[:] = _c_key(request.key)
+        raw.generation, raw.priority = request.generation, request.priority
+        runs = ffi.new("pccl_fetch_run[]", max(1, len(request.runs)))
+        for run, (offset, nbytes, address) in zip(runs, request.runs, strict=False):
+            run.offset, run.bytes, run.target = offset, nbytes, ffi.cast("void *", address)
+        raw.run_count, raw.runs = len(request.runs), runs
+        raw.deadline_ns, raw.token = request.deadline_ns, request.token
+        with self._lock:
+            _check(lib.pccl_engine_fetch(self._live(), raw), "the fetch was refused")
+
+    def cancel_fetch(self, token: int) -> None:
+        """Ends the fetches with this token."""
+        with self._lock:
+            _check(lib.pccl_engine_cancel_fetch(self._live(), token), "cancel_fetch")
+
+    def limit(self, priority: int, bytes_per_s: int) -> None:
+        """Caps what is sent for fetches of a priority, to all peers together; 0: no cap."""
+        with self._lock:
+            _check(lib.pccl_engine_limit(self._live(), priority, bytes_per_s), "limit")
+
+    def acquaint(self, member: MemberConfig, streams: int) -> None:
+        """Keeps a link for transfers to a peer, whether it is in an epoch or not; the peer must do the same."""
+        array = _c_members((member,))
+        with self._lock:
+            _check(lib.pccl_engine_acquaint(self._live(), array, streams), "acquaint")
+
+    def unacquaint(self, peer: bytes) -> None:
+        """The end of that: fetches over the link end with EPEER, unless an epoch needs it."""
+        with self._lock:
+            _check(lib.pccl_engine_unacquaint(self._live(), _c_ids((peer,))), "unacquaint")
+
     # -- facts --
 
     def events(self) -> list[Event]:
@@ -549,6 +566,10 @@ def _c_ids(ids: Sequence[bytes]) -> Any:
     return array
 
 
+def _c_key(key: bytes) -> bytes:
+    return _exact(key, REGION_KEY_BYTES, "a region's key")
+
+
 def _c_members(members: Sequence[MemberConfig]) -> Any:
     """An array of pccl_member; never of length 0."""
     array = ffi.new("pccl_member[]", max(1, len(members)))
@@ -604,19 +625,6 @@ def _link(raw: Any) -> LinkStats:
 
 
 # -- the simulated network ---------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True, frozen=True)
-class SimPath:
-    """One direction between two nodes (pccl_sim_path)."""
-
-    delay_ns: int = 0
-    jitter_ns: int = 0
-    bytes_per_s: int = 0
-    reset_ppm: int = 0
-    corrupt_ppm: int = 0
-    duplicate_ppm: int = 0
-    cut: bool = False
 
 
 class Sim:

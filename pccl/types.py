@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 PEER_ID_BYTES = 16
+REGION_KEY_BYTES = 16
 ADDRESS_BYTES_MAX = 79
 #: Streams that a link can have at most: LIMIT_STREAMS of csrc/limits.h.
 STREAMS_LIMIT = 64
@@ -200,6 +201,98 @@ class Event:
     sent_bytes: int = 0
     received_bytes: int = 0
     duration_ns: int = 0
+
+
+_NO_PEER = bytes(PEER_ID_BYTES)
+_UNNAMED = OpName(0, 0, 0)
+
+
+@dataclass(slots=True)
+class OpRequest:
+    """One op as the engine takes it (pccl_op_request). Addresses are borrowed until the op's event; 0 is NULL.
+
+    Not frozen only because one is made for every op and a frozen dataclass takes three times as long to make.
+    """
+
+    token: int
+    kind: int
+    dtype: int
+    redop: int
+    algorithm: int
+    shape: int
+    count: int
+    input: int
+    output: int
+    root: bytes = _NO_PEER
+    target: bytes = _NO_PEER
+    origin: tuple[bytes, ...] = ()
+    name: OpName = _UNNAMED
+    deadline_ns: int = 0
+    codec: int = 0
+    priority: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class EngineStats:
+    """Counters of an engine since it was made (pccl_stats)."""
+
+    links: int
+    streams: int
+    ops_pending: int
+    ops_committed: int
+    ops_failed: int
+    ops_retried: int
+    sent_bytes: int
+    received_bytes: int
+    frames_resent: int
+    frames_duplicate: int
+    frames_stale: int
+    frames_corrupt: int
+    parked_bytes: int
+    pool_bytes: int
+    oldest_boundary: int
+    relayed_bytes: int
+    transfer_sent_bytes: int
+    transfer_received_bytes: int
+    transfers_pending: int  # fetches that have not ended
+    transfers_served: int  # fetches of others that are under way here
+
+
+@dataclass(slots=True, frozen=True)
+class SimPath:
+    """One direction between two nodes (pccl_sim_path)."""
+
+    delay_ns: int = 0
+    jitter_ns: int = 0
+    bytes_per_s: int = 0
+    reset_ppm: int = 0
+    corrupt_ppm: int = 0
+    duplicate_ppm: int = 0
+    cut: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class Region:
+    """Memory that others may fetch from (pccl_region). It is borrowed until the WITHDRAWN event with the token."""
+
+    key: bytes  # 16 bytes
+    generation: int
+    address: int
+    nbytes: int
+    token: int
+
+
+@dataclass(slots=True, frozen=True)
+class FetchRequest:
+    """One fetch (pccl_fetch_request). The targets are borrowed until its FETCH event."""
+
+    peer: bytes
+    key: bytes  # 16 bytes, of the region
+    generation: int
+    runs: Sequence[tuple[int, int, int]]  # (offset in the region, bytes, address of the target)
+    token: int
+    priority: int = 0
+    deadline_ns: int = 0
 
 
 @dataclass(slots=True, frozen=True)

@@ -4,7 +4,8 @@
  * whose header checksum holds with any fields, raw bytes, closes, dials; and it makes the engine's own user submit ops, freeze,
  * change epochs, give up. Its peers ask it to relay, and are reached over each other. Whatever a frame claims to be, its
  * payload is what an honest peer would have put there. So besides "no crash, no leak, no hang" this must hold: every op ends
- * exactly once, a committed result is right, an input that was not committed is as it was. */
+ * exactly once, a committed result is right, an input that was not committed is as it was; every fetch and every region ends exactly
+ * once, and its memory, freed then, is not touched any more. */
 #include "fuzz_world.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
@@ -79,6 +80,71 @@ static void send_frame(void)
     wire_encode(&frame, message);
     send_bytes(s, message, which == 255 ? whole * next8() / 256 : whole);
     free(message);
+}
+
+/* A frame of a transfer, most often one that an honest peer might send. */
+static void send_transfer_frame(void)
+{
+    uint8_t which = next8(), flags = next8(), place = next8();
+    struct side *s = pick_side(which >> 5);
+    if (!s)
+        return;
+    uint8_t payload[WIRE_FETCH_HEAD_BYTES + 4 * WIRE_FETCH_RUN_BYTES] = {0};
+    struct fetch_head head = {.generation = flags >> 6, .segment_bytes = SEGMENT_BYTES, .run_count = 1 + (place & 3)};
+    struct frame frame = {.type = (uint8_t)(FRAME_FETCH + (which & 3)), .name = {.lane = 1 + (which >> 2 & 7)},
+                          .link_seq = w.next_seq[s->channel], .link_ack = w.ack[s->channel]};
+    if (frame.type == FRAME_FETCH) {
+        wire_encode_fetch(&head, payload);
+        for (uint32_t i = 0; i < head.run_count; i++)
+            wire_encode_fetch_run((struct fetch_run){next8(), 1u + next8()}, i, payload);
+        frame.payload_bytes = WIRE_FETCH_HEAD_BYTES + head.run_count * WIRE_FETCH_RUN_BYTES;
+        frame.step = flags & 3;
+    } else if (frame.type == FRAME_PIECE) {
+        frame.offset = place & 15u ? (place & 15u) * SEGMENT_BYTES : 0;
+        frame.payload_bytes = place & 16 ? 1u + next8() % sizeof payload : SEGMENT_BYTES;
+    } else if (frame.type == FRAME_DENY) {
+        frame.step = 1 + (flags & 1);
+    }
+    if (flags & 32)
+        payload[next8() % sizeof payload] ^= next8();
+    w.next_seq[s->channel]++;
+    frame.payload_crc = crc32c(0, payload, frame.payload_bytes);
+    uint8_t message[WIRE_HEADER_BYTES + sizeof payload];
+    wire_encode(&frame, message);
+    memcpy(message + WIRE_HEADER_BYTES, payload, frame.payload_bytes);
+    send_bytes(s, message, WIRE_HEADER_BYTES + frame.payload_bytes);
+}
+
+/* The engine's own user offers, extends, withdraws, fetches, cancels. */
+static void use_transfers(void)
+{
+    uint8_t choice = next8(), place = next8();
+    static const uint8_t name[16];
+    uint64_t generation = choice >> 6;
+    if ((choice & 7) == 0 && w.region_count < REGIONS) {
+        struct region_view *r = &w.regions[w.region_count++];
+        r->memory = calloc(1, REGION_BYTES);
+        pccl_region region = {.size = sizeof region, .generation = generation, .data = r->memory, .bytes = REGION_BYTES,
+                              .token = w.region_count};
+        REQUIRE(r->memory && pccl_engine_offer(w.engine, &region, choice >> 3 & 1) == PCCL_OK);
+    } else if ((choice & 7) == 1) {
+        REQUIRE(pccl_engine_withdraw(w.engine, name, generation) == PCCL_OK);
+    } else if ((choice & 7) == 2) {
+        REQUIRE(pccl_engine_cancel_fetch(w.engine, 1 + place % FETCHES) == PCCL_OK);
+    } else if ((choice & 7) == 3) {
+        REQUIRE(pccl_engine_limit(w.engine, place % PCCL_PRIORITY_COUNT, (uint64_t)(place >> 4) * 1000) == PCCL_OK);
+    } else if ((choice & 7) == 4) {
+        REQUIRE(pccl_engine_extend(w.engine, name, generation, place, next8()) == PCCL_OK);
+    } else if (w.fetch_count < FETCHES) {
+        struct fetch_view *f = &w.fetches[w.fetch_count++];
+        f->memory = calloc(1, FETCH_BYTES);
+        pccl_fetch_run runs[] = {{place, 1 + place % 32, f->memory}, {0, 32, f->memory + 32}, {0, FETCH_BYTES - 64, f->memory + 64}};
+        pccl_fetch_request request = {.size = sizeof request, .peer = id_of(1 + (choice >> 3 & 1)), .generation = generation,
+                                      .run_count = 3, .runs = runs, .token = w.fetch_count,
+                                      .deadline_ns = choice & 16 ? w.now_ns + MILLISECOND : 0};
+        REQUIRE(f->memory && pccl_engine_fetch(w.engine, &request) == PCCL_OK);
+    }
+    settle();
 }
 
 static void send_raw(void)
@@ -215,6 +281,8 @@ static void command(void)
 {
     uint8_t choice = next8();
     switch (choice & 15) {
+    case 4: send_transfer_frame(); break;
+    case 5: use_transfers(); break;
     case 6: send_raw(); break;
     case 7: case 8: submit(); break;
     case 9: pass_time(MILLISECOND << (next8() % 14)); break;
@@ -259,6 +327,12 @@ static void close_world(void)
     }
     for (uint32_t i = 0; i < STREAMS; i++)
         drop(&w.sides[i], 1);
+    engine_shutdown(w.engine);
+    take_events();
+    for (uint32_t i = 0; i < w.region_count; i++)
+        REQUIRE(!w.regions[i].memory);
+    for (uint32_t i = 0; i < w.fetch_count; i++)
+        REQUIRE(!w.fetches[i].memory);
     pccl_engine_free(w.engine);
     for (uint32_t i = 1; i < PEERS; i++)
         w.transports[i]->ops->close(w.transports[i]);

@@ -10,11 +10,13 @@
 #include <string.h>
 
 #include "../../csrc/crc32c.h"
+#include "../../csrc/engine.h"
 #include "../../csrc/limits.h"
 #include "../../csrc/transport.h"
 #include "../../csrc/wire.h"
 
-enum { PEERS = 3, CHANNELS = 2 * PEERS, STREAMS = 8, OPS = 24, EPOCHS = 8, SEGMENT_BYTES = 64, WRITE_BYTES_MAX = 3 << 20 };
+enum { PEERS = 3, CHANNELS = 2 * PEERS, STREAMS = 8, OPS = 24, EPOCHS = 8, SEGMENT_BYTES = 64, WRITE_BYTES_MAX = 3 << 20,
+       REGIONS = 8, REGION_BYTES = 300, FETCHES = 16, FETCH_BYTES = 250 };
 
 #define REQUIRE(holds) ((holds) ? (void)0 : fail(#holds, __FILE__, __LINE__))
 
@@ -65,6 +67,10 @@ struct op_view {
     int ended;
 };
 
+/* Freed and NULL when the engine has given it back. */
+struct region_view { uint8_t *memory; };
+struct fetch_view { uint8_t *memory; };
+
 struct side {
     struct stream *stream;
     uint32_t node;
@@ -87,6 +93,9 @@ static struct world {
     uint32_t epoch_count, change, boundary;
     struct op_view ops[OPS];
     uint32_t op_count, posted[SHAPES];
+    struct region_view regions[REGIONS];
+    struct fetch_view fetches[FETCHES];
+    uint32_t region_count, fetch_count;
     uint32_t relays;               /* that the engine was asked for */
     int honest;                    /* payloads are right in every epoch so far: results can be checked */
 } w;
@@ -257,6 +266,21 @@ static void on_op_end(const pccl_event *event)
             check_result(op, &w.epochs[i]);
 }
 
+static void give_back(uint8_t **memory)
+{
+    REQUIRE(*memory != NULL);
+    free(*memory);
+    *memory = NULL;
+}
+
+static void on_transfer_end(const pccl_event *event)
+{
+    if (event->kind == PCCL_EVENT_WITHDRAWN)
+        give_back(&w.regions[event->token - 1].memory);
+    else
+        give_back(&w.fetches[event->token - 1].memory);
+}
+
 static void take_events(void)
 {
     pccl_event events[32];
@@ -264,6 +288,8 @@ static void take_events(void)
         for (int i = 0; i < n; i++)
             if (events[i].kind == PCCL_EVENT_OP)
                 on_op_end(&events[i]);
+            else if (events[i].kind == PCCL_EVENT_FETCH || events[i].kind == PCCL_EVENT_WITHDRAWN)
+                on_transfer_end(&events[i]);
 }
 
 /* What the engine sent: only the numbers are of interest, for honest acknowledgements. */

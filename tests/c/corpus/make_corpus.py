@@ -115,6 +115,28 @@ def detour_inputs() -> list[bytes]:
     return out
 
 
+def transfer_inputs() -> list[bytes]:
+    """Regions that are served, fetches that are answered, and ends of all kinds in between (cases 4 and 5)."""
+    ask = [bytes([4, 4 * i, i, 1, 0, 50, 10, 250]) for i in range(4)]
+    pieces = [bytes([4, 1, 0, segment]) for segment in range(3)] + [bytes([4, 1, 0, 16 | 3, 57])]
+    offers = [bytes([5, 8, 0]), bytes([5, 0, 0, 5, 4, 0, 200, 5, 4, 150, 200])]
+    ends = [
+        b"",
+        bytes([5, 1, 0]),
+        bytes([5, 2, 0]),
+        bytes([4, 2, 0, 0]),
+        bytes([4, 3, 0, 0]),
+        bytes([TIME, 6]),
+        bytes([CHANGE, 0x86]),
+    ]
+    out = [bytes([6]) + offer + b"".join(ask) + end + b"".join(ask) for offer in offers for end in ends]
+    for end in ends:
+        fetch = bytes([6, 5, 5, 31])
+        out.append(fetch + b"".join(pieces[:2]) + end + b"".join(pieces[2:]))
+        out.append(fetch + b"".join(pieces[::-1]) + end + bytes([CLOSE, 0, DIAL]))
+    return out
+
+
 def engine_inputs() -> list[bytes]:
     """The programs."""
     out: list[bytes] = []
@@ -150,7 +172,7 @@ def wire_inputs() -> list[bytes]:
     """Messages that decode once their checksum is made, and some that do not."""
     desc = 1 | 2 << 12 | 100 << 19
     out = [bytes(80), bytes([3]) + bytes(110), bytes([1]) + b"\xff" * 110]
-    for kind in range(9):
+    for kind in range(13):
         head = struct.pack("<IIIBBHIIQIIQQII", 0, 7, 64 if kind == 1 else 0, kind, 0, 1, 2, 3, 4, 5, 6, desc, 0, 9, 8)
         out.append(bytes([1]) + head)
     hellos = ((0, 1, 0, 0), (3, 4, 0, 0), (4, 4, 0, 0), (0, 1, 1, 3), (0, 1, 2, 0), (0, 1, 3, 0))
@@ -163,7 +185,7 @@ def wire_inputs() -> list[bytes]:
 
 def main() -> None:
     """Writes every input under the hash of its bytes."""
-    for name, inputs in (("wire", wire_inputs()), ("engine", engine_inputs() + detour_inputs())):
+    for name, inputs in (("wire", wire_inputs()), ("engine", engine_inputs() + detour_inputs() + transfer_inputs())):
         directory = HERE / name
         directory.mkdir(exist_ok=True)
         for data in inputs:

@@ -1,0 +1,159 @@
+/* transfer_bench.c - transfers alone, without Python: one process fetches from another over loopback.
+ *
+ *     transfer_bench [BYTES [ITERATIONS [STREAMS [TRANSPORT]]]]      256 MiB, 10, 1, tcp
+ * The same bytes as one run, as runs of 64 KiB and of 16 KiB (4096 to a fetch at most), and as separate fetches of 64 KiB. Prints the
+ * median and the best rate of each, checksums included. */
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "include/pccl.h"
+
+enum { RUNS_MAX = 4096, ITERATIONS_MAX = 100 };
+
+struct options {
+    uint64_t bytes;
+    uint32_t iterations, streams;
+    const char *transport;
+};
+
+static void die(const char *what)
+{
+    fprintf(stderr, "transfer_bench: %s: %s\n", what, pccl_last_error());
+    exit(1);
+}
+
+static pccl_peer_id id_of(int rank)
+{
+    pccl_peer_id id;
+    memset(id.bytes, rank + 1, sizeof id.bytes);
+    return id;
+}
+
+static pccl_engine *open_engine(const struct options *o, int rank)
+{
+    pccl_engine *engine;
+    pccl_config config = {.size = sizeof config, .self = id_of(rank), .listen = "127.0.0.1:0"};
+    snprintf(config.transport, sizeof config.transport, "%s", o->transport);
+    if (pccl_engine_new(&config, &engine) != PCCL_OK || pccl_engine_start(engine) != PCCL_OK)
+        die("engine");
+    return engine;
+}
+
+static void acquaint(const struct options *o, pccl_engine *engine, int with, int port)
+{
+    pccl_member m = {.id = id_of(with), .dial = with == 1};
+    snprintf(m.address, sizeof m.address, "127.0.0.1:%d", port);
+    if (pccl_engine_acquaint(engine, &m, o->streams) != PCCL_OK)
+        die("acquaint");
+}
+
+static uint32_t take_ended(pccl_engine *engine)
+{
+    struct pollfd fd = {.fd = pccl_engine_event_fd(engine), .events = POLLIN};
+    pccl_event events[64];
+    uint32_t ended = 0;
+    poll(&fd, 1, -1);
+    int count = pccl_engine_events(engine, events, 64);
+    for (int i = 0; i < count; i++) {
+        if (events[i].kind != PCCL_EVENT_FETCH)
+            continue;
+        if (events[i].status != PCCL_OK)
+            die(pccl_err_name(events[i].status));
+        ended++;
+    }
+    return ended;
+}
+
+/* Everything, in fetches of so many runs of `piece` bytes. */
+static void fetch(const struct options *o, pccl_engine *engine, uint8_t *target, uint64_t piece, uint32_t runs_per_fetch)
+{
+    static pccl_fetch_run runs[RUNS_MAX];
+    pccl_fetch_request r = {.size = sizeof r, .peer = id_of(0), .runs = runs};
+    uint32_t fetches = 0;
+    for (uint64_t at = 0; at < o->bytes; fetches++) {
+        for (r.run_count = 0; r.run_count < runs_per_fetch && at < o->bytes; at += piece)
+            runs[r.run_count++] = (pccl_fetch_run){at, o->bytes - at < piece ? o->bytes - at : piece, target + at};
+        if (pccl_engine_fetch(engine, &r) != PCCL_OK)
+            die("fetch");
+    }
+    while (fetches)
+        fetches -= take_ended(engine);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void measure(const struct options *o, pccl_engine *engine, uint8_t *target, const char *name, uint64_t piece, uint32_t runs)
+{
+    uint64_t times[ITERATIONS_MAX];
+    for (uint32_t i = 0; i < o->iterations; i++) {
+        uint64_t begin = pccl_now_ns();
+        fetch(o, engine, target, piece, runs);
+        times[i] = pccl_now_ns() - begin;
+    }
+    qsort(times, o->iterations, sizeof *times, by_value);
+    printf("%s: median %.1f Gbit/s, best %.1f Gbit/s\n", name, 8.0 * (double)o->bytes / (double)times[o->iterations / 2],
+           8.0 * (double)o->bytes / (double)times[0]);
+    fflush(stdout);
+}
+
+/* Offers until the other end of the pipe is closed. */
+static _Noreturn void serve(const struct options *o, int port_in, int port_out)
+{
+    pccl_engine *engine = open_engine(o, 0);
+    int port = pccl_engine_port(engine), other;
+    uint8_t *data = malloc(o->bytes);
+    for (uint64_t i = 0; i < o->bytes; i++)
+        data[i] = (uint8_t)(i * 2654435761u >> 16);
+    pccl_region region = {.size = sizeof region, .data = data, .bytes = o->bytes};
+    if (write(port_out, &port, sizeof port) != sizeof port || read(port_in, &other, sizeof other) != sizeof other)
+        die("ports");
+    if (pccl_engine_offer(engine, &region, 1) != PCCL_OK)
+        die("offer");
+    acquaint(o, engine, 1, other);
+    while (read(port_in, &other, sizeof other) > 0)
+        ;
+    _exit(0);
+}
+
+static void run(const struct options *o, int port_in, int port_out)
+{
+    pccl_engine *engine = open_engine(o, 1);
+    int port = pccl_engine_port(engine), other;
+    uint8_t *target = calloc(1, o->bytes);
+    if (read(port_in, &other, sizeof other) != sizeof other || write(port_out, &port, sizeof port) != sizeof port)
+        die("ports");
+    acquaint(o, engine, 0, other);
+    fetch(o, engine, target, o->bytes, 1);
+    for (uint64_t i = 0; i < o->bytes; i++)
+        if (target[i] != (uint8_t)(i * 2654435761u >> 16))
+            die("wrong bytes");
+    measure(o, engine, target, "one run", o->bytes, 1);
+    measure(o, engine, target, "runs of 64 KiB", 64 << 10, RUNS_MAX);
+    measure(o, engine, target, "runs of 16 KiB", 16 << 10, RUNS_MAX);
+    measure(o, engine, target, "fetches of 64 KiB", 64 << 10, 1);
+}
+
+int main(int argc, char **argv)
+{
+    struct options o = {.bytes = argc > 1 ? strtoull(argv[1], NULL, 0) : 256 << 20, .iterations = argc > 2 ? (uint32_t)atoi(argv[2]) : 10,
+                        .streams = argc > 3 ? (uint32_t)atoi(argv[3]) : 1, .transport = argc > 4 ? argv[4] : "tcp"};
+    int up[2], down[2], status;
+    if (!o.bytes || !o.iterations || o.iterations > ITERATIONS_MAX || pipe(up) || pipe(down))
+        die("usage: transfer_bench [BYTES [ITERATIONS up to 100 [STREAMS [TRANSPORT]]]]");
+    if (fork() == 0) {
+        close(down[1]);
+        serve(&o, down[0], up[1]);
+    }
+    run(&o, up[0], down[1]);
+    close(down[1]);
+    wait(&status);
+    return status != 0;
+}

@@ -1,0 +1,105 @@
+/* test_transfer_links.c - transfers beside ops and each other on one link, links to peers of other groups, and hostile frames. */
+#include "transfers.h"
+
+/* -- classes and caps --------------------------------------------------------------------------------------------------- */
+
+/* Milliseconds that an all-reduce of 256 KiB takes while 8 MiB are fetched at 10 MB/s; alone it needs 40. */
+static int op_beside_fetch_ms(pccl_priority of_fetch, pccl_priority of_op)
+{
+    static uint8_t data[2][256 << 10];
+    begin();
+    c.mesh_bytes_max = 1 << 30;
+    set_paths(5 * MS, 10000000);
+    offer(1);
+    for (uint64_t token = 1; token <= 8; token++)
+        fetch_part(0, BYTES, of_fetch, 0, token);
+    cluster_run(&c, 20 * MS);
+    for (uint32_t i = 0; i < 2; i++) {
+        pccl_op_request r = {.kind = PCCL_ALL_REDUCE, .dtype = PCCL_INT32, .count = sizeof data[0] / 4, .in = data[i], .out = data[i],
+                             .priority = (uint8_t)of_op, .token = 5};
+        cluster_submit(&c, i, &r);
+    }
+    cluster_run(&c, 2 * SECOND);
+    const pccl_event *e = cluster_event(&c, 0, PCCL_EVENT_OP, 5);
+    CHECK(e && e->status == PCCL_OK);
+    for (uint64_t token = 1; token <= 8; token++)
+        CHECK_EQ_INT(status_of(token), PCCL_OK);
+    cluster_close(&c);
+    return e ? (int)(e->duration_ns / MS) : -1;
+}
+
+TEST(ops_go_before_transfers_of_a_lower_class)
+{
+    int before = op_beside_fetch_ms(LOW, NORMAL), beside = op_beside_fetch_ms(NORMAL, NORMAL), behind = op_beside_fetch_ms(HIGH, LOW);
+    CHECK(before < beside);
+    CHECK(beside < behind);
+}
+
+TEST(a_class_can_be_limited)
+{
+    begin();
+    offer(1);
+    CHECK_EQ_INT(pccl_engine_limit(c.engines[0], LOW, 1000000), PCCL_OK);
+    fetch_part(0, BYTES / 2, LOW, 0, 1);
+    fetch_part(BYTES / 2, BYTES / 2, LOW, 0, 2);
+    cluster_run(&c, SECOND / 2);
+    CHECK(stats_of(0).transfer_sent_bytes > 450000 && stats_of(0).transfer_sent_bytes < 600000);
+    CHECK_EQ_INT(status_of(1), -1);
+    CHECK_EQ_INT(status_of(2), -1);
+    fetch_part(0, BYTES, HIGH, 0, 3);
+    cluster_run(&c, SECOND / 10);
+    CHECK_EQ_INT(status_of(3), PCCL_OK);
+    CHECK_EQ_INT(pccl_engine_limit(c.engines[0], LOW, 0), PCCL_OK);
+    c.wake_ns[0] = 0;
+    cluster_run(&c, SECOND / 10);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    CHECK_EQ_INT(status_of(2), PCCL_OK);
+    CHECK_EQ_BYTES(target, source, BYTES);
+    expect_nothing_left();
+    cluster_close(&c);
+}
+
+/* -- peers of other groups -------------------------------------------------------------------------------------------------- */
+
+static void acquaint(uint32_t node, uint32_t with)
+{
+    pccl_member m = {.id = node_id(with), .dial = node < with};
+    snprintf(m.address, sizeof m.address, "sim:%u", with);
+    CHECK_EQ_INT(pccl_engine_acquaint(c.engines[node], &m, 2), PCCL_OK);
+    c.wake_ns[node] = 0;
+}
+
+TEST(peers_of_two_groups_fetch_once_both_are_acquainted)
+{
+    fill();
+    cluster_open(&c, 2, 1, "sim", 0);
+    cluster_epoch(&c, 1, 0, 0, 1, 1, NULL, 0);
+    cluster_epoch(&c, 1, 0, 0, 2, 2, NULL, 0);
+    offer(1);
+    acquaint(1, 0);
+    fetch_all(1);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), -1);
+    acquaint(0, 1);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    CHECK_EQ_BYTES(target, source, BYTES);
+    cluster_epoch(&c, 2, 0, 1, 2, 2, NULL, 0);   /* another epoch does not touch the link */
+    fetch_all(2);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(2), PCCL_OK);
+    withdraw();
+    offer_of(0, key, 7, source, BYTES, 0, 75);
+    fetch_all(3);
+    cluster_run(&c, SECOND);
+    pccl_peer_id id = node_id(0);
+    CHECK_EQ_INT(pccl_engine_unacquaint(c.engines[1], &id), PCCL_OK);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(3), PCCL_EPEER);
+    fetch_all(4);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(4), PCCL_EPEER);
+    cluster_close(&c);
+}
+
+TEST_MAIN("transfer links")
