@@ -59,10 +59,8 @@ __all__ = [
     "crc32c",
     "describe_op",
     "err_name",
-    "ffi",
     "hmac_sha256",
     "kernels",
-    "lib",
     "now_ns",
     "pin",
     "read_desc",
@@ -316,11 +314,6 @@ class Engine:
         if self._handle is None:
             raise Closed("the engine is closed")
         return self._handle
-
-    def call(self, doing: str, function: Any, *arguments: Any) -> None:
-        """Calls a function of the C API that takes the handle first; raises what its code says."""
-        with self._lock:
-            _check(function(self._live(), *arguments), doing)
 
     # -- ops --
 

@@ -8,6 +8,7 @@ thread; WITHDRAWN events come on the control thread.
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -18,11 +19,12 @@ import numpy as np
 from pccl import _native
 from pccl.buffers import as_buffer
 from pccl.errors import ArgumentError, Closed, HungError, PcclError, ResourceError
-from pccl.transfer import plane
 from pccl.transfer.manifest import HEAD_GENERATION, Head, Manifest, data_key, head_key, manifest_key
 from pccl.types import Event, Status
 
-__all__ = ["FENCE_S", "Offer", "Offers"]
+__all__ = ["FENCE_S", "Offer", "Offers", "log", "writable"]
+
+log = logging.getLogger("pccl.transfer")
 
 #: How long a fence is waited for: it needs nobody but this process's engine.
 FENCE_S = 5.0
@@ -129,7 +131,7 @@ class Offer:
     def extend(self, first: int, end: int) -> None:
         """Bytes `first` to `end` of a relayed offer are there and verified."""
         generation = self.manifest.generation
-        self._owner.quietly(plane.extend, data_key(self.name), generation, first, end - first)
+        self._owner.quietly("extend", data_key(self.name), generation, first, end - first)
 
     def withdraw_soon(self, then: Callable[[], None]) -> None:
         """Ends the offer without waiting; calls back, on any thread, when its memory is not read any more."""
@@ -161,9 +163,9 @@ class Offer:
     def _end(self) -> None:
         self._withdrawn = True
         name, generation = self.name, self.generation
-        self._owner.quietly(plane.withdraw, head_key(name), HEAD_GENERATION)
-        self._owner.quietly(plane.withdraw, manifest_key(name), generation)
-        self._owner.quietly(plane.withdraw, data_key(name), generation)
+        self._owner.quietly("withdraw", head_key(name), HEAD_GENERATION)
+        self._owner.quietly("withdraw", manifest_key(name), generation)
+        self._owner.quietly("withdraw", data_key(name), generation)
 
     def _wait(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -215,18 +217,18 @@ class Offers:
         token = next(self._tokens)
         self._regions[token] = region
         try:
-            plane.offer(self.host.engine, token, key, generation, address, data.size, whole)
+            self.host.engine.offer(_native.Region(key, generation, address, data.size, token), whole=whole)
         except BaseException:
             del self._regions[token]
             raise
         return region
 
-    def quietly(self, function: Callable[..., None], *arguments: Any) -> None:
-        """For an engine that may be closed: then its regions are gone, or go, anyway."""
+    def quietly(self, command: str, *arguments: Any) -> None:
+        """Tells an engine that may be closed: then its regions are gone, or go, anyway."""
         try:
-            function(self.host.engine, *arguments)
+            getattr(self.host.engine, command)(*arguments)
         except (Closed, ResourceError) as error:
-            plane.log.debug("transfers: %s", error)
+            log.debug("transfers: %s", error)
 
     def when_gone(self, regions: list[_Region], callback: Callable[[], None]) -> None:
         """Calls back once for each region that goes, or has gone."""
@@ -248,7 +250,7 @@ class Offers:
             region.gone.set()
             callback = region.on_gone
         if event.status not in (Status.OK, Status.ECLOSED):
-            plane.log.warning("an offer was refused by the engine: %s", _native.err_name(event.status))
+            log.warning("an offer was refused by the engine: %s", _native.err_name(event.status))
         if callback is not None:
             callback()
 

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from pccl import _native
 from pccl.arguments import PRIORITIES, PriorityName, choice
 from pccl.errors import ArgumentError
-from pccl.transfer import plane
 from pccl.transfer.fetch import Fetch, FetchResult
 from pccl.transfer.job import Job
 from pccl.transfer.manifest import check_generation, check_name
@@ -159,7 +158,7 @@ class Transfers:
         self._host.check()
         if bytes_per_s < 0:
             raise ArgumentError(f"bytes_per_s must not be negative: {bytes_per_s}")
-        plane.limit(self._host.engine, choice("priority", priority, PRIORITIES), int(bytes_per_s))
+        self._host.engine.limit(choice("priority", priority, PRIORITIES), int(bytes_per_s))
 
     # -- called by Work, Runtime and the worker --
 

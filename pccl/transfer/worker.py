@@ -18,10 +18,9 @@ import numpy as np
 
 from pccl import _native
 from pccl.errors import Closed, PcclError, ResourceError
-from pccl.transfer import plane
 from pccl.transfer.job import Job
 from pccl.transfer.manifest import Manifest
-from pccl.transfer.offers import Offer, Offers
+from pccl.transfer.offers import Offer, Offers, log
 from pccl.types import Event, EventKind, Status
 
 __all__ = ["Worker"]
@@ -142,7 +141,7 @@ class Worker:
         except PcclError as error:
             job.fail(error)
         except Exception as error:  # noqa: BLE001 - reported as the outcome of the fetch
-            plane.log.exception("a fetch failed")
+            log.exception("a fetch failed")
             job.fail(PcclError(f"the fetch failed: {error!r}", op=job.describe()))
 
     def _pump(self, job: Job) -> None:
@@ -169,7 +168,9 @@ class Worker:
         left_s = max(0.0, job.deadline_at - time.monotonic())
         deadline_ns = _native.now_ns() + int(left_s * 1e9)
         try:
-            plane.fetch(self._offers.host.engine, token, peer, key, generation, span, address, priority, deadline_ns)
+            self._offers.host.engine.fetch(
+                _native.FetchRequest(peer, key, generation, ((*span, address),), token, priority, deadline_ns)
+            )
         except (Closed, ResourceError) as error:
             status = Status.ECLOSED if isinstance(error, Closed) else Status.ENOMEM
             self._queue.put(Event(kind=EventKind.FETCH, status=status, token=token))
@@ -177,7 +178,7 @@ class Worker:
 
     def cancel(self, token: int) -> None:
         """See Port."""
-        self._offers.quietly(plane.cancel, token)
+        self._offers.quietly("cancel_fetch", token)
 
     def relay(self, job: Job, manifest: Manifest, data: np.ndarray[Any, Any]) -> _RelayOf:
         """See Port."""
