@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ResourceError,
         Timeout,
         TooFewPeers,
+        TransferError,
     )
     from pccl.joining import connect
     from pccl.state import SyncReport, sync_state
@@ -57,6 +58,7 @@ _HOMES = {
         "ResourceError",
         "Timeout",
         "TooFewPeers",
+        "TransferError",
     ),
     "pccl.joining": ("connect",),
     "pccl.state": ("SyncReport", "sync_state"),
@@ -87,6 +89,7 @@ __all__ = [
     "SyncReport",
     "Timeout",
     "TooFewPeers",
+    "TransferError",
     "Work",
     "__version__",
     "connect",

@@ -313,19 +313,20 @@ def test_a_relay_that_fails_is_withdrawn(cluster: Any) -> None:
     cluster(2, at_rank_0(offer, fetch))
 
 
+def meet(comm: pccl.Communicator) -> None:
+    """Lets the guest in, and out again."""
+    while comm.world_size < 3:
+        comm.advance()
+    comm.barrier(tag="three")
+    while comm.world_size > 2:
+        comm.advance()
+
+
 def test_peers_come_and_go_during_a_fetch(cluster: Any) -> None:
     data = content(32 * MIB)
     coordinator = cluster.coordinator(2)
     asked = threading.Event()
     errors: list[BaseException] = []
-
-    def meet(comm: pccl.Communicator) -> None:
-        """Lets the guest in, and out again."""
-        while comm.world_size < 3:
-            comm.advance()
-        comm.barrier(tag="three")
-        while comm.world_size > 2:
-            comm.advance()
 
     def source() -> None:
         try:
