@@ -216,7 +216,7 @@ def test_faster_sources_carry_more_and_the_whole_takes_little_longer_than_it_mus
     assert took <= 1.15 * (nbytes / (sum(rates) * unit) + delay) + learning
     for key, line in run.lines.items():
         share = run.carried[key] / nbytes
-        assert share == pytest.approx(line.rate / (sum(rates) * unit), rel=0.35, abs=0.01)
+        assert share == pytest.approx(line.rate / (sum(rates) * unit), rel=0.35, abs=0.02)
 
 
 def test_a_source_that_freezes_costs_little_more_than_its_silence() -> None:
