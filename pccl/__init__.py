@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Timeout,
         TlsMissing,
         TooFewPeers,
+        TransferError,
     )
     from pccl.joining import connect
     from pccl.state import SyncReport, sync_state
@@ -61,6 +62,7 @@ _HOMES = {
         "Timeout",
         "TlsMissing",
         "TooFewPeers",
+        "TransferError",
     ),
     "pccl.joining": ("connect",),
     "pccl.state": ("SyncReport", "sync_state"),
@@ -93,6 +95,7 @@ __all__ = [
     "Timeout",
     "TlsMissing",
     "TooFewPeers",
+    "TransferError",
     "Work",
     "__version__",
     "connect",

@@ -55,6 +55,7 @@ from pccl.work import Result, Work
 
 if TYPE_CHECKING:
     from pccl.state import Strategy, SyncReport
+    from pccl.transfer import Transfers
 
 __all__ = ["Communicator"]
 
@@ -144,6 +145,12 @@ class Communicator:
     def op_timeout(self) -> float:
         """Default deadline of an op, in seconds."""
         return self._runtime.settings.op_timeout
+
+    @property
+    def transfers(self) -> Transfers:
+        """Named bytes that this peer offers to others or fetches from them; see pccl.transfer."""
+        self._runtime.check()
+        return self._runtime.transfers
 
     def stats(self) -> dict[str, Any]:
         """Counters since the communicator was made, and "links": one dict per peer. Never blocks."""

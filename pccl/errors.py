@@ -89,6 +89,36 @@ class MismatchError(PcclError):
     """
 
 
+class TransferError(PcclError):
+    """A transfer could not be done: no source is left that has the bytes, or has them right; the text says what became
+    of each. `name`: what was fetched. `chunk`: the one that came wrong, `peer`: from whom; None where they do not
+    apply. `cause`: "gone", "lost", "digest", "protocol", "size" or "memory".
+
+    Buffers: of the target, the chunks that `Fetch.have()` names hold what the offer holds, all others are undefined;
+    nothing is written to it any more. What is offered is not changed by any error.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        peer: bytes | None = None,
+        epoch: int | None = None,
+        op: str | None = None,
+        name: str = "",
+        chunk: int | None = None,
+        cause: str = "",
+    ) -> None:
+        super().__init__(message, peer=peer, epoch=epoch, op=op)
+        self.name = name
+        self.chunk = chunk
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[object, ...]:
+        facts = {"name": self.name, "chunk": self.chunk, "cause": self.cause}
+        return (*super().__reduce__(), facts)
+
+
 class ForkError(PcclError):
     """A forked child used its parent's communicator: it must make its own. Nothing was touched."""
 

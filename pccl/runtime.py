@@ -41,7 +41,8 @@ from pccl.errors import (
 )
 from pccl.lanes import Lanes, Tag
 from pccl.peer import FAILED_MAX
-from pccl.types import EpochView, Event, OpInfo, OpName, Status
+from pccl.transfer import Transfers
+from pccl.types import EpochView, Event, EventKind, OpInfo, OpName, Status
 from pccl.work import Result, Work
 
 __all__ = ["Op", "Runtime", "left_open", "shape_hash"]
@@ -132,6 +133,7 @@ class Runtime:
         self._close_lock = threading.Lock()
         self._joined = False
         self.closed = False
+        self.transfers = Transfers(self)
         self.control = control_of(self)
         self._watcher = threading.Thread(
             target=_watch, args=(weakref.ref(self), self._stop), name="pccl-watch", daemon=True
@@ -274,7 +276,10 @@ class Runtime:
         return None if op is None else op.info()
 
     def on_op(self, event: Event) -> None:
-        """An op ended: its buffers are ours again."""
+        """An op ended: its buffers are ours again. Or a transfer did, which is for `transfers` to say."""
+        if event.kind != EventKind.OP:
+            self.transfers.on_event(event)
+            return
         op = self._ops.get(event.token)
         if op is None or not self._forget(op):
             return
@@ -403,7 +408,8 @@ class Runtime:
         for event in self.engine.events():
             self.on_op(event)
         for token in list(self._ops):
-            self.on_op(Event(kind=1, status=Status.ECLOSED, token=token))
+            self.on_op(Event(kind=EventKind.OP, status=Status.ECLOSED, token=token))
+        self.transfers.end()
 
     def drop(self) -> None:
         """In a forked child: forgets the handles, frees nothing, waits for nobody."""

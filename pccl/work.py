@@ -12,11 +12,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from pccl.errors import PcclError, Timeout
 
-__all__ = ["Result", "Work"]
+__all__ = ["Pending", "Result", "Work"]
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, frozen=True)
@@ -56,8 +58,8 @@ class Owner(Protocol):
         """Asks the coordinator to settle the op; False if it has ended."""
 
 
-class Work:
-    """An op in flight. The tensors it was called with belong to the engine until it is done."""
+class Pending(Generic[T]):
+    """Something in flight that ends once, with a value or an error."""
 
     __slots__ = ("__weakref__", "_callbacks", "_done", "_error", "_gate", "_owner", "_result", "_token")
 
@@ -65,7 +67,7 @@ class Work:
         self._owner = owner
         self._token = token
         self._done = False
-        self._result: Result | None = None
+        self._result: T | None = None
         self._error: PcclError | None = None
         self._callbacks: list[Callable[[], None]] = []
         self._gate = threading.Lock()
@@ -73,36 +75,23 @@ class Work:
 
     def __repr__(self) -> str:
         state = "in flight" if not self._done else "failed" if self._error is not None else "done"
-        return f"<pccl.Work {self._token} {state}>"
+        return f"<pccl.{type(self).__name__} {self._token} {state}>"
 
     def done(self) -> bool:
         """Whether the op has ended, well or not. Never blocks."""
         return self._done
 
-    def wait(self, timeout: float | None = None) -> Result:
+    def wait(self, timeout: float | None = None) -> T:
         """Blocks until the op has ended; Ctrl-C interrupts.
 
         Returns the result or raises the op's error. With `timeout` (seconds) raises Timeout when the op has not ended
         by then: the op itself goes on, its tensors stay borrowed, and wait may be called again. Without, the op's own
         deadline bounds the wait.
         """
-        if not self._done:
-            self._owner.check_pid()
-            if not self._gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
-                raise Timeout(f"not ended within {timeout:g} s; it goes on", op=self._owner.describe_token(self._token))
-            self._gate.release()
+        self._ended(timeout)
         return self._outcome()
 
-    def cancel(self) -> bool:
-        """Asks the coordinator to end the op on every peer. Does not block.
-
-        Returns False if it has ended already. Otherwise the op soon ends with Cancelled on all peers, or well if all of
-        them had finished it: wait() tells which.
-        """
-        self._owner.check_pid()
-        return not self._done and self._owner.cancel_token(self._token)
-
-    def __await__(self) -> Generator[Any, None, Result]:
+    def __await__(self) -> Generator[Any, None, T]:
         """Waits for the op from a coroutine on any asyncio loop. Cancelling the coroutine does not cancel the op."""
         if not self._done:
             self._owner.check_pid()
@@ -112,7 +101,15 @@ class Work:
             yield from future.__await__()
         return self._outcome()
 
-    def _outcome(self) -> Result:
+    def _ended(self, timeout: float | None) -> None:
+        """Waits for the end, whichever it is."""
+        if not self._done:
+            self._owner.check_pid()
+            if not self._gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+                raise Timeout(f"not ended within {timeout:g} s; it goes on", op=self._owner.describe_token(self._token))
+            self._gate.release()
+
+    def _outcome(self) -> T:
         if self._error is not None:
             raise self._error.with_traceback(None)
         assert self._result is not None
@@ -124,7 +121,7 @@ class Work:
         if self._done:
             self._run_callbacks()
 
-    def _resolve(self, result: Result | None, error: PcclError | None) -> None:
+    def _resolve(self, result: T | None, error: PcclError | None) -> None:
         """Ends the op. Once only: the caller has taken it from the registry."""
         self._result = result
         self._error = error
@@ -140,6 +137,21 @@ class Work:
             except IndexError:
                 return
             callback()
+
+
+class Work(Pending[Result]):
+    """An op in flight. The tensors it was called with belong to the engine until it is done."""
+
+    __slots__ = ()
+
+    def cancel(self) -> bool:
+        """Asks the coordinator to end the op on every peer. Does not block.
+
+        Returns False if it has ended already. Otherwise the op soon ends with Cancelled on all peers, or well if all of
+        them had finished it: wait() tells which.
+        """
+        self._owner.check_pid()
+        return not self._done and self._owner.cancel_token(self._token)
 
 
 def _wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:

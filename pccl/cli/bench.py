@@ -21,6 +21,7 @@ import click
 import pccl
 from pccl.cli._fleet import Fleet, prefixed_sink
 from pccl.cli._units import ListOf, format_bytes, format_ms
+from pccl.cli.bench_transfer import transfer
 from pccl.cli.launch import peer_environment
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int32", "int64")
@@ -164,6 +165,9 @@ def show_table(rows: Sequence[Row]) -> None:
 @click.group("bench")
 def command() -> None:
     """Measure collectives on this machine, against gloo if asked."""
+
+
+command.add_command(transfer)
 
 
 @command.command("all-reduce")

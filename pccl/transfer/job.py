@@ -1,0 +1,388 @@
+"""job.py - one fetch from its first question to its last byte: lookup, manifest, chunks, verification, and the end.
+
+No thread, no clock, no network: whoever drives it (pccl/transfer/worker.py) tells it the time and how its asks ended,
+and gives it a `Port` to ask by. A job is over only when every ask has ended and its relayed offer, if it failed, is
+withdrawn: then nothing touches its memory any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from pccl import _native
+from pccl.errors import Cancelled, Closed, PcclError, PeerLost, ProtocolError, Timeout, TransferError
+from pccl.transfer.lookup import Lookup
+from pccl.transfer.manifest import (
+    HEAD_BYTES,
+    HEAD_GENERATION,
+    Head,
+    Manifest,
+    data_key,
+    digest_of,
+    head_key,
+    manifest_key,
+)
+from pccl.transfer.schedule import Ask, Schedule, Step, chunks_of
+from pccl.types import Status, short_id
+
+__all__ = ["Job", "Port", "Relay", "TransferReport"]
+
+_LOOKUP_PRIORITY = 1  # pccl_priority HIGH: a few bytes that everything waits for
+_SOURCE_LOST = {
+    Status.EPEER: ("lost", "is lost"),
+    Status.EGONE: ("gone", "has withdrawn it"),
+    Status.ENOMEM: ("memory", "or this peer has no memory for it"),
+}
+
+
+class Relay(Protocol):
+    """The offer of what a job has so far."""
+
+    def extend(self, first: int, end: int) -> None:
+        """Bytes `first` to `end` are there and verified."""
+
+    def withdraw(self) -> None:
+        """Ends the offer; the job hears of it by `on_withdrawn`."""
+
+
+class Port(Protocol):
+    """How a job reaches the world. Nothing blocks."""
+
+    def ask(
+        self, job: Job, peer: bytes, key: bytes, generation: int, span: tuple[int, int], address: int, priority: int
+    ) -> int:
+        """Asks a peer for (offset, bytes) of a region; gives a token. `on_ended` follows exactly once."""
+
+    def cancel(self, token: int) -> None:
+        """Ends an ask soon; `on_ended` still follows."""
+
+    def relay(self, job: Job, manifest: Manifest, data: np.ndarray[Any, Any]) -> Relay:
+        """Offers what the job will have, none of it yet."""
+
+
+@dataclass(slots=True)
+class TransferReport:
+    """What a fetch did. `received`: bytes by source, wrong ones and those brought twice included. `retries`: chunks
+    that were asked for again. `refused`: (chunk, source) of those that came with a wrong digest. `lost`: what became of
+    sources that were given up, in words. `resumed_bytes`: found in the target before. `first_byte_s`, `duration_s`:
+    from the call to the first verified chunk and to the end.
+    """
+
+    received: dict[bytes, int] = field(default_factory=dict)
+    retries: int = 0
+    refused: list[tuple[int, bytes]] = field(default_factory=list)
+    lost: dict[bytes, str] = field(default_factory=dict)
+    resumed_bytes: int = 0
+    first_byte_s: float = 0.0
+    duration_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Out:
+    """An ask that has not ended: for a head, the manifest, or chunks."""
+
+    what: str
+    source: bytes
+    memory: Any = None
+    ask: Ask | None = None
+
+
+class Job:
+    """See the header. `into`: flat uint8 of the target, None to make it; `have`: bitmap of chunks that are said to be
+    there; they are verified like all others.
+    """
+
+    def __init__(
+        self,
+        port: Port,
+        name: str,
+        sources: tuple[bytes, ...],
+        into: np.ndarray[Any, Any] | None,
+        have: bytes | None,
+        *,
+        generation: int | None,
+        root: bytes | None,
+        priority: int,
+        relay: bool,
+        now: float,
+        deadline_at: float,
+    ) -> None:
+        self.name = name
+        self.priority = priority
+        self.deadline_at = deadline_at
+        self.report = TransferReport()
+        self.manifest: Manifest | None = None
+        self.schedule: Schedule | None = None
+        self.relay: Relay | None = None
+        self.over = False
+        self.error: PcclError | None = None
+        self.data: np.ndarray[Any, Any] = np.empty(0, np.uint8)
+        self.lookup = Lookup(sources, generation, root)
+        self._port = port
+        self._into = into
+        self._have = have
+        self._relaying = relay
+        self._started = now
+        self._ending = False
+        self._relay_gone = False
+        self._address = 0
+        self._hold: Any = None
+        self._out: dict[int, _Out] = {}
+        self._tokens: dict[int, int] = {}  # number of an ask -> token
+        self._beside: dict[int, np.ndarray[Any, Any]] = {}
+
+    # -- what the driver calls --
+
+    def pump(self, now: float) -> None:
+        """Asks for whatever can be asked for; call it after everything else."""
+        if not self._ending:
+            self._check(now)
+        if not self._ending:
+            self._look(now)
+        if not self._ending and self.schedule is not None:
+            self._cancel(self.schedule.overdue(now))
+            for ask in self.schedule.next(now):
+                self._ask(ask)
+        if self._ending and not self._out and (self.error is None or self.relay is None or self._relay_gone):
+            self.over = True
+            self.report.duration_s = now - self._started
+
+    def deadline(self, now: float) -> float:
+        """When `pump` is due if nothing happens before."""
+        times = [self.deadline_at]
+        if self._ending:
+            return float("inf")
+        for time in (self.lookup.deadline(), self.schedule.deadline(now) if self.schedule is not None else None):
+            if time is not None:
+                times.append(time)
+        return min(times)
+
+    def on_ended(self, token: int, status: int, now: float) -> None:
+        """An ask has ended: nothing is written to its memory any more."""
+        out = self._out.pop(token)
+        if status == Status.ECLOSED:
+            self.fail(Closed("the communicator was closed", op=self.describe()))
+        if out.ask is not None:
+            self._chunks_ended(out.ask, status, now)
+        elif not self._ending:
+            (self._head_ended if out.what == "head" else self._manifest_ended)(out, status, now)
+
+    def on_withdrawn(self) -> None:
+        """The relayed offer is no more."""
+        self._relay_gone = True
+
+    def cancel(self) -> None:
+        """Ends it with Cancelled, unless it is ending already."""
+        self.fail(Cancelled("the fetch was cancelled", op=self.describe()))
+
+    def fail(self, error: PcclError) -> None:
+        """Ends it with an error, unless it is ending already."""
+        if not self._ending:
+            self.error = error
+            self._end()
+
+    def add_source(self, source: bytes) -> None:
+        """One more source."""
+        self.lookup.add(source)
+
+    def describe(self) -> str:
+        """In words."""
+        generation = self.manifest.generation if self.manifest is not None else None
+        return f"fetch {self.name!r}" + ("" if generation is None else f" generation {generation}")
+
+    # -- the end --
+
+    def _end(self) -> None:
+        self._ending = True
+        for token in self._out:
+            self._port.cancel(token)
+        if self.relay is not None and self.error is not None:
+            self.relay.withdraw()
+
+    def _check(self, now: float) -> None:
+        """Whether it has come to an end."""
+        if self.schedule is not None and self.schedule.done:
+            self._end()
+        elif now >= self.deadline_at:
+            self.fail(Timeout(f"not all of {self.name!r} came in time: {self._words()}", op=self.describe()))
+        elif self.lookup.hopeless and not (self.schedule is not None and self.schedule.running):
+            self.fail(self._hopeless())
+
+    def _words(self) -> str:
+        return self.lookup.words({source: f"peer {short_id(source)}" for source in self.lookup.found})
+
+    def _hopeless(self) -> PcclError:
+        causes = {found.cause for found in self.lookup.found.values()}
+        last = next(reversed(self.lookup.found))
+        text = f"no source of {self.name!r} is left: {self._words()}"
+        if causes == {"lost"}:
+            return PeerLost(text, peer=last, op=self.describe())
+        chunk, peer = self.report.refused[-1] if self.report.refused else (None, last)
+        cause = next(cause for cause in ("digest", "protocol", "gone", "memory", "lost") if cause in causes)
+        return TransferError(text, peer=peer, op=self.describe(), name=self.name, chunk=chunk, cause=cause)
+
+    def _lose(self, source: bytes, cause: str, why: str) -> None:
+        self.lookup.out(source, cause, why)
+        self.report.lost[source] = why
+
+    # -- lookup --
+
+    def _look(self, now: float) -> None:
+        for source in self.lookup.to_ask(now):
+            self._ask_small("head", source, head_key(self.name), HEAD_GENERATION, HEAD_BYTES)
+        head = self.lookup.choose(now)
+        if head is None:
+            return
+        if self.manifest is None and not any(out.what == "manifest" for out in self._out.values()):
+            ready = self.lookup.ready()
+            if ready:
+                key = manifest_key(self.name)
+                self._ask_small("manifest", ready[0], key, head.generation, head.manifest_bytes)
+            else:
+                self.lookup.forget_choice()
+        if self.schedule is not None:
+            for source in self.lookup.ready():
+                self.lookup.join(source)
+                self.schedule.add(source, now)
+
+    def _ask_small(self, what: str, source: bytes, key: bytes, generation: int, nbytes: int) -> None:
+        memory = np.empty(nbytes, np.uint8)
+        address, hold = _native.pin(memory)
+        token = self._port.ask(self, source, key, generation, (0, nbytes), address, _LOOKUP_PRIORITY)
+        self._out[token] = _Out(what, source, (memory, hold))
+
+    def _head_ended(self, out: _Out, status: int, now: float) -> None:
+        if status in (Status.EGONE, Status.ENOMEM):
+            self.lookup.later(out.source, now)
+        elif status != Status.OK:
+            self._lose(out.source, *_SOURCE_LOST.get(Status(status), ("lost", "did not answer")))
+        else:
+            try:
+                self.lookup.told(out.source, Head.decode(out.memory[0].tobytes()), now)
+            except ProtocolError as error:
+                self._lose(out.source, "protocol", error.message)
+
+    def _manifest_ended(self, out: _Out, status: int, now: float) -> None:
+        head = self.lookup.chosen
+        assert head is not None
+        if status == Status.EGONE:  # replaced between the two questions: its next head tells by what
+            self.lookup.later(out.source, now)
+        elif status != Status.OK:
+            self._lose(out.source, *_SOURCE_LOST.get(Status(status), ("lost", "did not answer")))
+        else:
+            try:
+                self.manifest = Manifest.decode(out.memory[0], head, self.name)
+            except ProtocolError as error:
+                self._lose(out.source, "protocol", error.message)
+            else:
+                self._begin(self.manifest)
+
+    def _begin(self, manifest: Manifest) -> None:
+        """What is wanted is known: where it goes, and what of it is there."""
+        if self._into is not None and self._into.size != manifest.nbytes:
+            text = f"{self.name!r} has {manifest.nbytes} bytes, the target {self._into.size}"
+            self.fail(TransferError(text, op=self.describe(), name=self.name, cause="size"))
+            return
+        try:
+            self.data = np.empty(manifest.nbytes, np.uint8) if self._into is None else self._into
+            claimed = [] if self._have is None else chunks_of(self._have, manifest.count)
+        except (ValueError, MemoryError) as error:
+            text = f"{self.name!r}: {error}"
+            self.fail(TransferError(text, op=self.describe(), name=self.name, cause="size"))
+            return
+        self._address, self._hold = _native.pin(self.data)
+        have = [chunk for chunk in claimed if self._is_right(chunk, self.data, 0)]
+        self.schedule = Schedule(manifest.nbytes, manifest.chunk_bytes, have)
+        self.report.resumed_bytes = self.schedule.done_bytes
+        if self._relaying:
+            self.relay = self._port.relay(self, manifest, self.data)
+            for chunk in have:
+                self.relay.extend(*manifest.span(chunk))
+
+    def _is_right(self, chunk: int, memory: np.ndarray[Any, Any], base: int) -> bool:
+        assert self.manifest is not None
+        start, end = self.manifest.span(chunk)
+        return digest_of(memory[start - base : end - base]) == self.manifest.digest(chunk)
+
+    # -- chunks --
+
+    def _ask(self, ask: Ask) -> None:
+        assert self.manifest is not None
+        start = ask.first * self.manifest.chunk_bytes
+        address = self._address + start
+        if ask.spare:
+            self._beside[ask.number] = memory = np.empty(ask.nbytes, np.uint8)
+            address = _native.pin(memory)[0]
+        generation = self.manifest.generation
+        token = self._port.ask(
+            self, ask.source, data_key(self.name), generation, (start, ask.nbytes), address, self.priority
+        )
+        self._out[token] = _Out("chunks", ask.source, None, ask)
+        self._tokens[ask.number] = token
+
+    def _cancel(self, asks: list[Ask]) -> None:
+        for ask in asks:
+            self._port.cancel(self._tokens[ask.number])
+
+    def _chunks_ended(self, ask: Ask, status: int, now: float) -> None:
+        assert self.schedule is not None and self.manifest is not None
+        del self._tokens[ask.number]
+        if status != Status.OK:
+            self._follow(self.schedule.failed(ask))
+            self._blame(ask.source, status)
+            return
+        memory, base = self.data, 0
+        if ask.spare:
+            memory, base = self._beside[ask.number], ask.first * self.manifest.chunk_bytes
+        good: list[int] = []
+        bad: list[int] = []
+        for chunk in ask.chunks:
+            if not self.schedule.is_done(chunk):
+                (good if self._is_right(chunk, memory, base) else bad).append(chunk)
+        self.report.received[ask.source] = self.report.received.get(ask.source, 0) + ask.nbytes
+        self.report.refused += [(chunk, ask.source) for chunk in bad]
+        if good and not self.report.first_byte_s:
+            self.report.first_byte_s = now - self._started
+        step = self.schedule.arrived(ask, now, good, bad)
+        if not ask.spare:
+            self._serve(good)
+        self._follow(step)
+        if step.struck:
+            self._lose(ask.source, "digest", f"brought wrong bytes, as of chunk {bad[-1]}")
+        self.report.retries = self.schedule.retries
+
+    def _blame(self, source: bytes, status: int) -> None:
+        """A source that cannot go on is asked no more; one that is offered anew may come back by its head."""
+        assert self.schedule is not None
+        lost = _SOURCE_LOST.get(Status(status))
+        if lost is not None and not self.schedule.sources[source].lost and not self._ending:
+            self._lose(source, *lost)
+            self._cancel(self.schedule.lose(source))
+
+    def _follow(self, step: Step) -> None:
+        if not self._ending:
+            self._cancel(step.cancel)
+        assert self.manifest is not None
+        for spare, chunks in step.place:
+            base = spare.first * self.manifest.chunk_bytes
+            for chunk in chunks:
+                start, end = self.manifest.span(chunk)
+                self.data[start:end] = self._beside[spare.number][start - base : end - base]
+            self._serve(chunks)
+        for spare in step.drop:
+            self._beside.pop(spare.number, None)
+
+    def _serve(self, chunks: list[int]) -> None:
+        """Chunks that are in their places, to whoever fetches from here; in as few calls as there are runs."""
+        if self.relay is None or self.manifest is None or not chunks or (self._ending and self.error is not None):
+            return
+        first = last = chunks[0]
+        for chunk in [*chunks[1:], -1]:
+            if chunk == last + 1:
+                last = chunk
+                continue
+            self.relay.extend(self.manifest.span(first)[0], self.manifest.span(last)[1])
+            first = last = chunk

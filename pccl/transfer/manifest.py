@@ -1,0 +1,252 @@
+"""manifest.py - what an offer consists of: its chunks with their digests, the head that leads to them, and the keys.
+
+A peer that offers a name offers three regions under keys derived from it: the *head* (HEAD_BYTES, always of the same
+generation, so that a fetcher needs nothing but the name), the *manifest* and the *data*, both of the offer's own
+generation. Head and manifest are small and are read whole; data is read chunk by chunk.
+
+Digests are xxh3-128: they find what was damaged or overwritten, not what somebody forged. Pure; bytes from the network
+end in ProtocolError when they are not what they should be.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import xxhash
+
+from pccl.errors import ArgumentError, ProtocolError
+
+__all__ = [
+    "CHUNK_BYTES",
+    "HEAD_BYTES",
+    "HEAD_GENERATION",
+    "MANIFEST_BYTES_MAX",
+    "NAME_BYTES_MAX",
+    "Head",
+    "Manifest",
+    "chunk_size",
+    "data_key",
+    "digest_of",
+    "head_key",
+    "manifest_key",
+]
+
+NAME_BYTES_MAX = 512
+CHUNK_BYTES = 1 << 20
+CHUNK_BYTES_MIN = 1 << 10
+CHUNK_BYTES_MAX = 1 << 30
+CHUNKS_MAX = 1 << 16
+DIGEST_BYTES = 16
+MANIFEST_BYTES_MAX = CHUNKS_MAX * DIGEST_BYTES + NAME_BYTES_MAX + 64
+GENERATION_MAX = 2**63 - 1
+#: The head is replaced, not versioned: a fetcher asks for it before it knows of any generation.
+HEAD_GENERATION = 1
+
+_VERSION = 1
+_MAGIC = b"PCCLHEAD"
+_HEAD = struct.Struct("<8sHxxIQQQ16s16s")
+HEAD_BYTES = _HEAD.size + DIGEST_BYTES
+
+
+def digest_of(data: Any) -> bytes:
+    """The 16 bytes that a chunk is known by. Lets other threads run meanwhile if there is much of it."""
+    return bytes(xxhash.xxh3_128_digest(data))
+
+
+def head_key(name: str) -> bytes:
+    """Under which the head of a name is offered."""
+    return _key(b"head", name)
+
+
+def manifest_key(name: str) -> bytes:
+    """Under which the manifest is offered, with the generation of the head."""
+    return _key(b"manifest", name)
+
+
+def data_key(name: str) -> bytes:
+    """Under which the data is offered, with the generation of the head."""
+    return _key(b"data", name)
+
+
+def _key(kind: bytes, name: str) -> bytes:
+    return digest_of(b"pccl.transfer/" + kind + b"/" + check_name(name))
+
+
+def check_name(name: str) -> bytes:
+    """A name as bytes. ArgumentError if it is no name."""
+    if not isinstance(name, str):
+        raise ArgumentError(f"a name must be a str, not {type(name).__name__}")
+    data = name.encode("utf-8", "surrogatepass")
+    if not 0 < len(data) <= NAME_BYTES_MAX:
+        raise ArgumentError(f"a name must have 1 to {NAME_BYTES_MAX} bytes, {name[:40]!r} has {len(data)}")
+    return data
+
+
+def chunk_size(nbytes: int, chunk_bytes: int | None) -> int:
+    """The chunk size of an offer: what was asked for, or 1 MiB and as much more as keeps the manifest small.
+
+    ArgumentError for a size that is no power of two, out of bounds, or too small for so much data.
+    """
+    if chunk_bytes is None:
+        size = CHUNK_BYTES
+        while nbytes > size * CHUNKS_MAX:
+            size *= 2
+        if size > CHUNK_BYTES_MAX:
+            raise ArgumentError(f"an offer can have at most {CHUNK_BYTES_MAX * CHUNKS_MAX} bytes, not {nbytes}")
+        return size
+    if not isinstance(chunk_bytes, int) or not _is_chunk_size(chunk_bytes):
+        raise ArgumentError(
+            f"chunk_bytes must be a power of two from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}, not {chunk_bytes!r}"
+        )
+    if nbytes > chunk_bytes * CHUNKS_MAX:
+        raise ArgumentError(f"chunk_bytes={chunk_bytes} would make more than {CHUNKS_MAX} chunks of {nbytes} bytes")
+    return chunk_bytes
+
+
+def _is_chunk_size(size: int) -> bool:
+    return CHUNK_BYTES_MIN <= size <= CHUNK_BYTES_MAX and size & (size - 1) == 0
+
+
+def check_generation(generation: int) -> int:
+    """ArgumentError unless it is a generation: 1 to 2**63 - 1."""
+    if isinstance(generation, bool) or not isinstance(generation, int) or not 1 <= generation <= GENERATION_MAX:
+        raise ArgumentError(f"generation must be 1 to 2**63 - 1, not {generation!r}")
+    return generation
+
+
+class _Wire(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A manifest as msgpack."""
+
+    version: int
+    name: str
+    generation: int
+    nbytes: int
+    chunk_bytes: int
+    digests: bytes
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Wire)
+
+
+@dataclass(slots=True, frozen=True)
+class Manifest:
+    """What one generation of a name consists of. `digests`: 16 bytes for each chunk, in order."""
+
+    name: str
+    generation: int
+    nbytes: int
+    chunk_bytes: int
+    digests: bytes
+
+    @classmethod
+    def of(cls, name: str, generation: int, data: Any, chunk_bytes: int | None = None) -> Manifest:
+        """That of flat bytes (a uint8 array). Reads all of it."""
+        check_name(name)
+        nbytes = len(data)
+        size = chunk_size(nbytes, chunk_bytes)
+        digests = b"".join(digest_of(data[start : start + size]) for start in range(0, nbytes, size))
+        return cls(name, check_generation(generation), nbytes, size, digests)
+
+    @property
+    def count(self) -> int:
+        """Number of chunks."""
+        return -(-self.nbytes // self.chunk_bytes)
+
+    @property
+    def root(self) -> bytes:
+        """The digest of the whole: of the sizes and of all chunks' digests, not of the name or the generation."""
+        return digest_of(struct.pack("<QQ", self.nbytes, self.chunk_bytes) + self.digests)
+
+    def digest(self, chunk: int) -> bytes:
+        """Of one chunk."""
+        return self.digests[chunk * DIGEST_BYTES : (chunk + 1) * DIGEST_BYTES]
+
+    def span(self, chunk: int) -> tuple[int, int]:
+        """(first byte, byte after the last) of one chunk."""
+        start = chunk * self.chunk_bytes
+        return start, min(start + self.chunk_bytes, self.nbytes)
+
+    def encode(self) -> bytes:
+        """As bytes for the manifest region."""
+        wire = _Wire(_VERSION, self.name, self.generation, self.nbytes, self.chunk_bytes, self.digests)
+        return _encoder.encode(wire)
+
+    @classmethod
+    def decode(cls, data: Any, head: Head, name: str) -> Manifest:
+        """From the network: it must be what the head said, and belong to the name. ProtocolError if not."""
+        if digest_of(data) != head.manifest_digest:
+            raise ProtocolError(f"the manifest of {name!r} does not have the digest that its head says")
+        try:
+            wire = _decoder.decode(data)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(f"the manifest of {name!r} cannot be read: {error}") from error
+        if wire.version != _VERSION:
+            raise ProtocolError(f"the manifest of {name!r} has version {wire.version}, {_VERSION} is spoken here")
+        said = (wire.name, wire.generation, wire.nbytes, wire.chunk_bytes)
+        if said != (name, head.generation, head.nbytes, head.chunk_bytes):
+            raise ProtocolError(f"the manifest of {name!r} is of something else than its head: {said!r}")
+        manifest = cls(*said, wire.digests)
+        if len(wire.digests) != manifest.count * DIGEST_BYTES:
+            raise ProtocolError(f"the manifest of {name!r} has {len(wire.digests)} bytes of digests")
+        if manifest.root != head.root:
+            raise ProtocolError(f"the manifest of {name!r} does not have the root that its head says")
+        return manifest
+
+
+@dataclass(slots=True, frozen=True)
+class Head:
+    """The fixed-size beginning of an offer: which generation, how much, and where the manifest is."""
+
+    generation: int
+    nbytes: int
+    chunk_bytes: int
+    manifest_bytes: int
+    manifest_digest: bytes
+    root: bytes
+
+    @classmethod
+    def of(cls, manifest: Manifest, encoded: bytes) -> Head:
+        """That of a manifest and its encoding."""
+        return cls(
+            manifest.generation,
+            manifest.nbytes,
+            manifest.chunk_bytes,
+            len(encoded),
+            digest_of(encoded),
+            manifest.root,
+        )
+
+    def encode(self) -> bytes:
+        """As HEAD_BYTES for the head region."""
+        packed = _HEAD.pack(
+            _MAGIC,
+            _VERSION,
+            self.chunk_bytes,
+            self.generation,
+            self.nbytes,
+            self.manifest_bytes,
+            self.manifest_digest,
+            self.root,
+        )
+        return packed + digest_of(packed)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Head:
+        """From the network. ProtocolError if it is no head, or one that no offer could have."""
+        if len(data) != HEAD_BYTES:
+            raise ProtocolError(f"a head has {HEAD_BYTES} bytes, not {len(data)}")
+        packed = data[: _HEAD.size]
+        if digest_of(packed) != data[_HEAD.size :]:
+            raise ProtocolError("a head does not have its digest")
+        magic, version, chunk_bytes, generation, nbytes, manifest_bytes, manifest_digest, root = _HEAD.unpack(packed)
+        if magic != _MAGIC or version != _VERSION:
+            raise ProtocolError(f"no head of version {_VERSION}: {magic!r}, {version}")
+        if not 1 <= generation <= GENERATION_MAX or not _is_chunk_size(chunk_bytes):
+            raise ProtocolError(f"a head of generation {generation} with chunks of {chunk_bytes} bytes")
+        if nbytes > chunk_bytes * CHUNKS_MAX or not 0 < manifest_bytes <= MANIFEST_BYTES_MAX:
+            raise ProtocolError(f"a head of {nbytes} bytes with a manifest of {manifest_bytes}")
+        return cls(generation, nbytes, chunk_bytes, manifest_bytes, manifest_digest, root)

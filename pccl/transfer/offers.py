@@ -1,0 +1,272 @@
+"""offers.py - what this peer offers: three regions for each name, and the memory that they keep alive.
+
+The head is offered last and withdrawn first, so that whoever has read it finds the rest, or learns that it is gone.
+Regions stay in the registry, with their memory, until the engine has said that it does not read them any more. Any
+thread; WITHDRAWN events come on the control thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from pccl import _native
+from pccl.buffers import as_buffer
+from pccl.errors import ArgumentError, Closed, HungError, PcclError, ResourceError
+from pccl.transfer.manifest import HEAD_GENERATION, Head, Manifest, data_key, head_key, manifest_key
+from pccl.types import Event, Status
+
+__all__ = ["FENCE_S", "Offer", "Offers", "log", "writable"]
+
+log = logging.getLogger("pccl.transfer")
+
+#: How long a fence is waited for: it needs nobody but this process's engine.
+FENCE_S = 5.0
+
+
+class Host(Protocol):
+    """What offers need of the communicator."""
+
+    @property
+    def engine(self) -> _native.Engine:
+        """The engine."""
+
+    def check(self) -> None:
+        """Raises what forbids any further transfer."""
+
+    def check_pid(self) -> None:
+        """Raises ForkError in a forked child."""
+
+
+class _Region:
+    """One region, and what must live as long as it."""
+
+    __slots__ = ("gone", "hold", "on_gone", "status")
+
+    def __init__(self, hold: Any) -> None:
+        self.hold = hold
+        self.gone = threading.Event()
+        self.status = int(Status.OK)
+        self.on_gone: Callable[[], None] | None = None
+
+
+class Offer:
+    """A name that this peer offers. Made by `Transfers.offer`, and by fetches with `relay=True`.
+
+    The memory must not be written to until `withdraw` or `update` has returned: whoever fetches would find chunks that
+    are not what their digests say, and refuse them. It is kept alive until then.
+    """
+
+    def __init__(self, owner: Offers, manifest: Manifest, data: np.ndarray[Any, Any], hold: Any, whole: bool) -> None:
+        self._owner = owner
+        self._lock = threading.Lock()
+        self._regions: list[_Region] = []
+        self._withdrawn = False
+        self.manifest = manifest
+        self._publish(manifest, data, hold, whole)
+
+    def __repr__(self) -> str:
+        state = " withdrawn" if self._withdrawn else ""
+        return f"<pccl.Offer {self.name!r} generation {self.generation}, {self.nbytes} bytes{state}>"
+
+    @property
+    def name(self) -> str:
+        """By which others fetch it."""
+        return self.manifest.name
+
+    @property
+    def generation(self) -> int:
+        """The present one."""
+        return self.manifest.generation
+
+    @property
+    def nbytes(self) -> int:
+        """Of the data."""
+        return self.manifest.nbytes
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes of the whole content, for `fetch(digest=...)`: equal for equal bytes in chunks of equal size."""
+        return self.manifest.root
+
+    def withdraw(self, timeout: float = FENCE_S) -> None:
+        """Ends the offer; when it returns the memory is not read any more. Blocks for milliseconds. Idempotent.
+
+        Fetches of others that are under way go on with their other sources. Raises HungError if the engine does not
+        answer within `timeout` seconds: then the memory stays borrowed.
+        """
+        self._owner.host.check_pid()
+        with self._lock:
+            if not self._withdrawn:
+                self._end()
+                self._wait(timeout)
+                self._owner.free_name(self.name)
+
+    def update(self, generation: int, array: Any, timeout: float = FENCE_S) -> None:
+        """Offers other content, of a later generation, under the same name; when it returns the former memory is not
+        read any more. Reads all of `array` first, to know its digests, while the former content is still offered.
+
+        Raises ArgumentError (not a later generation; an array that cannot be offered), Closed, HungError.
+        """
+        self._owner.host.check()
+        if generation <= self.generation:
+            raise ArgumentError(f"generation {generation} is not later than {self.generation}, which is offered")
+        data, hold = readable(array)
+        manifest = Manifest.of(self.name, generation, data, self.manifest.chunk_bytes)
+        with self._lock:
+            if self._withdrawn:
+                raise ArgumentError(f"{self.name!r} is not offered any more")
+            self._end()
+            self._wait(timeout)
+            self.manifest = manifest
+            self._withdrawn = False
+            self._publish(manifest, data, hold, True)
+
+    def extend(self, first: int, end: int) -> None:
+        """Bytes `first` to `end` of a relayed offer are there and verified."""
+        generation = self.manifest.generation
+        self._owner.quietly("extend", data_key(self.name), generation, first, end - first)
+
+    def withdraw_soon(self, then: Callable[[], None]) -> None:
+        """Ends the offer without waiting; calls back, on any thread, when its memory is not read any more."""
+        with self._lock:
+            self._withdrawn = True
+            left = itertools.count(len(self._regions), -1)
+
+            def one_gone() -> None:
+                if next(left) == 1:
+                    self._owner.free_name(self.name)
+                    then()
+
+            self._owner.when_gone(self._regions, one_gone)
+            self._end()
+
+    def _publish(self, manifest: Manifest, data: np.ndarray[Any, Any], hold: Any, whole: bool) -> None:
+        encoded = manifest.encode()
+        head = Head.of(manifest, encoded).encode()
+        name, generation = manifest.name, manifest.generation
+        self._regions = []
+        if data.size:
+            self._offer(data_key(name), generation, data, hold, whole)
+        self._offer(manifest_key(name), generation, np.frombuffer(encoded, np.uint8), None, True)
+        self._offer(head_key(name), HEAD_GENERATION, np.frombuffer(head, np.uint8), None, True)
+
+    def _offer(self, key: bytes, generation: int, data: np.ndarray[Any, Any], hold: Any, whole: bool) -> None:
+        self._regions.append(self._owner.offer_region(key, generation, data, hold, whole))
+
+    def _end(self) -> None:
+        self._withdrawn = True
+        name, generation = self.name, self.generation
+        self._owner.quietly("withdraw", head_key(name), HEAD_GENERATION)
+        self._owner.quietly("withdraw", manifest_key(name), generation)
+        self._owner.quietly("withdraw", data_key(name), generation)
+
+    def _wait(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        for region in self._regions:
+            if not region.gone.wait(max(0.0, deadline - time.monotonic())):
+                raise HungError(f"the engine did not let go of {self.name!r} within {timeout:g} s")
+
+
+class Offers:
+    """The names and regions of one communicator."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._regions: dict[int, _Region] = {}
+        self._names: set[str] = set()
+        self._tokens = itertools.count(1)
+        self._lock = threading.Lock()
+
+    def offer(self, name: str, array: Any, generation: int, chunk_bytes: int | None) -> Offer:
+        """Reads all of it, then offers it."""
+        data, hold = readable(array)
+        manifest = Manifest.of(name, generation, data, chunk_bytes)
+        return self._made(manifest, data, hold, True)
+
+    def relay(self, manifest: Manifest, data: np.ndarray[Any, Any]) -> Offer:
+        """Offers what will be there; see Offer.extend."""
+        return self._made(manifest, data, None, False)
+
+    def _made(self, manifest: Manifest, data: np.ndarray[Any, Any], hold: Any, whole: bool) -> Offer:
+        with self._lock:
+            if manifest.name in self._names:
+                raise ArgumentError(f"{manifest.name!r} is offered here already; update() or withdraw() that")
+            self._names.add(manifest.name)
+        try:
+            return Offer(self, manifest, data, hold, whole)
+        except PcclError:
+            self.free_name(manifest.name)
+            raise
+
+    def free_name(self, name: str) -> None:
+        """It can be offered again."""
+        with self._lock:
+            self._names.discard(name)
+
+    def offer_region(self, key: bytes, generation: int, data: np.ndarray[Any, Any], hold: Any, whole: bool) -> _Region:
+        """Into the registry first: the engine may answer before the call has returned."""
+        address, pinned = _native.pin(data)
+        region = _Region((data, pinned, hold))
+        token = next(self._tokens)
+        self._regions[token] = region
+        try:
+            self.host.engine.offer(_native.Region(key, generation, address, data.size, token), whole=whole)
+        except BaseException:
+            del self._regions[token]
+            raise
+        return region
+
+    def quietly(self, command: str, *arguments: Any) -> None:
+        """Tells an engine that may be closed: then its regions are gone, or go, anyway."""
+        try:
+            getattr(self.host.engine, command)(*arguments)
+        except (Closed, ResourceError) as error:
+            log.debug("transfers: %s", error)
+
+    def when_gone(self, regions: list[_Region], callback: Callable[[], None]) -> None:
+        """Calls back once for each region that goes, or has gone."""
+        with self._lock:
+            gone = [region for region in regions if region.gone.is_set()]
+            for region in regions:
+                region.on_gone = callback
+        for _ in gone:
+            callback()
+
+    def on_withdrawn(self, event: Event) -> None:
+        """The engine has let go of a region."""
+        region = self._regions.pop(event.token, None)
+        if region is None:
+            return
+        with self._lock:
+            region.status = event.status
+            region.hold = None
+            region.gone.set()
+            callback = region.on_gone
+        if event.status not in (Status.OK, Status.ECLOSED):
+            log.warning("an offer was refused by the engine: %s", _native.err_name(event.status))
+        if callback is not None:
+            callback()
+
+    def end(self) -> None:
+        """The engine is gone: so is every region."""
+        for token in list(self._regions):
+            self.on_withdrawn(Event(kind=0, status=Status.ECLOSED, token=token))
+
+
+def readable(array: Any) -> tuple[np.ndarray[Any, Any], Any]:
+    """(flat bytes, hold) of what is to be offered: a view, never a copy."""
+    buffer = as_buffer(array, writable=False, what="array")
+    return _native.byte_array(buffer.address, buffer.nbytes), buffer.owner
+
+
+def writable(array: Any) -> tuple[np.ndarray[Any, Any], Any]:
+    """(flat bytes, hold) of a target."""
+    buffer = as_buffer(array, writable=True, what="into")
+    return _native.byte_array(buffer.address, buffer.nbytes), buffer.owner
