@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pccl._core import ffi, lib
+from pccl._records import event_of, link_of, op_state_of
 from pccl.errors import Closed, error_of
 from pccl.types import (
     PEER_ID_BYTES,
@@ -34,7 +35,6 @@ from pccl.types import (
     LinkStats,
     MemberConfig,
     OpDesc,
-    OpName,
     OpRequest,
     OpState,
     Region,
@@ -417,7 +417,7 @@ class Engine:
             table = posted.setdefault(lanes[i].boundary, {})
             if lanes[i].posted:
                 table[lanes[i].lane] = lanes[i].posted
-        return [_op_state(ops[i]) for i in range(needed[0])], posted
+        return [op_state_of(ops[i]) for i in range(needed[0])], posted
 
     def configure(self, config: EpochConfig) -> None:
         """Installs an epoch."""
@@ -514,7 +514,7 @@ class Engine:
         with self._event_lock:
             while self._handle is not None:
                 count = lib.pccl_engine_events(self._handle, array, _EVENTS_PER_CALL)
-                taken.extend([_event(array[i]) for i in range(count)])
+                taken.extend([event_of(array[i], _peer_of(array[i])) for i in range(count)])
                 if count < _EVENTS_PER_CALL:
                     break
         return taken
@@ -559,7 +559,7 @@ class Engine:
             with self._lock:
                 count = lib.pccl_engine_links(self._live(), array, room)
             if count <= room:
-                return [_link(array[i]) for i in range(count)]
+                return [link_of(array[i], _peer_of(array[i])) for i in range(count)]
             room = count
 
 
@@ -612,43 +612,8 @@ def _c_members(members: Sequence[MemberConfig]) -> Any:
     return array
 
 
-def _event(raw: Any) -> Event:
-    return Event(
-        raw.kind,
-        raw.status,
-        raw.token,
-        raw.epoch,
-        raw.retries,
-        bytes(ffi.buffer(raw.peer.bytes)),
-        raw.cause,
-        raw.sys_errno,
-        raw.desc,
-        raw.shape,
-        raw.member_count,
-        raw.span_offset,
-        raw.span_count,
-        raw.sent_bytes,
-        raw.received_bytes,
-        raw.duration_ns,
-    )
-
-
-def _op_state(raw: Any) -> OpState:
-    return OpState(OpName(raw.name.boundary, raw.name.lane, raw.name.seq), raw.token, bool(raw.finished))
-
-
-def _link(raw: Any) -> LinkStats:
-    peer = bytes(ffi.buffer(raw.peer.bytes))
-    return LinkStats(
-        peer,
-        raw.streams,
-        raw.rtt_us,
-        raw.bytes_per_s,
-        raw.loss_ppm,
-        raw.sent_bytes,
-        raw.received_bytes,
-        raw.unacked_frames,
-    )
+def _peer_of(raw: Any) -> bytes:
+    return bytes(ffi.buffer(raw.peer.bytes))
 
 
 # -- the simulated network ---------------------------------------------------------------------------------------

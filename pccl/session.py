@@ -696,6 +696,5 @@ def _streams_of(own: bytes, event: m.Epoch) -> dict[int, int]:
 def _vias_of(own: bytes, event: m.Epoch) -> dict[int, int]:
     """By the ranks of those to whom this peer has no link: the rank of the member through which it reaches them."""
     mine = next(rank for rank, member in enumerate(event.members) if member.peer == own)
-    count = len(event.members)
-    vias = {to: via for start, to, via in event.detours if start == mine and max(to, via) < count}
+    vias = {to: via for start, to, via in event.detours if start == mine and max(to, via) < len(event.members)}
     return {to: via for to, via in vias.items() if mine not in (to, via) and via not in vias}
