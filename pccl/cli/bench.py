@@ -184,10 +184,10 @@ command.add_command(transfer)
 @click.option("--congestion", help="TCP congestion control, as cubic or bbr.  [default: the system's]")
 @click.option(
     "--transport",
-    type=click.Choice(["auto", "tcp"]),
+    type=click.Choice(["auto", "tcp", "tls"]),
     default="auto",
     show_default=True,
-    help="Through shared memory, as peers of one host do, or over loopback TCP.",
+    help="Through shared memory, as peers of one host do, or over loopback TCP, plain or with TLS.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per row.")
 def all_reduce(
