@@ -29,7 +29,8 @@ static struct conn *conn_new(pccl_engine *e, struct stream *stream, enum conn_st
     if (e->conns)
         e->conns->prev = c;
     e->conns = c;
-    stream->user = c;
+    if (stream)
+        stream->user = c;
     return c;
 }
 
@@ -55,6 +56,16 @@ struct conn *conn_dial(pccl_engine *e, const char *address, const pccl_peer_id *
     c->peer = *peer;
     c->interest = TRANSPORT_READ;
     conn_want(c, TRANSPORT_READ | TRANSPORT_WRITE);
+    return c;
+}
+
+struct conn *conn_waiting(pccl_engine *e, const pccl_peer_id *peer, enum conn_state state)
+{
+    struct conn *c = conn_new(e, NULL, CONN_CALLS);
+    if (c) {
+        c->peer = *peer;
+        c->answered = state;
+    }
     return c;
 }
 
@@ -100,7 +111,7 @@ struct conn *conn_accepted(pccl_engine *e, struct stream *stream)
 static int is_stranger(const struct conn *c)
 {
     return c->state == CONN_WANT_HELLO || c->state == CONN_WANT_PROOF || c->state == CONN_PROVEN ||
-           c->state == CONN_STRANGER;
+           c->state == CONN_STRANGER || c->call;
 }
 
 void conn_fail(struct conn *c, pccl_cause cause, int sys_errno)
@@ -115,7 +126,8 @@ void conn_fail(struct conn *c, pccl_cause cause, int sys_errno)
         c->engine->strangers--;
     c->state = CONN_DEAD;
     c->engine->dead_conns++;
-    c->engine->ops->stream_close(c->stream, cause != PCCL_CAUSE_NONE);
+    if (c->stream)
+        c->engine->ops->stream_close(c->stream, cause != PCCL_CAUSE_NONE);
     c->stream = NULL;
     if (c->link && was_open)
         link_resend_lost(c->link, c);
@@ -148,6 +160,9 @@ static uint32_t place_for(const struct conn *c, const struct link *link)
     for (uint32_t i = 0; i < link->streams; i++)
         if (!link->conns[i])
             return i;
+    for (uint32_t i = 0; i < link->streams; i++)
+        if (link->conns[i]->state == CONN_DIALLING)
+            return i; /* a dial of our own that may never be answered: who dials whom has just been turned round */
     int still = c->engine->now_ns - link->last_received_ns >= 2 * PING_EVERY_NS;
     return still && c->index < link->streams ? c->index : link->streams;
 }
@@ -174,7 +189,7 @@ void conn_adopt(struct conn *c, struct link *link)
 void conn_on_ready(struct conn *c, unsigned what)
 {
     switch (c->state) {
-    case CONN_DEAD: case CONN_STRANGER: return;
+    case CONN_DEAD: case CONN_STRANGER: case CONN_CALLS: return;
     case CONN_RELAY_WAITS: case CONN_RELAY_DIALS: case CONN_RELAYS: relay_turn(c, what); return;
     case CONN_OPEN: break;
     default: handshake_turn(c, what); return;

@@ -3,7 +3,8 @@
  * A conn belongs to no link until the other side has proved who it is (dialled conns know whom they want). While it
  * is OPEN it writes frames that its link hands it and feeds frames that it reads to its link. When the stream
  * breaks the conn dies, and the link sends its unacknowledged frames again on the others. A conn whose stream is passed
- * on for others belongs to no link but has a twin (relay.c). Engine thread only. */
+ * on for others belongs to no link but has a twin (relay.c). Where only the other side can dial, a conn waits without a
+ * stream for its answer to a call (call.c). Engine thread only. */
 #ifndef PCCL_CONN_H
 #define PCCL_CONN_H
 
@@ -24,6 +25,7 @@ enum conn_state {
     CONN_PROVEN,         /* acceptor: READY is on its way out */
     CONN_STRANGER,       /* proven, but no link of ours wants its peer yet: not read from */
     CONN_OPEN,
+    CONN_CALLS,          /* the peer is asked to dial us: no stream yet (call.c) */
     CONN_RELAY_WAITS,    /* proven, and to be passed on: its twin is being dialled; not read from */
     CONN_RELAY_DIALS,    /* such a twin, to the target itself */
     CONN_RELAYS,         /* its bytes go to its twin */
@@ -46,7 +48,7 @@ struct outgoing {
 
 struct conn {
     pccl_engine *engine;
-    struct stream *stream;
+    struct stream *stream;     /* NULL: of a conn that calls, or is dead */
     struct link *link;
     struct conn *prev, *next;  /* all conns of the engine */
     uint32_t serial;           /* never 0; tells conns apart in the link's send slots */
@@ -88,11 +90,18 @@ struct conn {
     int outward;               /* the half that was dialled */
     int ended;                 /* its last byte was read */
 
+    /* calls */
+    enum conn_state answered;  /* CALLS: what it becomes with the stream that answers */
+    int asked;                 /* CALLS: the frame has gone */
+    uint32_t call;             /* dialled in answer to the peer's call of this number; 0: for ourselves, or accepted */
+
     uint64_t sent_bytes, received_bytes;
     uint64_t handed_bytes;     /* of all frames that it was ever given to send */
 };
 
 struct conn *conn_dial(pccl_engine *e, const char *address, const pccl_peer_id *peer, int *sys_errno_p);
+/* A conn without a stream, until there is one; `state` as it is then. NULL: no memory. */
+struct conn *conn_waiting(pccl_engine *e, const pccl_peer_id *peer, enum conn_state state);
 struct conn *conn_accepted(pccl_engine *e, struct stream *stream);
 void conn_on_ready(struct conn *c, unsigned what);
 /* The stream is gone, or must go: tells the link (which sends again), closes, marks DEAD. */
@@ -113,6 +122,19 @@ void handshake_begin(struct conn *c);
 void handshake_turn(struct conn *c, unsigned what);
 /* conn_recv.c */
 void conn_receive(struct conn *c);
+/* call.c */
+/* A stream to a neighbour: dialled, or where the neighbour is the one who dials, asked for. It becomes `state` when it
+ * stands. NULL: no way to it, see *sys_errno_p. */
+struct conn *conn_reach(pccl_engine *e, const pccl_peer_id *peer, const char *address, int dial, enum conn_state state,
+                        int *sys_errno_p);
+/* The next conn that calls this peer and has not been asked for; NULL: none. */
+struct conn *call_next(const pccl_engine *e, const pccl_peer_id *peer);
+/* The peer of the link wants to be dialled. */
+void call_answer(struct link *l, uint64_t number);
+/* A proven stream answers our call of this number. */
+void call_answered(struct conn *c, uint32_t number);
+/* The stream that we dialled for the peer's call stands: the peer speaks next. */
+void call_hand_over(struct conn *c);
 /* The payload goes to memory of the conn's own. PCCL_ENOMEM: there is none. */
 pccl_err conn_to_scratch(struct conn *c);
 /* relay.c */

@@ -54,7 +54,10 @@ static int before_relay(const struct conn *c)
 
 static void set_purpose(const struct conn *c, struct hello *hello)
 {
-    if (c->twin) {
+    if (c->call) {
+        hello->purpose = HELLO_CALLED;
+        hello->epoch = c->call;
+    } else if (c->twin) {
         relay_purpose(c, hello);
     } else if (before_relay(c)) {
         hello->purpose = HELLO_RELAY;
@@ -109,7 +112,9 @@ static void on_ready_message(struct conn *c, const uint8_t *message)
         refuse(c, PCCL_EPROTO);
         return;
     }
-    if (c->twin) {
+    if (c->call) {
+        call_hand_over(c);
+    } else if (c->twin) {
         relay_connected(c);
     } else if (before_relay(c)) {
         c->peer = c->link->id;
@@ -163,6 +168,10 @@ static void proven(struct conn *c)
     ASSERT(wire_decode_hello(c->hello, &hello) == PCCL_OK);
     if (hello.purpose == HELLO_RELAY) {
         relay_begin(c);
+        return;
+    }
+    if (hello.purpose == HELLO_CALLED) {
+        call_answered(c, hello.epoch);
         return;
     }
     c->index = hello.stream;

@@ -1,7 +1,7 @@
 /* link.c - the Link state machine: dialling, the first and the last stream, timers, and the end.
  *
  * A detour is a link whose streams are dialled through a relay (relay.c); nobody is told when it comes and goes.
- * Who dials is decided elsewhere (pccl_member.dial); the other side waits. A link that lost all its streams is BROKEN: the
+ * Who dials is decided elsewhere (pccl_member.dial), and a later epoch may turn it round; the other side waits. A link that lost all its streams is BROKEN: the
  * dialler tries again at once and then with growing pauses, and every worse cause is reported once per outage, because a
  * refused dial tells the coordinator more than an end of file does: that nobody is there any more. So the side that
  * waits dials too, only to see whether the peer answers. */
@@ -80,7 +80,8 @@ static void dial_later(struct link *l)
 
 static struct conn *dial(struct link *l, uint32_t index, int *sys_errno_p)
 {
-    struct conn *c = conn_dial(l->engine, l->address, l->detour_epoch ? &l->via : &l->id, sys_errno_p);
+    const pccl_peer_id *whom = l->detour_epoch ? &l->via : &l->id;
+    struct conn *c = conn_reach(l->engine, whom, l->address, !l->detour_epoch || l->dial_via, CONN_DIALLING, sys_errno_p);
     if (c) {
         c->link = l;
         c->index = index;
@@ -185,6 +186,20 @@ static void connect(struct link *l)
     dial_missing(l);
 }
 
+/* The other side dials from now on, or this one: dials under way, which may never be answered, make room. */
+static void turn(struct link *l)
+{
+    l->dial = !l->dial;
+    for (uint32_t i = 0; i < l->streams; i++)
+        if (l->conns[i] && l->conns[i]->state != CONN_OPEN)
+            conn_fail(l->conns[i], PCCL_CAUSE_NONE, 0);
+    if (l->check)
+        conn_fail(l->check, PCCL_CAUSE_NONE, 0);
+    l->told = PCCL_CAUSE_NONE;
+    l->redial_after_ns = 0;
+    dial_missing(l);
+}
+
 struct link *link_want(pccl_engine *e, const pccl_member *member, uint32_t streams)
 {
     struct link *l = link_find(e, &member->id, 0);
@@ -195,6 +210,8 @@ struct link *link_want(pccl_engine *e, const pccl_member *member, uint32_t strea
         connect(l);
         return l;
     }
+    if (l->dial != member->dial)
+        turn(l);
     l->wanted = streams;
     choose_used(l);
     if (streams > l->streams) {
@@ -212,6 +229,7 @@ struct link *link_want_detour(pccl_engine *e, const pccl_member *member, const p
         return NULL;
     l->detour_epoch = epoch;
     l->via = via->id;
+    l->dial_via = via->dial;
     memcpy(l->address, via->address, sizeof l->address);
     connect(l);
     return l;

@@ -125,6 +125,7 @@ struct link {
     struct link *next;         /* engine->links */
     pccl_peer_id id;
     pccl_peer_id via;          /* of a detour: the relay that is dialled instead */
+    int dial_via;              /* of a detour: the relay is dialled, else called */
     uint32_t detour_epoch;     /* 0: the link itself; else a detour, whose streams are relayed: frames of that epoch only */
     uint64_t linger_until_ns;  /* of a detour whose epoch is over; 0: it is not */
     char address[80];          /* what is dialled */
@@ -171,7 +172,7 @@ struct link {
 
     uint64_t last_received_ns, ping_at_ns;
     uint64_t pong_stamp;
-    int ping_now, pong_now;
+    int ping_now, pong_now, call_now;
     uint32_t rtt_us;
     struct meter meter;
     uint64_t sent_bytes, received_bytes;

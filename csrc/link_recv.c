@@ -340,6 +340,7 @@ pccl_err link_on_frame(struct link *l, struct conn *c, const uint8_t *payload)
     switch (c->frame.type) {
     case FRAME_PING: on_ping(l, &c->frame); return PCCL_OK;
     case FRAME_PONG: on_pong(l, c, &c->frame); return PCCL_OK;
+    case FRAME_CALL: call_answer(l, c->frame.offset); return PCCL_OK;
     case FRAME_DATA:
     case FRAME_GRANT:
     case FRAME_FIN: return on_op_frame(l, c, payload);

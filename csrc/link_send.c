@@ -141,6 +141,18 @@ static int send_segment(struct link *l, struct conn *c)
     return 1;
 }
 
+static int send_call(struct link *l, struct conn *c)
+{
+    struct conn *waiting = l->call_now ? call_next(l->engine, &l->id) : NULL;
+    l->call_now = waiting != NULL;
+    if (!waiting)
+        return 0;
+    struct frame frame = {.type = FRAME_CALL, .offset = waiting->serial};
+    waiting->asked = 1;
+    hand_over(l, c, &frame, (struct payload){0}, NULL);
+    return 1;
+}
+
 static int send_sign_of_life(struct link *l, struct conn *c)
 {
     struct frame frame = {0};
@@ -165,7 +177,7 @@ int link_next_frame(struct link *l, struct conn *c)
 {
     if (!c->used)
         return 0;
-    return send_again(l, c) || send_notice(l, c) || send_segment(l, c) || send_sign_of_life(l, c);
+    return send_again(l, c) || send_call(l, c) || send_notice(l, c) || send_segment(l, c) || send_sign_of_life(l, c);
 }
 
 int link_has_frames(const struct link *l)
@@ -175,7 +187,7 @@ int link_has_frames(const struct link *l)
 
 int link_wants_to_send(const struct link *l)
 {
-    return link_has_frames(l) || l->pong_now || l->ping_now || l->ack_now;
+    return link_has_frames(l) || l->pong_now || l->ping_now || l->call_now || l->ack_now;
 }
 
 /* -- acknowledgement ------------------------------------------------------------------------------------------ */

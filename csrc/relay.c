@@ -1,7 +1,7 @@
 /* relay.c - passes streams on between peers that have no link: what comes in on one conn goes out on its twin.
  *
- * The inward half was accepted from a peer that proved itself and asked for a target; the outward half is dialled for it, to the
- * target or to the next relay. Once that stands, bytes pass both ways through the halves' staging buffers, unread, and a half reads
+ * The inward half came from a peer that proved itself and asked for a target; the outward half goes to the target or to the next
+ * relay, dialled or called (call.c). Once that stands, bytes pass both ways through the halves' staging buffers, unread, and a half reads
  * again only when its twin has taken what it read before. The frames are the business of the ends. */
 #include <errno.h>
 
@@ -42,13 +42,12 @@ void relay_begin(struct conn *c)
     pccl_peer_id target = target_of(c, &hops);
     const pccl_member *next = epoch_member(e, &c->peer, NULL) ? next_hop(e, &target, hops) : NULL;
     int willing = next && e->relays < LIMIT_RELAYS && !engine_defect(e, PCCL_DEFECT_NO_RELAY);
-    struct conn *outward = willing ? conn_dial(e, next->address, &next->id, &sys_errno) : NULL;
+    enum conn_state state = next && peer_id_compare(&next->id, &target) == 0 ? CONN_RELAY_DIALS : CONN_DIALLING;
+    struct conn *outward = willing ? conn_reach(e, &next->id, next->address, next->dial, state, &sys_errno) : NULL;
     if (!outward) {
         give_up(c);
         return;
     }
-    int last = peer_id_compare(&next->id, &target) == 0;
-    outward->state = last ? CONN_RELAY_DIALS : CONN_DIALLING;
     outward->twin = c;
     outward->outward = 1;
     c->twin = outward;

@@ -58,7 +58,7 @@ static pccl_err check_frame(const struct frame *f)
         return PCCL_EPROTO;
     if (wire_has_payload(f->type) ? f->payload_bytes == 0 : f->payload_bytes != 0)
         return PCCL_EPROTO;
-    if (f->type >= FRAME_FETCH)
+    if (wire_of_transfer(f->type))
         return check_transfer(f);
     if (f->type == FRAME_DATA || f->type == FRAME_GRANT || f->type == FRAME_FIN)
         return desc_unpack(f->desc, &desc);
@@ -188,7 +188,7 @@ static pccl_err check_hello(const struct hello *h)
     int relay = h->purpose == HELLO_RELAY, targeted = memcmp(&h->target, &nobody, sizeof nobody) != 0;
     if (h->streams == 0 || h->stream >= h->streams || h->purpose >= HELLO_PURPOSE_END)
         return PCCL_EPROTO;
-    if (relay != targeted || (!relay && h->hops) || (h->purpose == HELLO_RELAYED && !h->epoch))
+    if (relay != targeted || (!relay && h->hops) || (h->purpose >= HELLO_RELAYED && !h->epoch))
         return PCCL_EPROTO;
     return PCCL_OK;
 }

@@ -35,7 +35,8 @@ enum frame_type {
     FRAME_PIECE = 9,  /* a segment of them; offset = position in the concatenation of the runs */
     FRAME_DENY = 10,  /* there is no such thing, or no longer; step = deny_reason */
     FRAME_DROP = 11,  /* the requester wants it no more */
-    FRAME_TYPE_END = 12
+    FRAME_CALL = 12,  /* the receiver shall dial the sender, who cannot dial it; offset = the number of the call */
+    FRAME_TYPE_END = 13
 };
 
 enum deny_reason { DENY_GONE = 1, DENY_BUSY = 2, DENY_REASON_END = 3 };
@@ -59,10 +60,16 @@ struct frame {
 
 void wire_encode(const struct frame *frame, uint8_t bytes[WIRE_HEADER_BYTES]);
 pccl_err wire_decode(const uint8_t bytes[WIRE_HEADER_BYTES], struct frame *frame_p);
+/* Is a frame of this type part of a transfer? */
+static inline int wire_of_transfer(uint8_t type)
+{
+    return type >= FRAME_FETCH && type <= FRAME_DROP;
+}
+
 /* Is a frame of this type numbered, kept and sent again? */
 static inline int wire_numbered(uint8_t type)
 {
-    return type >= FRAME_FETCH || type == FRAME_DATA || type == FRAME_GRANT || type == FRAME_FIN || type == FRAME_VOID;
+    return wire_of_transfer(type) || type == FRAME_DATA || type == FRAME_GRANT || type == FRAME_FIN || type == FRAME_VOID;
 }
 
 static inline int wire_has_payload(uint8_t type)
@@ -102,7 +109,8 @@ enum hello_purpose {
     HELLO_DIRECT = 0,   /* the link between dialler and acceptor */
     HELLO_RELAY = 1,    /* to be passed on to `target` by the acceptor, over at most `hops` further relays */
     HELLO_RELAYED = 2,  /* the detour between dialler and acceptor that carries frames of `epoch` */
-    HELLO_PURPOSE_END = 3
+    HELLO_CALLED = 3,   /* the answer to the call whose number is in `epoch`: the acceptor speaks next, as if it had dialled */
+    HELLO_PURPOSE_END = 4
 };
 
 struct hello {

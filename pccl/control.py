@@ -336,6 +336,8 @@ class Control:
             return
         self._endpoints.heard(time.monotonic())
         self._heard, self._deaf_s = time.monotonic(), max(DEAF_S, self.lease_s / 2)
+        if isinstance(message, m.Welcome) and message.notice:
+            _log.warning("%s: %s", who(self._peer.session.identity), message.notice)
         self._act(lambda now: self._peer.on_message(now, message))
 
     def _on_monitor(self, frames: list[zmq.Frame]) -> None:

@@ -33,6 +33,7 @@ U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U64 = Annotated[int, Meta(ge=0)]  # msgpack itself stops at 2**64
 Small = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
+Pairs = Annotated[tuple[tuple[U32, U32], ...], Meta(max_length=PAIRS_MAX)]
 #: What a peer's line carries, up and down, in bytes/s; 0: not known (any more).
 Line = tuple[U64, U64]
 Triples = Annotated[tuple[tuple[U32, U32, U32], ...], Meta(max_length=PAIRS_MAX)]
@@ -95,7 +96,9 @@ class Achieved(Part, frozen=True):
 
 
 class Member(Part, frozen=True):
-    """A member of an epoch; its rank is its position. `weight`: its share of a large mesh all-reduce."""
+    """A member of an epoch; its rank is its position. `weight`: its share of a large mesh all-reduce. `inbound`: it can
+    be dialled, as far as the coordinator knows.
+    """
 
     peer: PeerId
     since: U32
@@ -103,6 +106,7 @@ class Member(Part, frozen=True):
     host: Name
     weight: U32 = 0
     region: Annotated[int, Meta(ge=0, lt=1 << 16)] = 0
+    inbound: bool = True
 
 
 class Plan(Part, frozen=True):
@@ -132,6 +136,7 @@ class PeerStatus(Part, frozen=True):
     bytes_per_s: float
     heard_s: float
     connected: bool
+    inbound: bool = True
 
 
 class LogEntry(Part, frozen=True):
@@ -225,16 +230,17 @@ class Frozen(Message, frozen=True):
 
 
 class Suspect(Message, frozen=True):
-    """A link lost its last stream (or is silent). `cause` is a pccl.types.Cause."""
+    """A link lost its last stream (or is silent), or never had one: `was_up`. `cause` is a pccl.types.Cause."""
 
     peer: PeerId
     cause: U8
     errno: Small
     epoch: U32
+    was_up: bool = True
 
 
 class Healed(Message, frozen=True):
-    """That link has a stream again."""
+    """That link has a stream again; or for the first time, where a detour was taken to be needed."""
 
     peer: PeerId
 
@@ -269,12 +275,13 @@ class StatusRequest(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """The join is registered; an Epoch follows when its time has come."""
+    """The join is registered; an Epoch follows when its time has come. `notice`: what the peer's user should know."""
 
     lease_s: Seconds
     min_peers: U32
     waiting_for: U32
     incarnation: U32 = 0
+    notice: Reason = ""
 
 
 class Refused(Message, frozen=True):
@@ -324,7 +331,7 @@ class Epoch(Message, frozen=True):
     """The new epoch. `change` 0: from a boundary on (growth, or a new plan).
 
     By rank: `streams` (a, b, count) where a link has another number than the plan's; `detours` (a, b, via): a reaches b
-    through via.
+    through via; `turned` (a, b): not who would dial by their ids and `inbound` dials, but the other one.
     """
 
     epoch: U32
@@ -339,6 +346,7 @@ class Epoch(Message, frozen=True):
     streams: Triples = ()
     detours: Triples = ()
     incarnation: U32 = 0
+    turned: Pairs = ()
 
 
 class Probe(Message, frozen=True):

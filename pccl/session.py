@@ -14,19 +14,16 @@ from enum import Enum
 
 from pccl import errors
 from pccl import messages as m
+from pccl.epochs import configuration, vias_of, view_of
 from pccl.table import Row
 from pccl.table import row as _row
 from pccl.types import (
-    STREAMS_LIMIT,
-    Algorithm,
     Cause,
     EpochConfig,
     EpochView,
     Lanes,
     MemberConfig,
-    MemberInfo,
     OpName,
-    PlanInfo,
     Status,
     dials,
 )
@@ -231,6 +228,10 @@ class Session:
         self._change = 0
         self._answer: m.Frozen | None = None
         self._suspects: dict[bytes, m.Suspect] = {}
+        self._early: dict[bytes, LinkDown] = {}  # links to joiners that could not be made, until their epoch
+        self._up: dict[bytes, bool] = {}  # links that have ever been up: are they?
+        self._around: frozenset[bytes] = frozenset()  # members that are reached by detours
+        self._inbound = True  # this peer can be dialled
         self._faults: dict[OpName, m.OpFault] = {}
         self._leave: m.Leave | None = None
         self._turned_away = 0
@@ -354,7 +355,7 @@ class Session:
         if all(member.peer != self.identity.peer for member in event.members):
             self._fence(errors.Evicted(f"the epoch has no place for this peer: {event.reason}"), Status.EEVICTED)
             return
-        view = _view_of(event)
+        view = view_of(event)
         entering = self.state is State.JOINING
         self._chain = [view] if event.change or entering else [*self._live_chain(), view]
         self._views[view.epoch] = view
@@ -367,13 +368,26 @@ class Session:
             self._faults.clear()
         present = {member.peer for member in event.members}
         self._suspects = {peer: suspect for peer, suspect in self._suspects.items() if peer in present}
+        self._up = {peer: up for peer, up in self._up.items() if peer in present}
         self.state = State.MEMBER
-        self._out.append(_configure(self.identity.peer, event))
+        self._out.append(Configure(*configuration(self.identity.peer, event)))
         if entering:
             self.boundary = next(member.since for member in event.members if member.peer == self.identity.peer)
             self.oldest = self.boundary
             self._out.append(AdvanceEngine(self.boundary))
         self._pulse()
+        self._tell_of_links(event)
+
+    def _tell_of_links(self, event: m.Epoch) -> None:
+        """What the coordinator does not know yet about the links of the new epoch."""
+        own = self.identity.peer
+        self._inbound = next(member.inbound for member in event.members if member.peer == own)
+        self._around = frozenset(event.members[rank].peer for rank in vias_of(own, event))
+        for peer in sorted(peer for peer in self._around if self._up.get(peer)):
+            self._send(m.Healed(m.VERSION, peer))
+        early, self._early = self._early, {}
+        for down in early.values():
+            self._on_link_down(down)
 
     def _is_next(self, event: m.Epoch) -> bool:
         if self.state is State.JOINING:
@@ -395,8 +409,10 @@ class Session:
             return
         if event.hold > self._hold or self._promise is None:
             self._hold, self._promise = event.hold, self.boundary + 1
-            own = self.identity.peer
-            joiners = [MemberConfig(p.peer, p.since, dials(own, p.peer), p.address) for p in event.joiners]
+            own, inbound = self.identity.peer, self._inbound
+            joiners = [
+                MemberConfig(p.peer, p.since, dials(own, p.peer, inbound, p.inbound), p.address) for p in event.joiners
+            ]
             if joiners:
                 self._out.append(Prepare(joiners, event.streams))
         self._send_held()
@@ -477,19 +493,26 @@ class Session:
     # -- the engine -------------------------------------------------------------------------------------------
 
     def _on_link_down(self, event: LinkDown) -> None:
-        """sends Suspect at once"""
+        """sends Suspect at once; of a joiner when it is a member"""
         if all(member.id != event.peer for member in self._chain[-1].members):
+            if self._promise is not None:
+                self._early[event.peer] = event
             return
+        was_up = event.peer in self._up
+        if was_up:
+            self._up[event.peer] = False
         known = self._suspects.get(event.peer)
         if known is not None and known.cause in (Cause.REFUSED, event.cause):
             return
-        suspect = m.Suspect(m.VERSION, event.peer, event.cause, event.errno, self.epoch)
+        suspect = m.Suspect(m.VERSION, event.peer, event.cause, event.errno, self.epoch, was_up)
         self._suspects[event.peer] = suspect
         self._send(suspect)
 
     def _on_link_up(self, event: LinkUp) -> None:
-        """sends Healed if the link was suspected"""
-        if self._suspects.pop(event.peer, None) is not None:
+        """sends Healed if the link was suspected, or nobody expected it"""
+        self._early.pop(event.peer, None)
+        self._up[event.peer] = True
+        if self._suspects.pop(event.peer, None) is not None or event.peer in self._around:
             self._send(m.Healed(m.VERSION, event.peer))
 
     def _on_faulted(self, event: Faulted) -> None:
@@ -632,69 +655,3 @@ TABLE: dict[tuple[State, type], Row[Session, State]] = {
     (_X, Shut): _row(_S._on_shut, _C),
 }
 """Events that a state does not name change nothing there."""
-
-
-# -- small functions ------------------------------------------------------------------------------------------
-
-
-def _view_of(event: m.Epoch) -> EpochView:
-    members = tuple(MemberInfo(p.peer, p.since, p.address, p.host) for p in event.members)
-    return EpochView(event.epoch, event.from_boundary, members, len(members) < event.min_peers, _plan_of(event.plan))
-
-
-def _plan_of(plan: m.Plan) -> PlanInfo:
-    algorithm = Algorithm(plan.large_algorithm or Algorithm.RING)
-    return PlanInfo(
-        algorithm=algorithm,
-        mesh_bytes_max=plan.mesh_bytes_max,
-        streams=plan.streams,
-        predicted_s=plan.predicted_s,
-        reason=plan.reason,
-        one_round_bytes_max=plan.one_round_bytes_max,
-    )
-
-
-def _configure(own: bytes, event: m.Epoch) -> Configure:
-    streams, vias = _streams_of(own, event), _vias_of(own, event)
-    members = [
-        MemberConfig(
-            id=p.peer,
-            since=p.since,
-            dial=dials(own, p.peer),
-            address="" if p.peer == own else p.address,
-            weight=p.weight,
-            region=p.region,
-            streams=streams.get(rank, 0),
-            via=vias.get(rank),
-        )
-        for rank, p in enumerate(event.members)
-    ]
-    names = [OpName(v.op.boundary, v.op.lane, v.op.seq) for v in event.verdicts]
-    config = EpochConfig(
-        epoch=event.epoch,
-        from_boundary=event.from_boundary,
-        change=event.change,
-        members=members,
-        verdicts=[(name, verdict.status) for name, verdict in zip(names, event.verdicts, strict=True)],
-        streams=event.plan.streams,
-        segment_bytes=event.plan.segment_bytes,
-        mesh_bytes_max=event.plan.mesh_bytes_max,
-        large_algorithm=event.plan.large_algorithm,
-        one_round_bytes_max=event.plan.one_round_bytes_max,
-    )
-    texts = {name: verdict.text for name, verdict in zip(names, event.verdicts, strict=True) if verdict.text}
-    return Configure(config, texts)
-
-
-def _streams_of(own: bytes, event: m.Epoch) -> dict[int, int]:
-    """How many streams the links to the others have, by rank, where it is not the plan's number."""
-    mine = next(rank for rank, member in enumerate(event.members) if member.peer == own)
-    ends = ((a if b == mine else b, count) for a, b, count in event.streams if mine in (a, b))
-    return {other: count for other, count in ends if 1 <= count <= STREAMS_LIMIT}
-
-
-def _vias_of(own: bytes, event: m.Epoch) -> dict[int, int]:
-    """By the ranks of those to whom this peer has no link: the rank of the member through which it reaches them."""
-    mine = next(rank for rank, member in enumerate(event.members) if member.peer == own)
-    vias = {to: via for start, to, via in event.detours if start == mine and max(to, via) < len(event.members)}
-    return {to: via for to, via in vias.items() if mine not in (to, via) and via not in vias}

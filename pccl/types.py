@@ -281,6 +281,7 @@ class SimPath:
     corrupt_ppm: int = 0
     duplicate_ppm: int = 0
     cut: bool = False
+    dials: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -416,6 +417,9 @@ def short_id(peer: bytes) -> str:
     return peer[:4].hex()
 
 
-def dials(own: bytes, other: bytes) -> bool:
-    """Who dials: the smaller id of the two."""
-    return own < other
+def dials(own: bytes, other: bytes, own_inbound: bool = True, other_inbound: bool = True, turned: bool = False) -> bool:
+    """Whether this side of two dials: who can be dialled is dialled; of equals the smaller id dials. `turned`: that
+    has failed, so the other way round. Both sides and the coordinator decide by it.
+    """
+    first = own < other if own_inbound == other_inbound else other_inbound
+    return first is not turned

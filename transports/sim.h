@@ -17,7 +17,9 @@
 
 enum {
     SIM_NODES_MAX = 1024,
-    SIM_PPM = 1000000
+    SIM_PPM = 1000000,
+    SIM_DIALS_LOST = 1,                 /* pccl_sim_path.dials */
+    SIM_DIALS_REFUSED = 2
 };
 
 enum sim_kind {

@@ -182,7 +182,10 @@ static void arrive_dial(struct sim_conn *conn)
     pccl_sim *sim = conn->sim;
     struct sim_flow *back = &conn->flow[1];
     struct sim_transport *t = sim_node_transport(sim, conn->flow[0].path->to);
-    if (!t) {
+    uint8_t dials = conn->flow[0].path->now.dials;
+    if (dials == SIM_DIALS_LOST)
+        return;
+    if (!t || dials == SIM_DIALS_REFUSED) {
         sim_flow_send(sim, back, &back->opening, SIM_REFUSED);
         return;
     }

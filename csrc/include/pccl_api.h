@@ -121,7 +121,7 @@ typedef struct {
     uint16_t region;      /* members of one region are close to each other (two-level all-reduce) */
     uint16_t streams;     /* TCP connections of the link to it; 0: the epoch's */
     uint16_t via;         /* there is no link to it: 1 + rank of the member through which it is reached; 0: there is */
-    uint8_t dial;         /* 1: this side dials it; 0: it dials us */
+    uint8_t dial;         /* 1: this side dials it; 0: it dials us, also for detours when we ask it to */
     char address[80];     /* where its engine listens: "host:port" with a numeric host; "" for self */
 } pccl_member;
 
@@ -459,6 +459,7 @@ typedef struct {
     uint32_t corrupt_ppm;       /* chance, per write, that one byte is changed */
     uint32_t duplicate_ppm;     /* chance, per write, that its bytes arrive twice */
     uint8_t cut;                /* 1: nothing passes; bytes wait and go on when healed, dials time out */
+    uint8_t dials;              /* 1: dials are not answered, 2: they are refused, as by a firewall or NAT; 0: they pass */
 } pccl_sim_path;
 
 pccl_err pccl_sim_new(uint64_t seed, pccl_sim **sim_p);

@@ -147,7 +147,7 @@ def peer_cells(peer: messages.PeerStatus) -> list[str]:
         short_id(peer.peer),
         escape(peer.host),
         str(peer.pid),
-        escape(peer.address),
+        escape(peer.address) if peer.inbound else f"{escape(peer.address)} [yellow]dials only[/yellow]",
         str(peer.since),
         str(peer.boundary),
         f"{peer.ops_per_s:,.1f}",

@@ -33,11 +33,19 @@ class Reconnected:
 
 
 @dataclass(slots=True, frozen=True)
+class Dialled:
+    """The dial-back to a peer that wants to join has ended: the address that answered, or None."""
+
+    peer: bytes
+    address: str | None
+
+
+@dataclass(slots=True, frozen=True)
 class Tick:
     """Time has passed; due at `next_deadline()`."""
 
 
-Event = From | Disconnected | Reconnected | Tick
+Event = From | Disconnected | Reconnected | Dialled | Tick
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,6 +54,14 @@ class Send:
 
     peer: bytes
     message: m.ToPeer
+
+
+@dataclass(slots=True, frozen=True)
+class DialBack:
+    """Find out which of a peer's advertised addresses can be dialled, and answer with Dialled, soon."""
+
+    peer: bytes
+    addresses: tuple[str, ...]
 
 
 @dataclass(slots=True, frozen=True)
@@ -61,4 +77,4 @@ class Record:
     warning: bool = False
 
 
-Effect = Send | Record
+Effect = Send | DialBack | Record

@@ -62,6 +62,10 @@ class Ledger:
         """A peer whose control connection was closed has a new one."""
         return self._in_turn(now, lambda now: self.run.reconnected(now, peer))
 
+    def dialled(self, now: float, peer: bytes, address: str | None) -> list[Effect]:
+        """A dial-back has ended."""
+        return self._in_turn(now, lambda now: self.run.dialled(now, peer, address))
+
     def tick(self, now: float) -> list[Effect]:
         """Time has passed."""
         if not self.run.trouble:

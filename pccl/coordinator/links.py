@@ -47,6 +47,7 @@ class Links:
         self._whole: dict[Pair, float] = {}
         self._breaks: dict[Pair, int] = {}
         self._given_up: set[Pair] = set()
+        self._presumed: set[Pair] = set()  # of the broken ones, those that have never been dead for sure
 
     # -- figures ----------------------------------------------------------------------------------------------
 
@@ -88,10 +89,10 @@ class Links:
         self._whole.pop(pair, None)
 
     def heal(self, now: float, reporter: bytes, peer: bytes) -> bool:
-        """That end has a stream again. False if it had not said otherwise."""
+        """That end has a stream again. False if it had not said otherwise, nor was it taken for granted."""
         reports = self._suspects.get(peer, {})
         if reports.pop(reporter, None) is None:
-            return False
+            return self._disprove(now, pair_of(reporter, peer))
         self._refused.pop((reporter, peer), None)
         if peer not in self._suspects.get(reporter, {}):
             pair = pair_of(reporter, peer)
@@ -99,6 +100,14 @@ class Links:
             self._given_up.discard(pair)
             if pair in self.broken:
                 self._whole[pair] = now
+        return True
+
+    def _disprove(self, now: float, pair: Pair) -> bool:
+        """A link that was taken to be impossible is there."""
+        if pair not in self._presumed:
+            return False
+        self._presumed.discard(pair)
+        self._whole[pair] = now
         return True
 
     def evidence(self, peer: bytes) -> Mapping[bytes, m.Suspect]:
@@ -123,6 +132,7 @@ class Links:
             for pair in [pair for pair in table if peer in pair]:
                 del table[pair]
         self._given_up = {pair for pair in self._given_up if peer not in pair}
+        self._presumed = {pair for pair in self._presumed if peer not in pair}
         self.broken = frozenset(pair for pair in self.broken if peer not in pair)
 
     # -- broken and mended ------------------------------------------------------------------------------------
@@ -136,6 +146,11 @@ class Links:
         """Plans do without the link from now on."""
         self.broken |= {pair}
         self._breaks[pair] = self._breaks.get(pair, 0) + 1
+
+    def presume(self, pairs: set[Pair]) -> None:
+        """These are taken to be broken before anybody has tried; nothing counts against them if they are not."""
+        self.broken |= pairs
+        self._presumed |= pairs
 
     def give_up(self, pair: Pair) -> None:
         """No plan can do without the link: it is not looked at again until it heals or the members change."""

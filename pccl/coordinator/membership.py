@@ -8,17 +8,26 @@ Every decision is an entry of the log, with its reason.
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import Enum
 from functools import partial
 
 from pccl import messages as m
-from pccl.coordinator.events import Disconnected, Effect, Event, From, Reconnected, Record, Send, Tick
+from pccl.coordinator.events import (
+    DialBack,
+    Dialled,
+    Disconnected,
+    Effect,
+    Event,
+    From,
+    Reconnected,
+    Record,
+    Send,
+    Tick,
+)
 from pccl.coordinator.links import Links
 from pccl.coordinator.plan import Pair, Plan, is_worth_a_try, is_worth_it, predict, wants_other_streams
+from pccl.coordinator.reach import Reach, apart, notice
 from pccl.coordinator.reality import Reality
 from pccl.coordinator.roster import (
     Peer,
@@ -26,49 +35,24 @@ from pccl.coordinator.roster import (
     evidence_in_words,
     in_words,
     infos,
+    joiner,
     names_of,
+    refuse,
     remember,
     wire_members,
     wire_plan,
-)  # fmt: skip
+)
 from pccl.coordinator.settings import REPLAN_GAP_S, Settings
 from pccl.coordinator.snapshot import GroupState, MemberState, restart_in_words
-from pccl.coordinator.verdicts import Fault, Report, judge, name_of, report_of
+from pccl.coordinator.status import group_status
+from pccl.coordinator.steps import Change, Growth, State
+from pccl.coordinator.verdicts import Fault, judge, name_of, report_of
 from pccl.table import Row
 from pccl.table import row as _row
 from pccl.types import OpName, short_id
 
 LOG_MAX = 256
 PROBE_GAP_S = 1.0
-
-
-class State(Enum):
-    """States of a group."""
-
-    FORMING = "forming"
-    STABLE = "stable"
-    HOLDING = "holding"
-    FREEZING = "freezing"
-
-
-@dataclass(slots=True)
-class Growth:
-    """A hold under way: for joiners, or, without any, for a new plan."""
-
-    number: int
-    joiners: tuple[bytes, ...]
-    reason: str
-    message: m.Hold
-    promises: dict[bytes, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Change:
-    """A freeze under way."""
-
-    number: int
-    reason: str
-    reports: dict[bytes, Report] = field(default_factory=dict)
 
 
 class Membership:
@@ -90,6 +74,7 @@ class Membership:
         self._changes = 0
         self._epochs: list[m.Epoch] = []
         self._links = Links(settings.link_grace_s, settings.link_mended_s)
+        self._reach = Reach()
         self._reality = Reality()
         self._settled = Settled()
         self._wish = ""  # why a new plan is wanted
@@ -128,7 +113,7 @@ class Membership:
         """When a Tick is due; None while the group is empty."""
         if not self.members and not self.waiting:
             return None
-        due = min(self._lease_end(), self._links.next_due(self._now))
+        due = min(self._lease_end(), self._links.next_due(self._now), self._reach.next_due(self._now))
         return min(due, self._now + self.settings.lease_s / 4)
 
     # -- beyond this process --------------------------------------------------------------------------------
@@ -152,6 +137,7 @@ class Membership:
             faults=tuple((fault.reporter, fault.report) for fault in self._faults.values()),
             judged=tuple((m.OpRef(*name), epoch) for name, epoch in self._judged.items()),
             broken=self._links.export(),
+            turned=tuple(sorted(self._reach.turned)),
         )
 
     def restore(self, now: float, state: GroupState) -> list[Effect]:
@@ -168,6 +154,7 @@ class Membership:
         self._faults = {name_of(report.op): Fault(reporter, report) for reporter, report in state.faults}
         self._judged = OrderedDict((name_of(op), epoch) for op, epoch in state.judged)
         self._links.restore(now, state.broken)
+        self._reach.turned = frozenset(state.turned)
         self._reality.begin(self.epoch, self.plan.reason if self.plan is not None else "")
         self.state = State.STABLE if self.members else State.FORMING
         self._note(b"", "restart", restart_in_words(state, self.settings))
@@ -183,22 +170,7 @@ class Membership:
 
     def status(self, now: float) -> m.GroupStatus:
         """What `pccl status` shows."""
-        chosen = self.plan if self.members else None
-        return m.GroupStatus(
-            group=self.group,
-            state=self.state.value,
-            epoch=self.epoch,
-            from_boundary=self.from_boundary,
-            min_peers=self.settings.min_peers,
-            form_peers=self.settings.form_peers,
-            plan=wire_plan(chosen) if chosen is not None else None,
-            members=tuple(peer.status(rank, now) for rank, peer in enumerate(self.members.values())),
-            waiting=tuple(peer.status(-1, now) for peer in self.waiting.values()),
-            log=tuple(
-                m.LogEntry(now - entry.time, entry.epoch, entry.peer, entry.what, entry.reason) for entry in self.log
-            ),
-            reality=self._reality.status() if self.members else None,
-        )
+        return group_status(self, self._reality, now)
 
     # -- facts ------------------------------------------------------------------------------------------------
 
@@ -220,7 +192,7 @@ class Membership:
         return False
 
     def _on_join(self, event: From) -> None:
-        """registers the peer, answers Welcome"""
+        """registers the peer, answers Welcome; its addresses are dialled back"""
         join = event.message
         assert isinstance(join, m.Join)
         member = self.members.get(event.peer)
@@ -229,32 +201,32 @@ class Membership:
                 self._remind(member)
             return
         if event.peer not in self.waiting:
-            refusal = self._refusal(join)
+            refusal = refuse(join, [*self.members.values()], [*self.waiting.values()], self.settings)
             if refusal is not None:
                 self._send(event.peer, refusal)
                 return
-            self.waiting[event.peer] = Peer(
-                id=event.peer,
-                address=join.addresses[0],
-                host=join.host,
-                pid=join.pid,
-                wire=join.wire,
-                heard=self._now,
-                rate_at=self._now,
-            )
+            self.waiting[event.peer] = joiner(self._now, join, checked=not self.settings.dial_back)
             self._note(event.peer, "join", f"{join.addresses[0]} on {join.host}, pid {join.pid}")
-        missing = self._to_form - len(self.waiting) if self.state is State.FORMING else 0
-        self._send(event.peer, m.Welcome(m.VERSION, self.settings.lease_s, self.settings.min_peers, max(0, missing)))
+            if self.settings.dial_back:
+                self._out.append(DialBack(event.peer, join.addresses))
+        self._welcome(event.peer)
 
-    def _refusal(self, join: m.Join) -> m.Refused | None:
-        other = next(itertools.chain(self.members.values(), self.waiting.values()), join)
-        if other.wire != join.wire:
-            reason = f"wire version {join.wire}, the group speaks {other.wire}"
-            return m.Refused(m.VERSION, "version", reason)
-        count = len(self.members) + len(self.waiting)
-        if count >= self.settings.peers_max or len(self.waiting) >= self.settings.waiting_max:
-            return m.Refused(m.VERSION, "group", f"the group is full: {count} peers")
-        return None
+    def _welcome(self, peer: bytes, text: str = "") -> None:
+        missing = self._to_form - len(self.waiting) if self.state is State.FORMING else 0
+        settings = self.settings
+        self._send(peer, m.Welcome(m.VERSION, settings.lease_s, settings.min_peers, max(0, missing), notice=text))
+
+    def _on_dialled(self, event: Dialled) -> None:
+        """the joiner's addresses have been tried: it may enter; if none answered it is told so, and dials the others"""
+        peer = self.waiting.get(event.peer)
+        if peer is None or peer.checked:
+            return
+        peer.checked, peer.inbound = True, event.address is not None
+        if event.address is not None:
+            peer.address = event.address
+            return
+        self._note(peer.id, "dials only", f"no answer at {', '.join(peer.addresses)}: NAT or a firewall")
+        self._welcome(peer.id, notice(peer))
 
     def _on_heartbeat(self, event: From) -> None:
         """answers Ack; sends again what the peer has missed; takes what it has measured"""
@@ -308,6 +280,7 @@ class Membership:
         if target is None or event.peer not in self.members or event.peer == suspect.peer:
             return
         self._links.suspect(self._now, event.peer, suspect)
+        self._reach.suspect(self._now, event.peer, suspect)
         self._note(target.id, "suspect", evidence_in_words(event.peer, suspect))
         if not self._lose_if_proven(target) and target.connected:
             self._probe(target)
@@ -316,6 +289,7 @@ class Membership:
         """withdraws the evidence"""
         healed = event.message
         assert isinstance(healed, m.Healed)
+        self._reach.heal(event.peer, healed.peer)
         if self._links.heal(self._now, event.peer, healed.peer):
             self._note(healed.peer, "healed", f"by peer {short_id(event.peer)}")
 
@@ -396,24 +370,31 @@ class Membership:
         """A group that has begun once and lost everybody begins again with as few as may go on."""
         return self.settings.min_peers if self.epoch else self.settings.form_peers
 
+    @property
+    def _ready(self) -> dict[bytes, Peer]:
+        """Who waits and may enter."""
+        return {peer.id: peer for peer in self.waiting.values() if peer.checked}
+
     def _try_form(self) -> bool:
-        if not self.waiting or len(self.waiting) < self._to_form:
+        ready = self._ready
+        if not ready or len(ready) < self._to_form:
             return False
-        reason = f"{len(self.waiting)} peers are here, {self._to_form} were asked for"
-        self._enter(self.waiting, 0)
+        reason = f"{len(ready)} peers are here, {self._to_form} were asked for"
+        self._enter(ready, 0)
         self._publish(0, 0, (), reason)
         return True
 
     def _try_hold(self) -> bool:
-        if not self.waiting and not self._wish:
+        ready = self._ready
+        if not ready and not self._wish:
             return False
         self._holds += 1
         self.revision += 1
-        joiners = tuple(self.waiting.values())
+        joiners = tuple(ready.values())
         reason = f"{len(joiners)} wait to join" if joiners else self._wish
         streams = self._plan_for([*self.members.values(), *joiners]).streams
         message = m.Hold(m.VERSION, self._holds, self.epoch, streams, wire_members(joiners))
-        self.growth = Growth(self._holds, tuple(self.waiting), reason, message)
+        self.growth = Growth(self._holds, tuple(ready), reason, message)
         self.state = State.HOLDING
         self._note(b"", "hold", reason)
         self._tell_all(message)
@@ -463,7 +444,7 @@ class Membership:
 
     def _review(self) -> None:
         """Does the plan still fit the links? If one is dead for good: a change at once; else a wish for a new plan."""
-        if self.state not in (State.STABLE, State.HOLDING) or self._avoid_dead_links():
+        if self.state not in (State.STABLE, State.HOLDING) or self._turn_links() or self._avoid_dead_links():
             return
         mended = self._links.mend(self._now)
         if mended:
@@ -471,6 +452,17 @@ class Membership:
             self._wish = f"new plan: {names_of(mended)} can be used again"
         elif self.state is State.STABLE and self._now >= self._planned + self.settings.replan_gap_s:
             self._compare()
+
+    def _turn_links(self) -> bool:
+        """Starts a change if a member cannot dial another that has no way around it: that one dials from now on."""
+        turned = self._reach.turn(self._now)
+        self.revision += bool(turned)
+        for a, b in turned:
+            self._note(a, "turned", f"link to peer {short_id(b)}: a dial was in vain, the other one dials from now on")
+        urgent = [pair for pair in turned if pair not in self._links.broken]
+        if urgent:
+            self._freeze(f"{names_of(urgent)} is dialled from the other side")
+        return bool(urgent)
 
     def _avoid_dead_links(self) -> bool:
         """Starts a change if a link has been dead for the grace between two members that have both been heard since."""
@@ -520,6 +512,7 @@ class Membership:
             del self.waiting[peer.id]
             peer.since = peer.boundary = peer.oldest = boundary
             self.members[peer.id] = peer
+        self._links.presume(apart(self.members, joiners))
 
     def _publish(self, boundary: int, change: int, verdicts: tuple[m.Verdict, ...], reason: str) -> None:
         """The one place that makes an epoch."""
@@ -546,6 +539,7 @@ class Membership:
             lease_s=self.settings.lease_s,
             streams=chosen.pair_streams,
             detours=chosen.detours,
+            turned=self._reach.ranks(self.members),
         )
         self._epochs = [*self._unconfirmed(), message] if boundary else [message]
         self._note(b"", "epoch", f"{len(self.members)} members from boundary {boundary}: {reason}")
@@ -559,8 +553,12 @@ class Membership:
         return [epoch for epoch in self._epochs if epoch.epoch > oldest]
 
     def _lose_if_proven(self, peer: Peer) -> bool:
-        """A closed control connection and a port that refuses: the process is gone. Broken streams prove nothing."""
-        proof = None if peer.connected else self._links.refusal(peer.id, self._now - self.settings.lease_s)
+        """A closed control connection and a port that refuses: the process is gone. Broken streams prove nothing, nor
+        does a port that never answered.
+        """
+        if peer.connected or not peer.inbound:
+            return False
+        proof = self._links.refusal(peer.id, self._now - self.settings.lease_s)
         if proof is not None:
             reason = f"its control connection closed; {evidence_in_words(*proof)}"
             self._lose([(peer.id, "lost", reason)])
@@ -573,6 +571,7 @@ class Membership:
             self._lost[peer] = self.members.pop(peer).since
             remember(self._gone, peer, f"{what}: {reason}")
             self._links.forget(peer)
+            self._reach.forget(peer)
             if what != "leave":
                 self._send(peer, m.Evicted(m.VERSION, m.clip(f"{what}: {reason}")))
             self._note(peer, what, reason)
@@ -587,6 +586,7 @@ class Membership:
             self.change, self.plan, self.state = None, None, State.FORMING
             self._epochs, self._wish = [], ""
             self._links = Links(self.settings.link_grace_s, self.settings.link_mended_s)
+            self._reach = Reach()
             self._faults.clear()
             self._note(b"", "empty", reason)
             return
@@ -632,9 +632,6 @@ class Membership:
         heard = min(peer.heard for peer in [*self.members.values(), *self.waiting.values()])
         return heard + self.settings.lease_s
 
-    def _ignore(self, event: Event) -> None:
-        """nothing"""
-
     def _send(self, peer: bytes, message: m.ToPeer) -> None:
         self._out.append(Send(peer, message))
 
@@ -660,6 +657,7 @@ TABLE: dict[tuple[State, type], Row[Membership, State]] = {
     (_F, m.Join): _row(_M._on_join, _F, _S),
     (_F, m.Heartbeat): _row(_M._on_heartbeat, _F),
     (_F, m.Leave): _row(_M._on_leave, _F),
+    (_F, Dialled): _row(_M._on_dialled, _F, _S),
     (_F, Disconnected): _row(_M._on_disconnected, _F),
     (_F, Tick): _row(_M._on_tick, _F),
     (_S, m.Join): _row(_M._on_join, _S, _H),
@@ -670,6 +668,7 @@ TABLE: dict[tuple[State, type], Row[Membership, State]] = {
     (_S, m.ProbeReply): _row(_M._on_probe_reply, _S, _H, _Z),
     (_S, m.OpFault): _row(_M._on_fault, _S, _Z),
     (_S, m.Leave): _row(_M._on_leave, _Z, _F),
+    (_S, Dialled): _row(_M._on_dialled, _S, _H),
     (_S, Disconnected): _row(_M._on_disconnected, _S, _Z),
     (_S, Reconnected): _row(_M._on_reconnected, _S),
     (_S, Tick): _row(_M._on_tick, _S, _H, _Z, _F),
@@ -681,6 +680,7 @@ TABLE: dict[tuple[State, type], Row[Membership, State]] = {
     (_H, m.ProbeReply): _row(_M._on_probe_reply, _H, _Z),
     (_H, m.OpFault): _row(_M._on_fault, _H, _Z),
     (_H, m.Leave): _row(_M._on_leave, _H, _S, _Z, _F),
+    (_H, Dialled): _row(_M._on_dialled, _H),
     (_H, Disconnected): _row(_M._on_disconnected, _H, _S, _Z),
     (_H, Reconnected): _row(_M._on_reconnected, _H),
     (_H, Tick): _row(_M._on_tick, _H, _S, _Z, _F),
@@ -692,6 +692,7 @@ TABLE: dict[tuple[State, type], Row[Membership, State]] = {
     (_Z, m.ProbeReply): _row(_M._on_probe_reply, _Z),
     (_Z, m.OpFault): _row(_M._on_fault, _Z),
     (_Z, m.Leave): _row(_M._on_leave, _Z, _F, _S),
+    (_Z, Dialled): _row(_M._on_dialled, _Z),
     (_Z, Disconnected): _row(_M._on_disconnected, _Z),
     (_Z, Reconnected): _row(_M._on_reconnected, _Z),
     (_Z, Tick): _row(_M._on_tick, _Z, _F, _S),

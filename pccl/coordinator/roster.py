@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from pccl import messages as m
 from pccl.coordinator.plan import Pair, Plan
+from pccl.coordinator.settings import Settings
 from pccl.types import Cause, MemberInfo, short_id
 
 RATE_WINDOW_S = 0.5
@@ -32,6 +33,9 @@ class Peer:
     pid: int
     wire: int
     heard: float
+    addresses: tuple[str, ...] = ()  # all that it advertises; `address` is one of them
+    checked: bool = True  # the dial-back has ended
+    inbound: bool = True  # and somebody answered
     since: int = 0
     boundary: int = 0
     epoch: int = 0
@@ -70,6 +74,7 @@ class Peer:
             bytes_per_s=self.bytes_per_s,
             heard_s=now - self.heard,
             connected=self.connected,
+            inbound=self.inbound,
         )
 
 
@@ -114,6 +119,7 @@ def wire_members(peers: Iterable[Peer], chosen: Plan | None = None) -> tuple[m.M
             host=peer.host,
             weight=weights[rank] if weights else 0,
             region=regions[rank] if regions else 0,
+            inbound=peer.inbound,
         )
         for rank, peer in enumerate(peers)
     )
@@ -147,6 +153,31 @@ def evidence_in_words(reporter: bytes, suspect: m.Suspect) -> str:
 def names_of(pairs: Sequence[Pair]) -> str:
     """Links for the log."""
     return "link " + ", ".join(f"{short_id(a)}-{short_id(b)}" for a, b in pairs[:8])
+
+
+def joiner(now: float, join: m.Join, checked: bool) -> Peer:
+    """A peer that asks to join. `checked`: nobody finds out whether it can be dialled."""
+    return Peer(
+        id=join.peer,
+        address=join.addresses[0],
+        addresses=join.addresses,
+        checked=checked,
+        host=join.host,
+        pid=join.pid,
+        wire=join.wire,
+        heard=now,
+        rate_at=now,
+    )
+
+
+def refuse(join: m.Join, members: Sequence[Peer], waiting: Sequence[Peer], settings: Settings) -> m.Refused | None:
+    """Why a joiner cannot be one of these peers; None if it can."""
+    peers = [*members, *waiting]
+    if peers and peers[0].wire != join.wire:
+        return m.Refused(m.VERSION, "version", f"wire version {join.wire}, the group speaks {peers[0].wire}")
+    if len(peers) >= settings.peers_max or len(waiting) >= settings.waiting_max:
+        return m.Refused(m.VERSION, "group", f"the group is full: {len(peers)} peers")
+    return None
 
 
 def remember(table: OrderedDict[Key, Value], key: Key, value: Value) -> None:

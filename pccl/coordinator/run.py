@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from pccl import messages as m
-from pccl.coordinator.events import Disconnected, Effect, From, Reconnected, Send, Tick
+from pccl.coordinator.events import Dialled, Disconnected, Effect, From, Reconnected, Send, Tick
 from pccl.coordinator.membership import Membership
 from pccl.coordinator.roster import REMEMBERED_MAX
 from pccl.coordinator.settings import Settings
@@ -90,6 +90,11 @@ class Run:
         """A peer whose control connection was closed has a new one."""
         group = self._home.get(peer)
         return [] if group is None else self.groups[group].handle(now, Reconnected(peer))
+
+    def dialled(self, now: float, peer: bytes, address: str | None) -> list[Effect]:
+        """A dial-back has ended."""
+        group = self._home.get(peer)
+        return [] if group is None else self.groups[group].handle(now, Dialled(peer, address))
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed."""

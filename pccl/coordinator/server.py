@@ -23,8 +23,9 @@ import zmq
 import zmq.utils.z85
 
 from pccl import messages as m
+from pccl.coordinator.dial_back import DialBacks
 from pccl.coordinator.etcd import EtcdStore
-from pccl.coordinator.events import Effect, Record, Send
+from pccl.coordinator.events import DialBack, Effect, Record, Send
 from pccl.coordinator.fixed import fixed_from
 from pccl.coordinator.ledger import Ledger
 from pccl.coordinator.links import GRACE_S, MENDED_S
@@ -118,12 +119,15 @@ class Coordinator:
         link_grace_s: float = GRACE_S,
         link_mended_s: float = MENDED_S,
         replan_gap_s: float = REPLAN_GAP_S,
+        dial_back: bool = True,
         state: str | Path | None = None,
         ha: str | None = None,
         end: threading.Event | None = None,
     ) -> None:
-        """`streams` of every link and `algorithm` ("ring", "mesh", "two_level") of all-reduces: the planner's to choose
-        unless they are given. Raises ArgumentError for what is no such number or name.
+        """`dial_back`: whether joiners are dialled at the addresses that they advertise; of no use where this process
+        stands in another network than they. `streams` of every link and `algorithm` ("ring", "mesh", "two_level") of
+        all-reduces: the planner's to choose unless they are given. Raises ArgumentError for what is no such number or
+        name.
         """
         self._bind = bind if "://" in bind else f"tcp://{bind}"
         self._keys = run_keys(as_secret(secret), run)
@@ -136,6 +140,7 @@ class Coordinator:
             link_grace_s=link_grace_s,
             link_mended_s=link_mended_s,
             replan_gap_s=replan_gap_s,
+            dial_back=dial_back,
             planner=partial(plan, fixed=fixed_from(streams, algorithm)),
         )
         self.deposed = threading.Event()
@@ -220,11 +225,13 @@ class Coordinator:
     def _setup(self) -> None:
         assert self._thread is not None
         loop = self._thread.loop
+        self._dial_backs = DialBacks(loop)
         self._zap_reader = ZmqReader(loop, self._zap, self._on_zap)
         self._monitor_reader = ZmqReader(loop, self._monitor, self._on_monitor)
         self._reader = ZmqReader(loop, self._router, self._on_frames)
 
     def _teardown(self) -> None:
+        self._dial_backs.close()
         self._router.disable_monitor()
         for reader in (self._reader, self._monitor_reader, self._zap_reader):
             reader.close()
@@ -268,6 +275,9 @@ class Coordinator:
         self._tell(self._ledger.tick)
         self._reader.poke()
 
+    def _on_dialled(self, peer: bytes, address: str | None) -> None:
+        self._tell(lambda now: self._ledger.dialled(now, peer, address))
+
     def _tell(self, step: Callable[[float], list[Effect]]) -> None:
         with self._lock:
             effects = step(time.monotonic())
@@ -282,6 +292,9 @@ class Coordinator:
         for effect in effects:
             if isinstance(effect, Record):
                 _show(effect)
+                continue
+            if isinstance(effect, DialBack):
+                self._dial_backs.start(effect.addresses, partial(self._on_dialled, effect.peer))
                 continue
             if effect.message is not self._encoded[0]:  # an epoch goes to all, and now and then again to somebody
                 self._encoded = effect.message, _encode(effect, self._run.incarnation)

@@ -17,7 +17,9 @@ REPLAN_GAP_S = 10.0
 
 @dataclass(slots=True, frozen=True)
 class Settings:
-    """What the operator chose. `form_peers`: so many begin (default 0: as many as `min_peers`, which must go on)."""
+    """What the operator chose. `form_peers`: so many begin (default 0: as many as `min_peers`, which must go on).
+    `dial_back`: joiners' addresses are tried out first.
+    """
 
     min_peers: int = 1
     form_peers: int = 0
@@ -28,6 +30,7 @@ class Settings:
     link_grace_s: float = GRACE_S
     link_mended_s: float = MENDED_S
     replan_gap_s: float = REPLAN_GAP_S
+    dial_back: bool = False
     planner: Callable[[Sequence[MemberInfo], Measurements, frozenset[Pair]], Plan] = plan
 
     def __post_init__(self) -> None:

@@ -36,11 +36,12 @@ class MemberState(Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
     host: m.Name
     pid: m.U32
     wire: m.U32
+    inbound: bool = True
 
     @classmethod
     def of(cls, peer: Peer) -> MemberState:
         """What is remembered of a peer."""
-        return cls(peer.id, peer.since, peer.address, peer.host, peer.pid, peer.wire)
+        return cls(peer.id, peer.since, peer.address, peer.host, peer.pid, peer.wire, peer.inbound)
 
     def remembered(self, now: float) -> Peer:
         """The peer as it is known after a restart, not heard yet: what only grows begins with the least it can be."""
@@ -50,6 +51,7 @@ class MemberState(Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
             host=self.host,
             pid=self.pid,
             wire=self.wire,
+            inbound=self.inbound,
             heard=now,
             since=self.since,
             boundary=self.since,
@@ -61,7 +63,8 @@ class MemberState(Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
 class GroupState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One group. `members` by rank; `holds`, `changes`: the last numbers given; `change`: why one is under way;
     `lost`: who has gone in it, and since when they were members; `gone`: who is out for good, and why; `epochs`: the
-    newest ones, that some member may lack; `faults`: not judged yet, with who reported them; `judged`: in which epoch.
+    newest ones, that some member may lack; `faults`: not judged yet, with who reported them; `judged`: in which epoch;
+    `turned`: links that are dialled from the other side than the rule says.
     """
 
     group: m.U32
@@ -80,6 +83,7 @@ class GroupState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     faults: tuple[tuple[m.PeerId, m.OpFault], ...]
     judged: tuple[tuple[m.OpRef, m.U32], ...]
     broken: tuple[Broken, ...]
+    turned: tuple[tuple[m.PeerId, m.PeerId], ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,21 +1,21 @@
 """advice_reach.py - who can dial whom, and what stands between: a firewall, NAT, a wrong address. Pure.
 
-Of two peers the one with the smaller id dials, and ids are random: a run needs both directions, at the advertised
-addresses.
+One direction is enough for a run, at the advertised addresses: who cannot be dialled dials. Without either the two
+need a third peer.
 """
 
 from __future__ import annotations
 
 from pccl.addresses import joined, split
 from pccl.doctor.facts import Call, Measurements, Place, Role
-from pccl.doctor.finding import Finding
+from pccl.doctor.finding import Finding, Level
 from pccl.doctor.way import label, other, side_of
 
 __all__ = ["reach"]
 
 EXAMPLE_PORT = 29500
+RELAYED = "neither dials the other: a third peer that both can dial must relay what they have for each other"
 WILDCARDS = ("::", "0.0.0.0")
-WHY_BOTH = "who dials whom in a run is left to chance, so each side must reach the other"
 
 
 def reach(measured: Measurements, by: Role) -> Finding:
@@ -23,6 +23,9 @@ def reach(measured: Measurements, by: Role) -> Finding:
     place = side_of(measured, other(by))
     who, whom = label(measured, by), label(measured, other(by))
     calls = [call for call in measured.calls if call.by == by]
+    back = _good(measured, other(by))
+    level: Level = "advice" if back else "problem"
+    then = f"{_nat(place, whom)}; in a run " + (f"{whom} dials {who}" if back else RELAYED)
     values = {
         "own_address": place.own,
         "seen_address": place.seen,
@@ -33,18 +36,24 @@ def reach(measured: Measurements, by: Role) -> Finding:
         "details": [call.detail for call in calls if call.outcome != "ok"],
     }
     name = f"{who} -> {whom}"
-    good = [call.address for call in calls if call.outcome == "ok" and call.address in place.advertised]
+    good = _good(measured, by)
     if good:
         text = f"{who} can dial {whom} at {good[0]}{_nat(place, whom)}"
         return Finding("reachability", name, "ok", text, values=values)
     elsewhere = [call.address for call in calls if call.outcome == "ok"]
     if elsewhere:
         told = ", ".join(place.advertised)
-        text = f"{whom} advertises {told}, where {who} does not reach it, but at {elsewhere[0]}{_nat(place, whom)}"
-        return Finding("reachability", name, "problem", text, _advertise(elsewhere[0], whom), values)
+        text = f"{whom} advertises {told}, where {who} does not reach it, but at {elsewhere[0]}{then}"
+        return Finding("reachability", name, level, text, _advertise(elsewhere[0], whom), values)
     tried = "; ".join(f"{call.address}: {_outcome(call)}" for call in calls) or "no address to try"
-    text = f"{who} cannot dial {whom} ({tried}){_nat(place, whom)}; {WHY_BOTH}"
-    return Finding("reachability", name, "problem", text, _remedy(place, who, whom, calls), values)
+    text = f"{who} cannot dial {whom} ({tried}){then}"
+    return Finding("reachability", name, level, text, _remedy(place, who, whom, calls), values)
+
+
+def _good(measured: Measurements, by: Role) -> list[str]:
+    """The advertised addresses of the other side at which this one reaches it."""
+    told = side_of(measured, other(by)).advertised
+    return [call.address for call in measured.calls if call.by == by and call.outcome == "ok" and call.address in told]
 
 
 def _outcome(call: Call) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pccl import messages as m
 from pccl.coordinator.events import Record
-from pccl.coordinator.membership import State as GroupState
+from pccl.coordinator.steps import State as GroupState
 from pccl.session import State
 from pccl.testing import agreement
 from pccl.testing.clock import SECOND, Future, ns

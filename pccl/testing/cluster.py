@@ -59,6 +59,7 @@ class Options:
     transport: str = "sim"
     harmful: bool = False  # "faulty+sim": also corrupt bytes and reset streams
     rank_by_index: bool = False  # else by order of arrival
+    dial_back_lies: bool = False  # the coordinator stands where it sees the opposite of what the peers see
     defects: int = 0
     quantum_ns: int = 0  # 0: every delivery is a turn of its own
     path: native.SimPath = field(default_factory=lambda: native.SimPath(MILLISECOND, MILLISECOND // 2))
@@ -340,6 +341,7 @@ class Cluster:
         self.sim = native.Sim(seed)
         self.nodes: list[Node] = []
         self.by_id: dict[bytes, Node] = {}
+        self.hidden: dict[int, int] = {}  # nodes that nobody can dial: DIALS_LOST or DIALS_REFUSED
         self.watch = Watch(self)
         self.log: deque[str] = deque(maxlen=TRACE_KEPT)
         self.turns = 0
@@ -357,6 +359,7 @@ class Cluster:
             lease_s=options.lease_s,
             link_grace_s=options.link_grace_s,
             link_mended_s=options.link_mended_s,
+            dial_back=True,
             planner=self._plan,
         )
 
@@ -396,9 +399,13 @@ class Cluster:
 
     # -- peers ------------------------------------------------------------------------------------------------
 
-    def add(self, program: Program | None = None, host: str = "") -> Node:
-        """A new process, which asks to join at once; its program begins when it is a member."""
+    def add(self, program: Program | None = None, host: str = "", hidden: int = 0) -> Node:
+        """A new process, which asks to join at once; its program begins when it is a member. `hidden`: it cannot be
+        dialled.
+        """
         index = len(self.nodes)
+        if hidden:
+            self.hidden[index] = hidden
         for other in range(index):
             self.set_path(other, index, self.options.path)
         node = Node(self, index, host or f"host{index}", program)
@@ -418,9 +425,9 @@ class Cluster:
 
     def set_path(self, a: int, b: int, path: native.SimPath, *, both: bool = True) -> None:
         """The data network between two nodes."""
-        self.sim.set_path(a, b, path)
+        self.sim.set_path(a, b, replace(path, dials=self.hidden.get(b, path.dials)))
         if both:
-            self.sim.set_path(b, a, path)
+            self.sim.set_path(b, a, replace(path, dials=self.hidden.get(a, path.dials)))
 
     def form_with(self, peers: int) -> None:
         """The group waits for so many before it forms; afterwards `Options.min_peers` counts."""

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pccl import messages as m
 from pccl.coordinator import snapshot
-from pccl.coordinator.events import Effect, Record
+from pccl.coordinator.dial_back import DIAL_S
+from pccl.coordinator.events import DialBack, Effect, Record, Send
 from pccl.coordinator.membership import Membership
 from pccl.coordinator.run import Run
 from pccl.coordinator.settings import Settings
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pccl.testing.cluster import Cluster
 
 RUN = "simulation"
+#: pccl_sim_path.dials: how a firewall treats dials.
+DIALS_LOST, DIALS_REFUSED = 1, 2
 
 Step = Callable[[float], list[Effect]]
 #: When a crash hits: at once, or at the next write before it, after it, or when half of what rests on it was said.
@@ -198,6 +201,9 @@ class Coordinator:
                 self.cluster.trace("log", effect.what, effect.peer.hex()[:8], effect.reason)
                 self.cluster.watch.decided(effect)
                 continue
+            if isinstance(effect, DialBack):
+                self._dial_back(effect)
+                continue
             if effect.message is not encoded[0]:
                 encoded = (effect.message, m.encode(m.signed(effect.message, self.run.incarnation)))
                 self.cluster.watch.said(effect.message)
@@ -205,6 +211,21 @@ class Coordinator:
             self.cluster.trace("down", -1 if node is None else node.index, type(effect.message).__name__)
             if node is not None:
                 node.connection.send_down(encoded[1])
+
+    def _dial_back(self, effect: DialBack) -> None:
+        """A dial that nobody answers takes its time."""
+        cluster = self.cluster
+        node = cluster.by_id[effect.peer]
+        lost = cluster.hidden.get(node.index, 0)
+        there = (lost == 0) is not cluster.options.dial_back_lies and node.alive
+        address = effect.addresses[0] if there else None
+
+        def answer() -> None:
+            cluster.trace("dialled back", node.index, address)
+            self._tell(lambda now: self.ledger.dialled(now, effect.peer, address))
+
+        wait_s = DIAL_S if lost == DIALS_LOST and not there else 0.0
+        self._later(cluster.clock.now_ns + ns(wait_s), answer)
 
     def _arm(self) -> None:
         deadline = self.ledger.next_deadline()
@@ -220,4 +241,4 @@ class Coordinator:
 
 
 def _says_something(effects: list[Effect]) -> bool:
-    return any(not isinstance(effect, Record) and isinstance(effect.message, m.Epoch | m.Freeze) for effect in effects)
+    return any(isinstance(effect, Send) and isinstance(effect.message, m.Epoch | m.Freeze) for effect in effects)

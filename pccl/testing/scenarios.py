@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 
 from pccl.testing.cluster import Cluster
-from pccl.testing.coordinator import MOMENTS
+from pccl.testing.coordinator import DIALS_LOST, DIALS_REFUSED, MOMENTS
 from pccl.testing.faults import Faults
 from pccl.testing.network import ControlOptions
 from pccl.testing.program import Program, SimPeer
@@ -30,10 +30,10 @@ def scenario(play: Scenario) -> Scenario:
     return play
 
 
-def _start(cluster: Cluster, peers: int, shape: Shape | None = None) -> Traffic:
+def _start(cluster: Cluster, peers: int, shape: Shape | None = None, hidden: dict[int, int] | None = None) -> Traffic:
     traffic = Traffic(cluster, shape)
-    for _ in range(peers):
-        cluster.add(traffic)
+    for index in range(peers):
+        cluster.add(traffic, hidden=(hidden or {}).get(index, 0))
     cluster.form_with(peers)
     return traffic
 
@@ -334,6 +334,60 @@ def mended_link(cluster: Cluster, faults: Faults, random: Random) -> None:
 
     cluster.marks["around"] = 0
     cluster.observers.append(look)
+
+
+# -- reachability ---------------------------------------------------------------------------------------------
+
+
+def _lose_streams(faults: Faults, cluster: Cluster, peers: int, random: Random) -> None:
+    """Streams break, all of a peer now and then: they must form again, from the side that can dial."""
+
+    def lose() -> None:
+        victim = random.randrange(peers)
+        faults.lose_all(victim) if random.random() < 0.3 else faults.reset(victim, random.randrange(peers))
+
+    for _ in range(10):
+        faults.when("epoch", 0, then=lose, after_s=random.uniform(0.0, 2.0))
+
+
+@scenario
+def behind_nat(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """Nobody can dial one of the peers, by its id or not: it dials the others, joiners too, and is never evicted."""
+    peers = random.randint(2, 4)
+    hidden = random.randrange(peers)
+    traffic = _start(cluster, peers, _every_kind(), {hidden: random.choice((DIALS_LOST, DIALS_REFUSED))})
+    _lose_streams(faults, cluster, peers, random)
+    faults.when("epoch", 0, then=lambda: faults.join(traffic), after_s=random.uniform(0.1, 1.0))
+    faults.mark("found out", "log", "dials only")
+
+
+@scenario
+def joins_from_behind_nat(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """Nobody can dial a joiner, at times the second of the kind: its links with members stand when its epoch begins."""
+    peers = random.randint(2, 4)
+    kind = random.choice((DIALS_LOST, DIALS_REFUSED))
+    traffic = _start(cluster, peers, _every_kind(), {0: kind} if random.random() < 0.5 else None)
+    faults.when("epoch", 0, then=lambda: cluster.add(traffic, hidden=kind), after_s=random.uniform(0.1, 1.0))
+    faults.mark("entered", "epoch", peers)
+
+
+@scenario
+def both_behind_nat(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """Neither of two peers can be dialled: a third, which both dial, passes their streams on, from the first epoch."""
+    peers = random.randint(3, 5)
+    hidden = random.sample(range(peers), random.randint(2, peers - 1))
+    _start(cluster, peers, _every_kind(), {index: random.choice((DIALS_LOST, DIALS_REFUSED)) for index in hidden})
+    _lose_streams(faults, cluster, peers, random)
+    faults.mark("found out", "log", "dials only")
+
+
+@scenario
+def misjudged_reach(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """The coordinator sees it all wrong from where it stands: what peers report turns their links round."""
+    cluster.options.dial_back_lies = True
+    peers = random.randint(3, 4)
+    _start(cluster, peers, _every_kind(), {random.randrange(peers): random.choice((DIALS_LOST, DIALS_REFUSED))})
+    faults.mark("turned", "log", "turned")
 
 
 # -- growth ---------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pccl._native import SimPath
 from pccl.errors import ArgumentError
 from pccl.testing.clock import MILLISECOND, ns
 from pccl.testing.cluster import Cluster, Options
+from pccl.testing.coordinator import DIALS_LOST, DIALS_REFUSED
 from pccl.testing.faults import Faults, Swarm
 from pccl.testing.scenarios import SCENARIOS
 from pccl.testing.traffic import Shape, Traffic
@@ -171,8 +172,9 @@ def mix(cluster: Cluster, faults: Faults, random: Random) -> None:
         cluster.watch.overdue_expected = True
         cluster.watch.expected.add(Status.EMISMATCH)
     traffic = Traffic(cluster, shape)
-    for _ in range(peers):
-        cluster.add(traffic)
+    behind_nat = random.randrange(peers) if random.random() < 0.2 else None
+    for index in range(peers):
+        cluster.add(traffic, hidden=random.choice((DIALS_LOST, DIALS_REFUSED)) if index == behind_nat else 0)
     if random.random() < 0.7:
         cluster.form_with(peers)
     Swarm(faults, random, traffic, window_s=0.005 + 6 * boundaries * delay_s, peers=peers).draw()

@@ -28,6 +28,7 @@ struct cluster {
     uint32_t weights[CLUSTER_NODES_MAX];
     uint16_t regions[CLUSTER_NODES_MAX];
     pccl_algorithm large_algorithm;
+    uint8_t closed[CLUSTER_NODES_MAX];                   /* nobody can dial it */
     uint8_t via[CLUSTER_NODES_MAX][CLUSTER_NODES_MAX];   /* [a][b]: 1 + the node through which a reaches b; 0: directly */
 };
 
@@ -73,6 +74,21 @@ static inline void cluster_detour(struct cluster *c, uint32_t a, uint32_t b, uin
     c->via[b][a] = (uint8_t)(b_via + 1);
 }
 
+/* Behind NAT or a firewall: it dials, and is never dialled. */
+static inline void cluster_close_node(struct cluster *c, uint32_t node)
+{
+    pccl_sim_path path = {.delay_ns = 1000000, .jitter_ns = 500000, .dials = (uint8_t)(1 + node % 2)};
+    c->closed[node] = 1;
+    for (uint32_t i = 0; i < c->n; i++)
+        if (i != node)
+            CHECK(pccl_sim_set_path(c->sim, i, node, &path) == PCCL_OK);
+}
+
+static inline int cluster_dials(const struct cluster *c, uint32_t i, uint32_t j)
+{
+    return c->closed[i] != c->closed[j] ? c->closed[i] : i < j;
+}
+
 /* The member's `via` as node i sees it: nodes to ranks among the nodes in `mask`. */
 static inline uint16_t cluster_via(const struct cluster *c, uint32_t i, uint32_t j, uint32_t mask)
 {
@@ -92,7 +108,7 @@ static inline void cluster_epoch(struct cluster *c, uint32_t epoch, uint32_t cha
         for (uint32_t j = 0; j < c->n; j++) {
             if (!(mask & 1u << j))
                 continue;
-            members[count] = (pccl_member){.id = node_id(j), .dial = i < j, .weight = c->weights[j],
+            members[count] = (pccl_member){.id = node_id(j), .dial = (uint8_t)cluster_dials(c, i, j), .weight = c->weights[j],
                                            .region = c->regions[j], .via = cluster_via(c, i, j, mask)};
             snprintf(members[count++].address, sizeof members[0].address, "sim:%u", j);
         }

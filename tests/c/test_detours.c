@@ -141,6 +141,85 @@ TEST(every_op_over_every_shape)
         }
 }
 
+/* Nobody can dial them: they dial who can be dialled, and of a detour the relay, or it asks them to. Ids say otherwise. */
+static const struct { const char *name; struct shape shape; uint32_t closed; } hidden[] = {
+    {"one of four", {.n = 4}, 1u << 3},
+    {"both ends of a detour", {.n = 3, .detour_count = 1, .detours = {{0, 2, 1, 1}}}, 1u << 0 | 1u << 2},
+    {"the relay", {.n = 3, .detour_count = 1, .detours = {{0, 2, 1, 1}}}, 1u << 1},
+    {"the relay, and the other end", {.n = 4, .detour_count = 2, .detours = {{0, 2, 3, 3}, {1, 2, 3, 3}}}, 1u << 2},
+    {"all but the middle of a star", {.n = 4, .detour_count = 3, .detours = {{0, 1, 2, 2}, {0, 3, 2, 2}, {1, 3, 2, 2}}}, 11},
+    {"every second of a chain", {.n = 4, .detour_count = 3, .detours = {{0, 2, 1, 1}, {1, 3, 2, 2}, {0, 3, 1, 2}}}, 1u << 1 | 1u << 3},
+    {"the others of a chain", {.n = 4, .detour_count = 3, .detours = {{0, 2, 1, 1}, {1, 3, 2, 2}, {0, 3, 1, 2}}}, 1u << 0 | 1u << 2},
+};
+enum { HIDDEN = sizeof hidden / sizeof hidden[0] };
+
+static void open_hidden(size_t k, uint64_t seed, const char *transport)
+{
+    open_shape(&hidden[k].shape, seed, transport);
+    for (uint32_t i = 0; i < c.n; i++)
+        if (hidden[k].closed & 1u << i)
+            cluster_close_node(&c, i);
+    for (uint32_t i = 0; i < hidden[k].shape.detour_count; i++)
+        cluster_cut(&c, hidden[k].shape.detours[i].a, hidden[k].shape.detours[i].b);
+}
+
+TEST(peers_that_nobody_can_dial)
+{
+    for (size_t k = 0; k < HIDDEN; k++)
+        for (pccl_kind kind = PCCL_ALL_REDUCE; kind < PCCL_KIND_COUNT; kind++) {
+            open_hidden(k, (uint64_t)kind, k & 1 ? "sim" : "faulty+sim");
+            cluster_epoch(&c, 1, 0, 0, (1u << c.n) - 1, ~0u, NULL, 0);
+            submit(kind, PCCL_ALGORITHM_AUTO, 0);
+            cluster_run(&c, 3 * SECOND);
+            check_results(kind);
+            CHECK((relayed() > 0) == (hidden[k].shape.detour_count > 0));
+            cluster_close(&c);
+        }
+}
+
+/* Calls are lost with the streams that carry them, and made again. */
+TEST(peers_that_nobody_can_dial_lose_streams)
+{
+    for (uint32_t round = 0; round < 40; round++) {
+        open_hidden(round % HIDDEN, round, "sim");
+        cluster_epoch(&c, 1, 0, 0, (1u << c.n) - 1, ~0u, NULL, 0);
+        cluster_run(&c, round % 3 * SECOND / 100);
+        submit(PCCL_ALL_REDUCE, round & 1 ? PCCL_ALGORITHM_MESH : PCCL_ALGORITHM_RING, 0);
+        for (uint32_t k = 0; k < 12; k++) {
+            cluster_run(&c, SECOND / 700);
+            (void)pccl_sim_reset(c.sim, k % c.n, (k + 1) % c.n, k * 7 + round);
+        }
+        cluster_run(&c, 12 * SECOND);
+        check_results(PCCL_ALL_REDUCE);
+        cluster_close(&c);
+    }
+}
+
+/* The first epoch has the wrong side dial: the next one turns it round, and nothing of what waits is lost. */
+TEST(who_dials_is_turned_round)
+{
+    for (uint32_t round = 0; round < 12; round++) {
+        open_shape(&(struct shape){.n = 3}, round, "sim");
+        cluster_close_node(&c, 1 + round % 2);
+        memset(c.closed, 0, sizeof c.closed); /* nobody knows yet */
+        cluster_epoch(&c, 1, 0, 0, 7, ~0u, NULL, 0);
+        submit(PCCL_ALL_REDUCE, PCCL_ALGORITHM_RING, 0);
+        cluster_run(&c, (1 + round) * SECOND / 2);
+        CHECK(!cluster_event(&c, 0, PCCL_EVENT_OP, 1));
+        c.closed[1 + round % 2] = 1;
+        for (uint32_t i = 0; i < 3; i++)
+            CHECK(pccl_engine_freeze(c.engines[i], 1) == PCCL_OK);
+        cluster_run(&c, SECOND / 10);
+        for (uint32_t i = 0; i < 3; i++) { /* some hear of it later than others */
+            cluster_epoch(&c, 2, 1, 0, 7, 1u << (i + round) % 3, NULL, 0);
+            cluster_run(&c, SECOND / 50);
+        }
+        cluster_run(&c, SECOND / 2);
+        check_results(PCCL_ALL_REDUCE);
+        cluster_close(&c);
+    }
+}
+
 /* Streams to and from relays break all the time; each frame still counts once. */
 TEST(lost_streams_of_a_detour_lose_nothing)
 {

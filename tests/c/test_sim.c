@@ -319,6 +319,32 @@ TEST(a_dial_into_a_cut_times_out)
     }
 }
 
+/* What a firewall does: streams pass that were dialled from behind it, and their bytes in both directions. */
+TEST(dials_are_lost_or_refused_in_one_direction)
+{
+    for (uint8_t dials = 1; dials <= 2; dials++) {
+        begin(1);
+        set_both((pccl_sim_path){.delay_ns = 10 * MS});
+        set_path(0, 1, (pccl_sim_path){.delay_ns = 10 * MS, .dials = dials});
+        struct stream *s = dial(0, 1);
+        go_to(20 * MS);
+        CHECK_EQ_INT(readiness(node[0]), dials == 1 ? 0 : TRANSPORT_READ | TRANSPORT_WRITE);
+        go_to(3 * SECOND);
+        CHECK_EQ_INT(read_some(s, buffer, 1), dials == 1 ? -ETIMEDOUT : -ECONNREFUSED);
+        ops->stream_close(s, 0);
+        struct stream *out = dial(1, 0), *in;
+        run_dry();
+        CHECK(ops->accept(node[0], &in) == PCCL_OK);
+        CHECK_EQ_INT(write_some(in, "there", 5), 5);
+        CHECK_EQ_INT(write_some(out, "back", 4), 4);
+        run_dry();
+        CHECK_EQ_INT(read_some(out, buffer, 64), 5);
+        CHECK_EQ_INT(read_some(in, buffer, 64), 4);
+        close_pair(out, in);
+        finish();
+    }
+}
+
 TEST(a_dial_outlives_a_short_cut)
 {
     begin(1);

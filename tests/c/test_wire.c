@@ -39,7 +39,7 @@ static struct frame random_frame(void)
 {
     struct desc desc = random_desc();
     uint8_t type = (uint8_t)(1 + test_random(&seed) % (FRAME_TYPE_END - 1));
-    if (type >= FRAME_FETCH)
+    if (wire_of_transfer(type))
         return random_transfer_frame(type);
     return (struct frame){
         .payload_crc = (uint32_t)test_random(&seed),
@@ -133,7 +133,7 @@ TEST(types_and_flags_out_of_range)
     struct frame frame = {.desc = 1};
     for (int type = 0; type < 256; type++) {
         frame.type = (uint8_t)type;
-        int known = type >= 1 && type < FRAME_FETCH && type != FRAME_DATA; /* DATA without a payload is no frame */
+        int known = ((type >= 1 && type < FRAME_FETCH) || type == FRAME_CALL) && type != FRAME_DATA; /* DATA without a payload is no frame */
         CHECK_EQ_INT(decode_of(&frame), known ? PCCL_OK : PCCL_EPROTO);
     }
     uint8_t header[WIRE_HEADER_BYTES];
@@ -157,7 +157,9 @@ TEST(payload_lengths_out_of_range)
         frame.payload_bytes = bad[i];
         CHECK_EQ_INT(decode_of(&frame), PCCL_EPROTO);
     }
-    for (uint8_t type = 1; type < FRAME_FETCH; type++) {
+    for (uint8_t type = 1; type < FRAME_TYPE_END; type++) {
+        if (wire_of_transfer(type))
+            continue;
         frame.type = type;
         frame.payload_bytes = 1;
         CHECK_EQ_INT(decode_of(&frame), type == FRAME_DATA ? PCCL_OK : PCCL_EPROTO);
@@ -166,7 +168,7 @@ TEST(payload_lengths_out_of_range)
 
 TEST(transfer_frames_out_of_range)
 {
-    for (uint8_t type = FRAME_FETCH; type < FRAME_TYPE_END; type++)
+    for (uint8_t type = FRAME_FETCH; type <= FRAME_DROP; type++)
         for (int round = 0; round < 50; round++) {
             struct frame good = random_transfer_frame(type), bad[12];
             CHECK_EQ_INT(decode_of(&good), PCCL_OK);
@@ -264,7 +266,9 @@ TEST(descriptions_out_of_range)
 TEST(a_bad_description_spoils_the_frames_that_carry_one)
 {
     struct frame frame = {.desc = 0};
-    for (uint8_t type = 1; type < FRAME_FETCH; type++) {
+    for (uint8_t type = 1; type < FRAME_TYPE_END; type++) {
+        if (wire_of_transfer(type))
+            continue;
         frame.type = type;
         frame.payload_bytes = type == FRAME_DATA;
         int carries = type == FRAME_DATA || type == FRAME_GRANT || type == FRAME_FIN;
@@ -417,13 +421,14 @@ TEST(handshake_fields_out_of_range)
     }
 }
 
-/* A target and hops belong to what is to be relayed, an epoch to what has been. */
+/* A target and hops belong to what is to be relayed, an epoch to what has been, a number there to what was called for. */
 TEST(purposes_out_of_range)
 {
     static const struct { uint16_t purpose, hops; uint8_t target; uint32_t epoch; int fine; } cases[] = {
         {HELLO_DIRECT, 0, 0, 0, 1}, {HELLO_DIRECT, 0, 0, 7, 1}, {HELLO_DIRECT, 0, 1, 0, 0}, {HELLO_DIRECT, 1, 0, 0, 0},
         {HELLO_RELAY, 0, 1, 0, 1}, {HELLO_RELAY, UINT16_MAX, 1, 7, 1}, {HELLO_RELAY, 0, 0, 0, 0}, {HELLO_RELAY, 1, 0, 7, 0},
         {HELLO_RELAYED, 0, 0, 7, 1}, {HELLO_RELAYED, 0, 0, 0, 0}, {HELLO_RELAYED, 0, 1, 7, 0}, {HELLO_RELAYED, 1, 0, 7, 0},
+        {HELLO_CALLED, 0, 0, 7, 1}, {HELLO_CALLED, 0, 0, 0, 0}, {HELLO_CALLED, 0, 1, 7, 0}, {HELLO_CALLED, 1, 0, 7, 0},
         {HELLO_PURPOSE_END, 0, 0, 7, 0}, {UINT16_MAX, 0, 0, 7, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {

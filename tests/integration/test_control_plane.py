@@ -60,7 +60,9 @@ class Fleet:
 
     def __init__(self, **options: float) -> None:
         self.stack = ExitStack()
-        self.coordinator = self.stack.enter_context(Coordinator(run="test", secret=b"secret", **options))
+        # fake engines open no port
+        coordinator = Coordinator(run="test", secret=b"secret", dial_back=False, **options)
+        self.coordinator = self.stack.enter_context(coordinator)
 
     def node(self, **options: float) -> Node:
         node = Node(self.coordinator.address, **options)

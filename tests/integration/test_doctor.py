@@ -110,10 +110,10 @@ def test_the_page_for_people(tmp_path: Path) -> None:
     for page in (done.stdout, theirs):
         assert "reachability" in page
         assert "round trip" in page
-        assert re.search(r"^problems: 1, advice: \d+$", page, re.MULTILINE)
+        assert re.search(r"^problems: 0, advice: \d+$", page, re.MULTILINE)
         change = [line for line in page.splitlines() if "PCCL_LISTEN=[::]:29500" in line]
         assert len(change) == 1, "what to change stands in one line, to be copied"
-    assert (done.returncode, process.returncode) == (1, 1)
+    assert (done.returncode, process.returncode) == (0, 0)
 
 
 def test_a_client_that_cannot_be_dialled_back(tmp_path: Path) -> None:
@@ -124,12 +124,12 @@ def test_a_client_that_cannot_be_dialled_back(tmp_path: Path) -> None:
     here_, there = here()
     found = found_in(done.stdout)
     one = found["reachability", f"{there} -> {here_}"]
-    assert one["level"] == "problem"
+    assert one["level"] == "advice" and f"in a run {here_} dials {there}" in one["text"]
     assert "not at 127.0.0.2 only: PCCL_LISTEN=[::]:29500" in one["change"]
     assert list(one["failed"].values()) == ["refused"]
     assert found["reachability", f"{here_} -> {there}"]["level"] == "ok"
-    assert [key for key, row in found.items() if row["level"] == "problem"] == [("reachability", one["where"])]
-    assert (done.returncode, process.returncode) == (1, 1)
+    assert not [key for key, row in found.items() if row["level"] == "problem"]
+    assert (done.returncode, process.returncode) == (0, 0)
 
 
 def test_advertised_addresses_are_dialled_by_the_other_side(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pccl import messages as m
 from pccl.coordinator.events import Effect, Event, From, Send, Tick
-from pccl.coordinator.membership import Membership, State
+from pccl.coordinator.membership import Membership
 from pccl.coordinator.settings import Settings
+from pccl.coordinator.steps import State
 from pccl.types import Cause, OpName
 
 V = m.VERSION

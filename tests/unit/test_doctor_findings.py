@@ -114,7 +114,7 @@ UNREACHED: list[tuple[str, dict[str, Any], list[tuple[str, str]], str, str]] = [
         "a firewall that refuses",
         {},
         [(CLIENT, "refused")],
-        f"({CLIENT}: refused); who dials whom in a run is left to chance",
+        f"({CLIENT}: refused); in a run alpha dials beta",
         "open TCP port 29501 on alpha",
     ),
     (
@@ -165,9 +165,19 @@ def test_a_client_that_cannot_be_dialled(
     place: dict[str, Any], calls: list[tuple[str, str]], text: str, change: str
 ) -> None:
     measured = good(client=client_place(**place), calls=calls_to_client(*calls))
-    says(found(measured, "reachability", DOWN), "problem", text, change)
+    says(found(measured, "reachability", DOWN), "advice", text, change)
     assert found(measured, "reachability", UP).level == "ok"
     others_are_fine(measured, "reachability")
+
+
+def test_without_either_direction_a_third_peer_is_needed() -> None:
+    place = listener_place(own="10.9.9.9", advertised=("10.9.9.9:29500",))
+    calls = (*calls_to_client((CLIENT, "timeout")), Call("client", "10.9.9.9:29500", "timeout", ""))
+    measured = good(listener=place, calls=calls)
+    for where in (UP, DOWN):
+        one = found(measured, "reachability", where)
+        assert one.level == "problem" and one.change
+        assert "neither dials the other: a third peer that both can dial must relay" in one.text
 
 
 def test_forwarded_ports_that_are_advertised_are_fine() -> None:
@@ -184,7 +194,7 @@ def test_a_listener_must_advertise_where_it_was_reached() -> None:
     one = found(good(listener=place, calls=calls), "reachability", UP)
     says(
         one,
-        "problem",
+        "advice",
         "beta advertises 10.9.9.9:29500",
         f"on beta set PCCL_ADVERTISE={LISTENER} PCCL_LISTEN=[::]:29500",
     )

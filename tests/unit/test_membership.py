@@ -15,10 +15,11 @@ from unit.group_table import A, B, C, D, Table, V, fault, frozen, group, join, o
 from pccl import messages as m
 from pccl.coordinator import snapshot
 from pccl.coordinator.events import Disconnected, Event, From, Reconnected, Record, Send, Tick
-from pccl.coordinator.membership import Membership, State
+from pccl.coordinator.membership import Membership
 from pccl.coordinator.plan import STREAMS_FAR
 from pccl.coordinator.run import GROUPS_MAX, Run
 from pccl.coordinator.settings import Settings
+from pccl.coordinator.steps import State
 from pccl.errors import ArgumentError
 from pccl.types import Cause, Lanes, OpName, Status
 

@@ -10,9 +10,9 @@ from pccl import messages as m
 from pccl.coordinator.cost import Measurements
 from pccl.coordinator.events import Tick
 from pccl.coordinator.links import FIGURES_AGE_S, MENDED_S
-from pccl.coordinator.membership import State
 from pccl.coordinator.plan import Pair, Plan, plan
 from pccl.coordinator.settings import REPLAN_GAP_S
+from pccl.coordinator.steps import State
 from pccl.types import LOSS_UNKNOWN, Algorithm, Cause, MemberInfo
 
 E = pid(5)

@@ -8,8 +8,9 @@ from unit.group_table import A, B, C, D, Table, V, X, fault, frozen, group, join
 from pccl import messages as m
 from pccl.coordinator import snapshot
 from pccl.coordinator.events import Record, Send, Tick
-from pccl.coordinator.membership import Membership, State
+from pccl.coordinator.membership import Membership
 from pccl.coordinator.settings import Settings
+from pccl.coordinator.steps import State
 from pccl.errors import StateError
 from pccl.types import Cause, OpName, Status
 

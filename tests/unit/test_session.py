@@ -293,6 +293,7 @@ def down(peer: bytes, cause: Cause) -> Event:
 
 def test_links(member: Bench) -> None:
     assert member.engine_says(down(NEW, Cause.EOF)) == [], "no member"
+    assert member.engine_says(Event(kind=EventKind.LINK_UP, peer=LOW)) == [], "as was expected"
     assert member.engine_says(down(LOW, Cause.SILENT)) == [m.Suspect(V, LOW, Cause.SILENT, 104, 1)]
     assert member.engine_says(down(LOW, Cause.SILENT)) == []
     assert member.engine_says(down(LOW, Cause.EOF)) == [m.Suspect(V, LOW, Cause.EOF, 104, 1)]

@@ -172,10 +172,10 @@ def wire_inputs() -> list[bytes]:
     """Messages that decode once their checksum is made, and some that do not."""
     desc = 1 | 2 << 12 | 100 << 19
     out = [bytes(80), bytes([3]) + bytes(110), bytes([1]) + b"\xff" * 110]
-    for kind in range(13):
+    for kind in range(14):
         head = struct.pack("<IIIBBHIIQIIQQII", 0, 7, 64 if kind == 1 else 0, kind, 0, 1, 2, 3, 4, 5, 6, desc, 0, 9, 8)
         out.append(bytes([1]) + head)
-    hellos = ((0, 1, 0, 0), (3, 4, 0, 0), (4, 4, 0, 0), (0, 1, 1, 3), (0, 1, 2, 0), (0, 1, 3, 0))
+    hellos = ((0, 1, 0, 0), (3, 4, 0, 0), (4, 4, 0, 0), (0, 1, 1, 3), (0, 1, 2, 0), (0, 1, 3, 0), (0, 1, 4, 0))
     for stream, streams, purpose, hops in hellos:
         target = bytes([7] * 16 if purpose == 1 else 16)
         numbers = struct.pack("<IIIHH", 1, stream, streams, purpose, hops)
