@@ -22,7 +22,7 @@ def break_all(comm: pccl.Communicator) -> None:
     broken = threading.Event()
 
     def act() -> None:
-        dealer, endpoint = control._dealer, control._endpoint
+        dealer, endpoint = control._dealer, control._endpoints.current
         dealer.disconnect(endpoint)
         for link in engine.links():
             for _ in range(link.streams):
