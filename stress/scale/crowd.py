@@ -25,8 +25,8 @@ from pccl import control, session
 from pccl import messages as m
 from pccl.keys import RunKeys, run_keys
 from pccl.loop import ZmqReader
-from pccl.session import Configure, Identity, Session, State
-from pccl.types import EpochConfig, EpochView
+from pccl.session import Identity, Session, State
+from pccl.types import EpochConfig, EpochView, OpName
 
 TICK_S = 0.02
 DESCRIPTORS_EACH, DESCRIPTORS_BESIDES = 3, 200
@@ -242,15 +242,17 @@ class Crowd:
 @contextmanager
 def without_engines() -> Iterator[None]:
     """Sessions make nothing of an epoch for an engine, and the same view of it for all."""
-    view_of, views = session._view_of, dict[int, tuple[m.Epoch, EpochView]]()
+    view_of, views = session.view_of, dict[int, tuple[m.Epoch, EpochView]]()
 
     def shared(epoch: m.Epoch) -> EpochView:
         if epoch.epoch not in views or views[epoch.epoch][0] is not epoch:
             views[epoch.epoch] = epoch, view_of(epoch)
         return views[epoch.epoch][1]
 
-    nothing = Configure(NO_EPOCH, {})
-    with mock.patch.object(session, "_view_of", shared), mock.patch.object(session, "_configure", lambda *_: nothing):
+    def nothing(own: bytes, epoch: m.Epoch) -> tuple[EpochConfig, dict[OpName, str]]:
+        return NO_EPOCH, {}
+
+    with mock.patch.object(session, "view_of", shared), mock.patch.object(session, "configuration", nothing):
         yield
 
 

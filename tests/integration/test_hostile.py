@@ -163,7 +163,7 @@ def bad_hellos(peer: bytes) -> dict[str, bytes]:
         "stream": hello(run, me, peer, stream=1, streams=1),
         "streams": hello(run, me, peer, streams=65),
         "no streams": hello(run, me, peer, streams=0),
-        "purpose": hello(run, me, peer, purpose=3),
+        "purpose": hello(run, me, peer, purpose=4),
         "no target": hello(run, me, peer, purpose=RELAY),
         "a target": hello(run, me, peer, target=me),
         "hops": hello(run, me, peer, purpose=RELAYED, hops=1),
