@@ -2,8 +2,9 @@
  *
  * Sending: FINs and GRANTs first, then segments, by priority class and in turns within one (link_queue.c). Each frame goes to
  * whichever stream can take it now, gets the link's next number and stays in its slot until acknowledged; when its stream
- * dies, or is late at the end (link_tail.c), it is sent again on another. Receiving: a number seen before is dropped before its payload is looked at. Frames
- * of ops that this peer has not called yet are parked, within a budget that the sender keeps (eager bytes).
+ * dies, or is late at the end (link_tail.c), it is sent again on another. Receiving: a number seen before is dropped before its
+ * payload is looked at. Frames of ops that this peer has not called yet are parked, within a budget that the sender keeps (eager
+ * bytes).
  *
  * Life: IDLE -> CONNECTING -> UP <-> BROKEN, and CLOSED from anywhere (the table in link.c). Engine thread only. */
 #ifndef PCCL_LINK_H

@@ -1,4 +1,4 @@
-/* test_transfer_links.c - transfers beside ops and each other on one link, links to peers of other groups, and hostile frames. */
+/* test_transfer_links.c - transfers beside ops and each other on one link, and links to peers of other groups. */
 #include "transfers.h"
 
 /* -- classes and caps --------------------------------------------------------------------------------------------------- */
