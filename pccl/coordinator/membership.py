@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable
-from functools import partial
 
 from pccl import messages as m
 from pccl.coordinator.events import (
@@ -26,15 +25,14 @@ from pccl.coordinator.events import (
     Tick,
 )
 from pccl.coordinator.links import Links
-from pccl.coordinator.plan import Pair, Plan, is_worth_a_try, is_worth_it, predict, wants_other_streams
+from pccl.coordinator.plan import Pair, Plan
+from pccl.coordinator.planning import Planning
 from pccl.coordinator.reach import Reach, apart, notice
-from pccl.coordinator.reality import Reality
 from pccl.coordinator.roster import (
     Peer,
     Settled,
     evidence_in_words,
     in_words,
-    infos,
     joiner,
     names_of,
     refuse,
@@ -42,7 +40,7 @@ from pccl.coordinator.roster import (
     wire_members,
     wire_plan,
 )
-from pccl.coordinator.settings import REPLAN_GAP_S, Settings
+from pccl.coordinator.settings import Settings
 from pccl.coordinator.snapshot import GroupState, MemberState, restart_in_words
 from pccl.coordinator.status import group_status
 from pccl.coordinator.steps import Change, Growth, State
@@ -75,11 +73,8 @@ class Membership:
         self._epochs: list[m.Epoch] = []
         self._links = Links(settings.link_grace_s, settings.link_mended_s)
         self._reach = Reach()
-        self._reality = Reality()
+        self._planning = Planning(settings)
         self._settled = Settled()
-        self._wish = ""  # why a new plan is wanted
-        self._drawn: tuple[object, float, Plan] | None = None  # the last plan: for what, and when
-        self._planned = float("-inf")
         self._faults: dict[OpName, Fault] = {}
         self._judged: OrderedDict[OpName, int] = OrderedDict()
         self._lost: dict[bytes, int] = {}  # in the change under way, and when they had come
@@ -146,7 +141,7 @@ class Membership:
         Every member has a full lease from now. A change that was under way is begun anew under a higher number, a hold
         is forgotten: who still holds says so, and is released.
         """
-        self._out, self._now, self._planned = [], now, now
+        self._out, self._now = [], now
         self.epoch, self.from_boundary, self.plan = state.epoch, state.from_boundary, state.plan
         self.members = {entry.peer: entry.remembered(now) for entry in state.members}
         self._holds, self._changes, self._epochs = state.holds, state.changes, list(state.epochs)
@@ -155,7 +150,7 @@ class Membership:
         self._judged = OrderedDict((name_of(op), epoch) for op, epoch in state.judged)
         self._links.restore(now, state.broken)
         self._reach.turned = frozenset(state.turned)
-        self._reality.begin(self.epoch, self.plan.reason if self.plan is not None else "")
+        self._planning.begin(now, self.epoch, self.plan.reason if self.plan is not None else "")
         self.state = State.STABLE if self.members else State.FORMING
         self._note(b"", "restart", restart_in_words(state, self.settings))
         if state.change is not None:
@@ -170,7 +165,7 @@ class Membership:
 
     def status(self, now: float) -> m.GroupStatus:
         """What `pccl status` shows."""
-        return group_status(self, self._reality, now)
+        return group_status(self, self._planning.status(), now)
 
     # -- facts ------------------------------------------------------------------------------------------------
 
@@ -244,7 +239,7 @@ class Membership:
         if beat.line is not None:
             self._links.report_line(self._now, peer.id, beat.line)
         if beat.achieved is not None:
-            self._reality.report(peer.id, beat.achieved)
+            self._planning.report(peer.id, beat.achieved)
         if self._now - peer.reminded >= self.settings.lease_s / 5:
             self._remind(peer)
         self._review()
@@ -386,12 +381,12 @@ class Membership:
 
     def _try_hold(self) -> bool:
         ready = self._ready
-        if not ready and not self._wish:
+        if not ready and not self._planning.wish:
             return False
         self._holds += 1
         self.revision += 1
         joiners = tuple(ready.values())
-        reason = f"{len(joiners)} wait to join" if joiners else self._wish
+        reason = f"{len(joiners)} wait to join" if joiners else self._planning.wish
         streams = self._plan_for([*self.members.values(), *joiners]).streams
         message = m.Hold(m.VERSION, self._holds, self.epoch, streams, wire_members(joiners))
         self.growth = Growth(self._holds, tuple(ready), reason, message)
@@ -434,13 +429,7 @@ class Membership:
     # -- plans ------------------------------------------------------------------------------------------------
 
     def _plan_for(self, peers: Iterable[Peer], broken: frozenset[Pair] = frozenset()) -> Plan:
-        """A step asks several times for a plan (wish, hold, epoch): where nothing has changed it is not drawn again."""
-        members, avoided = infos(peers), self._links.broken | broken
-        wanted = [member.id for member in members], avoided, self._links.reports
-        if self._drawn is None or self._drawn[0] != wanted or self._now >= self._drawn[1] + REPLAN_GAP_S:
-            chosen = self.settings.planner(members, self._links.measured(self._now), avoided)
-            self._drawn = wanted, self._now, chosen
-        return self._drawn[2]
+        return self._planning.plan_for(self._now, peers, self._links, broken)
 
     def _review(self) -> None:
         """Does the plan still fit the links? If one is dead for good: a change at once; else a wish for a new plan."""
@@ -449,8 +438,8 @@ class Membership:
         mended = self._links.mend(self._now)
         if mended:
             self.revision += 1
-            self._wish = f"new plan: {names_of(mended)} can be used again"
-        elif self.state is State.STABLE and self._now >= self._planned + self.settings.replan_gap_s:
+            self._planning.wish = f"new plan: {names_of(mended)} can be used again"
+        elif self.state is State.STABLE and self._planning.is_due(self._now):
             self._compare()
 
     def _turn_links(self) -> bool:
@@ -487,22 +476,9 @@ class Membership:
         return bool(dead)
 
     def _compare(self) -> None:
-        """Wishes for a new plan if it is clearly better than the present one, as the paths are now; and says how the
-        present one does.
-        """
         assert self.plan is not None
-        self._planned = self._now
-        ahead = self._plan_for(self.members.values())
-        if not ahead.predicted_s:
-            return
-        expected = partial(predict, self.plan, infos(self.members.values()), self._links.measured(self._now))
-        for remark in self._reality.look(self._now, expected):
+        for remark in self._planning.compare(self._now, self.plan, self.members.values(), self._links):
             self._note(b"", remark.what, remark.text, remark.warning)
-        now_s = expected()
-        if is_worth_it(now_s, ahead) or is_worth_a_try(self.plan, now_s, ahead):
-            self._wish = f"new plan: {ahead.predicted_s:.3g} s instead of {now_s:.3g} s expected for 64 MiB"
-        elif wants_other_streams(self.plan, ahead):
-            self._wish = "new plan: other numbers of streams"
 
     # -- steps ------------------------------------------------------------------------------------------------
 
@@ -523,8 +499,7 @@ class Membership:
         self.plan, self.epoch, self.from_boundary = chosen, self.epoch + 1, boundary
         self.growth, self.change, self.state = None, None, State.STABLE
         self._lost.clear()
-        self._wish, self._planned = "", self._now
-        self._reality.begin(self.epoch, chosen.reason)
+        self._planning.begin(self._now, self.epoch, chosen.reason)
         self._links.try_again()
         message = m.Epoch(
             v=m.VERSION,
@@ -584,7 +559,7 @@ class Membership:
         self.growth = None
         if not self.members:
             self.change, self.plan, self.state = None, None, State.FORMING
-            self._epochs, self._wish = [], ""
+            self._epochs, self._planning.wish = [], ""
             self._links = Links(self.settings.link_grace_s, self.settings.link_mended_s)
             self._reach = Reach()
             self._faults.clear()

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pccl import messages as m
-from pccl.coordinator.reality import Reality
 from pccl.coordinator.roster import wire_plan
 
 if TYPE_CHECKING:
     from pccl.coordinator.membership import Membership
 
 
-def group_status(group: Membership, reality: Reality, now: float) -> m.GroupStatus:
+def group_status(group: Membership, reality: m.Reality | None, now: float) -> m.GroupStatus:
     """The group as it is."""
     chosen = group.plan if group.members else None
     return m.GroupStatus(
@@ -28,5 +27,5 @@ def group_status(group: Membership, reality: Reality, now: float) -> m.GroupStat
         log=tuple(
             m.LogEntry(now - entry.time, entry.epoch, entry.peer, entry.what, entry.reason) for entry in group.log
         ),
-        reality=reality.status() if group.members else None,
+        reality=reality if group.members else None,
     )

@@ -1,0 +1,71 @@
+"""planning.py - when a group wishes for another plan than the one in use, and which plan it would be.
+
+Pure, like membership.py, whose helper it is, and which makes the plan an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from pccl import messages as m
+from pccl.coordinator.links import Links
+from pccl.coordinator.plan import Pair, Plan, is_worth_a_try, is_worth_it, predict, wants_other_streams
+from pccl.coordinator.reality import Reality, Remark
+from pccl.coordinator.roster import Peer, infos
+from pccl.coordinator.settings import REPLAN_GAP_S, Settings
+
+
+class Planning:
+    """The plans of one group. `wish`: why a new one is wanted."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.wish = ""
+        self._settings = settings
+        self._reality = Reality()
+        self._drawn: tuple[object, float, Plan] | None = None  # the last plan: for what, and when
+        self._planned = float("-inf")
+
+    def begin(self, now: float, epoch: int, reason: str) -> None:
+        """A plan comes into use; `reason`: why that one."""
+        self.wish, self._planned = "", now
+        self._reality.begin(epoch, reason)
+
+    def plan_for(self, now: float, peers: Iterable[Peer], links: Links, broken: frozenset[Pair] = frozenset()) -> Plan:
+        """A step asks several times for a plan (wish, hold, epoch): where nothing has changed it is not drawn again."""
+        members, avoided = infos(peers), links.broken | broken
+        wanted = [member.id for member in members], avoided, links.reports
+        if self._drawn is None or self._drawn[0] != wanted or now >= self._drawn[1] + REPLAN_GAP_S:
+            chosen = self._settings.planner(members, links.measured(now), avoided)
+            self._drawn = wanted, now, chosen
+        return self._drawn[2]
+
+    def report(self, peer: bytes, achieved: m.Achieved) -> None:
+        """A member tells what it has timed."""
+        self._reality.report(peer, achieved)
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time to compare again."""
+        return now >= self._planned + self._settings.replan_gap_s
+
+    def compare(self, now: float, plan: Plan, peers: Iterable[Peer], links: Links) -> list[Remark]:
+        """Wishes for a new plan if it is clearly better than the present one, as the paths are now; and says how the
+        present one does.
+        """
+        members = list(peers)
+        self._planned = now
+        ahead = self.plan_for(now, members, links)
+        if not ahead.predicted_s:
+            return []
+        expected = partial(predict, plan, infos(members), links.measured(now))
+        remarks = self._reality.look(now, expected)
+        now_s = expected()
+        if is_worth_it(now_s, ahead) or is_worth_a_try(plan, now_s, ahead):
+            self.wish = f"new plan: {ahead.predicted_s:.3g} s instead of {now_s:.3g} s expected for 64 MiB"
+        elif wants_other_streams(plan, ahead):
+            self.wish = "new plan: other numbers of streams"
+        return remarks
+
+    def status(self) -> m.Reality | None:
+        """What `pccl status` shows of the plan in use."""
+        return self._reality.status()
