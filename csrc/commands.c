@@ -8,8 +8,8 @@
 
 enum command_type {
     COMMAND_SUBMIT, COMMAND_ADVANCE, COMMAND_FORGET, COMMAND_PREPARE, COMMAND_FREEZE, COMMAND_CONFIGURE,
-    COMMAND_FAIL_ALL, COMMAND_ABANDON, COMMAND_KILL_STREAM, COMMAND_OFFER, COMMAND_EXTEND, COMMAND_WITHDRAW, COMMAND_FETCH,
-    COMMAND_CANCEL_FETCH, COMMAND_LIMIT, COMMAND_ACQUAINT, COMMAND_UNACQUAINT
+    COMMAND_FAIL_ALL, COMMAND_ABANDON, COMMAND_MEASURE, COMMAND_KILL_STREAM, COMMAND_OFFER, COMMAND_EXTEND, COMMAND_WITHDRAW,
+    COMMAND_FETCH, COMMAND_CANCEL_FETCH, COMMAND_LIMIT, COMMAND_ACQUAINT, COMMAND_UNACQUAINT
 };
 
 struct command {
@@ -20,6 +20,7 @@ struct command {
         pccl_epoch configure;
         struct { uint32_t member_count, streams; } prepare;
         struct { uint64_t token; int status; } end;
+        struct { pccl_peer_id peer; uint64_t bytes, duration_ns; } measure;
         struct { pccl_peer_id peer; uint32_t index; } kill;
         struct { pccl_region region; int whole; } offer;
         struct { uint8_t key[16]; uint64_t generation; struct range part; } region;
@@ -98,6 +99,13 @@ static void do_abandon(pccl_engine *e, uint64_t token, int status)
         }
 }
 
+static void do_measure(pccl_engine *e, const struct command *c)
+{
+    struct link *l = link_find(e, &c->u.measure.peer, 0);
+    if (l && l->open)
+        probe_begin(l, c->u.measure.bytes, c->u.measure.duration_ns);
+}
+
 static void do_kill_stream(pccl_engine *e, const struct command *c)
 {
     struct link *l = link_find(e, &c->u.kill.peer, 0);
@@ -135,6 +143,7 @@ static void carry_out(pccl_engine *e, struct command *c)
     case COMMAND_CONFIGURE: do_configure(e, c); break;
     case COMMAND_FAIL_ALL: engine_fail_all(e, (pccl_err)c->u.end.status); break;
     case COMMAND_ABANDON: do_abandon(e, c->u.end.token, c->u.end.status); break;
+    case COMMAND_MEASURE: do_measure(e, c); break;
     case COMMAND_KILL_STREAM: do_kill_stream(e, c); break;
     case COMMAND_OFFER: region_offer(e, &c->u.offer.region, c->u.offer.whole); break;
     case COMMAND_EXTEND: region_extend(e, c->u.region.key, c->u.region.generation, c->u.region.part); break;
@@ -377,6 +386,22 @@ pccl_err pccl_engine_fail_all(pccl_engine *engine, int status)
 pccl_err pccl_engine_abandon(pccl_engine *engine, uint64_t token, int status)
 {
     return push_end(engine, COMMAND_ABANDON, token, status);
+}
+
+pccl_err pccl_engine_measure(pccl_engine *engine, const pccl_peer_id *peer, uint64_t bytes, uint64_t duration_ns)
+{
+    if (!bytes || bytes > PROBE_BYTES_MAX || !duration_ns || duration_ns > PROBE_NS_MAX) {
+        err_set("a probe of %llu bytes in %llu ns is out of range", (unsigned long long)bytes,
+                (unsigned long long)duration_ns);
+        return PCCL_EINVAL;
+    }
+    struct command *c = command_new(COMMAND_MEASURE, 0);
+    if (c) {
+        c->u.measure.peer = *peer;
+        c->u.measure.bytes = bytes;
+        c->u.measure.duration_ns = duration_ns;
+    }
+    return command_push(engine, c);
 }
 
 pccl_err pccl_engine_kill_stream(pccl_engine *engine, const pccl_peer_id *peer, uint32_t index)

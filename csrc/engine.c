@@ -262,6 +262,7 @@ void pccl_engine_free(pccl_engine *engine)
     mem_free(e->frozen_ops);
     mem_free(e->frozen_lanes);
     mem_free(e->sink);
+    mem_free(e->filler);
     mem_free(e);
 }
 

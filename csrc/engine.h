@@ -82,6 +82,8 @@ struct pccl_engine {
     struct transfers transfers;
     struct pool pool;
     uint8_t *sink;             /* where unwanted payloads go */
+    uint8_t *filler;           /* WIRE_PROBE_BYTES_MAX for probes; NULL before the first */
+    uint32_t filler_crc;
     uint64_t next_timer_ns;
     struct line_meter line;
     pccl_stats stats;

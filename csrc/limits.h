@@ -24,6 +24,7 @@ enum {
     SHARE_BYTES_MAX = 32 << 10,      /* runs of at most so many bytes share PIECEs, */
     SHARE_RUNS_MAX = 64,             /* so many of them one */
     WINDOW_FRAMES = 4096,            /* numbered frames in flight on a link; a power of two */
+    PROBE_BYTES_MAX = 64 << 20,      /* filler that measures a link */
     METER_LOSSES = 15,               /* readings of a link's loss */
     METER_SAMPLES = 24,              /* of a link's bandwidth: the best of so many counts */
     WINDOW_RESERVE = 64,             /* of these, kept back for FIN and GRANT */
@@ -45,6 +46,7 @@ enum {
 #define REDIAL_MAX_NS (1000 * MILLISECOND)
 /* So long a detour of an epoch that is over may try to say the rest. */
 #define LINGER_NS (5000 * MILLISECOND)
+#define PROBE_NS_MAX (10000 * MILLISECOND)
 #define NEVER UINT64_MAX
 
 /* Scratch that a mesh keeps per op for contributions that wait for their turn. */

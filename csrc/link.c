@@ -370,7 +370,8 @@ static int all_blocked(const struct link *l)
 
 void link_pump(struct link *l)
 {
-    if (!queues_empty(l))
+    probe_look(l);
+    if (link_has_load(l))
         meter_rest(l);
     meter_look(l);
     tail_look(l);

@@ -87,6 +87,13 @@ struct parked {
     uint8_t payload[];
 };
 
+/* Filler still to be sent to measure the link (link_probe.c). */
+struct probe {
+    uint64_t bytes;            /* left; 0: no probe */
+    uint64_t end_ns;
+    uint64_t until_readings;   /* of the meter, by which a link that is known has been read anew */
+};
+
 /* What a link can carry, learned from what it carries (link_meter.c). */
 struct meter {
     uint64_t window_begin_ns;  /* 0: none */
@@ -96,6 +103,7 @@ struct meter {
     uint32_t window_streams, window_changes;  /* in use at its begin; the link's stream_changes then */
     int window_gap;            /* the link could have taken more since its begin */
     uint64_t samples[METER_SAMPLES];  /* a ring: bytes per second */
+    uint64_t readings;         /* ever taken */
     uint32_t windows, flat_windows;  /* read; that were not clearly better, at the end */
     int known;                 /* its streams have stopped growing */
     int in_doubt;              /* since nothing arrived for a window, or a stream came or went, no reading was as usual */
@@ -176,6 +184,7 @@ struct link {
     int ping_now, pong_now, call_now;
     uint32_t rtt_us;
     struct meter meter;
+    struct probe probe;
     uint64_t sent_bytes, received_bytes;
 
     int acquainted;            /* kept for transfers, whatever epochs say */
@@ -227,6 +236,15 @@ struct flow *queues_next(const struct link *l);
 void flow_served(struct flow *f);
 int queues_empty(const struct link *l);
 
+/* link_probe.c */
+/* Sends filler until the link is known or measured anew, an op comes, or this is used up. */
+void probe_begin(struct link *l, uint64_t bytes, uint64_t duration_ns);
+/* Before each round of sending: ends a probe that is over. */
+void probe_look(struct link *l);
+void probe_end(struct link *l);
+/* The next filler. The caller has made sure that a probe is under way. */
+void probe_next(struct link *l, struct frame *frame, const uint8_t **payload_p);
+
 /* link_send.c */
 /* A numbered frame without payload that is like `frame` but for these. */
 void link_notify(struct link *l, const struct frame *frame, uint8_t type, uint64_t offset);
@@ -257,6 +275,12 @@ void link_park_cancel(struct conn *c);
 void link_unpark(struct link *l, struct op *op);
 /* Drops parked frames of epochs below `epoch`. */
 void link_drop_parked(struct link *l, uint32_t epoch);
+
+/* Segments of ops, or filler. */
+static inline int link_has_load(const struct link *l)
+{
+    return l->probe.bytes || !queues_empty(l);
+}
 
 static inline struct slot *link_slot(const struct link *l, uint32_t seq)
 {

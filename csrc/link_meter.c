@@ -143,7 +143,7 @@ void meter_look(struct link *l)
 {
     struct meter *m = &l->meter;
     m->room_bytes = INT64_MAX;
-    if (!is_held(l) || queues_empty(l))
+    if (!is_held(l) || !link_has_load(l))
         return;
     uint64_t pause_ns = l->rtt_us * 1000ULL / LOOKS_PER_RTT;
     pause_ns = pause_ns > MILLISECOND ? pause_ns : MILLISECOND;
@@ -221,6 +221,7 @@ static void take_reading(struct link *l, uint64_t bytes_per_s, int overflown)
         return;
     m->flat_windows = bytes_per_s > m->best_bytes_per_s * CLEARLY_BETTER_PERCENT / 100 ? 0 : m->flat_windows + 1;
     m->samples[m->windows++ % METER_SAMPLES] = bytes_per_s;
+    m->readings++;
     look_for_end_of_growth(m, overflown);
     summarize(m);
     meter_pace(l);

@@ -201,7 +201,8 @@ pccl_err link_on_header(struct link *l, struct conn *c)
     struct op *op = NULL;
     link_on_ack(l, frame->link_ack);
     if (!wire_numbered(frame->type))
-        return PCCL_OK;
+        return frame->type == FRAME_PROBE ? conn_to_scratch(c) : PCCL_OK;
+    probe_end(l); /* the other side has an op, or a transfer */
     if (!seq_before(frame->link_seq, l->recv_next + WINDOW_FRAMES))
         return PCCL_EPROTO;
     if (seen(l, frame->link_seq) && !engine_defect(e, PCCL_DEFECT_NO_DEDUPE)) {

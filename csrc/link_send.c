@@ -153,6 +153,19 @@ static int send_call(struct link *l, struct conn *c)
     return 1;
 }
 
+/* Unnumbered: what is lost of it nobody wants again. */
+static int send_probe(struct link *l, struct conn *c)
+{
+    if (!l->probe.bytes || l->meter.room_bytes <= 0)
+        return 0;
+    struct frame frame;
+    const uint8_t *payload;
+    probe_next(l, &frame, &payload);
+    l->meter.room_bytes -= frame.payload_bytes;
+    hand_over(l, c, &frame, (struct payload){.data = payload}, NULL);
+    return 1;
+}
+
 static int send_sign_of_life(struct link *l, struct conn *c)
 {
     struct frame frame = {0};
@@ -177,7 +190,8 @@ int link_next_frame(struct link *l, struct conn *c)
 {
     if (!c->used)
         return 0;
-    return send_again(l, c) || send_call(l, c) || send_notice(l, c) || send_segment(l, c) || send_sign_of_life(l, c);
+    return send_again(l, c) || send_call(l, c) || send_notice(l, c) || send_segment(l, c) ||
+           send_sign_of_life(l, c) || send_probe(l, c);
 }
 
 int link_has_frames(const struct link *l)
@@ -187,7 +201,7 @@ int link_has_frames(const struct link *l)
 
 int link_wants_to_send(const struct link *l)
 {
-    return link_has_frames(l) || l->pong_now || l->ping_now || l->call_now || l->ack_now;
+    return link_has_frames(l) || l->pong_now || l->ping_now || l->call_now || l->ack_now || l->probe.bytes;
 }
 
 /* -- acknowledgement ------------------------------------------------------------------------------------------ */

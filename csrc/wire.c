@@ -58,6 +58,8 @@ static pccl_err check_frame(const struct frame *f)
         return PCCL_EPROTO;
     if (wire_has_payload(f->type) ? f->payload_bytes == 0 : f->payload_bytes != 0)
         return PCCL_EPROTO;
+    if (f->type == FRAME_PROBE && f->payload_bytes > WIRE_PROBE_BYTES_MAX)
+        return PCCL_EPROTO;
     if (wire_of_transfer(f->type))
         return check_transfer(f);
     if (f->type == FRAME_DATA || f->type == FRAME_GRANT || f->type == FRAME_FIN)

@@ -11,6 +11,7 @@ enum {
     WIRE_VERSION = 1,
     WIRE_HEADER_BYTES = 64,
     WIRE_PAYLOAD_BYTES_MAX = 1 << 20,
+    WIRE_PROBE_BYTES_MAX = 64 << 10,
     WIRE_HELLO_BYTES = 124,
     WIRE_CHALLENGE_BYTES = 76,
     WIRE_PROOF_BYTES = 44,
@@ -36,7 +37,8 @@ enum frame_type {
     FRAME_DENY = 10,  /* there is no such thing, or no longer; step = deny_reason */
     FRAME_DROP = 11,  /* the requester wants it no more */
     FRAME_CALL = 12,  /* the receiver shall dial the sender, who cannot dial it; offset = the number of the call */
-    FRAME_TYPE_END = 13
+    FRAME_PROBE = 13, /* filler that measures the link; the payload is checked and thrown away */
+    FRAME_TYPE_END = 14
 };
 
 enum deny_reason { DENY_GONE = 1, DENY_BUSY = 2, DENY_REASON_END = 3 };
@@ -74,7 +76,7 @@ static inline int wire_numbered(uint8_t type)
 
 static inline int wire_has_payload(uint8_t type)
 {
-    return type == FRAME_DATA || type == FRAME_FETCH || type == FRAME_PIECE;
+    return type == FRAME_DATA || type == FRAME_FETCH || type == FRAME_PIECE || type == FRAME_PROBE;
 }
 
 /* The payload of a FETCH. */

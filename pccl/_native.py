@@ -441,6 +441,12 @@ class Engine:
         with self._lock:
             _check(lib.pccl_engine_configure(self._live(), epoch), f"epoch {config.epoch}")
 
+    def measure(self, peer: bytes, nbytes: int, timeout_s: float) -> None:
+        """Measures the link to a peer with filler: at most 64 MiB in 10 s. PcclError: more, or nothing."""
+        peer_id = _c_ids((peer,))
+        with self._lock:
+            _check(lib.pccl_engine_measure(self._live(), peer_id, nbytes, int(timeout_s * 1e9)), "measure")
+
     def kill_stream(self, peer: bytes, index: int = 0) -> None:
         """Fault injection: kills one stream of the link to a peer."""
         peer_id = _c_ids((peer,))
@@ -541,6 +547,11 @@ class Engine:
         with self._lock:
             lib.pccl_engine_refusal(self._live(), text, _REFUSAL_BYTES)
         return _text(text)
+
+    def is_busy(self) -> bool:
+        """Whether ops or transfers are under way here."""
+        stats = self.stats()
+        return bool(stats.ops_pending or stats.transfers_pending or stats.transfers_served)
 
     def oldest_boundary(self) -> int:
         """That of the oldest pending op; with none pending, the one last reached."""

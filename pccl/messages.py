@@ -197,7 +197,8 @@ class Join(Message, frozen=True):
 class Heartbeat(Message, frozen=True):
     """Renews the lease. `ops` and `bytes` count from the start of the peer. `links`, `achieved`, `line`: what is new.
 
-    `oldest`: no op of an earlier boundary is pending at the peer, and none will be.
+    `oldest`: no op of an earlier boundary is pending at the peer, and none will be. `busy`: ops or transfers are under
+    way there.
     """
 
     boundary: U32
@@ -208,6 +209,7 @@ class Heartbeat(Message, frozen=True):
     links: Annotated[tuple[LinkReport, ...], Meta(max_length=LINKS_MAX)] = ()
     achieved: Achieved | None = None
     line: Line | None = None
+    busy: bool = False
 
 
 class Held(Message, frozen=True):
@@ -356,6 +358,15 @@ class Probe(Message, frozen=True):
     incarnation: U32 = 0
 
 
+class Measure(Message, frozen=True):
+    """Measure the link to that peer with filler: no more bytes, no longer."""
+
+    peer: PeerId
+    bytes: Annotated[int, Meta(ge=1, le=64 << 20)]
+    timeout_s: Annotated[float, Meta(ge=1e-3, le=10.0)]
+    incarnation: U32 = 0
+
+
 class Evicted(Message, frozen=True):
     """You are out."""
 
@@ -384,10 +395,10 @@ class Status(Message, frozen=True):
 ToCoordinator = (
     Join | Heartbeat | Held | Frozen | Suspect | Healed | OpFault | ProbeReply | Leave | StatusRequest
 )  # fmt: skip
-ToPeer = Welcome | Refused | Ack | Hold | Release | Freeze | Epoch | Probe | Evicted | Goodbye | Status
+ToPeer = Welcome | Refused | Ack | Hold | Release | Freeze | Epoch | Probe | Measure | Evicted | Goodbye | Status
 
 #: What only the present incarnation of a coordinator may say: a peer that has heard a later one ignores it.
-Word = Welcome | Ack | Hold | Release | Freeze | Epoch | Probe | Evicted | Goodbye
+Word = Welcome | Ack | Hold | Release | Freeze | Epoch | Probe | Measure | Evicted | Goodbye
 
 _encoder = msgspec.msgpack.Encoder()
 _to_coordinator: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToCoordinator)

@@ -190,6 +190,7 @@ class Peer:
         """For the next Heartbeat, whatever will be the cause of it."""
         self._looked = now
         self.session.oldest = self._engine.oldest_boundary()
+        self.session.busy = self._engine.is_busy()
         for report in self._reporter.news(now, self._engine.links()):
             self.session.links[report.peer] = report
         line = self._line_reporter.news(now, self._engine.line())
@@ -221,6 +222,8 @@ class Peer:
             engine.freeze(effect.change)
         elif isinstance(effect, s.Prepare):
             engine.prepare(effect.members, effect.streams)
+        elif isinstance(effect, m.Measure):
+            engine.measure(effect.peer, effect.bytes, effect.timeout_s)
         else:
             engine.fail_all(effect.status)
 

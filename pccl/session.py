@@ -181,7 +181,7 @@ class FailAll:
     status: int
 
 
-Effect = Send | Prepare | FreezeEngine | Configure | AdvanceEngine | ForgetLanes | FailAll
+Effect = Send | Prepare | FreezeEngine | Configure | AdvanceEngine | ForgetLanes | FailAll | m.Measure
 
 
 @dataclass(slots=True, frozen=True)
@@ -219,6 +219,7 @@ class Session:
         self.links: dict[bytes, m.LinkReport] = {}  # news that the next Heartbeat takes along
         self.achieved: m.Achieved | None = None  # likewise
         self.line: m.Line | None = None  # likewise
+        self.busy = False  # ops or transfers are under way
         self._chain: list[EpochView] = []
         self._views: OrderedDict[int, EpochView] = OrderedDict()
         self._streams = 1
@@ -443,6 +444,10 @@ class Session:
         """answers ProbeReply"""
         self._send(m.ProbeReply(m.VERSION, event.probe))
 
+    def _on_measure(self, event: m.Measure) -> None:
+        """has the engine measure the link"""
+        self._out.append(event)
+
     def _on_evicted(self, event: m.Evicted) -> None:
         """fails every op"""
         self._fence(errors.Evicted(f"the coordinator removed this peer: {event.reason}"), Status.EEVICTED)
@@ -577,7 +582,7 @@ class Session:
         achieved, self.achieved = self.achieved, None
         line, self.line = self.line, None
         counts = (self.boundary, self.epoch, self.oldest, self.ops, self.bytes)
-        self._send(m.Heartbeat(m.VERSION, *counts, news, achieved, line))
+        self._send(m.Heartbeat(m.VERSION, *counts, news, achieved, line, self.busy))
 
     def _send_held(self) -> None:
         assert self._promise is not None
@@ -629,6 +634,7 @@ TABLE: dict[tuple[State, type], Row[Session, State]] = {
     (_M, m.Freeze): _row(_S._on_freeze, _M, _Z),
     (_M, m.Epoch): _row(_S._on_epoch, _M, _X),
     (_M, m.Probe): _row(_S._on_probe, _M),
+    (_M, m.Measure): _row(_S._on_measure, _M),
     (_M, m.Evicted): _row(_S._on_evicted, _X),
     (_M, m.Goodbye): _row(_S._on_shut, _C),
     (_M, LinkDown): _row(_S._on_link_down, _M),

@@ -396,6 +396,14 @@ class Engine(Protocol):
     def abandon(self, token: int, status: int) -> None:
         """Ends one pending op without asking anybody."""
 
+    def measure(self, peer: bytes, nbytes: int, timeout_s: float) -> None:
+        """Measures the link to a peer with filler, unless an op or a transfer is under way here. What is found is in
+        `links`.
+        """
+
+    def is_busy(self) -> bool:
+        """Whether ops or transfers are under way here."""
+
     def events(self) -> list[Event]:
         """Takes all waiting events."""
 

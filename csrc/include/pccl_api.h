@@ -388,6 +388,10 @@ pccl_err pccl_engine_configure(pccl_engine *engine, const pccl_epoch *epoch);
 pccl_err pccl_engine_fail_all(pccl_engine *engine, int status);
 /* Ends one pending op with `status`, its input restored, without asking anybody: its outcome on other peers is unknown. */
 pccl_err pccl_engine_abandon(pccl_engine *engine, uint64_t token, int status);
+/* Measures the link to a peer with filler: at most so many bytes (64 MiB) in so much time (10 s). It ends when the link is known,
+ * or has been read anew; at once when an op or a transfer begins here or the peer sends something of one; an engine that has one
+ * under way, or no stream to the peer, does nothing. What was found is in pccl_engine_links. PCCL_EINVAL: more, or nothing. */
+pccl_err pccl_engine_measure(pccl_engine *engine, const pccl_peer_id *peer, uint64_t bytes, uint64_t duration_ns);
 /* Fault injection: kills one stream of the link to a peer (index modulo the number of its streams). */
 pccl_err pccl_engine_kill_stream(pccl_engine *engine, const pccl_peer_id *peer, uint32_t index);
 

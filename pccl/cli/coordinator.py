@@ -83,6 +83,9 @@ def end_on_signals() -> threading.Event:
 @click.option(
     "--ha", metavar="etcd://HOST:PORT[,...]", help="Stand by for others: who leads, and the state, is in etcd."
 )
+@click.option(
+    "--probes/--no-probes", default=True, show_default=True, help="Measure unknown links while nobody uses them."
+)
 @secret_file_option
 def command(
     bind: str,
@@ -94,6 +97,7 @@ def command(
     algorithm: str,
     state: Path | None,
     ha: str | None,
+    probes: bool,
     secret_file: Path | None,
 ) -> None:
     """Serve a run: membership, order and topology.
@@ -118,6 +122,7 @@ def command(
         "algorithm": algorithm,
         "state": state,
         "ha": ha,
+        "measure": probes,
         "end": end,
     }
     begin = f", {form_peers} to begin" if form_peers else ""

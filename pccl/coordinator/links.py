@@ -74,6 +74,11 @@ class Links:
         up, down = ({peer: float(line[way]) for peer, line in lines.items() if line[way]} for way in (0, 1))
         return Measurements(rtt_s, bytes_per_s, loss_ppm, up, down)
 
+    @property
+    def doubtful(self) -> frozenset[Pair]:
+        """Links that are broken, or suspected now."""
+        return self.broken | self._since.keys()
+
     # -- suspicions -------------------------------------------------------------------------------------------
 
     def suspect(self, now: float, reporter: bytes, suspect: m.Suspect) -> None:

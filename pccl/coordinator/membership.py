@@ -27,6 +27,7 @@ from pccl.coordinator.events import (
 from pccl.coordinator.links import Links
 from pccl.coordinator.plan import Pair, Plan
 from pccl.coordinator.planning import Planning
+from pccl.coordinator.probes import Probes, measure_message
 from pccl.coordinator.reach import Reach, apart, notice
 from pccl.coordinator.roster import (
     Peer,
@@ -74,6 +75,7 @@ class Membership:
         self._links = Links(settings.link_grace_s, settings.link_mended_s)
         self._reach = Reach()
         self._planning = Planning(settings)
+        self._probes = Probes(settings.lease_s / 5)
         self._settled = Settled()
         self._faults: dict[OpName, Fault] = {}
         self._judged: OrderedDict[OpName, int] = OrderedDict()
@@ -133,6 +135,7 @@ class Membership:
             judged=tuple((m.OpRef(*name), epoch) for name, epoch in self._judged.items()),
             broken=self._links.export(),
             turned=tuple(sorted(self._reach.turned)),
+            tried=self._probes.tried,
         )
 
     def restore(self, now: float, state: GroupState) -> list[Effect]:
@@ -150,6 +153,7 @@ class Membership:
         self._judged = OrderedDict((name_of(op), epoch) for op, epoch in state.judged)
         self._links.restore(now, state.broken)
         self._reach.turned = frozenset(state.turned)
+        self._probes.restore(now, state.tried)
         self._planning.begin(now, self.epoch, self.plan.reason if self.plan is not None else "")
         self.state = State.STABLE if self.members else State.FORMING
         self._note(b"", "restart", restart_in_words(state, self.settings))
@@ -232,6 +236,7 @@ class Membership:
             before = peer.oldest
             peer.note(self._now, beat)
             self._settled.moved(before, peer.oldest)
+            self._probes.beat(self._now, peer.id, beat)
         self._send(event.peer, m.Ack(m.VERSION, beat.boundary, self._settled.among(self.members.values())))
         if peer is None:
             return
@@ -441,6 +446,21 @@ class Membership:
             self._planning.wish = f"new plan: {names_of(mended)} can be used again"
         elif self.state is State.STABLE and self._planning.is_due(self._now):
             self._compare()
+        self._measure()
+
+    def _measure(self) -> None:
+        """Lets members measure unknown paths, unless somebody comes. Not only when STABLE: members that call nothing
+        pass no boundary either, and a hold for a new plan may last.
+        """
+        if not self.settings.measure or self.waiting:
+            return
+        before = self._probes.changes
+        paths, unknown = self._probes.next(self._now, self.members, self._links)
+        self.revision += self._probes.changes - before
+        if paths and unknown:
+            self._note(b"", "measure", f"no rate is known of {unknown} paths, and all members are quiet")
+        for path in paths:
+            self._send(path[0], measure_message(path))
 
     def _turn_links(self) -> bool:
         """Starts a change if a member cannot dial another that has no way around it: that one dials from now on."""
@@ -547,6 +567,7 @@ class Membership:
             remember(self._gone, peer, f"{what}: {reason}")
             self._links.forget(peer)
             self._reach.forget(peer)
+            self._probes.forget(peer)
             if what != "leave":
                 self._send(peer, m.Evicted(m.VERSION, m.clip(f"{what}: {reason}")))
             self._note(peer, what, reason)

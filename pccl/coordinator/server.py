@@ -120,12 +120,14 @@ class Coordinator:
         link_mended_s: float = MENDED_S,
         replan_gap_s: float = REPLAN_GAP_S,
         dial_back: bool = True,
+        measure: bool = True,
         state: str | Path | None = None,
         ha: str | None = None,
         end: threading.Event | None = None,
     ) -> None:
         """`dial_back`: whether joiners are dialled at the addresses that they advertise; of no use where this process
-        stands in another network than they. `streams` of every link and `algorithm` ("ring", "mesh", "two_level") of
+        stands in another network than they. `measure`: whether far paths of which nothing is known are measured with
+        filler while no member calls ops. `streams` of every link and `algorithm` ("ring", "mesh", "two_level") of
         all-reduces: the planner's to choose unless they are given. Raises ArgumentError for what is no such number or
         name.
         """
@@ -141,6 +143,7 @@ class Coordinator:
             link_mended_s=link_mended_s,
             replan_gap_s=replan_gap_s,
             dial_back=dial_back,
+            measure=measure,
             planner=partial(plan, fixed=fixed_from(streams, algorithm)),
         )
         self.deposed = threading.Event()

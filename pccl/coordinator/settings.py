@@ -18,7 +18,7 @@ REPLAN_GAP_S = 10.0
 @dataclass(slots=True, frozen=True)
 class Settings:
     """What the operator chose. `form_peers`: so many begin (default 0: as many as `min_peers`, which must go on).
-    `dial_back`: joiners' addresses are tried out first.
+    `dial_back`: joiners' addresses are tried out first. `measure`: unknown paths are measured while nobody uses them.
     """
 
     min_peers: int = 1
@@ -31,6 +31,7 @@ class Settings:
     link_mended_s: float = MENDED_S
     replan_gap_s: float = REPLAN_GAP_S
     dial_back: bool = False
+    measure: bool = True
     planner: Callable[[Sequence[MemberInfo], Measurements, frozenset[Pair]], Plan] = plan
 
     def __post_init__(self) -> None:

@@ -64,7 +64,8 @@ class GroupState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One group. `members` by rank; `holds`, `changes`: the last numbers given; `change`: why one is under way;
     `lost`: who has gone in it, and since when they were members; `gone`: who is out for good, and why; `epochs`: the
     newest ones, that some member may lack; `faults`: not judged yet, with who reported them; `judged`: in which epoch;
-    `turned`: links that are dialled from the other side than the rule says.
+    `turned`: links that are dialled from the other side than the rule says; `tried`: paths, from and to, that have been
+    measured of late without a result yet.
     """
 
     group: m.U32
@@ -84,6 +85,7 @@ class GroupState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     judged: tuple[tuple[m.OpRef, m.U32], ...]
     broken: tuple[Broken, ...]
     turned: tuple[tuple[m.PeerId, m.PeerId], ...] = ()
+    tried: tuple[tuple[m.PeerId, m.PeerId], ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -58,6 +58,7 @@ class Options:
     handshake_timeout_s: float = 2.0
     transport: str = "sim"
     harmful: bool = False  # "faulty+sim": also corrupt bytes and reset streams
+    measure: bool = True
     rank_by_index: bool = False  # else by order of arrival
     dial_back_lies: bool = False  # the coordinator stands where it sees the opposite of what the peers see
     defects: int = 0
@@ -360,6 +361,7 @@ class Cluster:
             link_grace_s=options.link_grace_s,
             link_mended_s=options.link_mended_s,
             dial_back=True,
+            measure=options.measure,
             planner=self._plan,
         )
 

@@ -7,6 +7,7 @@ A scenario is a function of (cluster, faults, random) that sets the stage; the s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from random import Random
 
@@ -481,6 +482,22 @@ def overdue_peer(cluster: Cluster, faults: Faults, random: Random) -> None:
     for _ in range(3):
         cluster.add(program)
     cluster.form_with(3)
+
+
+@scenario
+def probes_make_way(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """Nobody calls anything for seconds: links are measured. Then ops come, and soon somebody dies."""
+    peers = random.randint(3, 4)
+    quiet_s = random.uniform(1.5, 6.0)
+    cluster.options.path = replace(cluster.options.path, delay_ns=5_000_000, bytes_per_s=random.choice((10**6, 10**7)))
+    traffic = Traffic(cluster, _reductions())
+    for _ in range(peers):
+        cluster.add(_late(traffic, quiet_s))
+    cluster.form_with(peers)
+    if random.random() < 0.5:
+        faults.at(quiet_s + random.uniform(0.0, 1.0), lambda: faults.crash(0))
+    for index in range(peers):
+        faults.mark("measured", "down", index, "Measure")
 
 
 @scenario

@@ -46,7 +46,8 @@ static void distort(struct frame *frame, uint8_t flags)
     }
     if (frame->type != FRAME_DATA && !(flags & ANY_PLACE))
         frame->offset = frame->type == FRAME_GRANT ? UINT32_MAX : 0; /* room for all; a FIN speaks for its sender */
-    if (frame->type != FRAME_DATA && (flags & (ANY_PLACE | ANY_DESC)) != (ANY_PLACE | ANY_DESC))
+    int filled = frame->type == FRAME_DATA || frame->type == FRAME_PROBE;
+    if (!filled && (flags & (ANY_PLACE | ANY_DESC)) != (ANY_PLACE | ANY_DESC))
         frame->payload_bytes = 0;
 }
 
@@ -62,11 +63,13 @@ static void send_frame(void)
     if (!s || rank_of(e, s->node) == e->n)
         return;
     struct frame frame = {
-        .type = (flags & 7) ? flags & 7 : FRAME_DATA, .step = place >> 4, .epoch = e->number, .desc = desc_pack(&desc),
+        .type = (flags & 7) ? flags & 7 : FRAME_PROBE, .step = place >> 4, .epoch = e->number, .desc = desc_pack(&desc),
         .name = {.lane = lane, .boundary = w.boundary, .seq = w.posted[lane] ? w.posted[lane] - 1 : 0},
         .link_seq = w.next_seq[s->channel], .link_ack = w.ack[s->channel],
     };
     natural_place(shape, e, s->node, place & 15, &frame);
+    if (frame.type == FRAME_PROBE)
+        frame.payload_bytes = 1 + place;
     distort(&frame, flags);
     if (!(flags & ANY_NUMBER) && wire_numbered(frame.type))
         w.next_seq[s->channel]++;
@@ -277,10 +280,19 @@ static void give_up(void)
     settle();
 }
 
+static void measure(void)
+{
+    uint8_t choice = next8();
+    pccl_peer_id peer = id_of(1 + (choice & 1));
+    REQUIRE(pccl_engine_measure(w.engine, &peer, 1ULL << (choice >> 1 & 15), MILLISECOND << (choice >> 5)) == PCCL_OK);
+    settle();
+}
+
 static void command(void)
 {
     uint8_t choice = next8();
     switch (choice & 15) {
+    case 3: measure(); break;
     case 4: send_transfer_frame(); break;
     case 5: use_transfers(); break;
     case 6: send_raw(); break;

@@ -45,6 +45,7 @@ static void fuzz_header(const uint8_t *data, size_t bytes, int fixes)
         require(frame.type > 0 && frame.type < FRAME_TYPE_END);
         require(frame.payload_bytes <= WIRE_PAYLOAD_BYTES_MAX);
         require(wire_has_payload(frame.type) == (frame.payload_bytes > 0));
+        require(frame.type != FRAME_PROBE || frame.payload_bytes <= WIRE_PROBE_BYTES_MAX);
         if (frame.type == FRAME_DATA || frame.type == FRAME_GRANT || frame.type == FRAME_FIN)
             require(desc_unpack(frame.desc, &desc) == PCCL_OK);
         wire_encode(&frame, again);

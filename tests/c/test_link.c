@@ -192,4 +192,82 @@ TEST(a_plan_with_fewer_streams_uses_fewer)
     cluster_close(&c);
 }
 
+static void measure(struct cluster *c, uint64_t bytes)
+{
+    pccl_peer_id peer = node_id(1);
+    CHECK_EQ_INT(pccl_engine_measure(c->engines[0], &peer, bytes, 4 * SECOND), PCCL_OK);
+    c->wake_ns[0] = 0;
+}
+
+TEST(a_probe_makes_a_link_known_without_an_op)
+{
+    struct cluster c;
+    pccl_link_stats stats;
+    open_pair(&c, 3);
+    cluster_epoch(&c, 1, 0, 0, 3, 3, NULL, 0);
+    cluster_run(&c, SECOND);
+    measure(&c, 48 << 20);
+    cluster_run(&c, 5 * SECOND);
+    const struct link *l = c.engines[0]->links;
+    CHECK(l->meter.known && !l->probe.bytes);
+    CHECK_EQ_INT(pccl_engine_links(c.engines[0], &stats, 1), 1);
+    CHECK(stats.bytes_per_s > RATE * 0.8 && stats.bytes_per_s < RATE * 1.25);
+    CHECK(l->sent_bytes > BYTES && l->sent_bytes < (48 << 20));    /* it ends when it has what it wants */
+    CHECK_EQ_INT(l->send_next, 0);
+    uint64_t before = l->sent_bytes;
+    measure(&c, 48 << 20);                                         /* read anew, also when it was known */
+    cluster_run(&c, 5 * SECOND);
+    CHECK(l->sent_bytes > before + BYTES / 2 && l->sent_bytes < before + (48 << 20));
+    reduce(&c, 0);
+    cluster_close(&c);
+}
+
+TEST(a_probe_takes_no_more_than_it_was_given)
+{
+    struct cluster c;
+    open_pair(&c, 3);
+    cluster_epoch(&c, 1, 0, 0, 3, 3, NULL, 0);
+    cluster_run(&c, SECOND);
+    const struct link *l = c.engines[0]->links;
+    uint64_t before = l->sent_bytes;
+    measure(&c, 100001);
+    cluster_run(&c, SECOND);
+    CHECK(l->sent_bytes >= before + 100001 && l->sent_bytes < before + 102000 && !l->meter.known);
+    pccl_peer_id peer = node_id(1), nobody = node_id(5);
+    CHECK_EQ_INT(pccl_engine_measure(c.engines[0], &peer, 0, SECOND), PCCL_EINVAL);
+    CHECK_EQ_INT(pccl_engine_measure(c.engines[0], &peer, (64 << 20) + 1, SECOND), PCCL_EINVAL);
+    CHECK_EQ_INT(pccl_engine_measure(c.engines[0], &peer, 1, 11 * SECOND), PCCL_EINVAL);
+    CHECK_EQ_INT(pccl_engine_measure(c.engines[0], &nobody, 1, SECOND), PCCL_OK);
+    cluster_run(&c, SECOND);
+    cluster_close(&c);
+}
+
+/* What is left of it is dropped when an op is called here, and when the other side sends something of one. */
+TEST(a_probe_makes_way_for_ops)
+{
+    for (uint32_t caller = 0; caller < 2; caller++) {
+        struct cluster c;
+        open_pair(&c, 3);
+        cluster_epoch(&c, 1, 0, 0, 3, 3, NULL, 0);
+        cluster_run(&c, SECOND);
+        const struct link *l = c.engines[0]->links;
+        measure(&c, 48 << 20);
+        cluster_run(&c, SECOND / 10);
+        CHECK(l->probe.bytes > 0);
+        pccl_op_request r = {.kind = PCCL_BARRIER, .token = 1};
+        cluster_submit(&c, caller, &r);
+        cluster_run(&c, SECOND / 2);
+        CHECK_EQ_INT(l->probe.bytes, 0);
+        cluster_submit(&c, !caller, &r);
+        cluster_run(&c, SECOND);
+        CHECK(cluster_event(&c, 0, PCCL_EVENT_OP, 1) && cluster_event(&c, 1, PCCL_EVENT_OP, 1));
+        measure(&c, 48 << 20);
+        cluster_submit(&c, 0, &(pccl_op_request){.kind = PCCL_BARRIER, .name = {.seq = 1}, .token = 2});
+        measure(&c, 48 << 20);                                     /* not while one is pending */
+        cluster_run(&c, SECOND / 10);
+        CHECK_EQ_INT(l->probe.bytes, 0);
+        cluster_close(&c);
+    }
+}
+
 TEST_MAIN("link")

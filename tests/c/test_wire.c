@@ -43,7 +43,8 @@ static struct frame random_frame(void)
         return random_transfer_frame(type);
     return (struct frame){
         .payload_crc = (uint32_t)test_random(&seed),
-        .payload_bytes = type == FRAME_DATA ? 1 + (uint32_t)(test_random(&seed) % WIRE_PAYLOAD_BYTES_MAX) : 0,
+        .payload_bytes = type == FRAME_DATA ? 1 + (uint32_t)(test_random(&seed) % WIRE_PAYLOAD_BYTES_MAX)
+                         : type == FRAME_PROBE ? 1 + (uint32_t)(test_random(&seed) % WIRE_PROBE_BYTES_MAX) : 0,
         .type = type, .step = (uint16_t)test_random(&seed), .epoch = (uint32_t)test_random(&seed),
         .name = {.lane = test_random(&seed), .boundary = (uint32_t)test_random(&seed),
                  .seq = (uint32_t)test_random(&seed)},
@@ -133,7 +134,7 @@ TEST(types_and_flags_out_of_range)
     struct frame frame = {.desc = 1};
     for (int type = 0; type < 256; type++) {
         frame.type = (uint8_t)type;
-        int known = ((type >= 1 && type < FRAME_FETCH) || type == FRAME_CALL) && type != FRAME_DATA; /* DATA without a payload is no frame */
+        int known = ((type >= 1 && type < FRAME_FETCH) || type == FRAME_CALL) && type != FRAME_DATA; /* DATA and PROBE have a payload */
         CHECK_EQ_INT(decode_of(&frame), known ? PCCL_OK : PCCL_EPROTO);
     }
     uint8_t header[WIRE_HEADER_BYTES];
@@ -162,8 +163,12 @@ TEST(payload_lengths_out_of_range)
             continue;
         frame.type = type;
         frame.payload_bytes = 1;
-        CHECK_EQ_INT(decode_of(&frame), type == FRAME_DATA ? PCCL_OK : PCCL_EPROTO);
+        CHECK_EQ_INT(decode_of(&frame), type == FRAME_DATA || type == FRAME_PROBE ? PCCL_OK : PCCL_EPROTO);
     }
+    frame = (struct frame){.type = FRAME_PROBE, .payload_bytes = WIRE_PROBE_BYTES_MAX};
+    CHECK_EQ_INT(decode_of(&frame), PCCL_OK);
+    frame.payload_bytes++;
+    CHECK_EQ_INT(decode_of(&frame), PCCL_EPROTO);
 }
 
 TEST(transfer_frames_out_of_range)
@@ -270,7 +275,7 @@ TEST(a_bad_description_spoils_the_frames_that_carry_one)
         if (wire_of_transfer(type))
             continue;
         frame.type = type;
-        frame.payload_bytes = type == FRAME_DATA;
+        frame.payload_bytes = type == FRAME_DATA || type == FRAME_PROBE;
         int carries = type == FRAME_DATA || type == FRAME_GRANT || type == FRAME_FIN;
         CHECK_EQ_INT(decode_of(&frame), carries ? PCCL_EPROTO : PCCL_OK);
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # at the end: pccl itself is the installed one
 
 pytest.importorskip("yaml", reason="PyYAML is not installed")
-from integration.wan_crew import Crew, crew  # noqa: E402
+from integration.wan_crew import PATIENCE_S, Crew, crew  # noqa: E402
 
 from stress.wan import Emulator, load, parse, why_not  # noqa: E402
 
@@ -113,6 +114,23 @@ def test_a_bad_link_is_avoided() -> None:
                 wan.set_pair(a, b, rate_mbit=100)  # so that little data shows what they carry
         log = four.stepping_until(is_avoided)["log"]
         assert not {what for what, _ in log} & (EVICTIONS | {"freeze", "dead link"})
+
+
+def test_links_that_nobody_uses_are_measured() -> None:
+    """Members that call nothing: the coordinator knows what every path carries, and a plan by it waits for them."""
+    mbit = {("a", "b"): 100, ("a", "c"): 50, ("b", "c"): 20}
+    with Emulator(sites(3, rtt_ms=20, rate_mbit=100)) as wan, crew(wan) as three:
+        site = {wan.address(name): name for name in three.sites}
+        for (a, b), rate_mbit in mbit.items():
+            wan.set_pair(a, b, rate_mbit=rate_mbit)
+        deadline = time.monotonic() + PATIENCE_S
+        while len(rates := three.status()["rates"]) < 6:
+            assert time.monotonic() < deadline, f"only these are known: {rates}"
+        for start, end, rate in rates:
+            expected = mbit[min(site[start], site[end]), max(site[start], site[end])] * 1e6 / 8
+            assert expected / 2 < rate < expected * 2, (site[start], site[end], rate, expected)
+        assert [what for what, _ in three.status()["log"]].count("measure") == 1
+        assert sum(three.wire_bytes(*pair) for pair in itertools.permutations(three.sites, 2)) < 6 * 64 * MIB
 
 
 def test_every_op_goes_around_a_dead_link_and_over_it_again_when_it_is_back() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -41,8 +42,18 @@ def serve(job: Answer) -> None:
         group = coordinator.status().groups[0]
         reason = group.plan.reason if group.plan is not None else ""
         log = [[entry.what, entry.reason] for entry in group.log]
-        say({"epoch": group.epoch, "members": len(group.members), "plan": reason, "log": log})
+        told = {"epoch": group.epoch, "members": len(group.members), "plan": reason, "log": log}
+        say({**told, "rates": rates(coordinator)})
     coordinator.close()
+
+
+def rates(coordinator: Any) -> list[tuple[str, str, float]]:
+    """(from, to, bytes/s) by the hosts' addresses, of every path whose rate the coordinator knows."""
+    with coordinator._lock:
+        group = coordinator._run.groups[0]
+        known = group._links.measured(time.monotonic()).bytes_per_s
+        host = {peer.id: peer.address.rpartition(":")[0] for peer in group.members.values()}
+    return [(host[a], host[b], rate) for (a, b), rate in known.items() if a in host and b in host]
 
 
 # -- a peer ----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ OPTIONS = Options(
     segment_bytes=64 << 10,
     one_round_bytes_max=64 << 10,
     mesh_bytes_max=1 << 40,
+    measure=False,  # filler on its way when an op begins takes time
 )
 
 

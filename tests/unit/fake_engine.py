@@ -19,6 +19,7 @@ class FakeEngine:
         self.calls: list[tuple[object, ...]] = []
         self.configs: list[EpochConfig] = []
         self.ops: list[OpState] = []
+        self.busy = False
         self.lanes: Lanes = {0: {}}
         self.link_stats: list[LinkStats] = []
         self.line_stats = LineStats()
@@ -85,6 +86,12 @@ class FakeEngine:
 
     def abandon(self, token: int, status: int) -> None:
         self.calls.append(("abandon", token, status))
+
+    def measure(self, peer: bytes, nbytes: int, timeout_s: float) -> None:
+        self.calls.append(("measure", peer, nbytes, timeout_s))
+
+    def is_busy(self) -> bool:
+        return self.busy
 
     def events(self) -> list[Event]:
         with self._lock:

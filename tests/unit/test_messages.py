@@ -61,6 +61,7 @@ TO_COORDINATOR = st.one_of(
         reports,
         st.none() | st.builds(m.Achieved, u32, u32, u64, u64),
         st.none() | st.tuples(u64, u64),
+        st.booleans(),
     ),
     st.builds(m.Held, one, u32, u32),
     st.builds(m.Frozen, one, u32, u32, lanes, st.lists(pending, max_size=3).map(tuple)),
@@ -80,6 +81,7 @@ TO_PEER = st.one_of(
     st.builds(m.Freeze, one, u32, u32),
     st.builds(m.Epoch, one, u32, u32, u32, members, plans, verdicts, text, u32, reals, triples, triples),
     st.builds(m.Probe, one, u32),
+    st.builds(m.Measure, one, peers, st.integers(1, 64 << 20), st.floats(1e-3, 10.0), u32),
     st.builds(m.Evicted, one, text),
     st.builds(m.Goodbye, one),
     st.builds(m.Status, one, text, reals, u64, st.lists(groups, max_size=2).map(tuple)),
@@ -98,7 +100,7 @@ def test_messages_to_a_peer_come_back(message: m.ToPeer) -> None:
 
 def test_every_message_is_covered() -> None:
     assert len(get_args(m.ToCoordinator)) == 10
-    assert len(get_args(m.ToPeer)) == 11
+    assert len(get_args(m.ToPeer)) == 12
 
 
 def decode_both(data: bytes) -> None:

@@ -302,6 +302,8 @@ def test_links(member: Bench) -> None:
     assert member.engine_says(Event(kind=EventKind.LINK_UP, peer=LOW)) == [m.Healed(V, LOW)]
     assert member.engine_says(Event(kind=EventKind.LINK_UP, peer=LOW)) == []
     assert member.say(m.Probe(V, 3)) == [m.ProbeReply(V, 3)]
+    assert member.say(m.Measure(V, LOW, 1000, 0.5)) == []
+    assert member.engine.calls == [("measure", LOW, 1000, 0.5)]
 
 
 def test_faults(member: Bench) -> None:
@@ -335,6 +337,8 @@ def test_counters_reach_the_heartbeat(member: Bench) -> None:
     assert member.peer.on_engine(member.now, [done, failed]) == [done, failed]
     member.sent()
     assert m.Heartbeat(V, 0, 1, 0, 1, 31) in member.tick_until(member.now + 1.1)
+    member.engine.busy = True
+    assert m.Heartbeat(V, 0, 1, 0, 1, 31, busy=True) in member.tick_until(member.now + 1.1)
 
 
 def test_what_links_measure_reaches_the_heartbeat_once(member: Bench) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SEGMENT_BYTES = 64
-RAW, SUBMIT, TIME, CLOSE, DIAL, ANSWER, CHANGE, GIVE_UP, RELAY = 6, 7, 9, 10, 11, 12, 13, 14, 15
+MEASURE, RAW, SUBMIT, TIME, CLOSE, DIAL, ANSWER, CHANGE, GIVE_UP, RELAY = 3, 6, 7, 9, 10, 11, 12, 13, 14, 15
 RELAYED = 0x20
 DATA, GRANT, FIN, ACK, PING, PONG, VOID = range(1, 8)
+PROBE = 0
 # (name, algorithm, element bytes, count) in the order of shapes[] in fuzz_engine.c
 SHAPES = [
     ("all_reduce", "ring", 4, 100),
@@ -160,6 +161,9 @@ def engine_inputs() -> list[bytes]:
     for kind in range(DATA, VOID + 1):
         for flags in (8, 16, 32, 64, 128, 0xF0):
             out.append(bytes([6, SUBMIT, 1]) + frame(1, kind, 0, 0, 0, flags) + bytes(range(20)))
+        out.append(
+            bytes([6]) + frame(1, PROBE, 0, 0, kind) + bytes([MEASURE, kind << 4, SUBMIT, 1, MEASURE, 0xFF, TIME, 9])
+        )
     for start in (0, 1):
         for how in (0x00, 0x40, 0x80):
             out.append(bytes([6 | start, DIAL | how, 3, 5, 9, DIAL | how | 0x10, 1, 60, 1]))
@@ -172,8 +176,10 @@ def wire_inputs() -> list[bytes]:
     """Messages that decode once their checksum is made, and some that do not."""
     desc = 1 | 2 << 12 | 100 << 19
     out = [bytes(80), bytes([3]) + bytes(110), bytes([1]) + b"\xff" * 110]
-    for kind in range(14):
-        head = struct.pack("<IIIBBHIIQIIQQII", 0, 7, 64 if kind == 1 else 0, kind, 0, 1, 2, 3, 4, 5, 6, desc, 0, 9, 8)
+    for kind in range(15):
+        head = struct.pack(
+            "<IIIBBHIIQIIQQII", 0, 7, 64 if kind in (1, 13) else 0, kind, 0, 1, 2, 3, 4, 5, 6, desc, 0, 9, 8
+        )
         out.append(bytes([1]) + head)
     hellos = ((0, 1, 0, 0), (3, 4, 0, 0), (4, 4, 0, 0), (0, 1, 1, 3), (0, 1, 2, 0), (0, 1, 3, 0), (0, 1, 4, 0))
     for stream, streams, purpose, hops in hellos:
