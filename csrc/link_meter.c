@@ -29,7 +29,8 @@ enum {
     FLAT_WINDOWS = 3,            /* not clearly better ones, after which a link is known */
     CLEARLY_BETTER_PERCENT = 112,
     OVERFLOW_PERCENT = 1,        /* of the packets sent again: then it has grown too far */
-    GROWING_PERCENT = 225,       /* of the best: pace and flight while it grows */
+    GROWING_PERCENT = 225,       /* of the best: pace and flight while it grows, */
+    PROBED_PERCENT = 125,        /* of one that only filler grows, and that may be known soon: an op would wait behind it */
     PACE_PERCENT = 125,          /* of the best: a stream makes up a little for one that waits for what was lost */
     LOOKS_PER_RTT = 64,
     PING_MEMORY = 256,
@@ -45,6 +46,7 @@ enum {
 #define SPARE_LEAST_BYTES (128u << 10)
 #define SPARE_US 20000u
 #define FIRST_FLIGHT_BYTES (1u << 20)
+#define FIRST_FILLER_BYTES (128u << 10)
 #define LEAST_FLIGHT_BYTES (64u << 10)
 
 struct reading {
@@ -92,12 +94,23 @@ static uint64_t bytes_in(uint64_t bytes_per_s, uint64_t ns)
     return (uint64_t)((unsigned __int128)bytes_per_s * ns / 1000000000U);
 }
 
+static uint64_t growing(const struct link *l)
+{
+    const struct meter *m = &l->meter;
+    return m->best_bytes_per_s * (l->probe.bytes && m->flat_windows ? PROBED_PERCENT : GROWING_PERCENT) / 100;
+}
+
+static uint64_t first_flight(const struct link *l)
+{
+    return l->probe.bytes ? FIRST_FILLER_BYTES : FIRST_FLIGHT_BYTES;
+}
+
 /* Of the whole link. */
 static uint64_t pace_of(const struct link *l)
 {
     const struct meter *m = &l->meter;
     if (!m->known)
-        return m->best_bytes_per_s * GROWING_PERCENT / 100 + FIRST_FLIGHT_BYTES * 1000000ULL / l->rtt_us;
+        return growing(l) + first_flight(l) * 1000000ULL / l->rtt_us;
     /* never next to nothing, which is all that is read while a link is dead */
     return m->best_bytes_per_s * PACE_PERCENT / 100 + LEAST_FLIGHT_BYTES * 1000000ULL / l->rtt_us;
 }
@@ -133,7 +146,7 @@ static uint64_t flight_of(const struct link *l)
     const struct meter *m = &l->meter;
     uint64_t rtt_us = m->ping_us > l->rtt_us ? m->ping_us : l->rtt_us;
     if (!m->known)
-        return bytes_in(m->best_bytes_per_s * GROWING_PERCENT / 100, rtt_us * 1000) + FIRST_FLIGHT_BYTES;
+        return bytes_in(growing(l), rtt_us * 1000) + first_flight(l);
     uint64_t queue_us = rtt_us < QUEUE_US_MAX ? rtt_us : QUEUE_US_MAX;
     uint64_t spare = l->used * SPARE_STREAM_BYTES, soon = bytes_in(m->usual_bytes_per_s, SPARE_US * 1000) + SPARE_LEAST_BYTES;
     return bytes_in(m->usual_bytes_per_s, (rtt_us + queue_us) * 1000) + (spare < soon ? spare : soon);

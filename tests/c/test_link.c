@@ -222,6 +222,30 @@ TEST(a_probe_makes_a_link_known_without_an_op)
     cluster_close(&c);
 }
 
+/* It begins with less than an op would, and holds a queue back as soon as it seems to fill the link. */
+TEST(an_op_would_not_wait_long_behind_a_probe)
+{
+    struct cluster c;
+    open_pair(&c, MANY_STREAMS);
+    pace(&c);
+    cluster_epoch(&c, 1, 0, 0, 3, 3, NULL, 0);
+    cluster_run(&c, 2 * SECOND);
+    measure(&c, 48 << 20);
+    cluster_run(&c, SECOND * 60 / 1000);
+    CHECK(most_held > (64 << 10) && most_held < (256 << 10));
+    const struct link *l = c.engines[0]->links;
+    for (int i = 0; i < 1000 && !l->meter.flat_windows; i++)
+        cluster_run(&c, SECOND / 200);
+    CHECK(l->meter.flat_windows && !l->meter.known && l->probe.bytes);
+    cluster_run(&c, SECOND / 10);   /* what was too much has gone by then */
+    CHECK(!l->meter.known);
+    most_held = 0;
+    cluster_run(&c, SECOND);
+    CHECK(l->meter.known && !l->probe.bytes);
+    CHECK(most_held > RATE / 12 / 2 && most_held < RATE / 12 * 5 / 4 + (256 << 10));
+    cluster_close(&c);
+}
+
 TEST(a_probe_takes_no_more_than_it_was_given)
 {
     struct cluster c;
