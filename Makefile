@@ -71,7 +71,7 @@ test: venv
 
 test-c:
 	@set -e; for variant in $(VARIANTS); do echo "== C tests, $$variant"; \
-	    $(MAKE) --silent -C csrc test fuzz-corpus SAN=$${variant#release}; done
+	    $(MAKE) --silent --keep-going --jobs=$$(nproc) --output-sync=target -C csrc check SAN=$${variant#release}; done
 
 test-py: venv
 	$(BIN)/pytest
