@@ -22,6 +22,7 @@ PENDING_MAX: Final = 16384
 TEXT_MAX: Final = 400
 LINKS_MAX: Final = 1024
 PAIRS_MAX: Final = 1 << 16
+BOUNDARY_MAX: Final = 1 << 31  # that an epoch may begin at: nobody counts from there beyond what fits
 
 PeerId = Annotated[bytes, Meta(min_length=PEER_ID_BYTES, max_length=PEER_ID_BYTES)]
 Address = Annotated[str, Meta(max_length=ADDRESS_BYTES_MAX, pattern=r"\A[!-~]+:[0-9]{1,6}\Z")]
@@ -31,6 +32,7 @@ Reason = Annotated[str, Meta(max_length=4 * TEXT_MAX)]
 U8 = Annotated[int, Meta(ge=0, lt=1 << 8)]
 U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U64 = Annotated[int, Meta(ge=0)]  # msgpack itself stops at 2**64
+Boundary = Annotated[int, Meta(ge=0, le=BOUNDARY_MAX)]
 Small = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 Pairs = Annotated[tuple[tuple[U32, U32], ...], Meta(max_length=PAIRS_MAX)]
@@ -101,7 +103,7 @@ class Member(Part, frozen=True):
     """
 
     peer: PeerId
-    since: U32
+    since: Boundary
     address: Address
     host: Name
     weight: U32 = 0
@@ -214,7 +216,7 @@ class Held(Message, frozen=True):
     """Answer to Hold: "I shall not enter this boundary without your word"."""
 
     hold: U32
-    boundary: U32
+    boundary: Boundary
 
 
 class Frozen(Message, frozen=True):
@@ -335,7 +337,7 @@ class Epoch(Message, frozen=True):
     """
 
     epoch: U32
-    from_boundary: U32
+    from_boundary: Boundary
     change: U32
     members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=MEMBERS_MAX)]
     plan: Plan

@@ -405,7 +405,7 @@ class Session:
         if event.epoch != self.epoch:
             self._pulse()
             return
-        if event.hold < self._hold:
+        if event.hold < self._hold or self.boundary >= m.BOUNDARY_MAX:  # there is no later one to promise
             return
         if event.hold > self._hold or self._promise is None:
             self._hold, self._promise = event.hold, self.boundary + 1

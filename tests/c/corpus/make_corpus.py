@@ -139,13 +139,14 @@ def transfer_inputs() -> list[bytes]:
 
 
 def call_inputs() -> list[bytes]:
-    """Node 1 dials the engine. As a relay to node 2 it is called for a stream; it calls for one itself; calls in vain."""
+    """Node 1 dials the engine. As a relay to node 2 it is called for a stream; it calls for one itself; in vain."""
     out: list[bytes] = []
     for shape in range(len(SHAPES)):
         head, frames = bytes([0x0E, ANSWER_CALL, 0, SUBMIT, shape]), op_frames(shape, 0x0E, (0, 2))
         half = len(frames) // 2
         out.append(head + b"".join(frames))
-        out.append(head + b"".join(frames[:half]) + bytes([CLOSE, 2, TIME, 12, ANSWER_CALL, 0]) + b"".join(frames[half:]))
+        again = bytes([CLOSE, 2, TIME, 12, ANSWER_CALL, 0])
+        out.append(head + b"".join(frames[:half]) + again + b"".join(frames[half:]))
     for side in (0, 1):
         for number in (0, 1, 2, 255):
             call, node = bytes([4, side << 5, 24, number]), side << 4
