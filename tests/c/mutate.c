@@ -3,7 +3,7 @@
  *
  *     mutate_<name> [--inputs <count>] <name> <seconds> <seed> <corpus directory> [<directory to keep new inputs in>]
  *
- * With a count the seconds do not matter. Every million is told, and at the end how many there were and how fast.
+ * With a count the seconds do not matter. Every million is told, and at the end, also by Ctrl-C, how many there were and how fast.
  * The target is compiled with -fsanitize-coverage=trace-pc, whose callback below marks pairs of places (this file is compiled
  * without). Seed 0 takes one from the clock and prints it. An input that aborts or hangs is written to crash-<name>. */
 #include <dirent.h>
@@ -32,6 +32,7 @@ static uint64_t random_state;
 static uint8_t *current;
 static size_t current_bytes;
 static char crash_path[256];
+static volatile sig_atomic_t told_to_end;
 
 void __sanitizer_cov_trace_pc(void);
 void __sanitizer_cov_trace_pc(void)
@@ -68,6 +69,12 @@ static void on_death(int number)
     signal(number, SIG_DFL);
     raise(number);
     _exit(1);
+}
+
+static void on_end(int number)
+{
+    (void)number;
+    told_to_end = 1;
 }
 
 /* How often, in powers of two: a loop that runs once more is not new, one that runs twice as often is. */
@@ -232,6 +239,8 @@ static void watch_for_death(const char *name)
     signal(SIGABRT, on_death);
     signal(SIGSEGV, on_death);
     signal(SIGALRM, on_death);
+    signal(SIGTERM, on_end);
+    signal(SIGINT, on_end);
 }
 
 int main(int argc, char **argv)
@@ -259,7 +268,7 @@ int main(int argc, char **argv)
     size_t loaded = input_count;
     uint64_t runs = 0;
     double begin = seconds(), end = begin + atof(argv[2]);
-    while (wanted ? runs < wanted : seconds() < end) {
+    while (!told_to_end && (wanted ? runs < wanted : seconds() < end)) {
         run_mutant(argc > 5 ? argv[5] : NULL);
         if (++runs % 1000000 == 0)
             report(argv[1], runs, seconds() - begin);
