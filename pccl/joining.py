@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from pccl import _native, keys
+from pccl import _native, descriptors, keys
 from pccl.addresses import advertised
 from pccl.communicator import Communicator
 from pccl.config import Settings, settings_from
@@ -65,9 +65,10 @@ def connect(settings: Settings) -> Communicator:
 
     `environ`: read instead of os.environ.
 
-    Raises ArgumentError, TlsMissing, Timeout, AuthError, ProtocolError, CoordinatorLost, or PcclError when it cannot
-    listen.
+    Raises ArgumentError, ResourceError (no file descriptors), TlsMissing, Timeout, AuthError, ProtocolError,
+    CoordinatorLost, or PcclError when it cannot listen.
     """
+    descriptors.make_sure(descriptors.PEER, "a peer")
     begin = time.monotonic()
     run_keys = keys_of(settings)
     engine = _listen(settings, run_keys)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import zmq
 
+from pccl import descriptors
 from pccl import messages as m
 from pccl.coordinator.admission import GUEST, Admission, check_open
 from pccl.coordinator.dial_back import DialBacks
@@ -164,6 +165,7 @@ class Coordinator:
         if self._thread is not None:
             raise PcclError("the coordinator was started before")
         _make_room(self._run.settings.peers_max)
+        descriptors.make_sure(descriptors.COORDINATOR, "a coordinator")
         try:
             self._carry_out(self._ledger.open(time.monotonic()))
             self._listen()
