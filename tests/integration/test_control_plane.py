@@ -267,7 +267,7 @@ def test_what_makes_no_sense_is_refused() -> None:
             first.close()
             second.close()
     with pytest.raises(PcclError, match="cannot listen"):
-        Coordinator(bind="tcp://256.0.0.1:1").start()
+        Coordinator(bind="tcp://256.0.0.1:1", secret="secret").start()
 
 
 def test_leaving(fleet: Fleet) -> None:
