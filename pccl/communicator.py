@@ -50,11 +50,11 @@ from pccl.errors import ArgumentError, PeerLost
 from pccl.fused import BUCKET_BYTES, Fused, join
 from pccl.lanes import Tag
 from pccl.runtime import Op, Runtime, left_open, shape_hash
+from pccl.state import Strategy, SyncReport, sync_state
 from pccl.types import EpochView, PlanInfo
 from pccl.work import Result, Work
 
 if TYPE_CHECKING:
-    from pccl.state import Strategy, SyncReport
     from pccl.transfer import Transfers
 
 __all__ = ["Communicator"]
@@ -499,8 +499,6 @@ class Communicator:
         """Makes the entries (tensors, arrays, scalars by name) equal on all peers, moving only what differs. See
         pccl.state.sync_state.
         """
-        from pccl.state import sync_state
-
         self._runtime.check()
         return sync_state(self, entries, strategy, allow_drift, timeout=timeout)
 

@@ -30,7 +30,7 @@ from pccl.errors import (
     Timeout,
     TooFewPeers,
 )
-from pccl.keys import RunKeys, run_keys
+from pccl.keys import RunKeys
 from pccl.loop import LoopThread, ZmqReader, monitor_event
 from pccl.peer import Describe, Peer
 from pccl.session import Identity, State
@@ -58,7 +58,7 @@ class Control:
         self,
         endpoint: str,
         run: str,
-        secret: bytes,
+        keys: RunKeys,
         group: int,
         engine: Engine,
         advertise: Sequence[str] | None,
@@ -73,7 +73,7 @@ class Control:
         self._changed = threading.Condition(self.lock)
         parts = [part.strip() for part in endpoint.split(",")]
         self._endpoints = Endpoints([part if "://" in part else f"tcp://{part}" for part in parts])
-        self._keys = run_keys(secret, run)
+        self._keys = keys
         self._engine = engine
         self._on_op = on_op
         self._on_view = on_view

@@ -15,7 +15,17 @@ from pccl.types import (
     dials,
 )
 
-__all__ = ["configuration", "vias_of", "view_of"]
+__all__ = ["configuration", "flaw_of", "vias_of", "view_of"]
+
+
+def flaw_of(own: bytes, event: m.Epoch, boundary: int | None) -> str:
+    """Why this cannot be an epoch of a member that has come to a boundary (None: it joins); "" if it can."""
+    if len({member.peer for member in event.members}) != len(event.members):
+        return "it names a member twice"
+    since = next(member.since for member in event.members if member.peer == own)
+    if boundary is not None and since > boundary:
+        return f"it has this peer from boundary {since} on, which is at boundary {boundary}"
+    return ""
 
 
 def view_of(event: m.Epoch) -> EpochView:

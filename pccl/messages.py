@@ -20,10 +20,13 @@ MESSAGE_BYTES_MAX: Final = 4 << 20
 MEMBERS_MAX: Final = 4096
 PENDING_MAX: Final = 16384
 TEXT_MAX: Final = 400
+TOKEN_CHARS_MAX: Final = 1024
 LINKS_MAX: Final = 1024
 PAIRS_MAX: Final = 1 << 16
+BOUNDARY_MAX: Final = 1 << 31  # that an epoch may begin at: nobody counts from there beyond what fits
 
 PeerId = Annotated[bytes, Meta(min_length=PEER_ID_BYTES, max_length=PEER_ID_BYTES)]
+Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Address = Annotated[str, Meta(max_length=ADDRESS_BYTES_MAX, pattern=r"\A[!-~]+:[0-9]{1,6}\Z")]
 Name = Annotated[str, Meta(max_length=255)]
 Text = Annotated[str, Meta(max_length=TEXT_MAX)]
@@ -31,6 +34,7 @@ Reason = Annotated[str, Meta(max_length=4 * TEXT_MAX)]
 U8 = Annotated[int, Meta(ge=0, lt=1 << 8)]
 U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U64 = Annotated[int, Meta(ge=0)]  # msgpack itself stops at 2**64
+Boundary = Annotated[int, Meta(ge=0, le=BOUNDARY_MAX)]
 Small = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 Pairs = Annotated[tuple[tuple[U32, U32], ...], Meta(max_length=PAIRS_MAX)]
@@ -101,7 +105,7 @@ class Member(Part, frozen=True):
     """
 
     peer: PeerId
-    since: U32
+    since: Boundary
     address: Address
     host: Name
     weight: U32 = 0
@@ -214,7 +218,7 @@ class Held(Message, frozen=True):
     """Answer to Hold: "I shall not enter this boundary without your word"."""
 
     hold: U32
-    boundary: U32
+    boundary: Boundary
 
 
 class Frozen(Message, frozen=True):
@@ -274,6 +278,12 @@ class StatusRequest(Message, frozen=True):
     run: Name
 
 
+class KeysRequest(Message, frozen=True):
+    """From a guest, which has a token and no secret; answered with Keys."""
+
+    token: Annotated[str, Meta(max_length=TOKEN_CHARS_MAX)]
+
+
 class Welcome(Message, frozen=True):
     """The join is registered; an Epoch follows when its time has come. `notice`: what the peer's user should know."""
 
@@ -287,8 +297,16 @@ class Welcome(Message, frozen=True):
 class Refused(Message, frozen=True):
     """The join is not possible."""
 
-    kind: Literal["version", "run", "group", "malformed", "closed"]
+    kind: Literal["version", "run", "group", "malformed", "closed", "token"]
     reason: Reason
+
+
+class Keys(Message, frozen=True):
+    """What a guest needs to become a peer: the data key, that of TLS, the peers' secret CURVE key."""
+
+    data: Key
+    tls: Key
+    peer: Key
 
 
 class Ack(Message, frozen=True):
@@ -335,7 +353,7 @@ class Epoch(Message, frozen=True):
     """
 
     epoch: U32
-    from_boundary: U32
+    from_boundary: Boundary
     change: U32
     members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=MEMBERS_MAX)]
     plan: Plan
@@ -382,9 +400,9 @@ class Status(Message, frozen=True):
 
 
 ToCoordinator = (
-    Join | Heartbeat | Held | Frozen | Suspect | Healed | OpFault | ProbeReply | Leave | StatusRequest
+    Join | Heartbeat | Held | Frozen | Suspect | Healed | OpFault | ProbeReply | Leave | StatusRequest | KeysRequest
 )  # fmt: skip
-ToPeer = Welcome | Refused | Ack | Hold | Release | Freeze | Epoch | Probe | Evicted | Goodbye | Status
+ToPeer = Welcome | Refused | Keys | Ack | Hold | Release | Freeze | Epoch | Probe | Evicted | Goodbye | Status
 
 #: What only the present incarnation of a coordinator may say: a peer that has heard a later one ignores it.
 Word = Welcome | Ack | Hold | Release | Freeze | Epoch | Probe | Evicted | Goodbye

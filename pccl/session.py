@@ -14,7 +14,7 @@ from enum import Enum
 
 from pccl import errors
 from pccl import messages as m
-from pccl.epochs import configuration, vias_of, view_of
+from pccl.epochs import configuration, flaw_of, vias_of, view_of
 from pccl.table import Row
 from pccl.table import row as _row
 from pccl.types import (
@@ -349,14 +349,18 @@ class Session:
     # -- membership -------------------------------------------------------------------------------------------
 
     def _on_epoch(self, event: m.Epoch) -> None:
-        """configures the engine; one that is old or out of turn is ignored"""
+        """configures the engine; one that is old or out of turn is ignored, one that cannot be fences"""
         if not self._is_next(event):
             return
         if all(member.peer != self.identity.peer for member in event.members):
             self._fence(errors.Evicted(f"the epoch has no place for this peer: {event.reason}"), Status.EEVICTED)
             return
-        view = view_of(event)
         entering = self.state is State.JOINING
+        flaw = flaw_of(self.identity.peer, event, None if entering else self.boundary)
+        if flaw:
+            self._fence(errors.ProtocolError(f"epoch {event.epoch} cannot be: {flaw}"), Status.EPROTO)
+            return
+        view = view_of(event)
         self._chain = [view] if event.change or entering else [*self._live_chain(), view]
         self._views[view.epoch] = view
         while len(self._views) > VIEWS_MAX:
@@ -405,7 +409,7 @@ class Session:
         if event.epoch != self.epoch:
             self._pulse()
             return
-        if event.hold < self._hold:
+        if event.hold < self._hold or self.boundary >= m.BOUNDARY_MAX:  # there is no later one to promise
             return
         if event.hold > self._hold or self._promise is None:
             self._hold, self._promise = event.hold, self.boundary + 1

@@ -83,6 +83,8 @@ def end_on_signals() -> threading.Event:
 @click.option(
     "--ha", metavar="etcd://HOST:PORT[,...]", help="Stand by for others: who leads, and the state, is in etcd."
 )
+@click.option("--no-dial-back", is_flag=True, help="Take every joiner for one that can be dialled.")
+@click.option("--insecure", is_flag=True, help="Without a secret: listen all the same, to everybody.")
 @secret_file_option
 def command(
     bind: str,
@@ -94,6 +96,8 @@ def command(
     algorithm: str,
     state: Path | None,
     ha: str | None,
+    no_dial_back: bool,
+    insecure: bool,
     secret_file: Path | None,
 ) -> None:
     """Serve a run: membership, order and topology.
@@ -102,6 +106,8 @@ def command(
     With --state a coordinator that is started again on the same address goes on where the former one ended, and ops in
     flight do not notice; without it the peers end when their coordinator does. With --ha several coordinators stand by
     for each other, one of them leads, and peers are given all their addresses.
+    A run without a secret is served on loopback only, unless --insecure says that everybody may join it.
+    --no-dial-back is for a coordinator that stands in another network than the peers, where its own dials tell nothing.
     --streams and --algorithm are for benchmarks, and for finding out why something is slow: the planner knows better.
     """
     from pccl.coordinator.server import Coordinator
@@ -118,6 +124,8 @@ def command(
         "algorithm": algorithm,
         "state": state,
         "ha": ha,
+        "dial_back": not no_dial_back,
+        "insecure": insecure,
         "end": end,
     }
     begin = f", {form_peers} to begin" if form_peers else ""

@@ -46,7 +46,7 @@ from pccl.coordinator.settings import REPLAN_GAP_S, Settings
 from pccl.coordinator.snapshot import GroupState, MemberState, restart_in_words
 from pccl.coordinator.status import group_status
 from pccl.coordinator.steps import Change, Growth, State
-from pccl.coordinator.verdicts import Fault, judge, name_of, report_of
+from pccl.coordinator.verdicts import FAULTS_MAX, Fault, judge, name_of, report_of
 from pccl.table import Row
 from pccl.table import row as _row
 from pccl.types import OpName, short_id
@@ -304,7 +304,7 @@ class Membership:
         fault = event.message
         assert isinstance(fault, m.OpFault)
         name = name_of(fault.op)
-        if event.peer not in self.members or fault.epoch < self._judged.get(name, 0):
+        if event.peer not in self.members or fault.epoch < self._judged.get(name, 0) or len(self._faults) == FAULTS_MAX:
             return
         known = self._faults.get(name)
         if known is None or (fault.kind == "mismatch" and known.report.kind != "mismatch"):  # it outranks the others
@@ -667,7 +667,7 @@ TABLE: dict[tuple[State, type], Row[Membership, State]] = {
     (_S, m.Healed): _row(_M._on_healed, _S),
     (_S, m.ProbeReply): _row(_M._on_probe_reply, _S, _H, _Z),
     (_S, m.OpFault): _row(_M._on_fault, _S, _Z),
-    (_S, m.Leave): _row(_M._on_leave, _Z, _F),
+    (_S, m.Leave): _row(_M._on_leave, _S, _Z, _F),
     (_S, Dialled): _row(_M._on_dialled, _S, _H),
     (_S, Disconnected): _row(_M._on_disconnected, _S, _Z),
     (_S, Reconnected): _row(_M._on_reconnected, _S),
