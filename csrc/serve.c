@@ -104,6 +104,7 @@ static void cut(struct serving *s)
         segment.payload.data = run->at + s->into;
     else
         segment.payload.runs = run;
+    segment.payload.changes = s->region->offer.changes;
     s->position += bytes;
     s->into += bytes;
     if (runs > 1 || s->into == run->bytes) {

@@ -293,6 +293,7 @@ class Region:
     address: int
     nbytes: int
     token: int
+    changes: bool = False  # it is written to while it is offered
 
 
 @dataclass(slots=True, frozen=True)

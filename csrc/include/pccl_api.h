@@ -187,6 +187,7 @@ typedef struct {
     const void *data;
     uint64_t bytes;                /* at least 1 */
     uint64_t token;                /* given back in the event */
+    uint8_t changes;               /* 1: it is written to while it is offered; whoever fetches must expect a mixture */
 } pccl_region;
 
 /* A part of a region, and where it is wanted. */
