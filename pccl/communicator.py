@@ -54,7 +54,8 @@ from pccl.types import EpochView, PlanInfo
 from pccl.work import Result, Work
 
 if TYPE_CHECKING:
-    from pccl.state import Strategy, SyncReport
+    from pccl.sharing import Strategy, SyncReport
+    from pccl.sharing.depot import Depot
     from pccl.transfer import Transfers
 
 __all__ = ["Communicator"]
@@ -151,6 +152,11 @@ class Communicator:
         """Named bytes that this peer offers to others or fetches from them; see pccl.transfer."""
         self._runtime.check()
         return self._runtime.transfers
+
+    @property
+    def depot(self) -> Depot:
+        """What this peer keeps of its state on offer; for pccl.sharing."""
+        return self._runtime.depot()
 
     def stats(self) -> dict[str, Any]:
         """Counters since the communicator was made, and "links": one dict per peer. Never blocks."""
@@ -496,10 +502,10 @@ class Communicator:
         *,
         timeout: float | None = None,
     ) -> SyncReport:
-        """Makes the entries (tensors, arrays, scalars by name) equal on all peers, moving only what differs. See
-        pccl.state.sync_state.
+        """Makes the entries (tensors, arrays, scalars by name) equal on all peers, moving only the chunks that differ.
+        See pccl.sharing.sync_state.
         """
-        from pccl.state import sync_state
+        from pccl.sharing import sync_state
 
         self._runtime.check()
         return sync_state(self, entries, strategy, allow_drift, timeout=timeout)

@@ -159,6 +159,7 @@ class Manifest:
     parts: tuple[int, ...]
     data_generation: int
     layout: Layout = field(init=False, repr=False, compare=False)
+    _root: list[bytes] = field(init=False, repr=False, compare=False, default_factory=list)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", Layout(self.chunk_bytes, self.parts))
@@ -185,8 +186,10 @@ class Manifest:
     @property
     def root(self) -> bytes:
         """The digest of the whole: of the chunk size and of all parts' digests, not of the name or the generation."""
-        parts = b"".join(self.part_digest(part) for part in range(len(self.parts)))
-        return digest_of(struct.pack("<QQ", self.nbytes, self.chunk_bytes) + parts)
+        if not self._root:
+            parts = b"".join(self.part_digest(part) for part in range(len(self.parts)))
+            self._root.append(digest_of(struct.pack("<QQ", self.nbytes, self.chunk_bytes) + parts))
+        return self._root[0]
 
     def part_digest(self, part: int) -> bytes:
         """Of one part: of its size and of its chunks' digests."""

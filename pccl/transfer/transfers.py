@@ -78,8 +78,8 @@ class Transfers:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._offers = Offers(host)
-        self._worker = Worker(self._offers, self._on_over)
+        self.offers = Offers(host)
+        self._worker = Worker(self.offers, self._on_over)
         self._fetches: dict[int, tuple[Fetch, Any]] = {}
         self._numbers = itertools.count(1)
         self._number_of: dict[Job, int] = {}
@@ -100,7 +100,7 @@ class Transfers:
         """
         self._host.check()
         check_name(name)
-        return self._offers.offer(name, array, check_generation(generation), chunk_bytes)
+        return self.offers.offer(name, array, check_generation(generation), chunk_bytes)
 
     def fetch(
         self,
@@ -215,11 +215,11 @@ class Transfers:
         if event.kind == EventKind.FETCH:
             self._worker.on_event(event)
         else:
-            self._offers.on_withdrawn(event)
+            self.offers.on_withdrawn(event)
 
     def end(self) -> None:
         """The engine is gone: every fetch that is left ends with Closed, every offer's memory is free."""
-        self._offers.end()
+        self.offers.end()
         self._worker.stop()
 
     def _on_over(self, job: Job) -> None:
