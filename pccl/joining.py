@@ -53,7 +53,9 @@ def connect(settings: Settings) -> Communicator:
     PCCL_LISTEN and `advertise` to PCCL_ADVERTISE. `listen`: numeric host and port of the one port that this peer opens
     ("[::]:0": all interfaces, any port). `advertise`: "host:port" or "host" under which the others reach it, if that
     differs. `congestion`: TCP congestion control to ask for ("bbr"). `too_few`: what `advance()` does when fewer than
-    the run's minimum are left: "wait" for joiners or "raise" TooFewPeers. `op_timeout`: default deadline of an op, in
+    the run's minimum are left: "wait" for joiners or "raise" TooFewPeers. `enter`: False: return as soon as the run
+    knows this peer, which is a guest: it can `prefetch_state` and fetch from the members while these go on, and is one
+    of them after `enter()`. `op_timeout`: default deadline of an op, in
     seconds. `transport`: "tls" (TCP with TLS 1.3), "auto" (plain: shared memory between peers of one host, else TCP) or
     "tcp" (plain); all peers of a run must use TLS, or none. By default "auto" on one host (loopback addresses) and
     without a secret, else "tls"; `insecure` (PCCL_INSECURE=1) makes it "auto". `tls`: (ca, cert, key), paths of PEM
@@ -80,6 +82,7 @@ def connect(settings: Settings) -> Communicator:
             runtime.describe,
             runtime.on_op,
             runtime.on_view,
+            guest=not settings.enter,
         )
 
     runtime = Runtime(settings, engine, control_of, key)

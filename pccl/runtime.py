@@ -148,7 +148,10 @@ class Runtime:
         """Starts the threads and joins the run. Raises what Control.join raises; the caller then closes."""
         self.engine.start()
         self.control.start()
-        self.control.join(timeout)
+        if self.settings.enter:
+            self.control.join(timeout)
+        else:
+            self.control.visit(timeout)
         self._joined = True
         self._watcher.start()
 

@@ -29,7 +29,7 @@ def unpack(data: Any, count: int) -> list[bytes]:
     """What `pack` made it of. ProtocolError if it is not so many."""
     try:
         encoded: list[bytes] = _decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         raise ProtocolError(f"sync_state: scalars that cannot be read: {error}") from error
     if len(encoded) != count:
         raise ProtocolError(f"sync_state: {len(encoded)} scalars where {count} were expected")

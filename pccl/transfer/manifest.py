@@ -217,7 +217,7 @@ class Manifest:
             raise ProtocolError(f"the manifest of {name!r} does not have the digest that its head says")
         try:
             wire = _decoder.decode(data)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError) as error:  # ValueError: text that is no UTF-8
             raise ProtocolError(f"the manifest of {name!r} cannot be read: {error}") from error
         if wire.version != _VERSION:
             raise ProtocolError(f"the manifest of {name!r} has version {wire.version}, {_VERSION} is spoken here")
