@@ -36,6 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mib", type=int, default=1024, help="size of the state")
     parser.add_argument("--compute", type=float, default=0.3, help="seconds of a step that are no all-reduce")
     parser.add_argument("--gradient-kib", type=int, default=256, help="size of a step's all-reduce")
+    parser.add_argument("--cap-mbit", type=float, default=178.0, help="what a member may send to joiners; 0: no cap")
     parser.add_argument("--before", type=int, default=12, help="steps before the joiner comes")
     parser.add_argument("--after", type=int, default=4, help="steps after it has come")
     parser.add_argument("--timeout", type=float, default=170.0)
@@ -96,6 +97,7 @@ def run(options: argparse.Namespace) -> tuple[list[Process], Process]:
             "compute_s": options.compute,
             "gradient_bytes": options.gradient_kib << 10,
             "members": len(MEMBERS),
+            "cap_bytes_per_s": int(options.cap_mbit * 1e6 / 8),
             "after": options.after,
         }
         jobs = {site: {"role": "member", "listen": f"{wan.address(site)}:0", "spoils": site == "d"} for site in MEMBERS}
@@ -133,10 +135,12 @@ def judged(options: argparse.Namespace, members: list[Process], joiner: Process)
         "ideal_s": round(ideal, 2),
         "join_s": round(joiner.one("joined"), 2),
         "join_ratio": round(joiner.one("joined") / ideal, 3),
+        "cap_mbit": options.cap_mbit,
         "step_s": round(normal, 4),
         "step_during_s": round(during, 4),
         "step_ratio": round(during / normal, 3),
         "steps_during": len(meanwhile),
+        "prefetch_s": round(joiner.all("prefetch")[0]["at"] - begin, 2),
         "prefetched_mib": round(joiner.all("prefetch")[0]["received"] / 2**20, 1),
         "sync_received_mib": round(sum(s["received"] for s in syncs["join"]) / 2**20, 2),
         "sync_s": round(max(s["s"] for p in members for s in p.all("sync") if s["sync"] == "join"), 3),

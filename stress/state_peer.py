@@ -1,4 +1,4 @@
-"""state_peer.py - one peer of state_bench.py: a member that trains, or the joiner. Tells what it saw in lines of JSON."""
+"""state_peer.py - one peer of state_bench.py, member or joiner: trains, and tells what it saw in lines of JSON."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ def go_on(comm: pccl.Communicator, job: dict[str, Any], state: dict[str, Any], w
 def member(comm: pccl.Communicator, job: dict[str, Any]) -> None:
     """One of those who are there from the beginning."""
     state = state_of(job, 1)
+    comm.transfers.limit("low", job["cap_bytes_per_s"])
     while comm.world_size < job["members"]:
         comm.barrier()
         comm.advance()
