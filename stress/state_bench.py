@@ -140,6 +140,7 @@ def judged(options: argparse.Namespace, members: list[Process], joiner: Process)
         "step_during_s": round(during, 4),
         "step_ratio": round(during / normal, 3),
         "steps_during": len(meanwhile),
+        "connect_s": round(joiner.one("connected") - begin, 2),
         "prefetch_s": round(joiner.all("prefetch")[0]["at"] - begin, 2),
         "prefetched_mib": round(joiner.all("prefetch")[0]["received"] / 2**20, 1),
         "sync_received_mib": round(sum(s["received"] for s in syncs["join"]) / 2**20, 2),

@@ -98,7 +98,7 @@ def main() -> None:
     begun = time.monotonic()
     with pccl.connect(job["coordinator"], listen=job["listen"], insecure=True, enter=not joins, timeout=60) as comm:
         if joins:
-            say(connect=begun)
+            say(connect=begun, connected=time.monotonic())
             report = comm.prefetch_state(state)
             say(prefetch=str(report), at=time.monotonic(), received=report.received_bytes, held=report.held_bytes)
             comm.enter()
