@@ -138,6 +138,8 @@ static int send_segment(struct link *l, struct conn *c)
     if (s->windowed)
         f->windowed_sent++;
     f->sender->sent_bytes += s->bytes;
+    if (f->sender->priority != PCCL_PRIORITY_LOW)
+        serve_charge(l->engine, s->bytes);
     l->meter.room_bytes -= s->bytes;
     struct payload payload = s->payload;
     flow_served(f);

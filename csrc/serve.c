@@ -43,6 +43,15 @@ static void limit_fill(const pccl_engine *e, struct rate_limit *limit)
     limit->filled_ns = e->now_ns;
 }
 
+void serve_charge(pccl_engine *e, uint32_t bytes)
+{
+    struct rate_limit *low = &e->transfers.limits[PCCL_PRIORITY_LOW];
+    if (!low->bytes_per_s)
+        return;
+    limit_fill(e, low);
+    low->tokens -= bytes;
+}
+
 static void limit_wake(pccl_engine *e, const struct rate_limit *limit)
 {
     double owed = limit->tokens < 0 ? 1 - (double)limit->tokens : 1;

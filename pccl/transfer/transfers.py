@@ -178,7 +178,8 @@ class Transfers:
 
     def limit(self, priority: PriorityName, bytes_per_s: int) -> None:
         """Caps what this peer sends of fetches of a priority, to all peers together; 0: no cap. Collectives are not
-        limited.
+        limited, but count against the cap of "low", which has what they and higher priorities leave of it: give it a
+        little less than this peer's line carries, and they do not wait behind what nobody is in a hurry for.
         """
         self._host.check()
         if bytes_per_s < 0:
