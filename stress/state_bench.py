@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mib", type=int, default=1024, help="size of the state")
     parser.add_argument("--compute", type=float, default=0.3, help="seconds of a step that are no all-reduce")
     parser.add_argument("--gradient-kib", type=int, default=256, help="size of a step's all-reduce")
-    parser.add_argument("--cap-mbit", type=float, default=172.0, help="what a member may send to joiners; 0: no cap")
+    parser.add_argument("--cap-mbit", type=float, default=182.0, help="what a member may send to joiners; 0: no cap")
     parser.add_argument("--before", type=int, default=12, help="steps before the joiner comes")
     parser.add_argument("--after", type=int, default=4, help="steps after it has come")
     parser.add_argument("--timeout", type=float, default=170.0)
