@@ -43,6 +43,15 @@ static void limit_fill(const pccl_engine *e, struct rate_limit *limit)
     limit->filled_ns = e->now_ns;
 }
 
+void serve_charge(pccl_engine *e, uint32_t bytes)
+{
+    struct rate_limit *low = &e->transfers.limits[PCCL_PRIORITY_LOW];
+    if (!low->bytes_per_s)
+        return;
+    limit_fill(e, low);
+    low->tokens -= bytes;
+}
+
 static void limit_wake(pccl_engine *e, const struct rate_limit *limit)
 {
     double owed = limit->tokens < 0 ? 1 - (double)limit->tokens : 1;
@@ -104,6 +113,7 @@ static void cut(struct serving *s)
         segment.payload.data = run->at + s->into;
     else
         segment.payload.runs = run;
+    segment.payload.changes = s->region->offer.changes;
     s->position += bytes;
     s->into += bytes;
     if (runs > 1 || s->into == run->bytes) {

@@ -47,6 +47,7 @@ class Settings:
     advertise: tuple[str, ...]  # empty: what the engine can find out by itself
     congestion: str
     too_few: TooFew
+    enter: bool
     join_timeout: float
     op_timeout: float
     transport: str
@@ -66,6 +67,7 @@ def settings_from(
     advertise: str | Sequence[str] | None = None,
     congestion: str | None = None,
     too_few: TooFew = "wait",
+    enter: bool = True,
     op_timeout: float = 300.0,
     transport: str | None = None,
     tls: TlsFiles | Sequence[str] | None = None,
@@ -103,6 +105,7 @@ def settings_from(
         advertise=advertises,
         congestion=congestion or "",
         too_few=too_few,
+        enter=enter,
         join_timeout=float(timeout),
         op_timeout=float(op_timeout),
         transport=choose_transport(

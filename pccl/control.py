@@ -68,6 +68,7 @@ class Control:
         *,
         coordinator_timeout_s: float = 60.0,
         wire: int = WIRE_VERSION,
+        guest: bool = False,
     ) -> None:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
@@ -86,6 +87,7 @@ class Control:
             host=socket.gethostname(),
             pid=os.getpid(),
             wire=wire,
+            guest=guest,
             coordinator_timeout_s=coordinator_timeout_s,
         )
         self._peer = Peer(identity, engine, describe)
@@ -129,7 +131,7 @@ class Control:
         with self.lock:
             view = self._peer.view(boundary)
             if view is None:
-                raise self._peer.error or PcclError("this peer is not a member yet")
+                raise self._peer.error or PcclError("this peer is not a member yet: call enter()")
             return view
 
     def epoch_view(self, epoch: int) -> EpochView | None:
@@ -171,6 +173,28 @@ class Control:
             if not self._wait(lambda: self._peer.state is State.MEMBER, timeout):
                 raise self._join_timeout(timeout or 0.0)
             return self.view()
+
+    def visit(self, timeout: float | None = None) -> None:
+        """Waits until this peer is a guest, and the run's members, if any, know it. Raises what `join` does."""
+        self._check_process()
+        with self.lock:
+            if not self._wait(lambda: self._peer.session.acquaintances is not None, timeout):
+                raise self._join_timeout(timeout or 0.0)
+
+    def enter(self, timeout: float | None = None) -> EpochView:
+        """A guest becomes a member. Raises what `join` does."""
+        self._check_process()
+        with self.lock:
+            if self._peer.session.guest:
+                self._peer.enter(time.monotonic())
+                self._wake()
+            return self.join(timeout)
+
+    @property
+    def hosts(self) -> tuple[bytes, ...] | None:
+        """Of a guest: the run's members; of a member None."""
+        with self.lock:
+            return self._peer.session.acquaintances or () if self._peer.state is State.JOINING else None
 
     def advance(self, timeout: float | None = None, *, wait_for_peers: bool = True) -> EpochView:
         """Passes to the next boundary and gives the epoch that runs there.

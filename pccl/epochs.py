@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pccl import messages as m
 from pccl.types import (
     STREAMS_LIMIT,
@@ -15,7 +17,7 @@ from pccl.types import (
     dials,
 )
 
-__all__ = ["configuration", "flaw_of", "vias_of", "view_of"]
+__all__ = ["acquaintances_of", "configuration", "flaw_of", "vias_of", "view_of"]
 
 
 def flaw_of(own: bytes, event: m.Epoch, boundary: int | None) -> str:
@@ -103,3 +105,8 @@ def vias_of(own: bytes, event: m.Epoch) -> dict[int, int]:
     count = len(event.members)
     vias = {to: via for start, to, via in event.detours if start == mine and max(to, via) < count}
     return {to: via for to, via in vias.items() if mine not in (to, via) and via not in vias}
+
+
+def acquaintances_of(own: bytes, inbound: bool, peers: Sequence[m.Member]) -> list[MemberConfig]:
+    """Peers that this one is to have links to beside those of an epoch; `inbound`: it can be dialled."""
+    return [MemberConfig(p.peer, p.since, dials(own, p.peer, inbound, p.inbound), p.address) for p in peers]

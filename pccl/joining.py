@@ -60,8 +60,9 @@ def connect(settings: Settings) -> Communicator:
     (TCP with TLS 1.3), "auto" (plain: shared memory between peers of one host, else TCP) or "tcp" (plain); all peers of
     a run must use TLS, or none. By default "auto" on one host (loopback addresses) and without a secret, else "tls";
     `insecure` (PCCL_INSECURE=1) makes it "auto". `tls`: (ca, cert, key), paths of PEM files by which peers prove
-    themselves (PCCL_TLS_CA, PCCL_TLS_CERT, PCCL_TLS_KEY); without them the secret does. For tests, with `fault_seed`,
-    "faulty+tcp".
+    themselves (PCCL_TLS_CA, PCCL_TLS_CERT, PCCL_TLS_KEY); without them the secret does. `enter`: False: return as soon
+    as the run knows this peer, which is a guest: it can `prefetch_state` and fetch from the members while these go on,
+    and is one of them after `enter()`. For tests, with `fault_seed`, "faulty+tcp".
 
     `environ`: read instead of os.environ.
 
@@ -84,6 +85,7 @@ def connect(settings: Settings) -> Communicator:
             runtime.describe,
             runtime.on_op,
             runtime.on_view,
+            guest=not settings.enter,
         )
 
     runtime = Runtime(settings, engine, control_of, run_keys.data)

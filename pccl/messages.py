@@ -187,7 +187,7 @@ class Message(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, 
 
 
 class Join(Message, frozen=True):
-    """A peer asks to enter."""
+    """A peer asks to enter; `guest`: not yet, it wants to fetch from the members before."""
 
     run: Name
     group: U32
@@ -196,6 +196,7 @@ class Join(Message, frozen=True):
     host: Name
     pid: U32
     wire: U32
+    guest: bool = False
 
 
 class Heartbeat(Message, frozen=True):
@@ -330,6 +331,17 @@ class Hold(Message, frozen=True):
     incarnation: U32 = 0
 
 
+class Acquaint(Message, frozen=True):
+    """Keep links for transfers to these peers, and no others: to a member the guests, to a guest the members.
+    `inbound`: whether the receiver can be dialled.
+    """
+
+    peers: Annotated[tuple[Member, ...], Meta(max_length=MEMBERS_MAX)]
+    streams: Annotated[int, Meta(ge=1, le=STREAMS_LIMIT)]
+    inbound: bool
+    incarnation: U32 = 0
+
+
 class Release(Message, frozen=True):
     """The hold is off."""
 
@@ -402,10 +414,12 @@ class Status(Message, frozen=True):
 ToCoordinator = (
     Join | Heartbeat | Held | Frozen | Suspect | Healed | OpFault | ProbeReply | Leave | StatusRequest | KeysRequest
 )  # fmt: skip
-ToPeer = Welcome | Refused | Keys | Ack | Hold | Release | Freeze | Epoch | Probe | Evicted | Goodbye | Status
+ToPeer = (
+    Welcome | Refused | Keys | Ack | Acquaint | Hold | Release | Freeze | Epoch | Probe | Evicted | Goodbye | Status
+)  # fmt: skip
 
 #: What only the present incarnation of a coordinator may say: a peer that has heard a later one ignores it.
-Word = Welcome | Ack | Hold | Release | Freeze | Epoch | Probe | Evicted | Goodbye
+Word = Welcome | Ack | Acquaint | Hold | Release | Freeze | Epoch | Probe | Evicted | Goodbye
 
 _encoder = msgspec.msgpack.Encoder()
 _to_coordinator: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToCoordinator)

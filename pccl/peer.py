@@ -41,6 +41,7 @@ class Peer:
         self._looked = float("-inf")
         self._verdicts: OrderedDict[OpName, tuple[int, str]] = OrderedDict()
         self._failed: OrderedDict[OpName, m.Pending] = OrderedDict()
+        self._acquainted: set[bytes] = set()
 
     # -- facts ------------------------------------------------------------------------------------------------
 
@@ -130,6 +131,10 @@ class Peer:
     def fault(self, now: float, token: int, kind: str) -> None:
         """Asks the coordinator to settle an op."""
         self._fault(now, token, kind, b"", "")
+
+    def enter(self, now: float) -> None:
+        """A guest so far, it wants to be a member."""
+        self._do(now, s.Enter())
 
     def leave(self, now: float, reason: str = "closed by the user") -> None:
         """Leaves gracefully: CLOSED once the coordinator has said Goodbye."""
@@ -221,8 +226,19 @@ class Peer:
             engine.freeze(effect.change)
         elif isinstance(effect, s.Prepare):
             engine.prepare(effect.members, effect.streams)
+        elif isinstance(effect, s.Acquaint):
+            self._acquaint(effect)
         else:
             engine.fail_all(effect.status)
+
+    def _acquaint(self, effect: s.Acquaint) -> None:
+        wanted = {member.id for member in effect.members}
+        for peer in sorted(self._acquainted - wanted):
+            self._engine.unacquaint(peer)
+        for member in effect.members:
+            if member.id not in self._acquainted:
+                self._engine.acquaint(member, effect.streams)
+        self._acquainted = wanted
 
     def _keep_verdicts(self, effect: s.Configure) -> None:
         """Kept for the communicator until the op's event comes, or until it calls an op that has failed elsewhere."""

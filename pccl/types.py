@@ -293,6 +293,7 @@ class Region:
     address: int
     nbytes: int
     token: int
+    changes: bool = False  # it is written to while it is offered
 
 
 @dataclass(slots=True, frozen=True)
@@ -368,6 +369,12 @@ class Engine(Protocol):
 
     def prepare(self, members: Sequence[MemberConfig], streams: int) -> None:
         """Opens links ahead of an epoch that will need them."""
+
+    def acquaint(self, member: MemberConfig, streams: int) -> None:
+        """Keeps a link for transfers to a peer, whether it is in an epoch or not."""
+
+    def unacquaint(self, peer: bytes) -> None:
+        """Such a link is not needed any more."""
 
     def freeze(self, change: int) -> None:
         """Stops all epochs; a FROZEN event with token == change follows, also when frozen already."""

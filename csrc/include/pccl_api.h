@@ -187,6 +187,7 @@ typedef struct {
     const void *data;
     uint64_t bytes;                /* at least 1 */
     uint64_t token;                /* given back in the event */
+    uint8_t changes;               /* 1: it is written to while it is offered; whoever fetches must expect a mixture */
 } pccl_region;
 
 /* A part of a region, and where it is wanted. */
@@ -419,7 +420,7 @@ pccl_err pccl_engine_fetch(pccl_engine *engine, const pccl_fetch_request *reques
 /* Ends the fetches with this token; none if there are none. */
 pccl_err pccl_engine_cancel_fetch(pccl_engine *engine, uint64_t token);
 /* Sends at most so many bytes per second of fetches of this priority to all peers together; 0: as many as possible. Ops are not
- * limited. */
+ * limited; what they and fetches of higher priorities send counts against the cap of PCCL_PRIORITY_LOW, which has what is left. */
 pccl_err pccl_engine_limit(pccl_engine *engine, int priority, uint64_t bytes_per_s);
 /* Keeps a link to a peer for transfers, whether it is in an epoch or not (its `since`, `weight`, `region` and `via` mean nothing). Both sides
  * must ask for it, and one of them must dial. A link that an epoch has made keeps its number of streams. */

@@ -68,8 +68,7 @@ class Fetch(Pending[FetchResult]):
         first byte; b"" while the manifest is not known. After an error, give it to the next `fetch` of the same
         generation into the same target, to fetch only the rest.
         """
-        schedule = self._job.schedule
-        return b"" if schedule is None else schedule.bitmap()
+        return self._job.have()
 
     def add_source(self, peer: bytes) -> None:
         """One more peer to fetch from, by its id. Does not block; without effect once the fetch has ended."""

@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pccl import _native
@@ -15,6 +16,7 @@ from pccl.transfer.fetch import Fetch, FetchResult
 from pccl.transfer.job import Job
 from pccl.transfer.manifest import check_generation, check_name
 from pccl.transfer.offers import Offer, Offers, writable
+from pccl.transfer.target import Into, Target
 from pccl.transfer.worker import Worker, _RelayOf
 from pccl.types import PEER_ID_BYTES, Event, EventKind
 
@@ -56,6 +58,17 @@ class Host(Protocol):
         """The peers of the epoch, in the order of their ranks."""
 
 
+@dataclass(slots=True, frozen=True)
+class Wish:
+    """What a fetch is to be: see `Transfers.fetch`, and `changing` of Job."""
+
+    generation: int | None = None
+    digest: bytes | None = None
+    priority: int = 0
+    relay: bool = False
+    changing: bool = False
+
+
 class Transfers:
     """Named bytes that peers of a run offer and fetch, beside the collectives and over the same links. Any thread.
 
@@ -65,8 +78,8 @@ class Transfers:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._offers = Offers(host)
-        self._worker = Worker(self._offers, self._on_over)
+        self.offers = Offers(host)
+        self._worker = Worker(self.offers, self._on_over)
         self._fetches: dict[int, tuple[Fetch, Any]] = {}
         self._numbers = itertools.count(1)
         self._number_of: dict[Job, int] = {}
@@ -75,7 +88,8 @@ class Transfers:
     # -- what users call --
 
     def offer(self, name: str, array: Any, *, generation: int = 1, chunk_bytes: int | None = None) -> Offer:
-        """Offers the bytes of an array (torch CPU tensor, numpy array, or buffer; contiguous; any size) to all peers.
+        """Offers the bytes of an array (torch CPU tensor, numpy array, or buffer; contiguous; any size), or of a list
+        of arrays, to all peers.
 
         Nothing is copied: the memory must not be written to until `Offer.withdraw` or `update` has returned, and is
         kept alive until then. Blocks while it reads all of it, to take the digests (about 10 GB/s). `generation`: 1 to
@@ -86,7 +100,7 @@ class Transfers:
         """
         self._host.check()
         check_name(name)
-        return self._offers.offer(name, array, check_generation(generation), chunk_bytes)
+        return self.offers.offer(name, array, check_generation(generation), chunk_bytes)
 
     def fetch(
         self,
@@ -103,16 +117,16 @@ class Transfers:
     ) -> Fetch:
         """Fetches a name from one or more peers at once; returns at once.
 
-        `into`: contiguous writable memory of exactly the offer's size, which belongs to the fetch until it is done;
-        None: a uint8 numpy array is made. `sources`: ranks or ids of peers. Faster ones carry more; chunks of one that
-        is lost, silent or wrong move to the others; one that does not offer the name yet is asked again. `generation`,
-        `digest` (of `Offer.digest`): what must be offered; without them it is the newest that the sources offer when
-        the fetch begins, and if they differ in it, what most of them offer. `have`: chunks that `into` holds already
-        (`Fetch.have()`); they are verified, and not fetched if they are right. `priority`: whose bytes the sources send
-        first; see also `limit`. `timeout`: seconds until the fetch ends with Timeout, whatever the other side does
-        (default: the communicator's `op_timeout`). `relay`: this peer offers the name on from the start, each chunk as
-        soon as it is verified, and goes on when the fetch is done (`FetchResult.offer`); a fetch that fails withdraws
-        it.
+        `into`: contiguous writable memory of exactly the offer's size, which belongs to the fetch until it is done; of
+        an offer of several arrays one for all, or a list of such of their sizes; None: a uint8 numpy array is made.
+        `sources`: ranks or ids of peers. Faster ones carry more; chunks of one that is lost, silent or wrong move to
+        the others; one that does not offer the name yet is asked again. `generation`, `digest` (of `Offer.digest`):
+        what must be offered; without them it is the newest that the sources offer when the fetch begins, and if they
+        differ in it, what most of them offer. `have`: chunks that `into` holds already (`Fetch.have()`); they are
+        verified, and not fetched if they are right. `priority`: whose bytes the sources send first; see also `limit`.
+        `timeout`: seconds until the fetch ends with Timeout, whatever the other side does (default: the communicator's
+        `op_timeout`). `relay`: this peer offers the name on from the start, each chunk as soon as it is verified, and
+        goes on when the fetch is done (`FetchResult.offer`); a fetch that fails withdraws it.
 
         Raises ArgumentError, TypeError or Closed: then nothing has happened. What goes wrong later is raised by the
         Fetch.
@@ -124,25 +138,36 @@ class Transfers:
             raise ArgumentError(f"timeout must be a positive number of seconds, not {timeout!r}")
         if generation is not None:
             check_generation(generation)
-        target, hold = (None, None) if into is None else writable(into)
+        memory, hold = (None, None) if into is None else writable(into)
+        wish = Wish(generation, digest, choice("priority", priority, PRIORITIES), relay)
+        return self._begin(name, Into(memory, have), self._source_ids(sources), wish, seconds, (into, hold))
+
+    def begin(self, name: str, target: Target, sources: Sequence[bytes], wish: Wish, seconds: float) -> Fetch:
+        """Fetches into a target of the caller's making; what it does not want is not fetched. See `fetch`."""
+        self._host.check()
+        return self._begin(name, target, tuple(sources), wish, seconds, (None, target))
+
+    def _begin(
+        self, name: str, target: Target, sources: tuple[bytes, ...], wish: Wish, seconds: float, hold: tuple[Any, Any]
+    ) -> Fetch:
         now = time.monotonic()
         job = Job(
             self._worker,
             name,
-            self._source_ids(sources),
+            sources,
             target,
-            have,
-            generation=generation,
-            root=digest,
-            priority=choice("priority", priority, PRIORITIES),
-            relay=relay,
+            generation=wish.generation,
+            root=wish.digest,
+            priority=wish.priority,
+            relay=wish.relay,
             now=now,
             deadline_at=now + seconds,
+            changing=wish.changing,
         )
         number = next(self._numbers)
         fetch = Fetch(self, number, job, self._worker.tell)
         with self._lock:
-            self._fetches[number] = (fetch, (into, hold))
+            self._fetches[number] = (fetch, hold)
             self._number_of[job] = number
         try:
             self._worker.begin(job)
@@ -153,7 +178,8 @@ class Transfers:
 
     def limit(self, priority: PriorityName, bytes_per_s: int) -> None:
         """Caps what this peer sends of fetches of a priority, to all peers together; 0: no cap. Collectives are not
-        limited.
+        limited, but count against the cap of "low", which has what they and higher priorities leave of it: give it a
+        little less than this peer's line carries, and they do not wait behind what nobody is in a hurry for.
         """
         self._host.check()
         if bytes_per_s < 0:
@@ -190,11 +216,11 @@ class Transfers:
         if event.kind == EventKind.FETCH:
             self._worker.on_event(event)
         else:
-            self._offers.on_withdrawn(event)
+            self.offers.on_withdrawn(event)
 
     def end(self) -> None:
         """The engine is gone: every fetch that is left ends with Closed, every offer's memory is free."""
-        self._offers.end()
+        self.offers.end()
         self._worker.stop()
 
     def _on_over(self, job: Job) -> None:
@@ -204,7 +230,7 @@ class Transfers:
             return
         manifest = job.manifest
         offer = job.relay.offer if isinstance(job.relay, _RelayOf) else None
-        tensor = job.data if into is None else into
+        tensor = job.target.whole if into is None and isinstance(job.target, Into) else into
         result = FetchResult(tensor, job.name, manifest.generation, manifest.nbytes, manifest.root, job.report, offer)
         fetch._resolve(result, None)
 

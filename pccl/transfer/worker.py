@@ -11,16 +11,14 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 from pccl import _native
 from pccl.errors import Closed, PcclError, ResourceError
 from pccl.transfer.job import Job
 from pccl.transfer.manifest import Manifest
 from pccl.transfer.offers import Offer, Offers, log
+from pccl.transfer.target import Bytes
 from pccl.types import Event, EventKind, Status
 
 __all__ = ["Worker"]
@@ -180,11 +178,11 @@ class Worker:
         """See Port."""
         self._offers.quietly("cancel_fetch", token)
 
-    def relay(self, job: Job, manifest: Manifest, data: np.ndarray[Any, Any]) -> _RelayOf:
+    def relay(self, job: Job, manifest: Manifest, parts: Sequence[Bytes]) -> _RelayOf:
         """See Port."""
 
         def gone() -> Job:
             job.on_withdrawn()
             return job
 
-        return _RelayOf(self._offers.relay(manifest, data), lambda: self.tell(gone))
+        return _RelayOf(self._offers.relay(manifest, parts), lambda: self.tell(gone))

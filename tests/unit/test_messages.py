@@ -80,6 +80,7 @@ TO_PEER = st.one_of(
     st.builds(m.Keys, one, keys32, keys32, keys32),
     st.builds(m.Ack, one, u32, u32),
     st.builds(m.Hold, one, u32, u32, st.integers(1, 64), members),
+    st.builds(m.Acquaint, one, members, st.integers(1, 64), st.booleans()),
     st.builds(m.Release, one, u32),
     st.builds(m.Freeze, one, u32, u32),
     st.builds(m.Epoch, one, u32, boundaries, u32, members, plans, verdicts, text, u32, reals, triples, triples),
@@ -102,7 +103,7 @@ def test_messages_to_a_peer_come_back(message: m.ToPeer) -> None:
 
 def test_every_message_is_covered() -> None:
     assert len(get_args(m.ToCoordinator)) == 11
-    assert len(get_args(m.ToPeer)) == 12
+    assert len(get_args(m.ToPeer)) == 13
 
 
 def decode_both(data: bytes) -> None:
