@@ -33,8 +33,8 @@ from pccl.errors import (
 from pccl.keys import RunKeys
 from pccl.loop import LoopThread, ZmqReader, monitor_event
 from pccl.peer import Describe, Peer
-from pccl.session import Identity, State
-from pccl.types import Engine, EpochView, Event, OpName, short_id
+from pccl.session import State
+from pccl.types import Engine, EpochView, Event, Identity, OpName, short_id
 
 _log = logging.getLogger("pccl.control")
 

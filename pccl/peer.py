@@ -15,7 +15,7 @@ from pccl.achieved import Stopwatch
 from pccl.errors import PcclError
 from pccl.measure import LineReporter, LinkReporter
 from pccl.refusals import Refusals
-from pccl.types import Engine, EpochView, Event, EventKind, OpInfo, OpName, OpState, Status
+from pccl.types import Engine, EpochView, Event, EventKind, Identity, OpInfo, OpName, OpState, Status
 
 #: The engine is looked at so often at most for what a Heartbeat tells.
 LOOK_GAP_S = 0.1
@@ -28,7 +28,7 @@ Describe = Callable[[int], "OpInfo | None"]
 class Peer:
     """One peer of one group. Not thread-safe: the caller holds a lock."""
 
-    def __init__(self, identity: s.Identity, engine: Engine, describe: Describe) -> None:
+    def __init__(self, identity: Identity, engine: Engine, describe: Describe) -> None:
         self.session = s.Session(identity)
         self.outbox: deque[m.ToCoordinator] = deque()
         self.configured = 0  # how many epochs have been installed: grows with every change of the view

@@ -17,7 +17,7 @@ from pccl import messages as m
 from pccl.epochs import acquaintances_of, configuration, flaw_of, vias_of, view_of
 from pccl.table import Row
 from pccl.table import row as _row
-from pccl.types import Cause, EpochConfig, EpochView, Lanes, MemberConfig, OpName, Status
+from pccl.types import Cause, EpochConfig, EpochView, Identity, Lanes, MemberConfig, OpName, Status
 
 JOIN_RETRY_S = 0.5
 FRESH_S, FRESH_EACH_S = 0.05, 0.002  # advance() sends a heartbeat if the last is older; of all members 500 a second
@@ -198,21 +198,6 @@ class FailAll:
 
 
 Effect = Send | Prepare | Acquaint | FreezeEngine | Configure | AdvanceEngine | ForgetLanes | FailAll
-
-
-@dataclass(slots=True, frozen=True)
-class Identity:
-    """Who this peer is and where it is reached."""
-
-    peer: bytes
-    run: str
-    group: int
-    addresses: tuple[str, ...]
-    host: str
-    pid: int
-    wire: int = 1
-    coordinator_timeout_s: float = 60.0
-    guest: bool = False
 
 
 class Session:

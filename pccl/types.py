@@ -430,3 +430,18 @@ def dials(own: bytes, other: bytes, own_inbound: bool = True, other_inbound: boo
     """
     first = own < other if own_inbound == other_inbound else other_inbound
     return first is not turned
+
+
+@dataclass(slots=True, frozen=True)
+class Identity:
+    """Who this peer is and where it is reached."""
+
+    peer: bytes
+    run: str
+    group: int
+    addresses: tuple[str, ...]
+    host: str
+    pid: int
+    wire: int = 1
+    coordinator_timeout_s: float = 60.0
+    guest: bool = False

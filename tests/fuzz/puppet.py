@@ -12,8 +12,8 @@ from pccl import _native as native
 from pccl import messages as m
 from pccl.errors import ProtocolError
 from pccl.peer import Peer
-from pccl.session import Identity, State
-from pccl.types import Event, EventKind, OpInfo, OpName, OpRequest
+from pccl.session import State
+from pccl.types import Event, EventKind, Identity, OpInfo, OpName, OpRequest
 
 RUN = "run"
 INBOX_MAX = 64

@@ -14,7 +14,19 @@ from pccl import messages as m
 from pccl import session as s
 from pccl.measure import LineReporter, LinkReporter
 from pccl.peer import LOOK_GAP_S, Peer
-from pccl.types import LOSS_UNKNOWN, Algorithm, Cause, Event, EventKind, LineStats, LinkStats, OpInfo, OpName, Status
+from pccl.types import (
+    LOSS_UNKNOWN,
+    Algorithm,
+    Cause,
+    Event,
+    EventKind,
+    Identity,
+    LineStats,
+    LinkStats,
+    OpInfo,
+    OpName,
+    Status,
+)
 
 V = m.VERSION
 ME, LOW, HIGH, NEW = (bytes([n]) * 16 for n in (5, 1, 9, 7))
@@ -28,7 +40,7 @@ class Bench:
     def __init__(self) -> None:
         self.engine = FakeEngine(ME)
         self.infos: dict[int, OpInfo] = {}
-        identity = s.Identity(ME, "run", 0, ("10.0.0.5:1",), "host", 1)
+        identity = Identity(ME, "run", 0, ("10.0.0.5:1",), "host", 1)
         self.peer = Peer(identity, self.engine, self.infos.get)
         self.now = 50.0
 
