@@ -455,6 +455,7 @@ class Engine:
         raw.size = ffi.sizeof("pccl_region")
         ffi.buffer(raw.key)[:] = _c_key(region.key)
         raw.generation, raw.bytes, raw.token = region.generation, region.nbytes, region.token
+        raw.watched = region.watched
         raw.data = ffi.cast("void *", region.address)
         with self._lock:
             _check(lib.pccl_engine_offer(self._live(), raw, whole), "the offer was refused")

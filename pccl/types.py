@@ -51,6 +51,7 @@ class EventKind(IntEnum):
     REFUSED = 7
     FETCH = 8
     WITHDRAWN = 9
+    ASKED = 10
 
 
 class Cause(IntEnum):
@@ -293,6 +294,7 @@ class Region:
     address: int
     nbytes: int
     token: int
+    watched: bool = False  # an ASKED event tells of each fetch of it that begins
 
 
 @dataclass(slots=True, frozen=True)

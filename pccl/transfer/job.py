@@ -26,6 +26,7 @@ from pccl.transfer.manifest import (
     manifest_key,
 )
 from pccl.transfer.schedule import Ask, Schedule, Step, chunks_of
+from pccl.transfer.task import Asks
 from pccl.types import Status, short_id
 
 __all__ = ["Job", "Port", "Relay", "TransferReport"]
@@ -48,16 +49,8 @@ class Relay(Protocol):
         """Ends the offer; the job hears of it by `on_withdrawn`."""
 
 
-class Port(Protocol):
+class Port(Asks, Protocol):
     """How a job reaches the world. Nothing blocks."""
-
-    def ask(
-        self, job: Job, peer: bytes, key: bytes, generation: int, span: tuple[int, int], address: int, priority: int
-    ) -> int:
-        """Asks a peer for (offset, bytes) of a region; gives a token. `on_ended` follows exactly once."""
-
-    def cancel(self, token: int) -> None:
-        """Ends an ask soon; `on_ended` still follows."""
 
     def relay(self, job: Job, manifest: Manifest, data: np.ndarray[Any, Any]) -> Relay:
         """Offers what the job will have, none of it yet."""
@@ -92,7 +85,7 @@ class _Out:
 
 class Job:
     """See the header. `into`: flat uint8 of the target, None to make it; `have`: bitmap of chunks that are said to be
-    there; they are verified like all others.
+    there; they are verified like all others. `offered_as`: what the sources call it, where that is not `name`.
     """
 
     def __init__(
@@ -109,6 +102,7 @@ class Job:
         relay: bool,
         now: float,
         deadline_at: float,
+        offered_as: str | None = None,
     ) -> None:
         self.name = name
         self.priority = priority
@@ -122,6 +116,7 @@ class Job:
         self.data: np.ndarray[Any, Any] = np.empty(0, np.uint8)
         self.lookup = Lookup(sources, generation, root)
         self._port = port
+        self._offered_as = name if offered_as is None else offered_as
         self._into = into
         self._have = have
         self._relaying = relay
@@ -232,14 +227,14 @@ class Job:
 
     def _look(self, now: float) -> None:
         for source in self.lookup.to_ask(now):
-            self._ask_small("head", source, head_key(self.name), HEAD_GENERATION, HEAD_BYTES)
+            self._ask_small("head", source, head_key(self._offered_as), HEAD_GENERATION, HEAD_BYTES)
         head = self.lookup.choose(now)
         if head is None:
             return
         if self.manifest is None and not any(out.what == "manifest" for out in self._out.values()):
             ready = self.lookup.ready()
             if ready:
-                key = manifest_key(self.name)
+                key = manifest_key(self._offered_as)
                 self._ask_small("manifest", ready[0], key, head.generation, head.manifest_bytes)
             else:
                 self.lookup.forget_choice()
@@ -274,7 +269,7 @@ class Job:
             self._lose(out.source, *_SOURCE_LOST.get(Status(status), ("lost", "did not answer")))
         else:
             try:
-                self.manifest = Manifest.decode(out.memory[0], head, self.name)
+                self.manifest = Manifest.decode(out.memory[0], head, self._offered_as)
             except ProtocolError as error:
                 self._lose(out.source, "protocol", error.message)
             else:
@@ -318,7 +313,7 @@ class Job:
             address = _native.pin(memory)[0]
         generation = self.manifest.generation
         token = self._port.ask(
-            self, ask.source, data_key(self.name), generation, (start, ask.nbytes), address, self.priority
+            self, ask.source, data_key(self._offered_as), generation, (start, ask.nbytes), address, self.priority
         )
         self._out[token] = _Out("chunks", ask.source, None, ask)
         self._tokens[ask.number] = token
