@@ -5,7 +5,9 @@ learn what became of it.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,15 @@ MIB = 1 << 20
 
 def content(nbytes: int, seed: int = 1) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).integers(0, 256, nbytes, np.uint8)
+
+
+def wait_until(holds: Callable[[], Any], seconds: float = 20.0) -> None:
+    """AssertionError if it does not come in time."""
+    deadline = time.monotonic() + seconds
+    poll = threading.Event()
+    while not holds():
+        assert time.monotonic() < deadline, f"this does not come within {seconds:g} s"
+        poll.wait(0.005)
 
 
 def between(pusher: Any, accepter: Any) -> Any:
@@ -83,7 +94,10 @@ def test_who_waits_is_found_at_once(cluster: Any) -> None:
 
     def push(comm: pccl.Communicator, rank: int) -> float:
         comm.barrier(tag="accepting")
-        time.sleep(1.0)  # a fetch of a name that is not offered would ask only every 250 ms by now
+        with pytest.raises(
+            Timeout
+        ):  # for so long nothing comes; a fetch of what is not offered would ask rarely by now
+            comm.transfers.push("nobody accepts it", content(1), to=0, timeout=1.0).wait()
         return comm.transfers.push("a", content(1000), to=0).wait().duration_s
 
     def accept(comm: pccl.Communicator) -> float:
@@ -114,8 +128,7 @@ def test_peers_that_push_the_same_bytes_share_the_work_and_others_are_told(clust
     def accept(comm: pccl.Communicator) -> None:
         work = comm.transfers.accept("a", np.zeros_like(data))
         comm.barrier(tag="accepting")
-        while not work.report.received:
-            time.sleep(0.005)
+        wait_until(lambda: work.report.received)
         comm.barrier(tag="begun")
         result = work.wait()
         assert np.array_equal(result.tensor, data)
@@ -181,8 +194,7 @@ def test_a_cancelled_accept_tells_who_pushes(cluster: Any) -> None:
         into = np.zeros(64 * MIB, np.uint8)
         work = comm.transfers.accept("a", into)
         comm.barrier(tag="accepting")
-        while work.progress().total_bytes is None:
-            time.sleep(0.005)
+        wait_until(lambda: work.progress().total_bytes is not None)
         assert work.cancel()
         into[:] = 7
         with pytest.raises(Cancelled):
@@ -206,8 +218,7 @@ def test_a_cancelled_push_is_not_read_any_more(cluster: Any) -> None:
 
     def accept(comm: pccl.Communicator) -> None:
         work = comm.transfers.accept("a")
-        while work.progress().total_bytes is None:
-            time.sleep(0.005)
+        wait_until(lambda: work.progress().total_bytes is not None)
         comm.barrier(tag="begun")
         with pytest.raises(TransferError, match="withdrawn") as caught:
             work.wait()
