@@ -175,6 +175,12 @@ static int take_runs(struct serving *s, const uint8_t *payload)
     return 1;
 }
 
+static void emit_asked(const struct link *l, const struct region *r)
+{
+    pccl_event event = {.kind = PCCL_EVENT_ASKED, .token = r->offer.token, .peer = l->id};
+    engine_emit(l->engine, &event);
+}
+
 static void begin(struct link *l, struct serving *s, const struct frame *frame)
 {
     s->sender = (struct sender){
@@ -186,6 +192,8 @@ static void begin(struct link *l, struct serving *s, const struct frame *frame)
     list_append(&l->transfers.servings, &s->of_link);
     l->transfers.busy++;
     l->engine->stats.transfers_served++;
+    if (s->region->offer.watched)
+        emit_asked(l, s->region);
     cut(s);
 }
 

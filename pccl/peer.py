@@ -105,14 +105,14 @@ class Peer:
         self._do(now, message)
 
     def on_engine(self, now: float, events: Iterable[Event]) -> list[Event]:
-        """Takes the engine's events; gives back those of ops and transfers that ended."""
+        """Takes the engine's events; gives back those of ops that ended, and of transfers."""
         ended = []
         for event in events:
             if event.kind == EventKind.OP:
                 self._count(now, event)
                 self._note_failure(event)
                 ended.append(event)
-            elif event.kind in (EventKind.FETCH, EventKind.WITHDRAWN):
+            elif event.kind in (EventKind.FETCH, EventKind.WITHDRAWN, EventKind.ASKED):
                 ended.append(event)
             else:
                 self._on_fact(now, event)

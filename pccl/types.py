@@ -51,6 +51,7 @@ class EventKind(IntEnum):
     REFUSED = 7
     FETCH = 8
     WITHDRAWN = 9
+    ASKED = 10
 
 
 class Cause(IntEnum):
@@ -294,6 +295,7 @@ class Region:
     nbytes: int
     token: int
     changes: bool = False  # it is written to while it is offered
+    watched: bool = False  # an ASKED event tells of each fetch of it that begins
 
 
 @dataclass(slots=True, frozen=True)

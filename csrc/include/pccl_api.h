@@ -186,8 +186,9 @@ typedef struct {
     uint64_t generation;
     const void *data;
     uint64_t bytes;                /* at least 1 */
-    uint64_t token;                /* given back in the event */
+    uint64_t token;                /* given back in the events */
     uint8_t changes;               /* 1: it is written to while it is offered; whoever fetches must expect a mixture */
+    uint8_t watched;               /* 1: PCCL_EVENT_ASKED tells of each fetch of it that begins */
 } pccl_region;
 
 /* A part of a region, and where it is wanted. */
@@ -220,7 +221,8 @@ typedef enum {
     PCCL_EVENT_REFUSED = 7,    /* a stream was refused: cause PCCL_EAUTH or PCCL_EPROTO; peer if known */
     PCCL_EVENT_FETCH = 8,      /* a fetch ended: token, status, peer, received_bytes, span_count (of these, the bytes at the beginning
                                   of the concatenation without a gap), duration_ns */
-    PCCL_EVENT_WITHDRAWN = 9   /* a region's memory is not read any more: token, status */
+    PCCL_EVENT_WITHDRAWN = 9,  /* a region's memory is not read any more: token, status */
+    PCCL_EVENT_ASKED = 10      /* a peer has begun to fetch from a watched region: token (the region's), peer */
 } pccl_event_kind;
 
 /* Why a link went down (pccl_event.cause of PCCL_EVENT_LINK_DOWN). */

@@ -9,6 +9,7 @@ from typing import Any
 from pccl.errors import HungError, Timeout
 from pccl.transfer.job import Job, TransferReport
 from pccl.transfer.offers import FENCE_S, Offer
+from pccl.transfer.task import Task
 from pccl.work import Owner, Pending
 
 __all__ = ["Fetch", "FetchResult", "Progress"]
@@ -46,7 +47,7 @@ class Fetch(Pending[FetchResult]):
 
     __slots__ = ("_job", "_tell")
 
-    def __init__(self, owner: Owner, token: int, job: Job, tell: Callable[[Callable[[], Job]], None]) -> None:
+    def __init__(self, owner: Owner, token: int, job: Job, tell: Callable[[Callable[[], Task]], None]) -> None:
         super().__init__(owner, token)
         self._job = job
         self._tell = tell

@@ -28,6 +28,7 @@ from pccl.transfer.manifest import (
 )
 from pccl.transfer.schedule import Ask, Schedule, Step, bitmap
 from pccl.transfer.target import Bytes, Into, Target
+from pccl.transfer.task import Asks
 from pccl.types import Status, short_id
 
 __all__ = ["Job", "Port", "Relay", "TransferReport"]
@@ -50,16 +51,8 @@ class Relay(Protocol):
         """Ends the offer; the job hears of it by `on_withdrawn`."""
 
 
-class Port(Protocol):
+class Port(Asks, Protocol):
     """How a job reaches the world. Nothing blocks."""
-
-    def ask(
-        self, job: Job, peer: bytes, key: bytes, generation: int, span: tuple[int, int], address: int, priority: int
-    ) -> int:
-        """Asks a peer for (offset, bytes) of a region; gives a token. `on_ended` follows exactly once."""
-
-    def cancel(self, token: int) -> None:
-        """Ends an ask soon; `on_ended` still follows."""
 
     def relay(self, job: Job, manifest: Manifest, parts: Sequence[Bytes]) -> Relay:
         """Offers what the job will have, none of it yet."""
@@ -97,6 +90,7 @@ class _Out:
 class Job:
     """See the header. `target`: where it goes, and what is wanted. `changing`: what is offered may be written to
     meanwhile: a chunk that is not what its digest says is not asked for again, and speaks against nobody.
+    `offered_as`: what the sources call it, where that is not `name`.
     """
 
     def __init__(
@@ -113,6 +107,7 @@ class Job:
         now: float,
         deadline_at: float,
         changing: bool = False,
+        offered_as: str | None = None,
     ) -> None:
         self.name = name
         self.priority = priority
@@ -126,6 +121,7 @@ class Job:
         self.target = target
         self.lookup = Lookup(sources, generation, root)
         self._port = port
+        self._offered_as = name if offered_as is None else offered_as
         self._relaying = relay
         self._changing = changing
         self._started = now
@@ -233,14 +229,14 @@ class Job:
 
     def _look(self, now: float) -> None:
         for source in self.lookup.to_ask(now):
-            self._ask_small("head", source, head_key(self.name), HEAD_GENERATION, HEAD_BYTES)
+            self._ask_small("head", source, head_key(self._offered_as), HEAD_GENERATION, HEAD_BYTES)
         head = self.lookup.choose(now)
         if head is None:
             return
         if self.manifest is None and not any(out.what == "manifest" for out in self._out.values()):
             ready = self.lookup.ready()
             if ready:
-                key = manifest_key(self.name)
+                key = manifest_key(self._offered_as)
                 self._ask_small("manifest", ready[0], key, head.generation, head.manifest_bytes)
             else:
                 self.lookup.forget_choice()
@@ -275,7 +271,7 @@ class Job:
             self._lose(out.source, *_SOURCE_LOST.get(Status(status), ("lost", "did not answer")))
         else:
             try:
-                self.manifest = Manifest.decode(out.memory[0], head, self.name)
+                self.manifest = Manifest.decode(out.memory[0], head, self._offered_as)
             except ProtocolError as error:
                 self._lose(out.source, "protocol", error.message)
             else:
@@ -314,7 +310,7 @@ class Job:
         memory = self._memory(ask)
         address, hold = _native.pin(memory)
         part, offset = self.manifest.layout.place(ask.first)
-        key, generation = data_key(self.name, part), self.manifest.data_generation
+        key, generation = data_key(self._offered_as, part), self.manifest.data_generation
         token = self._port.ask(self, ask.source, key, generation, (offset, ask.nbytes), address, self.priority)
         self._out[token] = _Out("chunks", ask.source, (memory, hold), ask)
         self._tokens[ask.number] = token

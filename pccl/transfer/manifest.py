@@ -64,21 +64,22 @@ def digest_of(data: Any) -> bytes:
 
 def head_key(name: str) -> bytes:
     """Under which the head of a name is offered."""
-    return _key(b"head", name)
+    return key_of("head", name)
 
 
 def manifest_key(name: str) -> bytes:
     """Under which the manifest is offered, with the generation of the head."""
-    return _key(b"manifest", name)
+    return key_of("manifest", name)
 
 
 def data_key(name: str, part: int = 0) -> bytes:
     """Under which a part of the data is offered, with the generation that the manifest says."""
-    return _key(b"data" if part == 0 else b"data%d" % part, name)
+    return key_of("data" if part == 0 else f"data{part}", name)
 
 
-def _key(kind: bytes, name: str) -> bytes:
-    return digest_of(b"pccl.transfer/" + kind + b"/" + check_name(name))
+def key_of(kind: str, name: str) -> bytes:
+    """Of one kind of region that belongs to a name."""
+    return digest_of(b"pccl.transfer/" + kind.encode() + b"/" + check_name(name))
 
 
 def check_name(name: str) -> bytes:

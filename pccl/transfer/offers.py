@@ -50,12 +50,13 @@ class Host(Protocol):
 class _Region:
     """One region, and what must live as long as it."""
 
-    __slots__ = ("gone", "hold", "on_gone", "status")
+    __slots__ = ("gone", "hold", "on_asked", "on_gone", "status")
 
-    def __init__(self, hold: Any) -> None:
+    def __init__(self, hold: Any, on_asked: Callable[[bytes], None] | None) -> None:
         self.hold = hold
         self.gone = threading.Event()
         self.status = int(Status.OK)
+        self.on_asked = on_asked
         self.on_gone: Callable[[], None] | None = None
 
 
@@ -224,17 +225,27 @@ class Offers:
             self._names.discard(name)
 
     def offer_region(
-        self, key: bytes, generation: int, data: Bytes, hold: Any, whole: bool, changes: bool = False
+        self,
+        key: bytes,
+        generation: int,
+        data: Bytes,
+        hold: Any,
+        whole: bool,
+        changes: bool = False,
+        on_asked: Callable[[bytes], None] | None = None,
     ) -> _Region:
         """Into the registry first: the engine may answer before the call has returned. `changes`: it is written to
-        while it is offered.
+        while it is offered. `on_asked`: called, on the
+        control thread, with each peer that begins to fetch it.
         """
         address, pinned = _native.pin(data)
-        region = _Region((data, pinned, hold))
+        region = _Region((data, pinned, hold), on_asked)
         token = next(self._tokens)
         self._regions[token] = region
+        watched = on_asked is not None
         try:
-            self.host.engine.offer(_native.Region(key, generation, address, data.size, token, changes), whole=whole)
+            raw = _native.Region(key, generation, address, data.size, token, changes, watched)
+            self.host.engine.offer(raw, whole=whole)
         except BaseException:
             del self._regions[token]
             raise
@@ -255,6 +266,12 @@ class Offers:
                 region.on_gone = callback
         for _ in gone:
             callback()
+
+    def on_asked(self, event: Event) -> None:
+        """A peer has begun to fetch from a region that is watched."""
+        region = self._regions.get(event.token)
+        if region is not None and region.on_asked is not None:
+            region.on_asked(event.peer)
 
     def on_withdrawn(self, event: Event) -> None:
         """The engine has let go of a region."""

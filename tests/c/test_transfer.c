@@ -21,6 +21,24 @@ TEST(a_region_is_fetched)
     cluster_close(&c);
 }
 
+TEST(a_watched_region_tells_who_fetches)
+{
+    begin();
+    pccl_region region = {.size = sizeof region, .generation = 7, .data = source, .bytes = BYTES, .token = 70, .watched = 1};
+    memcpy(region.key, key, sizeof region.key);
+    CHECK_EQ_INT(pccl_engine_offer(c.engines[0], &region, 0), PCCL_OK);
+    c.wake_ns[0] = 0;
+    fetch_all(1);
+    cluster_run(&c, SECOND);
+    const pccl_event *asked = cluster_event(&c, 0, PCCL_EVENT_ASKED, 70);
+    CHECK(asked && peer_id_compare(&asked->peer, &(pccl_peer_id[]){node_id(1)}[0]) == 0);
+    CHECK_EQ_INT(status_of(1), -1);
+    extend(0, BYTES);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    cluster_close(&c);
+}
+
 /* Runs of all sizes in any order, to places of any order: what was asked for is there, and what lies between is as it was. */
 TEST(many_runs_are_scattered)
 {
