@@ -6,6 +6,7 @@ import ctypes
 from dataclasses import dataclass, field
 from typing import Any
 
+from pccl.errors import PcclError
 from pccl.transfer.manifest import HEAD_GENERATION, Head, Manifest, data_key, head_key, manifest_key
 from pccl.types import Status
 
@@ -74,9 +75,12 @@ class FakePort:
     # -- as a network --
 
     def end(self, token: int, status: Status) -> None:
-        """One ask ends without bytes."""
+        """One ask ends, as the worker would tell of it: an error that the task raises ends it."""
         task = self.asked.pop(token).task
-        task.on_ended(token, status, self.now)
+        try:
+            task.on_ended(token, status, self.now)
+        except PcclError as error:
+            task.fail(error)
         task.pump(self.now)
 
     def answer(self, token: int) -> None:

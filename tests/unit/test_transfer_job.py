@@ -11,6 +11,7 @@ from unit.fake_port import FakePort
 from pccl.errors import Cancelled, Closed, PeerLost, Timeout, TransferError
 from pccl.transfer.job import Job
 from pccl.transfer.manifest import HEAD_GENERATION, data_key, head_key, manifest_key
+from pccl.transfer.target import Into
 from pccl.types import Status
 
 A, B = b"a" * 16, b"b" * 16
@@ -21,9 +22,15 @@ def job(port: FakePort, *sources: bytes, **options: Any) -> Job:
     given = {"into": None, "have": None, "generation": None, "root": None, "priority": 1, "relay": False}
     given |= {"now": port.now, "deadline_at": 10.0} | options
     into, have = given.pop("into"), given.pop("have")
-    made = Job(port, "x", sources, into, have, **given)
+    made = Job(port, "x", sources, Into(None if into is None else [into], have), **given)
     made.pump(port.now)
     return made
+
+
+def whole(made: Job) -> Any:
+    """What it was fetched into."""
+    assert isinstance(made.target, Into)
+    return made.target.whole
 
 
 def until_data(port: FakePort) -> None:
@@ -37,7 +44,7 @@ def test_it_is_fetched_and_verified() -> None:
     port.offer(A, "x", DATA, 5)
     made = job(port, A)
     port.answer_all()
-    assert made.over and made.error is None and made.data.tobytes() == DATA
+    assert made.over and made.error is None and whole(made).tobytes() == DATA
     assert made.manifest is not None and made.manifest.generation == 5
     assert made.report.received == {A: len(DATA)} and made.deadline(0.0) == float("inf")
 
@@ -47,7 +54,7 @@ def test_no_bytes_need_no_source() -> None:
     port.offer(A, "x", b"")
     made = job(port, A)
     port.answer_all()
-    assert made.over and made.error is None and made.data.size == 0
+    assert made.over and made.error is None and whole(made).size == 0
 
 
 def test_a_wrong_chunk_comes_from_another() -> None:
@@ -57,7 +64,7 @@ def test_a_wrong_chunk_comes_from_another() -> None:
     port.regions[B, data_key("x"), 1] = bytes(len(DATA))
     made = job(port, A, B)
     port.answer_all()
-    assert made.over and made.error is None and made.data.tobytes() == DATA
+    assert made.over and made.error is None and whole(made).tobytes() == DATA
     assert {source for _, source in made.report.refused} <= {B}
 
 
@@ -174,7 +181,7 @@ def test_a_manifest_that_is_replaced_meanwhile() -> None:
         port.answer_all()
         port.now = min(made.deadline(port.now), port.now + 1.0)
         made.pump(port.now)
-    assert made.over and made.error is None and made.data.tobytes() == DATA[::-1]
+    assert made.over and made.error is None and whole(made).tobytes() == DATA[::-1]
 
 
 def test_a_relay_serves_what_is_verified_and_nothing_else() -> None:
