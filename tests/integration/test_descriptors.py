@@ -61,6 +61,7 @@ def said(cluster: Cluster, mode: str, free: int) -> list[str]:
     ended = subprocess.run(
         [sys.executable, "-c", CHILD, coordinator.address, mode, str(free)],
         env={**os.environ, "SECRET_OF_THIS_TEST": SECRET},
+        cwd="/",  # pccl is the installed one, not the sources beside the tests
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
