@@ -15,7 +15,8 @@ SEED   ?= 1
 PEERS  ?= 8
 INPUTS ?= 1000000
 
-# The C tests run as the code ships, then under the address and undefined-behaviour, then under the thread sanitizer.
+# The C tests run as the code ships, then under the address and undefined-behaviour sanitizers, and those with threads
+# then under the thread sanitizer.
 VARIANTS ?= release asan tsan
 
 SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \

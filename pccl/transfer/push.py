@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from pccl import _native
-from pccl.errors import Cancelled, Closed, HungError, PcclError, PeerLost, ProtocolError, Timeout, TransferError
+from pccl.errors import Cancelled, Closed, PcclError, PeerLost, ProtocolError, Timeout, TransferError
+from pccl.transfer.fenced import Fenced
 from pccl.transfer.manifest import Manifest
 from pccl.transfer.offers import FENCE_S
 from pccl.transfer.receipt import (
@@ -28,7 +29,7 @@ from pccl.transfer.receipt import (
 )
 from pccl.transfer.task import Asks
 from pccl.types import Status, short_id
-from pccl.work import Owner, Pending
+from pccl.work import Owner
 
 __all__ = ["Push", "PushJob", "PushResult"]
 
@@ -191,7 +192,7 @@ class PushJob:
         self._offer.withdraw_soon(lambda: self._withdrawn(self))
 
 
-class Push(Pending[PushResult]):
+class Push(Fenced[PushResult]):
     """A push under way. Its memory must not be written to until it is done; after that, well or not, it is not read.
 
     `wait(timeout)` and `await` give the PushResult when the other peer has everything, verified, or raise: Timeout
@@ -213,12 +214,4 @@ class Push(Pending[PushResult]):
         False if it had ended already, or ended well meanwhile. HungError if the engine does not answer within `timeout`
         seconds: then the memory stays borrowed.
         """
-        self._owner.check_pid()
-        if self.done():
-            return False
-        self._owner.cancel_token(self._token)
-        try:
-            self._ended(timeout)
-        except Timeout as error:
-            raise HungError(f"the push did not end within {timeout:g} s of its cancellation", op=error.op) from None
-        return self._error is not None
+        return self._cancel("push", timeout)
