@@ -3,7 +3,7 @@
 #   make demo     build, then watch four peers reduce while one is killed and one joins
 #   make test     build, then every test
 #
-# The rest: venv test-c test-py sim soak bench lint dist clean. Nothing is installed outside this directory.
+# The rest: venv test-c test-py sim fuzz soak bench lint dist clean. Nothing is installed outside this directory.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,8 +13,10 @@ ROUNDS ?= 5
 MINUTES ?= 30
 SEED   ?= 1
 PEERS  ?= 8
+INPUTS ?= 1000000
 
-# The C tests run as the code ships, then under the address and undefined-behaviour, then under the thread sanitizer.
+# The C tests run as the code ships, then under the address and undefined-behaviour sanitizers, and those with threads
+# then under the thread sanitizer.
 VARIANTS ?= release asan tsan
 
 SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \
@@ -23,7 +25,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test test-c test-py demo bench sim soak lint dist clean
+.PHONY: help venv test test-c test-py demo bench sim fuzz soak lint dist clean
 .DELETE_ON_ERROR:
 
 help:
@@ -71,7 +73,7 @@ test: venv
 
 test-c:
 	@set -e; for variant in $(VARIANTS); do echo "== C tests, $$variant"; \
-	    $(MAKE) --silent -C csrc test fuzz-corpus SAN=$${variant#release}; done
+	    $(MAKE) --silent --keep-going --jobs=$$(nproc) --output-sync=target -C csrc check SAN=$${variant#release}; done
 
 test-py: venv
 	$(BIN)/pytest
@@ -79,6 +81,12 @@ test-py: venv
 # More seeds than the tests take: make sim SEEDS=10000
 sim: venv
 	$(BIN)/pccl simulate --seeds $(SEEDS)
+
+# Hostile bytes, so many inputs for each: control messages, then everything between engines (csrc/Makefile has one by one).
+# make fuzz INPUTS=10000000 SEED=1
+fuzz: venv
+	PYTHONPATH=tests $(BIN)/python -m fuzz.control --inputs $(INPUTS) --seed $(SEED)
+	$(MAKE) --no-print-directory -C csrc fuzz INPUTS=$(INPUTS) SEED=$(SEED)
 
 # Real processes on an emulated WAN, a fault every two seconds, and every promise checked; needs root.
 # make soak MINUTES=30 SEED=1 PEERS=8

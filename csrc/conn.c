@@ -305,19 +305,40 @@ void conn_pump(struct conn *c)
         conn_want(c, TRANSPORT_READ | (c->blocked ? TRANSPORT_WRITE : 0u));
 }
 
-/* Copies what is still to be written of a frame, so that its memory can be given back. */
-static int spill_frame(struct conn *c, struct outgoing *o, uint32_t already)
+/* The spill's part for a frame on its way out; NULL: no memory. */
+static uint8_t *spill_of(struct conn *c, const struct outgoing *o)
 {
     if (!c->spill)
         c->spill = mem_alloc((size_t)SEND_BATCH_FRAMES * LIMIT_SEGMENT_BYTES);
-    if (!c->spill)
+    return c->spill ? c->spill + (size_t)(o - c->out) * LIMIT_SEGMENT_BYTES : NULL;
+}
+
+static void copy_payload(uint8_t *to, struct payload payload, uint32_t bytes, uint32_t already)
+{
+    if (payload.data && bytes > already)
+        memcpy(to + already, payload.data + already, bytes - already);
+    const struct run *run = payload.runs;
+    for (uint32_t at = 0; !payload.data && at < bytes; at += (uint32_t)run++->bytes)
+        memcpy(to + at, run->at, run->bytes);
+}
+
+struct payload conn_copy_payload(struct conn *c, struct payload payload, uint32_t bytes)
+{
+    uint8_t *copy = spill_of(c, &c->out[(c->out_first + c->out_count) % SEND_BATCH_FRAMES]);
+    if (!copy)
+        return payload;
+    copy_payload(copy, payload, bytes, 0);
+    return (struct payload){.data = copy};
+}
+
+/* Copies what is still to be written of a frame, so that its memory can be given back. */
+static int spill_frame(struct conn *c, struct outgoing *o, uint32_t already)
+{
+    uint8_t *copy = spill_of(c, o);
+    if (!copy)
         return 0;
-    uint8_t *copy = c->spill + (size_t)(o - c->out) * LIMIT_SEGMENT_BYTES;
-    if (o->payload.data && o->payload_bytes > already)
-        memcpy(copy + already, o->payload.data + already, o->payload_bytes - already);
-    const struct run *run = o->payload.runs;
-    for (uint32_t at = 0; !o->payload.data && at < o->payload_bytes; at += (uint32_t)run++->bytes)
-        memcpy(copy + at, run->at, run->bytes);
+    if (o->payload.data != copy)
+        copy_payload(copy, o->payload, o->payload_bytes, already);
     o->payload = (struct payload){.data = copy};
     o->owner = NULL;
     return 1;

@@ -36,6 +36,7 @@ enum conn_state {
 struct payload {
     const uint8_t *data;       /* NULL: in runs, or there is none */
     const struct run *runs;
+    int changes;               /* its owner may write to it all the while: a stream takes a copy, and the checksum of that */
 };
 
 /* A frame on its way out. Its payload is user memory, pool memory or the conn's spill. */
@@ -110,6 +111,8 @@ void conn_fail(struct conn *c, pccl_cause cause, int sys_errno);
 void conn_pump(struct conn *c);
 /* The memory of the op or transfer must not be touched any more. */
 void conn_detach(struct conn *c, const struct sender *owner);
+/* The payload of the conn's next frame, copied to where nobody writes to it; itself, if there is no memory for that. */
+struct payload conn_copy_payload(struct conn *c, struct payload payload, uint32_t bytes);
 /* If the frame being read is `link_seq`, throw the rest of it away (a second copy is arriving elsewhere). */
 void conn_discard_seq(struct conn *c, uint32_t link_seq);
 /* A stranger found its link. */

@@ -48,9 +48,25 @@ static void hand_over(struct link *l, struct conn *c, const struct frame *frame,
     l->ack_at_ns = NEVER;
 }
 
+static uint32_t checksum(struct payload payload, uint32_t bytes)
+{
+    if (payload.data)
+        return crc32c(0, payload.data, bytes);
+    uint32_t crc = 0;
+    const struct run *run = payload.runs;
+    for (uint32_t at = 0; at < bytes; at += (uint32_t)run++->bytes)
+        crc = crc32c(crc, run->at, run->bytes);
+    return crc;
+}
+
 static void hand_over_slot(struct link *l, struct conn *c, struct slot *slot)
 {
-    hand_over(l, c, &slot->frame, slot->payload, slot->flow ? slot->flow->sender : NULL);
+    struct payload payload = slot->payload;
+    if (payload.changes) {
+        payload = conn_copy_payload(c, payload, slot->frame.payload_bytes);
+        slot->frame.payload_crc = checksum(payload, slot->frame.payload_bytes);
+    }
+    hand_over(l, c, &slot->frame, payload, slot->flow ? slot->flow->sender : NULL);
     slot->conn_serial = c->serial;
     slot->handed_ns = l->engine->now_ns;
     slot->end_bytes = c->handed_bytes;
@@ -103,17 +119,6 @@ static int send_notice(struct link *l, struct conn *c)
     return 1;
 }
 
-static uint32_t checksum(const struct segment *s)
-{
-    if (s->payload.data)
-        return crc32c(0, s->payload.data, s->bytes);
-    uint32_t crc = 0;
-    const struct run *run = s->payload.runs;
-    for (uint32_t at = 0; at < s->bytes; at += (uint32_t)run++->bytes)
-        crc = crc32c(crc, run->at, run->bytes);
-    return crc;
-}
-
 static int send_segment(struct link *l, struct conn *c)
 {
     struct flow *f = window_left(l) > WINDOW_RESERVE && l->meter.room_bytes > 0 ? queues_next(l) : NULL;
@@ -124,7 +129,8 @@ static int send_segment(struct link *l, struct conn *c)
     frame.step = s->step;
     frame.offset = s->offset;
     frame.payload_bytes = s->bytes;
-    frame.payload_crc = s->crc_known ? s->crc : checksum(s);
+    if (!s->payload.changes)
+        frame.payload_crc = s->crc_known ? s->crc : checksum(s->payload, s->bytes);
     if (!f->called) {
         f->eager_bytes += s->bytes;
         l->eager_outstanding += s->bytes;
@@ -132,6 +138,8 @@ static int send_segment(struct link *l, struct conn *c)
     if (s->windowed)
         f->windowed_sent++;
     f->sender->sent_bytes += s->bytes;
+    if (f->sender->priority != PCCL_PRIORITY_LOW)
+        serve_charge(l->engine, s->bytes);
     l->meter.room_bytes -= s->bytes;
     struct payload payload = s->payload;
     flow_served(f);

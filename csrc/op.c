@@ -50,17 +50,20 @@ static int takes_part(const struct op *op, const pccl_member *m)
            peer_id_compare(&m->id, &op->request.target) == 0;
 }
 
-/* Can the op do without whoever is missing? */
+/* Is this peer itself among those that the epoch has for the op, and can it do without whoever is missing? */
 static pccl_err check_needs(const struct op *op, const struct epoch *epoch)
 {
-    uint32_t n = 0, root_here = 0;
+    uint32_t n = 0, root_here = 0, self_here = 0;
     for (uint32_t i = 0; i < epoch->member_count; i++) {
         const pccl_member *m = &epoch->members[i];
         if (!takes_part(op, m))
             continue;
         n++;
         root_here |= peer_id_compare(&m->id, &op->request.root) == 0;
+        self_here += peer_id_compare(&m->id, &op->engine->config.self) == 0;
     }
+    if (self_here != 1)
+        return PCCL_EPROTO;
     if (op_is_pair(op) && n != 2)
         return PCCL_EPEER;
     if (op->request.kind == PCCL_BROADCAST && !root_here)

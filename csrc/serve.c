@@ -43,6 +43,15 @@ static void limit_fill(const pccl_engine *e, struct rate_limit *limit)
     limit->filled_ns = e->now_ns;
 }
 
+void serve_charge(pccl_engine *e, uint32_t bytes)
+{
+    struct rate_limit *low = &e->transfers.limits[PCCL_PRIORITY_LOW];
+    if (!low->bytes_per_s)
+        return;
+    limit_fill(e, low);
+    low->tokens -= bytes;
+}
+
 static void limit_wake(pccl_engine *e, const struct rate_limit *limit)
 {
     double owed = limit->tokens < 0 ? 1 - (double)limit->tokens : 1;
@@ -104,6 +113,7 @@ static void cut(struct serving *s)
         segment.payload.data = run->at + s->into;
     else
         segment.payload.runs = run;
+    segment.payload.changes = s->region->offer.changes;
     s->position += bytes;
     s->into += bytes;
     if (runs > 1 || s->into == run->bytes) {
@@ -165,6 +175,12 @@ static int take_runs(struct serving *s, const uint8_t *payload)
     return 1;
 }
 
+static void emit_asked(const struct link *l, const struct region *r)
+{
+    pccl_event event = {.kind = PCCL_EVENT_ASKED, .token = r->offer.token, .peer = l->id};
+    engine_emit(l->engine, &event);
+}
+
 static void begin(struct link *l, struct serving *s, const struct frame *frame)
 {
     s->sender = (struct sender){
@@ -176,6 +192,8 @@ static void begin(struct link *l, struct serving *s, const struct frame *frame)
     list_append(&l->transfers.servings, &s->of_link);
     l->transfers.busy++;
     l->engine->stats.transfers_served++;
+    if (s->region->offer.watched)
+        emit_asked(l, s->region);
     cut(s);
 }
 

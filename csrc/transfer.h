@@ -61,6 +61,8 @@ void serve_region_grew(struct region *r);
 /* Nothing of the region is read any more. */
 void serve_region_gone(struct region *r);
 void serve_link_closed(struct link *l);
+/* So much of a higher class is sent: the cap of the lowest class is for what is left beside that. */
+void serve_charge(pccl_engine *e, uint32_t bytes);
 void serve_limit(pccl_engine *e, pccl_priority priority, uint64_t bytes_per_s);
 void serve_on_time(pccl_engine *e);
 

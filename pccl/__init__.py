@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         TransferError,
     )
     from pccl.joining import connect
-    from pccl.state import SyncReport, sync_state
+    from pccl.sharing import Difference, PrefetchReport, SyncReport, prefetch_state, sync_state
     from pccl.types import EpochView, MemberInfo, PlanInfo
     from pccl.work import Result, Work
 
@@ -65,7 +65,7 @@ _HOMES = {
         "TransferError",
     ),
     "pccl.joining": ("connect",),
-    "pccl.state": ("SyncReport", "sync_state"),
+    "pccl.sharing": ("Difference", "PrefetchReport", "SyncReport", "prefetch_state", "sync_state"),
     "pccl.types": ("EpochView", "MemberInfo", "PlanInfo"),
     "pccl.work": ("Result", "Work"),
 }
@@ -78,6 +78,7 @@ __all__ = [
     "Closed",
     "Communicator",
     "CoordinatorLost",
+    "Difference",
     "EpochView",
     "Evicted",
     "ForkError",
@@ -87,6 +88,7 @@ __all__ = [
     "PcclError",
     "PeerLost",
     "PlanInfo",
+    "PrefetchReport",
     "ProtocolError",
     "ResourceError",
     "Result",
@@ -99,6 +101,7 @@ __all__ = [
     "Work",
     "__version__",
     "connect",
+    "prefetch_state",
     "sync_state",
 ]
 

@@ -461,7 +461,8 @@ class Engine:
         raw.size = ffi.sizeof("pccl_region")
         ffi.buffer(raw.key)[:] = _c_key(region.key)
         raw.generation, raw.bytes, raw.token = region.generation, region.nbytes, region.token
-        raw.data = ffi.cast("void *", region.address)
+        raw.data, raw.changes = ffi.cast("void *", region.address), region.changes
+        raw.watched = region.watched
         with self._lock:
             _check(lib.pccl_engine_offer(self._live(), raw, whole), "the offer was refused")
 

@@ -31,6 +31,8 @@ __all__ = [
     "empty_like",
     "flat_slice",
     "is_tensor",
+    "shares_memory",
+    "was_written",
     "write_bytes",
 ]
 
@@ -264,6 +266,20 @@ def byte_view(
         raise ArgumentError(f"{what}: the array is read-only; it could not receive the state of others")
     contiguous = np.ascontiguousarray(array)
     return contiguous.reshape(-1).view(np.uint8), array.shape, contiguous
+
+
+def shares_memory(tensor: Any, owner: Any) -> bool:
+    """Whether the owner that `byte_view` gave of a tensor is the tensor's own memory, and not a copy of it."""
+    if _is_torch(tensor):
+        return bool(owner.data_ptr() == tensor.data_ptr())
+    array = tensor if isinstance(tensor, np.ndarray) else _foreign_array(tensor, "tensor")
+    return bool(np.may_share_memory(array, owner))
+
+
+def was_written(tensor: Any) -> None:
+    """Tells whoever keeps count (torch's autograd) that the memory of a tensor has been written to past it."""
+    if _is_torch(tensor):
+        tensor.detach().reshape(-1)[:0].zero_()
 
 
 def write_bytes(tensor: Any, data: np.ndarray[Any, Any]) -> None:

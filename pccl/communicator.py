@@ -50,11 +50,12 @@ from pccl.errors import ArgumentError, PeerLost
 from pccl.fused import BUCKET_BYTES, Fused, join
 from pccl.lanes import Tag
 from pccl.runtime import Op, Runtime, left_open, shape_hash
+from pccl.sharing import PrefetchReport, Strategy, SyncReport, prefetch_state, sync_state
 from pccl.types import EpochView, PlanInfo
 from pccl.work import Result, Work
 
 if TYPE_CHECKING:
-    from pccl.state import Strategy, SyncReport
+    from pccl.sharing.depot import Depot
     from pccl.transfer import Transfers
 
 __all__ = ["Communicator"]
@@ -88,6 +89,8 @@ class Communicator:
         runtime = self._runtime
         if runtime.closed:
             return f"<pccl.Communicator {runtime.peer_id.hex()[:8]} closed>"
+        if runtime.control.hosts is not None:
+            return f"<pccl.Communicator {runtime.peer_id.hex()[:8]} a guest>"
         where = f"rank {self.rank} of {self.world_size}, epoch {self.epoch}, boundary {self.boundary}"
         return f"<pccl.Communicator {runtime.peer_id.hex()[:8]} {where}>"
 
@@ -151,6 +154,11 @@ class Communicator:
         """Named bytes that this peer offers to others or fetches from them; see pccl.transfer."""
         self._runtime.check()
         return self._runtime.transfers
+
+    @property
+    def depot(self) -> Depot:
+        """What this peer keeps of its state on offer; for pccl.sharing."""
+        return self._runtime.depot()
 
     def stats(self) -> dict[str, Any]:
         """Counters since the communicator was made, and "links": one dict per peer. Never blocks."""
@@ -473,6 +481,14 @@ class Communicator:
 
     # -- membership and state ----------------------------------------------------------------------------------------
 
+    def enter(self, timeout: float | None = None) -> EpochView:
+        """A guest (`connect(enter=False)`) becomes a member, at the others' next boundary; returns the first epoch.
+        Blocks at most `timeout` seconds (default: that of `connect`); raises what `connect` does. Of a member: nothing.
+        """
+        runtime = self._runtime
+        runtime.check()
+        return runtime.control.enter(runtime.settings.join_timeout if timeout is None else timeout)
+
     def advance(self, timeout: float | None = None) -> EpochView:
         """Passes a boundary: the point where joiners may enter. Call it once per step, on every peer; returns the epoch
         from here on.
@@ -496,13 +512,26 @@ class Communicator:
         *,
         timeout: float | None = None,
     ) -> SyncReport:
-        """Makes the entries (tensors, arrays, scalars by name) equal on all peers, moving only what differs. See
-        pccl.state.sync_state.
+        """Makes the entries (tensors, arrays, scalars by name) equal on all peers, moving only the chunks that differ.
+        See pccl.sharing.sync_state.
         """
-        from pccl.state import sync_state
-
         self._runtime.check()
         return sync_state(self, entries, strategy, allow_drift, timeout=timeout)
+
+    def prefetch_state(
+        self, entries: dict[str, Any], allow_drift: Sequence[str] = (), *, timeout: float | None = None
+    ) -> PrefetchReport:
+        """A guest fetches what members hold of the entries while these go on, so that its first `sync_state` has little
+        to move. See pccl.sharing.prefetch_state.
+        """
+        self._runtime.check()
+        return prefetch_state(self, entries, allow_drift, timeout=timeout)
+
+    def sources(self) -> tuple[bytes, ...]:
+        """Ids of the peers that this one can fetch from: of a guest the members, of a member the others."""
+        self._runtime.check()
+        hosts = self._runtime.control.hosts
+        return tuple(peer for peer in self.peers if peer != self.peer_id) if hosts is None else hosts
 
     def close(self) -> None:
         """Leaves the run. Idempotent; any thread; returns within seconds. Ops in flight end with Closed, their inputs

@@ -5,6 +5,7 @@ No other module reads the environment. `pccl launch` sets these variables for th
 PCCL_COORDINATOR  "tcp://host:29400"; of several that stand by for each other all, separated by commas
 PCCL_RUN          name of the run
 PCCL_SECRET       the run's shared secret
+PCCL_TOKEN        instead of it, a token (`pccl token`)
 PCCL_GROUP        number of the group
 PCCL_LISTEN       where the engine listens, "host:port"; port 0: any free one
 PCCL_ADVERTISE    addresses under which others reach it, separated by commas
@@ -16,11 +17,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from pccl.encryption import TlsFiles, choose_transport, tls_files
 from pccl.errors import ArgumentError
+from pccl.tokens import read
 
 __all__ = ["DEFAULT_PORT", "Settings", "TooFew", "endpoint_of", "settings_from"]
 
@@ -38,12 +40,14 @@ class Settings:
 
     coordinator: str
     run: str
-    secret: str | bytes
+    secret: str | bytes = field(repr=False)
+    token: str = field(repr=False)  # "": the secret counts
     group: int
     listen: tuple[str, ...]  # tried in this order
     advertise: tuple[str, ...]  # empty: what the engine can find out by itself
     congestion: str
     too_few: TooFew
+    enter: bool
     join_timeout: float
     op_timeout: float
     transport: str
@@ -56,12 +60,14 @@ def settings_from(
     *,
     run: str | None = None,
     secret: str | bytes | None = None,
+    token: str | None = None,
     group: int | None = None,
     timeout: float = 60.0,
     listen: str | None = None,
     advertise: str | Sequence[str] | None = None,
     congestion: str | None = None,
     too_few: TooFew = "wait",
+    enter: bool = True,
     op_timeout: float = 300.0,
     transport: str | None = None,
     tls: TlsFiles | Sequence[str] | None = None,
@@ -86,24 +92,27 @@ def settings_from(
     endpoint = ",".join(endpoint_of(part.strip()) for part in coordinator.split(","))
     listens = _listen(_first(listen, env.get("PCCL_LISTEN"), DEFAULT_LISTEN))
     advertises = _addresses(advertise if advertise is not None else env.get("PCCL_ADVERTISE"))
-    known = secret if secret is not None else env.get("PCCL_SECRET", "")
+    known, ticket = _credentials(secret, token, env)
+    named = read(ticket).run if ticket else "default"
     files = tls_files(tls, env)
     return Settings(
         coordinator=endpoint,
-        run=_first(run, env.get("PCCL_RUN"), "default"),
+        run=_first(run, env.get("PCCL_RUN"), named),
         secret=known,
+        token=ticket,
         group=_group(group, env.get("PCCL_GROUP")),
         listen=listens,
         advertise=advertises,
         congestion=congestion or "",
         too_few=too_few,
+        enter=enter,
         join_timeout=float(timeout),
         op_timeout=float(op_timeout),
         transport=choose_transport(
             transport,
             insecure=insecure,
             env=env,
-            has_secret=bool(known),
+            has_secret=bool(known or ticket),
             files=files,
             coordinator=endpoint,
             listen=listens[0],
@@ -130,6 +139,17 @@ def endpoint_of(address: str) -> str:
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ArgumentError(f"the coordinator's address {address!r} names no valid port")
     return f"tcp://{rest}"
+
+
+def _credentials(secret: str | bytes | None, token: str | None, env: Mapping[str, str]) -> tuple[str | bytes, str]:
+    """(secret, token): one of them, or neither."""
+    if secret is None and not token:
+        secret, token = env.get("PCCL_SECRET", ""), env.get("PCCL_TOKEN", "")
+        if secret and token:
+            raise ArgumentError("PCCL_SECRET and PCCL_TOKEN are both set: a peer enters by one of them")
+    if secret and token:
+        raise ArgumentError("secret and token are both given: a peer enters by one of them")
+    return secret or "", token or ""
 
 
 def _first(*values: str | None) -> str:

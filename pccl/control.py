@@ -30,11 +30,11 @@ from pccl.errors import (
     Timeout,
     TooFewPeers,
 )
-from pccl.keys import RunKeys, run_keys
+from pccl.keys import RunKeys
 from pccl.loop import LoopThread, ZmqReader, monitor_event
 from pccl.peer import Describe, Peer
-from pccl.session import Identity, State
-from pccl.types import Engine, EpochView, Event, OpName, short_id
+from pccl.session import State
+from pccl.types import Engine, EpochView, Event, Identity, OpName, short_id
 
 _log = logging.getLogger("pccl.control")
 
@@ -58,7 +58,7 @@ class Control:
         self,
         endpoint: str,
         run: str,
-        secret: bytes,
+        keys: RunKeys,
         group: int,
         engine: Engine,
         advertise: Sequence[str] | None,
@@ -68,12 +68,13 @@ class Control:
         *,
         coordinator_timeout_s: float = 60.0,
         wire: int = WIRE_VERSION,
+        guest: bool = False,
     ) -> None:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
         parts = [part.strip() for part in endpoint.split(",")]
         self._endpoints = Endpoints([part if "://" in part else f"tcp://{part}" for part in parts])
-        self._keys = run_keys(secret, run)
+        self._keys = keys
         self._engine = engine
         self._on_op = on_op
         self._on_view = on_view
@@ -86,6 +87,7 @@ class Control:
             host=socket.gethostname(),
             pid=os.getpid(),
             wire=wire,
+            guest=guest,
             coordinator_timeout_s=coordinator_timeout_s,
         )
         self._peer = Peer(identity, engine, describe)
@@ -129,7 +131,7 @@ class Control:
         with self.lock:
             view = self._peer.view(boundary)
             if view is None:
-                raise self._peer.error or PcclError("this peer is not a member yet")
+                raise self._peer.error or PcclError("this peer is not a member yet: call enter()")
             return view
 
     def epoch_view(self, epoch: int) -> EpochView | None:
@@ -171,6 +173,28 @@ class Control:
             if not self._wait(lambda: self._peer.state is State.MEMBER, timeout):
                 raise self._join_timeout(timeout or 0.0)
             return self.view()
+
+    def visit(self, timeout: float | None = None) -> None:
+        """Waits until this peer is a guest, and the run's members, if any, know it. Raises what `join` does."""
+        self._check_process()
+        with self.lock:
+            if not self._wait(lambda: self._peer.session.acquaintances is not None, timeout):
+                raise self._join_timeout(timeout or 0.0)
+
+    def enter(self, timeout: float | None = None) -> EpochView:
+        """A guest becomes a member. Raises what `join` does."""
+        self._check_process()
+        with self.lock:
+            if self._peer.session.guest:
+                self._peer.enter(time.monotonic())
+                self._wake()
+            return self.join(timeout)
+
+    @property
+    def hosts(self) -> tuple[bytes, ...] | None:
+        """Of a guest: the run's members; of a member None."""
+        with self.lock:
+            return self._peer.session.acquaintances or () if self._peer.state is State.JOINING else None
 
     def advance(self, timeout: float | None = None, *, wait_for_peers: bool = True) -> EpochView:
         """Passes to the next boundary and gives the epoch that runs there.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pccl import messages as m
 from pccl.types import (
     STREAMS_LIMIT,
@@ -15,7 +17,17 @@ from pccl.types import (
     dials,
 )
 
-__all__ = ["configuration", "vias_of", "view_of"]
+__all__ = ["acquaintances_of", "configuration", "flaw_of", "vias_of", "view_of"]
+
+
+def flaw_of(own: bytes, event: m.Epoch, boundary: int | None) -> str:
+    """Why this cannot be an epoch of a member that has come to a boundary (None: it joins); "" if it can."""
+    if len({member.peer for member in event.members}) != len(event.members):
+        return "it names a member twice"
+    since = next(member.since for member in event.members if member.peer == own)
+    if boundary is not None and since > boundary:
+        return f"it has this peer from boundary {since} on, which is at boundary {boundary}"
+    return ""
 
 
 def view_of(event: m.Epoch) -> EpochView:
@@ -93,3 +105,8 @@ def vias_of(own: bytes, event: m.Epoch) -> dict[int, int]:
     count = len(event.members)
     vias = {to: via for start, to, via in event.detours if start == mine and max(to, via) < count}
     return {to: via for to, via in vias.items() if mine not in (to, via) and via not in vias}
+
+
+def acquaintances_of(own: bytes, inbound: bool, peers: Sequence[m.Member]) -> list[MemberConfig]:
+    """Peers that this one is to have links to beside those of an epoch; `inbound`: it can be dialled."""
+    return [MemberConfig(p.peer, p.since, dials(own, p.peer, inbound, p.inbound), p.address) for p in peers]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import zmq
 from zmq.utils import z85
@@ -19,14 +19,15 @@ class KeyPair:
     """A CURVE key pair in Z85, as libzmq takes it."""
 
     public: bytes
-    secret: bytes
+    secret: bytes = field(repr=False)
 
 
 @dataclass(slots=True, frozen=True)
 class RunKeys:
-    """All keys of a run."""
+    """All keys of a run. Who entered by a token (tokens.py) knows of the coordinator's only the public one."""
 
-    data: bytes
+    data: bytes = field(repr=False)
+    tls: bytes = field(repr=False)
     coordinator: KeyPair
     peer: KeyPair
 
@@ -38,7 +39,12 @@ def derive(secret: bytes, run: str, label: str) -> bytes:
 
 def curve_pair(secret: bytes, run: str, label: str) -> KeyPair:
     """A key pair for one role."""
-    key = z85.encode(_clamp(derive(secret, run, label)))
+    return pair_of(_clamp(derive(secret, run, label)))
+
+
+def pair_of(secret_key: bytes) -> KeyPair:
+    """The pair of a secret CURVE key of 32 bytes."""
+    key = z85.encode(secret_key)
     return KeyPair(public=zmq.curve_public(key), secret=key)
 
 
@@ -46,6 +52,7 @@ def run_keys(secret: bytes, run: str) -> RunKeys:
     """All keys of a run."""
     return RunKeys(
         data=derive(secret, run, "data"),
+        tls=derive(secret, run, "tls"),
         coordinator=curve_pair(secret, run, "coordinator"),
         peer=curve_pair(secret, run, "peer"),
     )

@@ -20,10 +20,13 @@ MESSAGE_BYTES_MAX: Final = 4 << 20
 MEMBERS_MAX: Final = 4096
 PENDING_MAX: Final = 16384
 TEXT_MAX: Final = 400
+TOKEN_CHARS_MAX: Final = 1024
 LINKS_MAX: Final = 1024
 PAIRS_MAX: Final = 1 << 16
+BOUNDARY_MAX: Final = 1 << 31  # that an epoch may begin at: nobody counts from there beyond what fits
 
 PeerId = Annotated[bytes, Meta(min_length=PEER_ID_BYTES, max_length=PEER_ID_BYTES)]
+Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Address = Annotated[str, Meta(max_length=ADDRESS_BYTES_MAX, pattern=r"\A[!-~]+:[0-9]{1,6}\Z")]
 Name = Annotated[str, Meta(max_length=255)]
 Text = Annotated[str, Meta(max_length=TEXT_MAX)]
@@ -31,6 +34,7 @@ Reason = Annotated[str, Meta(max_length=4 * TEXT_MAX)]
 U8 = Annotated[int, Meta(ge=0, lt=1 << 8)]
 U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U64 = Annotated[int, Meta(ge=0)]  # msgpack itself stops at 2**64
+Boundary = Annotated[int, Meta(ge=0, le=BOUNDARY_MAX)]
 Small = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 Pairs = Annotated[tuple[tuple[U32, U32], ...], Meta(max_length=PAIRS_MAX)]
@@ -101,7 +105,7 @@ class Member(Part, frozen=True):
     """
 
     peer: PeerId
-    since: U32
+    since: Boundary
     address: Address
     host: Name
     weight: U32 = 0
@@ -183,7 +187,7 @@ class Message(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, 
 
 
 class Join(Message, frozen=True):
-    """A peer asks to enter."""
+    """A peer asks to enter; `guest`: not yet, it wants to fetch from the members before."""
 
     run: Name
     group: U32
@@ -192,6 +196,7 @@ class Join(Message, frozen=True):
     host: Name
     pid: U32
     wire: U32
+    guest: bool = False
 
 
 class Heartbeat(Message, frozen=True):
@@ -216,7 +221,7 @@ class Held(Message, frozen=True):
     """Answer to Hold: "I shall not enter this boundary without your word"."""
 
     hold: U32
-    boundary: U32
+    boundary: Boundary
 
 
 class Frozen(Message, frozen=True):
@@ -276,6 +281,12 @@ class StatusRequest(Message, frozen=True):
     run: Name
 
 
+class KeysRequest(Message, frozen=True):
+    """From a guest, which has a token and no secret; answered with Keys."""
+
+    token: Annotated[str, Meta(max_length=TOKEN_CHARS_MAX)]
+
+
 class Welcome(Message, frozen=True):
     """The join is registered; an Epoch follows when its time has come. `notice`: what the peer's user should know."""
 
@@ -289,8 +300,16 @@ class Welcome(Message, frozen=True):
 class Refused(Message, frozen=True):
     """The join is not possible."""
 
-    kind: Literal["version", "run", "group", "malformed", "closed"]
+    kind: Literal["version", "run", "group", "malformed", "closed", "token"]
     reason: Reason
+
+
+class Keys(Message, frozen=True):
+    """What a guest needs to become a peer: the data key, that of TLS, the peers' secret CURVE key."""
+
+    data: Key
+    tls: Key
+    peer: Key
 
 
 class Ack(Message, frozen=True):
@@ -311,6 +330,17 @@ class Hold(Message, frozen=True):
     epoch: U32
     streams: Annotated[int, Meta(ge=1, le=STREAMS_LIMIT)]
     joiners: Annotated[tuple[Member, ...], Meta(max_length=MEMBERS_MAX)]
+    incarnation: U32 = 0
+
+
+class Acquaint(Message, frozen=True):
+    """Keep links for transfers to these peers, and no others: to a member the guests, to a guest the members.
+    `inbound`: whether the receiver can be dialled.
+    """
+
+    peers: Annotated[tuple[Member, ...], Meta(max_length=MEMBERS_MAX)]
+    streams: Annotated[int, Meta(ge=1, le=STREAMS_LIMIT)]
+    inbound: bool
     incarnation: U32 = 0
 
 
@@ -337,7 +367,7 @@ class Epoch(Message, frozen=True):
     """
 
     epoch: U32
-    from_boundary: U32
+    from_boundary: Boundary
     change: U32
     members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=MEMBERS_MAX)]
     plan: Plan
@@ -393,12 +423,15 @@ class Status(Message, frozen=True):
 
 
 ToCoordinator = (
-    Join | Heartbeat | Held | Frozen | Suspect | Healed | OpFault | ProbeReply | Leave | StatusRequest
+    Join | Heartbeat | Held | Frozen | Suspect | Healed | OpFault | ProbeReply | Leave | StatusRequest | KeysRequest
 )  # fmt: skip
-ToPeer = Welcome | Refused | Ack | Hold | Release | Freeze | Epoch | Probe | Measure | Evicted | Goodbye | Status
+ToPeer = (
+    Welcome | Refused | Keys | Ack | Acquaint | Hold | Release | Freeze | Epoch | Probe | Measure | Evicted | Goodbye
+    | Status
+)  # fmt: skip
 
 #: What only the present incarnation of a coordinator may say: a peer that has heard a later one ignores it.
-Word = Welcome | Ack | Hold | Release | Freeze | Epoch | Probe | Measure | Evicted | Goodbye
+Word = Welcome | Ack | Acquaint | Hold | Release | Freeze | Epoch | Probe | Measure | Evicted | Goodbye
 
 _encoder = msgspec.msgpack.Encoder()
 _to_coordinator: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToCoordinator)

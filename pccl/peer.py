@@ -15,7 +15,7 @@ from pccl.achieved import Stopwatch
 from pccl.errors import PcclError
 from pccl.measure import LineReporter, LinkReporter
 from pccl.refusals import Refusals
-from pccl.types import Engine, EpochView, Event, EventKind, OpInfo, OpName, OpState, Status
+from pccl.types import Engine, EpochView, Event, EventKind, Identity, OpInfo, OpName, OpState, Status
 
 #: The engine is looked at so often at most for what a Heartbeat tells.
 LOOK_GAP_S = 0.1
@@ -28,7 +28,7 @@ Describe = Callable[[int], "OpInfo | None"]
 class Peer:
     """One peer of one group. Not thread-safe: the caller holds a lock."""
 
-    def __init__(self, identity: s.Identity, engine: Engine, describe: Describe) -> None:
+    def __init__(self, identity: Identity, engine: Engine, describe: Describe) -> None:
         self.session = s.Session(identity)
         self.outbox: deque[m.ToCoordinator] = deque()
         self.configured = 0  # how many epochs have been installed: grows with every change of the view
@@ -41,6 +41,7 @@ class Peer:
         self._looked = float("-inf")
         self._verdicts: OrderedDict[OpName, tuple[int, str]] = OrderedDict()
         self._failed: OrderedDict[OpName, m.Pending] = OrderedDict()
+        self._acquainted: set[bytes] = set()
 
     # -- facts ------------------------------------------------------------------------------------------------
 
@@ -104,14 +105,14 @@ class Peer:
         self._do(now, message)
 
     def on_engine(self, now: float, events: Iterable[Event]) -> list[Event]:
-        """Takes the engine's events; gives back those of ops and transfers that ended."""
+        """Takes the engine's events; gives back those of ops that ended, and of transfers."""
         ended = []
         for event in events:
             if event.kind == EventKind.OP:
                 self._count(now, event)
                 self._note_failure(event)
                 ended.append(event)
-            elif event.kind in (EventKind.FETCH, EventKind.WITHDRAWN):
+            elif event.kind in (EventKind.FETCH, EventKind.WITHDRAWN, EventKind.ASKED):
                 ended.append(event)
             else:
                 self._on_fact(now, event)
@@ -130,6 +131,10 @@ class Peer:
     def fault(self, now: float, token: int, kind: str) -> None:
         """Asks the coordinator to settle an op."""
         self._fault(now, token, kind, b"", "")
+
+    def enter(self, now: float) -> None:
+        """A guest so far, it wants to be a member."""
+        self._do(now, s.Enter())
 
     def leave(self, now: float, reason: str = "closed by the user") -> None:
         """Leaves gracefully: CLOSED once the coordinator has said Goodbye."""
@@ -224,8 +229,19 @@ class Peer:
             engine.prepare(effect.members, effect.streams)
         elif isinstance(effect, m.Measure):
             engine.measure(effect.peer, effect.bytes, effect.timeout_s)
+        elif isinstance(effect, s.Acquaint):
+            self._acquaint(effect)
         else:
             engine.fail_all(effect.status)
+
+    def _acquaint(self, effect: s.Acquaint) -> None:
+        wanted = {member.id for member in effect.members}
+        for peer in sorted(self._acquainted - wanted):
+            self._engine.unacquaint(peer)
+        for member in effect.members:
+            if member.id not in self._acquainted:
+                self._engine.acquaint(member, effect.streams)
+        self._acquainted = wanted
 
     def _keep_verdicts(self, effect: s.Configure) -> None:
         """Kept for the communicator until the op's event comes, or until it calls an op that has failed elsewhere."""

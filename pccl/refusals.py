@@ -1,4 +1,4 @@
-"""refusals.py - says in the log that streams were refused, without letting whoever is refused fill the log."""
+"""refusals.py - says in the log that streams or tokens were refused, and lets nobody who is refused fill the log."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ log = logging.getLogger("pccl")
 class Refusals:
     """One line per reason and EVERY_S at most; the next one of that reason says how many had none."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "a stream") -> None:
+        self._what = what
         self._reasons: dict[str, tuple[float, int]] = {}  # when it may be told again, and how often it was not
 
     def note(self, now: float, text: str) -> None:
-        """A stream was refused: "address: reason"."""
+        """One was refused: "address: reason"."""
         reason = text.partition(": ")[2]
         again, untold = self._reasons.pop(reason, (float("-inf"), 0))
         if now < again:
             self._reasons[reason] = (again, untold + 1)
             return
         more = f" ({untold} more since the last such line)" if untold else ""
-        log.warning("refused a stream, %s%s", text, more)
+        log.warning("refused %s, %s%s", self._what, text, more)
         while len(self._reasons) >= REASONS_MAX:
             del self._reasons[next(iter(self._reasons))]
         self._reasons[reason] = (now + EVERY_S, 0)

@@ -21,7 +21,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pccl import _native
 from pccl import messages as m
@@ -44,6 +44,9 @@ from pccl.peer import FAILED_MAX
 from pccl.transfer import Transfers
 from pccl.types import EpochView, Event, EventKind, OpInfo, OpName, Status
 from pccl.work import Result, Work
+
+if TYPE_CHECKING:
+    from pccl.sharing.depot import Depot
 
 __all__ = ["Op", "Runtime", "left_open", "shape_hash"]
 
@@ -134,6 +137,7 @@ class Runtime:
         self._joined = False
         self.closed = False
         self.transfers = Transfers(self)
+        self._depot: Depot | None = None
         self.control = control_of(self)
         self._watcher = threading.Thread(
             target=_watch, args=(weakref.ref(self), self._stop), name="pccl-watch", daemon=True
@@ -144,7 +148,10 @@ class Runtime:
         """Starts the threads and joins the run. Raises what Control.join raises; the caller then closes."""
         self.engine.start()
         self.control.start()
-        self.control.join(timeout)
+        if self.settings.enter:
+            self.control.join(timeout)
+        else:
+            self.control.visit(timeout)
         self._joined = True
         self._watcher.start()
 
@@ -183,6 +190,14 @@ class Runtime:
                 epoch=view.epoch,
             )
         return view.participants(self.control.boundary)
+
+    def depot(self) -> Depot:
+        """What is kept of this peer's state for others; made when it is first asked for."""
+        from pccl.sharing.depot import Depot
+
+        with self.control.lock:
+            self._depot = self._depot or Depot(self.transfers)
+            return self._depot
 
     # -- submission --
 

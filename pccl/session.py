@@ -14,19 +14,10 @@ from enum import Enum
 
 from pccl import errors
 from pccl import messages as m
-from pccl.epochs import configuration, vias_of, view_of
+from pccl.epochs import acquaintances_of, configuration, flaw_of, vias_of, view_of
 from pccl.table import Row
 from pccl.table import row as _row
-from pccl.types import (
-    Cause,
-    EpochConfig,
-    EpochView,
-    Lanes,
-    MemberConfig,
-    OpName,
-    Status,
-    dials,
-)
+from pccl.types import Cause, EpochConfig, EpochView, Identity, Lanes, MemberConfig, OpName, Status
 
 JOIN_RETRY_S = 0.5
 FRESH_S, FRESH_EACH_S = 0.05, 0.002  # advance() sends a heartbeat if the last is older; of all members 500 a second
@@ -73,6 +64,11 @@ class Tick:
 @dataclass(slots=True, frozen=True)
 class Advance:
     """The user wants to pass to the next boundary."""
+
+
+@dataclass(slots=True, frozen=True)
+class Enter:
+    """The user, a guest so far, wants to be a member."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -124,7 +120,19 @@ class Shut:
 
 
 Event = (
-    Start | Connected | Rejected | Tick | Advance | LinkDown | LinkUp | EngineFrozen | Faulted | Quit | Shut | m.ToPeer
+    Start
+    | Connected
+    | Rejected
+    | Tick
+    | Advance
+    | Enter
+    | LinkDown
+    | LinkUp
+    | EngineFrozen
+    | Faulted
+    | Quit
+    | Shut
+    | m.ToPeer
 )
 
 # -- effects --------------------------------------------------------------------------------------------------
@@ -140,6 +148,14 @@ class Send:
 @dataclass(slots=True, frozen=True)
 class Prepare:
     """engine.prepare"""
+
+    members: list[MemberConfig]
+    streams: int
+
+
+@dataclass(slots=True, frozen=True)
+class Acquaint:
+    """engine.acquaint with these; unacquaint with those before"""
 
     members: list[MemberConfig]
     streams: int
@@ -181,21 +197,7 @@ class FailAll:
     status: int
 
 
-Effect = Send | Prepare | FreezeEngine | Configure | AdvanceEngine | ForgetLanes | FailAll | m.Measure
-
-
-@dataclass(slots=True, frozen=True)
-class Identity:
-    """Who this peer is and where it is reached."""
-
-    peer: bytes
-    run: str
-    group: int
-    addresses: tuple[str, ...]
-    host: str
-    pid: int
-    wire: int = 1
-    coordinator_timeout_s: float = 60.0
+Effect = Send | Prepare | Acquaint | FreezeEngine | Configure | AdvanceEngine | ForgetLanes | FailAll | m.Measure
 
 
 class Session:
@@ -210,6 +212,8 @@ class Session:
         self.min_peers = 0
         self.waiting_for = 0
         self.welcomed = False
+        self.guest = identity.guest
+        self.acquaintances: tuple[bytes, ...] | None = None  # of a guest the members; None: not told yet
         self.met = False  # has heard of the coordinator at least once
         self.incarnation = 0  # the latest that was heard
         self.error: errors.PcclError | None = None
@@ -264,6 +268,9 @@ class Session:
     def _is_stale(self, message: m.Message) -> bool:
         """Whether it is of a coordinator that has been replaced. One without durable state (0) cannot be."""
         said = message.incarnation if isinstance(message, m.Word) else 0
+        if said > self.incarnation and self.acquaintances and self.state is not State.JOINING:
+            self.acquaintances = ()  # the new one knows of no guests, and turns those away that there were
+            self._out.append(Acquaint([], 1))
         self.incarnation = max(self.incarnation, said)
         return 0 < said < self.incarnation
 
@@ -334,8 +341,8 @@ class Session:
             self._fence(errors.AuthError(event.reason), Status.EAUTH)
 
     def _on_turned_away(self, event: m.Evicted) -> None:
-        """asks anew: the coordinator has forgotten the Join; gives up when it insists"""
-        self._turned_away += 1
+        """asks anew: the coordinator has forgotten the Join; gives up when it insists, or members know this peer"""
+        self._turned_away += TURNED_AWAY_MAX if self.acquaintances else 1
         if self._turned_away >= TURNED_AWAY_MAX:
             self._fence(errors.Evicted(event.reason), Status.EEVICTED)
         else:
@@ -345,19 +352,34 @@ class Session:
     def _ask(self) -> None:
         me = self.identity
         self._asked = self._now
-        self._send(m.Join(m.VERSION, me.run, me.group, me.peer, me.addresses, me.host, me.pid, me.wire))
+        self._send(m.Join(m.VERSION, me.run, me.group, me.peer, me.addresses, me.host, me.pid, me.wire, self.guest))
+
+    def _on_enter(self, event: Enter) -> None:
+        """asks again, now to be a member"""
+        self.guest = self.welcomed = False
+        self._ask()
+
+    def _on_acquaint(self, event: m.Acquaint) -> None:
+        """keeps links to these peers, for transfers"""
+        self.acquaintances = tuple(peer.peer for peer in event.peers)
+        own, inbound = self.identity.peer, event.inbound
+        self._out.append(Acquaint(acquaintances_of(own, inbound, event.peers), event.streams))
 
     # -- membership -------------------------------------------------------------------------------------------
 
     def _on_epoch(self, event: m.Epoch) -> None:
-        """configures the engine; one that is old or out of turn is ignored"""
+        """configures the engine; one that is old or out of turn is ignored, one that cannot be fences"""
         if not self._is_next(event):
             return
         if all(member.peer != self.identity.peer for member in event.members):
             self._fence(errors.Evicted(f"the epoch has no place for this peer: {event.reason}"), Status.EEVICTED)
             return
-        view = view_of(event)
         entering = self.state is State.JOINING
+        flaw = flaw_of(self.identity.peer, event, None if entering else self.boundary)
+        if flaw:
+            self._fence(errors.ProtocolError(f"epoch {event.epoch} cannot be: {flaw}"), Status.EPROTO)
+            return
+        view = view_of(event)
         self._chain = [view] if event.change or entering else [*self._live_chain(), view]
         self._views[view.epoch] = view
         while len(self._views) > VIEWS_MAX:
@@ -367,7 +389,7 @@ class Session:
         self._promise, self._answer = None, None
         if event.change:
             self._faults.clear()
-        present = {member.peer for member in event.members}
+        present = {*(member.peer for member in event.members), *(self.acquaintances or ())}
         self._suspects = {peer: suspect for peer, suspect in self._suspects.items() if peer in present}
         self._up = {peer: up for peer, up in self._up.items() if peer in present}
         self.state = State.MEMBER
@@ -406,16 +428,13 @@ class Session:
         if event.epoch != self.epoch:
             self._pulse()
             return
-        if event.hold < self._hold:
+        if event.hold < self._hold or self.boundary >= m.BOUNDARY_MAX:  # there is no later one to promise
             return
         if event.hold > self._hold or self._promise is None:
             self._hold, self._promise = event.hold, self.boundary + 1
             own, inbound = self.identity.peer, self._inbound
-            joiners = [
-                MemberConfig(p.peer, p.since, dials(own, p.peer, inbound, p.inbound), p.address) for p in event.joiners
-            ]
-            if joiners:
-                self._out.append(Prepare(joiners, event.streams))
+            if event.joiners:
+                self._out.append(Prepare(acquaintances_of(own, inbound, event.joiners), event.streams))
         self._send_held()
 
     def _on_release(self, event: m.Release) -> None:
@@ -519,6 +538,11 @@ class Session:
         self._up[event.peer] = True
         if self._suspects.pop(event.peer, None) is not None or event.peer in self._around:
             self._send(m.Healed(m.VERSION, event.peer))
+
+    def _note_link(self, event: LinkUp | LinkDown) -> None:
+        """notes it, for when this peer is a member"""
+        if isinstance(event, LinkUp) or event.peer in self._up:
+            self._up[event.peer] = isinstance(event, LinkUp)
 
     def _on_faulted(self, event: Faulted) -> None:
         """sends OpFault"""
@@ -624,11 +648,16 @@ TABLE: dict[tuple[State, type], Row[Session, State]] = {
     (_J, m.Evicted): _row(_S._on_turned_away, _J, _X),
     (_J, m.Goodbye): _row(_S._on_shut, _C),
     (_J, Tick): _row(_S._on_tick, _J, _X),
+    (_J, Enter): _row(_S._on_enter, _J),
+    (_J, m.Acquaint): _row(_S._on_acquaint, _J),
+    (_J, LinkUp): _row(_S._note_link, _J),
+    (_J, LinkDown): _row(_S._note_link, _J),
     (_J, Quit): _row(_S._on_quit, _J),
     (_J, Shut): _row(_S._on_shut, _C),
     (_M, Advance): _row(_S._on_advance, _M),
     (_M, Connected): _row(_S._on_connected, _M),
     (_M, m.Ack): _row(_S._on_ack, _M),
+    (_M, m.Acquaint): _row(_S._on_acquaint, _M),
     (_M, m.Hold): _row(_S._on_hold, _M),
     (_M, m.Release): _row(_S._on_release, _M),
     (_M, m.Freeze): _row(_S._on_freeze, _M, _Z),
@@ -645,6 +674,7 @@ TABLE: dict[tuple[State, type], Row[Session, State]] = {
     (_M, Shut): _row(_S._on_shut, _C),
     (_Z, Connected): _row(_S._on_connected, _Z),
     (_Z, m.Ack): _row(_S._on_ack, _Z),
+    (_Z, m.Acquaint): _row(_S._on_acquaint, _Z),
     (_Z, m.Freeze): _row(_S._on_freeze, _Z),
     (_Z, EngineFrozen): _row(_S._on_engine_frozen, _Z),
     (_Z, m.Epoch): _row(_S._on_epoch, _Z, _M, _X),

@@ -51,6 +51,7 @@ class EventKind(IntEnum):
     REFUSED = 7
     FETCH = 8
     WITHDRAWN = 9
+    ASKED = 10
 
 
 class Cause(IntEnum):
@@ -293,6 +294,8 @@ class Region:
     address: int
     nbytes: int
     token: int
+    changes: bool = False  # it is written to while it is offered
+    watched: bool = False  # an ASKED event tells of each fetch of it that begins
 
 
 @dataclass(slots=True, frozen=True)
@@ -369,6 +372,12 @@ class Engine(Protocol):
     def prepare(self, members: Sequence[MemberConfig], streams: int) -> None:
         """Opens links ahead of an epoch that will need them."""
 
+    def acquaint(self, member: MemberConfig, streams: int) -> None:
+        """Keeps a link for transfers to a peer, whether it is in an epoch or not."""
+
+    def unacquaint(self, peer: bytes) -> None:
+        """Such a link is not needed any more."""
+
     def freeze(self, change: int) -> None:
         """Stops all epochs; a FROZEN event with token == change follows, also when frozen already."""
 
@@ -431,3 +440,18 @@ def dials(own: bytes, other: bytes, own_inbound: bool = True, other_inbound: boo
     """
     first = own < other if own_inbound == other_inbound else other_inbound
     return first is not turned
+
+
+@dataclass(slots=True, frozen=True)
+class Identity:
+    """Who this peer is and where it is reached."""
+
+    peer: bytes
+    run: str
+    group: int
+    addresses: tuple[str, ...]
+    host: str
+    pid: int
+    wire: int = 1
+    coordinator_timeout_s: float = 60.0
+    guest: bool = False

@@ -186,7 +186,9 @@ typedef struct {
     uint64_t generation;
     const void *data;
     uint64_t bytes;                /* at least 1 */
-    uint64_t token;                /* given back in the event */
+    uint64_t token;                /* given back in the events */
+    uint8_t changes;               /* 1: it is written to while it is offered; whoever fetches must expect a mixture */
+    uint8_t watched;               /* 1: PCCL_EVENT_ASKED tells of each fetch of it that begins */
 } pccl_region;
 
 /* A part of a region, and where it is wanted. */
@@ -219,7 +221,8 @@ typedef enum {
     PCCL_EVENT_REFUSED = 7,    /* a stream was refused: cause PCCL_EAUTH or PCCL_EPROTO; peer if known */
     PCCL_EVENT_FETCH = 8,      /* a fetch ended: token, status, peer, received_bytes, span_count (of these, the bytes at the beginning
                                   of the concatenation without a gap), duration_ns */
-    PCCL_EVENT_WITHDRAWN = 9   /* a region's memory is not read any more: token, status */
+    PCCL_EVENT_WITHDRAWN = 9,  /* a region's memory is not read any more: token, status */
+    PCCL_EVENT_ASKED = 10      /* a peer has begun to fetch from a watched region: token (the region's), peer */
 } pccl_event_kind;
 
 /* Why a link went down (pccl_event.cause of PCCL_EVENT_LINK_DOWN). */
@@ -423,7 +426,7 @@ pccl_err pccl_engine_fetch(pccl_engine *engine, const pccl_fetch_request *reques
 /* Ends the fetches with this token; none if there are none. */
 pccl_err pccl_engine_cancel_fetch(pccl_engine *engine, uint64_t token);
 /* Sends at most so many bytes per second of fetches of this priority to all peers together; 0: as many as possible. Ops are not
- * limited. */
+ * limited; what they and fetches of higher priorities send counts against the cap of PCCL_PRIORITY_LOW, which has what is left. */
 pccl_err pccl_engine_limit(pccl_engine *engine, int priority, uint64_t bytes_per_s);
 /* Keeps a link to a peer for transfers, whether it is in an epoch or not (its `since`, `weight`, `region` and `via` mean nothing). Both sides
  * must ask for it, and one of them must dial. A link that an epoch has made keeps its number of streams. */

@@ -29,6 +29,14 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * FACTORS[match[2].lower()])
 
 
+def parse_duration(text: str) -> float:
+    """ "90s" -> 90.0; "15m" -> 900.0; "1.5h" -> 5400.0; "7d" -> 604800.0; a bare number is in seconds."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration; write 30s, 15m, 8h, 7d")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
 def format_bytes(count: float) -> str:
     """67108864 -> "64 MiB"."""
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):

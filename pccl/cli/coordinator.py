@@ -86,6 +86,8 @@ def end_on_signals() -> threading.Event:
 @click.option(
     "--probes/--no-probes", default=True, show_default=True, help="Measure unknown links while nobody uses them."
 )
+@click.option("--no-dial-back", is_flag=True, help="Take every joiner for one that can be dialled.")
+@click.option("--insecure", is_flag=True, help="Without a secret: listen all the same, to everybody.")
 @secret_file_option
 def command(
     bind: str,
@@ -98,6 +100,8 @@ def command(
     state: Path | None,
     ha: str | None,
     probes: bool,
+    no_dial_back: bool,
+    insecure: bool,
     secret_file: Path | None,
 ) -> None:
     """Serve a run: membership, order and topology.
@@ -106,6 +110,8 @@ def command(
     With --state a coordinator that is started again on the same address goes on where the former one ended, and ops in
     flight do not notice; without it the peers end when their coordinator does. With --ha several coordinators stand by
     for each other, one of them leads, and peers are given all their addresses.
+    A run without a secret is served on loopback only, unless --insecure says that everybody may join it.
+    --no-dial-back is for a coordinator that stands in another network than the peers, where its own dials tell nothing.
     --streams and --algorithm are for benchmarks, and for finding out why something is slow: the planner knows better.
     """
     from pccl.coordinator.server import Coordinator
@@ -123,6 +129,8 @@ def command(
         "state": state,
         "ha": ha,
         "measure": probes,
+        "dial_back": not no_dial_back,
+        "insecure": insecure,
         "end": end,
     }
     begin = f", {form_peers} to begin" if form_peers else ""

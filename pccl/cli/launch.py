@@ -199,6 +199,7 @@ def colour_wanted() -> bool:
 def peer_environment(address: str, run: str, secret: str) -> dict[str, str]:
     """Ours, and how to find the run; one thread per peer unless told otherwise: N peers share this machine."""
     env = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **os.environ}
+    env.pop("PCCL_TOKEN", None)  # of another run: this one has a secret
     return {**env, "PCCL_COORDINATOR": address, "PCCL_RUN": run, "PCCL_SECRET": secret}
 
 

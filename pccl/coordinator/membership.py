@@ -24,6 +24,7 @@ from pccl.coordinator.events import (
     Send,
     Tick,
 )
+from pccl.coordinator.guests import Guests
 from pccl.coordinator.links import Links
 from pccl.coordinator.plan import Pair, Plan
 from pccl.coordinator.planning import Planning
@@ -38,14 +39,14 @@ from pccl.coordinator.roster import (
     names_of,
     refuse,
     remember,
+    wire_epoch,
     wire_members,
-    wire_plan,
 )
 from pccl.coordinator.settings import Settings
 from pccl.coordinator.snapshot import GroupState, MemberState, restart_in_words
 from pccl.coordinator.status import group_status
 from pccl.coordinator.steps import Change, Growth, State
-from pccl.coordinator.verdicts import Fault, judge, name_of, report_of
+from pccl.coordinator.verdicts import FAULTS_MAX, Fault, judge, name_of, report_of
 from pccl.table import Row
 from pccl.table import row as _row
 from pccl.types import OpName, short_id
@@ -77,6 +78,7 @@ class Membership:
         self._planning = Planning(settings)
         self._probes = Probes(settings.lease_s / 5)
         self._settled = Settled()
+        self._guests = Guests()
         self._faults: dict[OpName, Fault] = {}
         self._judged: OrderedDict[OpName, int] = OrderedDict()
         self._lost: dict[bytes, int] = {}  # in the change under way, and when they had come
@@ -103,6 +105,7 @@ class Membership:
         before = self.state
         row.act(self, event)
         self._settle()
+        self._out += self._guests.news(self.epoch, self.members, self.waiting.values(), self.plan)
         assert self.state in row.to, f"{before} + {kind.__name__} led to {self.state}"
         return self._out
 
@@ -208,6 +211,8 @@ class Membership:
             self._note(event.peer, "join", f"{join.addresses[0]} on {join.host}, pid {join.pid}")
             if self.settings.dial_back:
                 self._out.append(DialBack(event.peer, join.addresses))
+        self.waiting[event.peer].guest &= join.guest  # there is no way back
+        self._guests.forget(event.peer)
         self._welcome(event.peer)
 
     def _welcome(self, peer: bytes, text: str = "") -> None:
@@ -304,7 +309,7 @@ class Membership:
         fault = event.message
         assert isinstance(fault, m.OpFault)
         name = name_of(fault.op)
-        if event.peer not in self.members or fault.epoch < self._judged.get(name, 0):
+        if event.peer not in self.members or fault.epoch < self._judged.get(name, 0) or len(self._faults) == FAULTS_MAX:
             return
         known = self._faults.get(name)
         if known is None or (fault.kind == "mismatch" and known.report.kind != "mismatch"):  # it outranks the others
@@ -325,8 +330,8 @@ class Membership:
             self._lose([(event.peer, "leave", leave.reason)])
 
     def _on_disconnected(self, event: Disconnected) -> None:
-        """a waiting peer is dropped; a member is out if its port refused a dial of late, else its lease runs"""
-        if event.peer in self.waiting:
+        """a waiting peer is dropped, no guest; a member is out if its port refused a dial, else its lease runs"""
+        if event.peer in self.waiting and not self.waiting[event.peer].acquainted:
             self._drop(event.peer, "gone", "its control connection closed before it was a member")
             return
         peer = self.members.get(event.peer)
@@ -373,7 +378,7 @@ class Membership:
     @property
     def _ready(self) -> dict[bytes, Peer]:
         """Who waits and may enter."""
-        return {peer.id: peer for peer in self.waiting.values() if peer.checked}
+        return {peer.id: peer for peer in self.waiting.values() if peer.checked and not peer.guest}
 
     def _try_form(self) -> bool:
         ready = self._ready
@@ -521,21 +526,7 @@ class Membership:
         self._lost.clear()
         self._planning.begin(self._now, self.epoch, chosen.reason)
         self._links.try_again()
-        message = m.Epoch(
-            v=m.VERSION,
-            epoch=self.epoch,
-            from_boundary=boundary,
-            change=change,
-            members=wire_members(self.members.values(), chosen),
-            plan=wire_plan(chosen),
-            verdicts=verdicts,
-            reason=m.clip(reason),
-            min_peers=self.settings.min_peers,
-            lease_s=self.settings.lease_s,
-            streams=chosen.pair_streams,
-            detours=chosen.detours,
-            turned=self._reach.ranks(self.members),
-        )
+        message = wire_epoch(self, boundary, change, verdicts, reason, self._reach.ranks(self.members))
         self._epochs = [*self._unconfirmed(), message] if boundary else [message]
         self._note(b"", "epoch", f"{len(self.members)} members from boundary {boundary}: {reason}")
         if chosen.reason:
@@ -593,7 +584,9 @@ class Membership:
         self._tell_all(m.Freeze(m.VERSION, self._changes, self.epoch))
 
     def _drop(self, peer: bytes, what: str, reason: str) -> None:
-        del self.waiting[peer]
+        if self.waiting.pop(peer).acquainted:  # others have closed their links to it: it may come back by another id
+            self.revision += 1
+            remember(self._gone, peer, f"{what}: {reason}")
         self._note(peer, what, reason)
 
     def _probe(self, peer: Peer) -> None:
@@ -604,6 +597,7 @@ class Membership:
     def _remind(self, peer: Peer) -> None:
         """Sends again what a member has not confirmed: epochs in their order, then the question that is open."""
         peer.reminded = self._now
+        self._guests.forget(peer.id)
         for epoch in self._epochs:
             if epoch.epoch > peer.epoch and any(member.peer == peer.id for member in epoch.members):
                 self._send(peer.id, epoch)
@@ -663,7 +657,7 @@ TABLE: dict[tuple[State, type], Row[Membership, State]] = {
     (_S, m.Healed): _row(_M._on_healed, _S),
     (_S, m.ProbeReply): _row(_M._on_probe_reply, _S, _H, _Z),
     (_S, m.OpFault): _row(_M._on_fault, _S, _Z),
-    (_S, m.Leave): _row(_M._on_leave, _Z, _F),
+    (_S, m.Leave): _row(_M._on_leave, _S, _Z, _F),
     (_S, Dialled): _row(_M._on_dialled, _S, _H),
     (_S, Disconnected): _row(_M._on_disconnected, _S, _Z),
     (_S, Reconnected): _row(_M._on_reconnected, _S),

@@ -8,17 +8,21 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pccl import messages as m
 from pccl.coordinator.plan import Pair, Plan
 from pccl.coordinator.settings import Settings
 from pccl.types import Cause, MemberInfo, short_id
 
+if TYPE_CHECKING:
+    from pccl.coordinator.membership import Membership
+
 RATE_WINDOW_S = 0.5
 #: So much is kept of what has passed: who is gone, which ops were judged.
 REMEMBERED_MAX = 4096
 
+Rank = tuple[int, int]
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -36,6 +40,8 @@ class Peer:
     addresses: tuple[str, ...] = ()  # all that it advertises; `address` is one of them
     checked: bool = True  # the dial-back has ended
     inbound: bool = True  # and somebody answered
+    guest: bool = False  # does not want to enter yet
+    acquainted: bool = False  # is or was one: members have, or had, links to it
     since: int = 0
     boundary: int = 0
     epoch: int = 0
@@ -125,6 +131,28 @@ def wire_members(peers: Iterable[Peer], chosen: Plan | None = None) -> tuple[m.M
     )
 
 
+def wire_epoch(
+    group: Membership, boundary: int, change: int, verdicts: tuple[m.Verdict, ...], reason: str, turned: Sequence[Rank]
+) -> m.Epoch:
+    """The group's newest epoch."""
+    assert group.plan is not None
+    return m.Epoch(
+        v=m.VERSION,
+        epoch=group.epoch,
+        from_boundary=boundary,
+        change=change,
+        members=wire_members(group.members.values(), group.plan),
+        plan=wire_plan(group.plan),
+        verdicts=verdicts,
+        reason=m.clip(reason),
+        min_peers=group.settings.min_peers,
+        lease_s=group.settings.lease_s,
+        streams=group.plan.pair_streams,
+        detours=group.plan.detours,
+        turned=tuple(turned),
+    )
+
+
 def wire_plan(chosen: Plan) -> m.Plan:
     """The plan without what is said per member or pair."""
     return m.Plan(
@@ -167,6 +195,8 @@ def joiner(now: float, join: m.Join, checked: bool) -> Peer:
         wire=join.wire,
         heard=now,
         rate_at=now,
+        guest=join.guest,
+        acquainted=join.guest,
     )
 
 

@@ -20,9 +20,10 @@ from functools import partial
 from pathlib import Path
 
 import zmq
-import zmq.utils.z85
 
+from pccl import descriptors
 from pccl import messages as m
+from pccl.coordinator.admission import GUEST, Admission, check_open
 from pccl.coordinator.dial_back import DialBacks
 from pccl.coordinator.etcd import EtcdStore
 from pccl.coordinator.events import DialBack, Effect, Record, Send
@@ -121,18 +122,21 @@ class Coordinator:
         replan_gap_s: float = REPLAN_GAP_S,
         dial_back: bool = True,
         measure: bool = True,
+        insecure: bool = False,
         state: str | Path | None = None,
         ha: str | None = None,
         end: threading.Event | None = None,
     ) -> None:
         """`dial_back`: whether joiners are dialled at the addresses that they advertise; of no use where this process
         stands in another network than they. `measure`: whether far paths of which nothing is known are measured with
-        filler while no member calls ops. `streams` of every link and `algorithm` ("ring", "mesh", "two_level") of
-        all-reduces: the planner's to choose unless they are given. Raises ArgumentError for what is no such number or
-        name.
+        filler while no member calls ops. `insecure`: a run without a secret may be open to other hosts. `streams` of
+        every link and `algorithm` ("ring", "mesh", "two_level") of all-reduces: the planner's to choose unless they are
+        given. Raises ArgumentError for what is no such number or name, and where a secret is missing.
         """
         self._bind = bind if "://" in bind else f"tcp://{bind}"
+        check_open(self._host, as_secret(secret), insecure)
         self._keys = run_keys(as_secret(secret), run)
+        self._admission = Admission(as_secret(secret), run)
         settings = Settings(
             min_peers,
             form_peers,
@@ -164,6 +168,7 @@ class Coordinator:
         if self._thread is not None:
             raise PcclError("the coordinator was started before")
         _make_room(self._run.settings.peers_max)
+        descriptors.make_sure(descriptors.COORDINATOR, "a coordinator")
         try:
             self._carry_out(self._ledger.open(time.monotonic()))
             self._listen()
@@ -242,12 +247,7 @@ class Coordinator:
         self._close_store()
 
     def _on_zap(self, frames: list[zmq.Frame]) -> None:
-        """Lets in who has the run's client key. Frames: version, request, domain, address, identity, mechanism, key."""
-        request = [frame.bytes for frame in frames]
-        key = zmq.utils.z85.encode(request[6]) if len(request) == 7 and len(request[6]) == 32 else b""
-        good = request[5:6] == [b"CURVE"] and key == self._keys.peer.public
-        code, text = (b"200", b"OK") if good else (b"400", b"not a key of this run")
-        self._zap.send_multipart([b"1.0", request[1] if len(request) > 1 else b"", code, text, b"", b""])
+        self._zap.send_multipart(self._admission.zap([frame.bytes for frame in frames]))
 
     def _on_monitor(self, frames: list[zmq.Frame]) -> None:
         event, fd = monitor_event(frames)
@@ -262,6 +262,9 @@ class Coordinator:
             self._run.malformed += 1
             return
         peer = frames[0].bytes
+        if frames[1].get("User-Id") == GUEST:
+            self._on_guest(peer, frames[1])
+            return
         lost, back, still_open = self._connections.spoke(peer, int(frames[1].get(zmq.SRCFD)))
         if lost is not None:
             self._tell(lambda now: self._ledger.disconnected(now, lost))
@@ -270,6 +273,14 @@ class Coordinator:
         self._tell(lambda now: self._ledger.bytes_from(now, peer, frames[1].bytes))
         if not still_open:  # a late message of a connection that is closed: it proves nothing about now
             self._tell(lambda now: self._ledger.disconnected(now, peer))
+
+    def _on_guest(self, guest: bytes, frame: zmq.Frame) -> None:
+        """Who has but a token: nobody to the run."""
+        answer = self._admission.answer(frame.bytes, str(frame.get("Peer-Address")))
+        if answer is None:
+            self._run.malformed += 1
+        else:
+            self._router.send_multipart([guest, m.encode(answer)], zmq.NOBLOCK)
 
     def _on_time(self) -> None:
         """Messages that wait already are heard before anybody's lease is looked at."""

@@ -19,6 +19,8 @@ NAMED_MAX = 8
 TEXT_LONG = 300
 TEXT_SHORT = 60
 LONG_TEXTS_MAX = 4096
+#: Of the faults that await a verdict; more than peers can have ops pending. Another one is not taken down.
+FAULTS_MAX = 16384
 
 
 @dataclass(slots=True, frozen=True)

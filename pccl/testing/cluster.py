@@ -27,13 +27,13 @@ from pccl.coordinator.plan import Pair, Plan, plan
 from pccl.coordinator.settings import Settings
 from pccl.errors import Timeout
 from pccl.peer import Peer
-from pccl.session import Identity, Session, State
+from pccl.session import Session, State
 from pccl.testing.checkers import Watch
 from pccl.testing.clock import MILLISECOND, NEVER, SECOND, Clock, Future, Task, Timer, ns
 from pccl.testing.coordinator import RUN, Coordinator
 from pccl.testing.network import Connection, ControlOptions, Ends
 from pccl.testing.program import Ops, Program, SimPeer, is_over
-from pccl.types import Event, EventKind, MemberInfo
+from pccl.types import Event, EventKind, Identity, MemberInfo
 
 TRACE_KEPT = 400
 TURNS_MAX = 2_000_000

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pccl.errors import HungError, Timeout
+from pccl.transfer.fenced import Fenced
 from pccl.transfer.job import Job, TransferReport
 from pccl.transfer.offers import FENCE_S, Offer
-from pccl.work import Owner, Pending
+from pccl.transfer.task import Task
+from pccl.work import Owner
 
 __all__ = ["Fetch", "FetchResult", "Progress"]
 
@@ -37,7 +38,7 @@ class Progress:
     total_bytes: int | None
 
 
-class Fetch(Pending[FetchResult]):
+class Fetch(Fenced[FetchResult]):
     """A fetch under way. The target belongs to it until it is done; after that, well or not, nothing is written to it.
 
     `wait(timeout)` and `await` give the FetchResult, or raise: Timeout (the fetch's own deadline, or that of this
@@ -46,7 +47,7 @@ class Fetch(Pending[FetchResult]):
 
     __slots__ = ("_job", "_tell")
 
-    def __init__(self, owner: Owner, token: int, job: Job, tell: Callable[[Callable[[], Job]], None]) -> None:
+    def __init__(self, owner: Owner, token: int, job: Job, tell: Callable[[Callable[[], Task]], None]) -> None:
         super().__init__(owner, token)
         self._job = job
         self._tell = tell
@@ -68,8 +69,7 @@ class Fetch(Pending[FetchResult]):
         first byte; b"" while the manifest is not known. After an error, give it to the next `fetch` of the same
         generation into the same target, to fetch only the rest.
         """
-        schedule = self._job.schedule
-        return b"" if schedule is None else schedule.bitmap()
+        return self._job.have()
 
     def add_source(self, peer: bytes) -> None:
         """One more peer to fetch from, by its id. Does not block; without effect once the fetch has ended."""
@@ -88,12 +88,4 @@ class Fetch(Pending[FetchResult]):
         False if it had ended already, or ended well meanwhile; else wait() raises Cancelled. HungError if the engine
         does not answer within `timeout` seconds: then the target stays borrowed.
         """
-        self._owner.check_pid()
-        if self.done():
-            return False
-        self._owner.cancel_token(self._token)
-        try:
-            self._ended(timeout)
-        except Timeout as error:
-            raise HungError(f"the fetch did not end within {timeout:g} s of its cancellation", op=error.op) from None
-        return self._error is not None
+        return self._cancel("fetch", timeout)

@@ -7,6 +7,7 @@ withdrawn: then nothing touches its memory any more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,7 +26,9 @@ from pccl.transfer.manifest import (
     head_key,
     manifest_key,
 )
-from pccl.transfer.schedule import Ask, Schedule, Step, chunks_of
+from pccl.transfer.schedule import Ask, Schedule, Step, bitmap
+from pccl.transfer.target import Bytes, Into, Target
+from pccl.transfer.task import Asks
 from pccl.types import Status, short_id
 
 __all__ = ["Job", "Port", "Relay", "TransferReport"]
@@ -48,18 +51,10 @@ class Relay(Protocol):
         """Ends the offer; the job hears of it by `on_withdrawn`."""
 
 
-class Port(Protocol):
+class Port(Asks, Protocol):
     """How a job reaches the world. Nothing blocks."""
 
-    def ask(
-        self, job: Job, peer: bytes, key: bytes, generation: int, span: tuple[int, int], address: int, priority: int
-    ) -> int:
-        """Asks a peer for (offset, bytes) of a region; gives a token. `on_ended` follows exactly once."""
-
-    def cancel(self, token: int) -> None:
-        """Ends an ask soon; `on_ended` still follows."""
-
-    def relay(self, job: Job, manifest: Manifest, data: np.ndarray[Any, Any]) -> Relay:
+    def relay(self, job: Job, manifest: Manifest, parts: Sequence[Bytes]) -> Relay:
         """Offers what the job will have, none of it yet."""
 
 
@@ -67,8 +62,9 @@ class Port(Protocol):
 class TransferReport:
     """What a fetch did. `received`: bytes by source, wrong ones and those brought twice included. `retries`: chunks
     that were asked for again. `refused`: (chunk, source) of those that came with a wrong digest. `lost`: what became of
-    sources that were given up, in words. `resumed_bytes`: found in the target before. `first_byte_s`, `duration_s`:
-    from the call to the first verified chunk and to the end.
+    sources that were given up, in words. `resumed_bytes`: found in the target before, or not wanted. `changed`: chunks
+    that were not what their digests say, where that was to be expected: their places hold anything. `first_byte_s`,
+    `duration_s`: from the call to the first verified chunk and to the end.
     """
 
     received: dict[bytes, int] = field(default_factory=dict)
@@ -76,6 +72,7 @@ class TransferReport:
     refused: list[tuple[int, bytes]] = field(default_factory=list)
     lost: dict[bytes, str] = field(default_factory=dict)
     resumed_bytes: int = 0
+    changed: list[int] = field(default_factory=list)
     first_byte_s: float = 0.0
     duration_s: float = 0.0
 
@@ -91,8 +88,9 @@ class _Out:
 
 
 class Job:
-    """See the header. `into`: flat uint8 of the target, None to make it; `have`: bitmap of chunks that are said to be
-    there; they are verified like all others.
+    """See the header. `target`: where it goes, and what is wanted. `changing`: what is offered may be written to
+    meanwhile: a chunk that is not what its digest says is not asked for again, and speaks against nobody.
+    `offered_as`: what the sources call it, where that is not `name`.
     """
 
     def __init__(
@@ -100,8 +98,7 @@ class Job:
         port: Port,
         name: str,
         sources: tuple[bytes, ...],
-        into: np.ndarray[Any, Any] | None,
-        have: bytes | None,
+        target: Target,
         *,
         generation: int | None,
         root: bytes | None,
@@ -109,6 +106,8 @@ class Job:
         relay: bool,
         now: float,
         deadline_at: float,
+        changing: bool = False,
+        offered_as: str | None = None,
     ) -> None:
         self.name = name
         self.priority = priority
@@ -119,20 +118,18 @@ class Job:
         self.relay: Relay | None = None
         self.over = False
         self.error: PcclError | None = None
-        self.data: np.ndarray[Any, Any] = np.empty(0, np.uint8)
+        self.target = target
         self.lookup = Lookup(sources, generation, root)
         self._port = port
-        self._into = into
-        self._have = have
+        self._offered_as = name if offered_as is None else offered_as
         self._relaying = relay
+        self._changing = changing
         self._started = now
         self._ending = False
         self._relay_gone = False
-        self._address = 0
-        self._hold: Any = None
         self._out: dict[int, _Out] = {}
         self._tokens: dict[int, int] = {}  # number of an ask -> token
-        self._beside: dict[int, np.ndarray[Any, Any]] = {}
+        self._beside: dict[int, Bytes] = {}
 
     # -- what the driver calls --
 
@@ -232,14 +229,14 @@ class Job:
 
     def _look(self, now: float) -> None:
         for source in self.lookup.to_ask(now):
-            self._ask_small("head", source, head_key(self.name), HEAD_GENERATION, HEAD_BYTES)
+            self._ask_small("head", source, head_key(self._offered_as), HEAD_GENERATION, HEAD_BYTES)
         head = self.lookup.choose(now)
         if head is None:
             return
         if self.manifest is None and not any(out.what == "manifest" for out in self._out.values()):
             ready = self.lookup.ready()
             if ready:
-                key = manifest_key(self.name)
+                key = manifest_key(self._offered_as)
                 self._ask_small("manifest", ready[0], key, head.generation, head.manifest_bytes)
             else:
                 self.lookup.forget_choice()
@@ -274,7 +271,7 @@ class Job:
             self._lose(out.source, *_SOURCE_LOST.get(Status(status), ("lost", "did not answer")))
         else:
             try:
-                self.manifest = Manifest.decode(out.memory[0], head, self.name)
+                self.manifest = Manifest.decode(out.memory[0], head, self._offered_as)
             except ProtocolError as error:
                 self._lose(out.source, "protocol", error.message)
             else:
@@ -282,27 +279,24 @@ class Job:
 
     def _begin(self, manifest: Manifest) -> None:
         """What is wanted is known: where it goes, and what of it is there."""
-        if self._into is not None and self._into.size != manifest.nbytes:
-            text = f"{self.name!r} has {manifest.nbytes} bytes, the target {self._into.size}"
-            self.fail(TransferError(text, op=self.describe(), name=self.name, cause="size"))
-            return
-        try:
-            self.data = np.empty(manifest.nbytes, np.uint8) if self._into is None else self._into
-            claimed = [] if self._have is None else chunks_of(self._have, manifest.count)
-        except (ValueError, MemoryError) as error:
-            text = f"{self.name!r}: {error}"
-            self.fail(TransferError(text, op=self.describe(), name=self.name, cause="size"))
-            return
-        self._address, self._hold = _native.pin(self.data)
-        have = [chunk for chunk in claimed if self._is_right(chunk, self.data, 0)]
-        self.schedule = Schedule(manifest.nbytes, manifest.chunk_bytes, have)
+        have = list(self.target.begin(manifest))
+        self.schedule = Schedule(manifest.nbytes, manifest.chunk_bytes, have, manifest.parts)
         self.report.resumed_bytes = self.schedule.done_bytes
-        if self._relaying:
-            self.relay = self._port.relay(self, manifest, self.data)
+        if self._relaying and isinstance(self.target, Into):
+            self.relay = self._port.relay(self, manifest, self.target.parts)
             for chunk in have:
                 self.relay.extend(*manifest.span(chunk))
 
-    def _is_right(self, chunk: int, memory: np.ndarray[Any, Any], base: int) -> bool:
+    def have(self) -> bytes:
+        """Bitmap of the chunks that are in their places, verified."""
+        if self.schedule is None or self.manifest is None:
+            return b""
+        flags = bytearray(map(self.schedule.is_done, range(self.manifest.count)))
+        for chunk in self.report.changed:
+            flags[chunk] = 0
+        return bitmap(flags)
+
+    def _is_right(self, chunk: int, memory: Bytes, base: int) -> bool:
         assert self.manifest is not None
         start, end = self.manifest.span(chunk)
         return digest_of(memory[start - base : end - base]) == self.manifest.digest(chunk)
@@ -311,17 +305,18 @@ class Job:
 
     def _ask(self, ask: Ask) -> None:
         assert self.manifest is not None
-        start = ask.first * self.manifest.chunk_bytes
-        address = self._address + start
         if ask.spare:
-            self._beside[ask.number] = memory = np.empty(ask.nbytes, np.uint8)
-            address = _native.pin(memory)[0]
-        generation = self.manifest.generation
-        token = self._port.ask(
-            self, ask.source, data_key(self.name), generation, (start, ask.nbytes), address, self.priority
-        )
-        self._out[token] = _Out("chunks", ask.source, None, ask)
+            self._beside[ask.number] = np.empty(ask.nbytes, np.uint8)
+        memory = self._memory(ask)
+        address, hold = _native.pin(memory)
+        part, offset = self.manifest.layout.place(ask.first)
+        key, generation = data_key(self._offered_as, part), self.manifest.data_generation
+        token = self._port.ask(self, ask.source, key, generation, (offset, ask.nbytes), address, self.priority)
+        self._out[token] = _Out("chunks", ask.source, (memory, hold), ask)
         self._tokens[ask.number] = token
+
+    def _memory(self, ask: Ask) -> Bytes:
+        return self._beside[ask.number] if ask.spare else self.target.place(ask.first, ask.count)
 
     def _cancel(self, asks: list[Ask]) -> None:
         for ask in asks:
@@ -334,19 +329,24 @@ class Job:
             self._follow(self.schedule.failed(ask))
             self._blame(ask.source, status)
             return
-        memory, base = self.data, 0
-        if ask.spare:
-            memory, base = self._beside[ask.number], ask.first * self.manifest.chunk_bytes
+        memory, base = self._memory(ask), self.manifest.span(ask.first)[0]
         good: list[int] = []
         bad: list[int] = []
         for chunk in ask.chunks:
             if not self.schedule.is_done(chunk):
                 (good if self._is_right(chunk, memory, base) else bad).append(chunk)
         self.report.received[ask.source] = self.report.received.get(ask.source, 0) + ask.nbytes
-        self.report.refused += [(chunk, ask.source) for chunk in bad]
+        if self._changing:
+            self.report.changed += bad
+        else:
+            self.report.refused += [(chunk, ask.source) for chunk in bad]
         if good and not self.report.first_byte_s:
             self.report.first_byte_s = now - self._started
-        step = self.schedule.arrived(ask, now, good, bad)
+        step = (
+            self.schedule.arrived(ask, now, good + bad, [])
+            if self._changing
+            else self.schedule.arrived(ask, now, good, bad)
+        )
         if not ask.spare:
             self._serve(good)
         self._follow(step)
@@ -367,10 +367,10 @@ class Job:
             self._cancel(step.cancel)
         assert self.manifest is not None
         for spare, chunks in step.place:
-            base = spare.first * self.manifest.chunk_bytes
+            base = self.manifest.span(spare.first)[0]
             for chunk in chunks:
                 start, end = self.manifest.span(chunk)
-                self.data[start:end] = self._beside[spare.number][start - base : end - base]
+                self.target.place(chunk, 1)[:] = self._beside[spare.number][start - base : end - base]
             self._serve(chunks)
         for spare in step.drop:
             self._beside.pop(spare.number, None)

@@ -128,8 +128,8 @@ class Lookup:
 
     @property
     def hopeless(self) -> bool:
-        """Whether every source is out."""
-        return all(found.place is Place.OUT for found in self.found.values())
+        """Whether every source is out; not while there has been none."""
+        return bool(self.found) and all(found.place is Place.OUT for found in self.found.values())
 
     def deadline(self) -> float | None:
         """When `to_ask` or `choose` want to be called again."""
@@ -140,4 +140,5 @@ class Lookup:
 
     def words(self, name_of: dict[bytes, str]) -> str:
         """What became of each source, for people."""
-        return "; ".join(f"{name_of[s]} {found.why or found.place.value}" for s, found in self.found.items())
+        words = (f"{name_of[s]} {found.why or found.place.value}" for s, found in self.found.items())
+        return "; ".join(words) or "there is no source"

@@ -1,8 +1,10 @@
 """manifest.py - what an offer consists of: its chunks with their digests, the head that leads to them, and the keys.
 
-A peer that offers a name offers three regions under keys derived from it: the *head* (HEAD_BYTES, always of the same
-generation, so that a fetcher needs nothing but the name), the *manifest* and the *data*, both of the offer's own
-generation. Head and manifest are small and are read whole; data is read chunk by chunk.
+A peer that offers a name offers regions under keys derived from it: the *head* (HEAD_BYTES, always of the same
+generation, so that a fetcher needs nothing but the name), the *manifest*, of the offer's own generation, and the
+*data*, one region for each part. Head and manifest are small and are read whole; data is read chunk by chunk.
+
+A hash tree: the digests of a part's chunks give the digest of the part, these the root.
 
 Digests are xxh3-128: they find what was damaged or overwritten, not what somebody forged. Pure; bytes from the network
 end in ProtocolError when they are not what they should be.
@@ -11,13 +13,15 @@ end in ProtocolError when they are not what they should be.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import xxhash
 
 from pccl.errors import ArgumentError, ProtocolError
+from pccl.transfer.layout import Layout
 
 __all__ = [
     "CHUNK_BYTES",
@@ -25,6 +29,7 @@ __all__ = [
     "HEAD_GENERATION",
     "MANIFEST_BYTES_MAX",
     "NAME_BYTES_MAX",
+    "PARTS_MAX",
     "Head",
     "Manifest",
     "chunk_size",
@@ -40,12 +45,13 @@ CHUNK_BYTES_MIN = 1 << 10
 CHUNK_BYTES_MAX = 1 << 30
 CHUNKS_MAX = 1 << 16
 DIGEST_BYTES = 16
-MANIFEST_BYTES_MAX = CHUNKS_MAX * DIGEST_BYTES + NAME_BYTES_MAX + 64
+PARTS_MAX = 1 << 15
+MANIFEST_BYTES_MAX = CHUNKS_MAX * DIGEST_BYTES + PARTS_MAX * 9 + NAME_BYTES_MAX + 64
 GENERATION_MAX = 2**63 - 1
 #: The head is replaced, not versioned: a fetcher asks for it before it knows of any generation.
 HEAD_GENERATION = 1
 
-_VERSION = 1
+_VERSION = 2
 _MAGIC = b"PCCLHEAD"
 _HEAD = struct.Struct("<8sHxxIQQQ16s16s")
 HEAD_BYTES = _HEAD.size + DIGEST_BYTES
@@ -58,21 +64,22 @@ def digest_of(data: Any) -> bytes:
 
 def head_key(name: str) -> bytes:
     """Under which the head of a name is offered."""
-    return _key(b"head", name)
+    return key_of("head", name)
 
 
 def manifest_key(name: str) -> bytes:
     """Under which the manifest is offered, with the generation of the head."""
-    return _key(b"manifest", name)
+    return key_of("manifest", name)
 
 
-def data_key(name: str) -> bytes:
-    """Under which the data is offered, with the generation of the head."""
-    return _key(b"data", name)
+def data_key(name: str, part: int = 0) -> bytes:
+    """Under which a part of the data is offered, with the generation that the manifest says."""
+    return key_of("data" if part == 0 else f"data{part}", name)
 
 
-def _key(kind: bytes, name: str) -> bytes:
-    return digest_of(b"pccl.transfer/" + kind + b"/" + check_name(name))
+def key_of(kind: str, name: str) -> bytes:
+    """Of one kind of region that belongs to a name."""
+    return digest_of(b"pccl.transfer/" + kind.encode() + b"/" + check_name(name))
 
 
 def check_name(name: str) -> bytes:
@@ -85,14 +92,15 @@ def check_name(name: str) -> bytes:
     return data
 
 
-def chunk_size(nbytes: int, chunk_bytes: int | None) -> int:
-    """The chunk size of an offer: what was asked for, or 1 MiB and as much more as keeps the manifest small.
+def chunk_size(nbytes: int, chunk_bytes: int | None, parts: Sequence[int] = (), least: int = CHUNK_BYTES) -> int:
+    """The chunk size of an offer: what was asked for, or `least` and as much more as keeps the manifest small.
 
-    ArgumentError for a size that is no power of two, out of bounds, or too small for so much data.
+    `parts`: the sizes of what it is made of, if that is more than one. ArgumentError for a size that is no power of
+    two, out of bounds, or too small for so much data.
     """
     if chunk_bytes is None:
-        size = CHUNK_BYTES
-        while nbytes > size * CHUNKS_MAX:
+        size = least
+        while _chunks(nbytes, size, parts) > CHUNKS_MAX and size <= CHUNK_BYTES_MAX:
             size *= 2
         if size > CHUNK_BYTES_MAX:
             raise ArgumentError(f"an offer can have at most {CHUNK_BYTES_MAX * CHUNKS_MAX} bytes, not {nbytes}")
@@ -101,9 +109,13 @@ def chunk_size(nbytes: int, chunk_bytes: int | None) -> int:
         raise ArgumentError(
             f"chunk_bytes must be a power of two from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}, not {chunk_bytes!r}"
         )
-    if nbytes > chunk_bytes * CHUNKS_MAX:
+    if _chunks(nbytes, chunk_bytes, parts) > CHUNKS_MAX:
         raise ArgumentError(f"chunk_bytes={chunk_bytes} would make more than {CHUNKS_MAX} chunks of {nbytes} bytes")
     return chunk_bytes
+
+
+def _chunks(nbytes: int, size: int, parts: Sequence[int]) -> int:
+    return sum(-(-part // size) for part in parts or (nbytes,))
 
 
 def _is_chunk_size(size: int) -> bool:
@@ -126,6 +138,8 @@ class _Wire(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=
     nbytes: int
     chunk_bytes: int
     digests: bytes
+    parts: tuple[int, ...]
+    data_generation: int
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -134,32 +148,55 @@ _decoder = msgspec.msgpack.Decoder(_Wire)
 
 @dataclass(slots=True, frozen=True)
 class Manifest:
-    """What one generation of a name consists of. `digests`: 16 bytes for each chunk, in order."""
+    """What one generation of a name consists of. `digests`: 16 bytes for each chunk, in order. `parts`: the sizes of
+    what it is made of. `data_generation`: under which the data is offered.
+    """
 
     name: str
     generation: int
     nbytes: int
     chunk_bytes: int
     digests: bytes
+    parts: tuple[int, ...]
+    data_generation: int
+    layout: Layout = field(init=False, repr=False, compare=False)
+    _root: list[bytes] = field(init=False, repr=False, compare=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layout", Layout(self.chunk_bytes, self.parts))
 
     @classmethod
     def of(cls, name: str, generation: int, data: Any, chunk_bytes: int | None = None) -> Manifest:
-        """That of flat bytes (a uint8 array). Reads all of it."""
+        """That of flat bytes (a uint8 array), or of a list of them. Reads all of it."""
         check_name(name)
-        nbytes = len(data)
-        size = chunk_size(nbytes, chunk_bytes)
-        digests = b"".join(digest_of(data[start : start + size]) for start in range(0, nbytes, size))
-        return cls(name, check_generation(generation), nbytes, size, digests)
+        parts = data if isinstance(data, list | tuple) else [data]
+        if len(parts) > PARTS_MAX:
+            raise ArgumentError(f"an offer can have at most {PARTS_MAX} parts, not {len(parts)}")
+        sizes = tuple(len(part) for part in parts)
+        size = chunk_size(sum(sizes), chunk_bytes, sizes)
+        digests = b"".join(
+            digest_of(part[start : start + size]) for part in parts for start in range(0, len(part), size)
+        )
+        return cls(name, check_generation(generation), sum(sizes), size, digests, sizes, generation)
 
     @property
     def count(self) -> int:
         """Number of chunks."""
-        return -(-self.nbytes // self.chunk_bytes)
+        return self.layout.count
 
     @property
     def root(self) -> bytes:
-        """The digest of the whole: of the sizes and of all chunks' digests, not of the name or the generation."""
-        return digest_of(struct.pack("<QQ", self.nbytes, self.chunk_bytes) + self.digests)
+        """The digest of the whole: of the chunk size and of all parts' digests, not of the name or the generation."""
+        if not self._root:
+            parts = b"".join(self.part_digest(part) for part in range(len(self.parts)))
+            self._root.append(digest_of(struct.pack("<QQ", self.nbytes, self.chunk_bytes) + parts))
+        return self._root[0]
+
+    def part_digest(self, part: int) -> bytes:
+        """Of one part: of its size and of its chunks' digests."""
+        chunks = self.layout.chunks(part)
+        digests = self.digests[chunks.start * DIGEST_BYTES : chunks.stop * DIGEST_BYTES]
+        return digest_of(struct.pack("<Q", self.parts[part]) + digests)
 
     def digest(self, chunk: int) -> bytes:
         """Of one chunk."""
@@ -167,13 +204,12 @@ class Manifest:
 
     def span(self, chunk: int) -> tuple[int, int]:
         """(first byte, byte after the last) of one chunk."""
-        start = chunk * self.chunk_bytes
-        return start, min(start + self.chunk_bytes, self.nbytes)
+        return self.layout.span(chunk)
 
     def encode(self) -> bytes:
         """As bytes for the manifest region."""
-        wire = _Wire(_VERSION, self.name, self.generation, self.nbytes, self.chunk_bytes, self.digests)
-        return _encoder.encode(wire)
+        said = (self.name, self.generation, self.nbytes, self.chunk_bytes)
+        return _encoder.encode(_Wire(_VERSION, *said, self.digests, self.parts, self.data_generation))
 
     @classmethod
     def decode(cls, data: Any, head: Head, name: str) -> Manifest:
@@ -182,19 +218,28 @@ class Manifest:
             raise ProtocolError(f"the manifest of {name!r} does not have the digest that its head says")
         try:
             wire = _decoder.decode(data)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError) as error:  # ValueError: text that is no UTF-8
             raise ProtocolError(f"the manifest of {name!r} cannot be read: {error}") from error
         if wire.version != _VERSION:
             raise ProtocolError(f"the manifest of {name!r} has version {wire.version}, {_VERSION} is spoken here")
         said = (wire.name, wire.generation, wire.nbytes, wire.chunk_bytes)
         if said != (name, head.generation, head.nbytes, head.chunk_bytes):
             raise ProtocolError(f"the manifest of {name!r} is of something else than its head: {said!r}")
-        manifest = cls(*said, wire.digests)
+        _check_parts(wire)
+        manifest = cls(*said, wire.digests, wire.parts, wire.data_generation)
         if len(wire.digests) != manifest.count * DIGEST_BYTES:
             raise ProtocolError(f"the manifest of {name!r} has {len(wire.digests)} bytes of digests")
         if manifest.root != head.root:
             raise ProtocolError(f"the manifest of {name!r} does not have the root that its head says")
         return manifest
+
+
+def _check_parts(wire: _Wire) -> None:
+    parts, most = wire.parts, wire.nbytes
+    if len(parts) > PARTS_MAX or any(not 0 <= size <= most for size in parts) or sum(parts) != most:
+        raise ProtocolError(f"the manifest of {wire.name!r} has {len(parts)} parts that are not its {most} bytes")
+    if not 1 <= wire.data_generation <= GENERATION_MAX:
+        raise ProtocolError(f"the manifest of {wire.name!r} has data of generation {wire.data_generation}")
 
 
 @dataclass(slots=True, frozen=True)

@@ -1,4 +1,4 @@
-"""offers.py - what this peer offers: three regions for each name, and the memory that they keep alive.
+"""offers.py - what this peer offers: head, manifest and data of each name, and the memory that they keep alive.
 
 The head is offered last and withdrawn first, so that whoever has read it finds the rest, or learns that it is gone.
 Regions stay in the registry, with their memory, until the engine has said that it does not read them any more. Any
@@ -7,11 +7,13 @@ thread; WITHDRAWN events come on the control thread.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +22,7 @@ from pccl import _native
 from pccl.buffers import as_buffer
 from pccl.errors import ArgumentError, Closed, HungError, PcclError, ResourceError
 from pccl.transfer.manifest import HEAD_GENERATION, Head, Manifest, data_key, head_key, manifest_key
+from pccl.transfer.target import Bytes
 from pccl.types import Event, Status
 
 __all__ = ["FENCE_S", "Offer", "Offers", "log", "writable"]
@@ -47,12 +50,13 @@ class Host(Protocol):
 class _Region:
     """One region, and what must live as long as it."""
 
-    __slots__ = ("gone", "hold", "on_gone", "status")
+    __slots__ = ("gone", "hold", "on_asked", "on_gone", "status")
 
-    def __init__(self, hold: Any) -> None:
+    def __init__(self, hold: Any, on_asked: Callable[[bytes], None] | None) -> None:
         self.hold = hold
         self.gone = threading.Event()
         self.status = int(Status.OK)
+        self.on_asked = on_asked
         self.on_gone: Callable[[], None] | None = None
 
 
@@ -63,13 +67,13 @@ class Offer:
     are not what their digests say, and refuse them. It is kept alive until then.
     """
 
-    def __init__(self, owner: Offers, manifest: Manifest, data: np.ndarray[Any, Any], hold: Any, whole: bool) -> None:
+    def __init__(self, owner: Offers, manifest: Manifest, parts: Sequence[Bytes], hold: Any, whole: bool) -> None:
         self._owner = owner
         self._lock = threading.Lock()
         self._regions: list[_Region] = []
         self._withdrawn = False
         self.manifest = manifest
-        self._publish(manifest, data, hold, whole)
+        self._publish(manifest, parts, hold, whole)
 
     def __repr__(self) -> str:
         state = " withdrawn" if self._withdrawn else ""
@@ -117,8 +121,8 @@ class Offer:
         self._owner.host.check()
         if generation <= self.generation:
             raise ArgumentError(f"generation {generation} is not later than {self.generation}, which is offered")
-        data, hold = readable(array)
-        manifest = Manifest.of(self.name, generation, data, self.manifest.chunk_bytes)
+        parts, hold = readable(array)
+        manifest = Manifest.of(self.name, generation, parts, self.manifest.chunk_bytes)
         with self._lock:
             if self._withdrawn:
                 raise ArgumentError(f"{self.name!r} is not offered any more")
@@ -126,12 +130,19 @@ class Offer:
             self._wait(timeout)
             self.manifest = manifest
             self._withdrawn = False
-            self._publish(manifest, data, hold, True)
+            self._publish(manifest, parts, hold, True)
 
     def extend(self, first: int, end: int) -> None:
         """Bytes `first` to `end` of a relayed offer are there and verified."""
-        generation = self.manifest.generation
-        self._owner.quietly("extend", data_key(self.name), generation, first, end - first)
+        offsets, generation = self.manifest.layout.offsets, self.manifest.data_generation
+        for part in range(bisect_right(offsets, first) - 1, len(self.manifest.parts)):
+            begin, until = max(first, offsets[part]), min(end, offsets[part + 1])
+            if begin < until:
+                self._owner.quietly(
+                    "extend", data_key(self.name, part), generation, begin - offsets[part], until - begin
+                )
+            if until == end:
+                return
 
     def withdraw_soon(self, then: Callable[[], None]) -> None:
         """Ends the offer without waiting; calls back, on any thread, when its memory is not read any more."""
@@ -147,13 +158,14 @@ class Offer:
             self._owner.when_gone(self._regions, one_gone)
             self._end()
 
-    def _publish(self, manifest: Manifest, data: np.ndarray[Any, Any], hold: Any, whole: bool) -> None:
+    def _publish(self, manifest: Manifest, parts: Sequence[Bytes], hold: Any, whole: bool) -> None:
         encoded = manifest.encode()
         head = Head.of(manifest, encoded).encode()
         name, generation = manifest.name, manifest.generation
         self._regions = []
-        if data.size:
-            self._offer(data_key(name), generation, data, hold, whole)
+        for number, part in enumerate(parts):
+            if part.size:
+                self._offer(data_key(name, number), generation, part, hold, whole)
         self._offer(manifest_key(name), generation, np.frombuffer(encoded, np.uint8), None, True)
         self._offer(head_key(name), HEAD_GENERATION, np.frombuffer(head, np.uint8), None, True)
 
@@ -165,7 +177,9 @@ class Offer:
         name, generation = self.name, self.generation
         self._owner.quietly("withdraw", head_key(name), HEAD_GENERATION)
         self._owner.quietly("withdraw", manifest_key(name), generation)
-        self._owner.quietly("withdraw", data_key(name), generation)
+        for number, size in enumerate(self.manifest.parts):
+            if size:
+                self._owner.quietly("withdraw", data_key(name, number), generation)
 
     def _wait(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -186,21 +200,21 @@ class Offers:
 
     def offer(self, name: str, array: Any, generation: int, chunk_bytes: int | None) -> Offer:
         """Reads all of it, then offers it."""
-        data, hold = readable(array)
-        manifest = Manifest.of(name, generation, data, chunk_bytes)
-        return self._made(manifest, data, hold, True)
+        parts, hold = readable(array)
+        manifest = Manifest.of(name, generation, parts, chunk_bytes)
+        return self._made(manifest, parts, hold, True)
 
-    def relay(self, manifest: Manifest, data: np.ndarray[Any, Any]) -> Offer:
+    def relay(self, manifest: Manifest, parts: Sequence[Bytes]) -> Offer:
         """Offers what will be there; see Offer.extend."""
-        return self._made(manifest, data, None, False)
+        return self._made(dataclasses.replace(manifest, data_generation=manifest.generation), parts, None, False)
 
-    def _made(self, manifest: Manifest, data: np.ndarray[Any, Any], hold: Any, whole: bool) -> Offer:
+    def _made(self, manifest: Manifest, parts: Sequence[Bytes], hold: Any, whole: bool) -> Offer:
         with self._lock:
             if manifest.name in self._names:
                 raise ArgumentError(f"{manifest.name!r} is offered here already; update() or withdraw() that")
             self._names.add(manifest.name)
         try:
-            return Offer(self, manifest, data, hold, whole)
+            return Offer(self, manifest, parts, hold, whole)
         except PcclError:
             self.free_name(manifest.name)
             raise
@@ -210,14 +224,28 @@ class Offers:
         with self._lock:
             self._names.discard(name)
 
-    def offer_region(self, key: bytes, generation: int, data: np.ndarray[Any, Any], hold: Any, whole: bool) -> _Region:
-        """Into the registry first: the engine may answer before the call has returned."""
+    def offer_region(
+        self,
+        key: bytes,
+        generation: int,
+        data: Bytes,
+        hold: Any,
+        whole: bool,
+        changes: bool = False,
+        on_asked: Callable[[bytes], None] | None = None,
+    ) -> _Region:
+        """Into the registry first: the engine may answer before the call has returned. `changes`: it is written to
+        while it is offered. `on_asked`: called, on the
+        control thread, with each peer that begins to fetch it.
+        """
         address, pinned = _native.pin(data)
-        region = _Region((data, pinned, hold))
+        region = _Region((data, pinned, hold), on_asked)
         token = next(self._tokens)
         self._regions[token] = region
+        watched = on_asked is not None
         try:
-            self.host.engine.offer(_native.Region(key, generation, address, data.size, token), whole=whole)
+            raw = _native.Region(key, generation, address, data.size, token, changes, watched)
+            self.host.engine.offer(raw, whole=whole)
         except BaseException:
             del self._regions[token]
             raise
@@ -238,6 +266,12 @@ class Offers:
                 region.on_gone = callback
         for _ in gone:
             callback()
+
+    def on_asked(self, event: Event) -> None:
+        """A peer has begun to fetch from a region that is watched."""
+        region = self._regions.get(event.token)
+        if region is not None and region.on_asked is not None:
+            region.on_asked(event.peer)
 
     def on_withdrawn(self, event: Event) -> None:
         """The engine has let go of a region."""
@@ -260,13 +294,17 @@ class Offers:
             self.on_withdrawn(Event(kind=0, status=Status.ECLOSED, token=token))
 
 
-def readable(array: Any) -> tuple[np.ndarray[Any, Any], Any]:
-    """(flat bytes, hold) of what is to be offered: a view, never a copy."""
-    buffer = as_buffer(array, writable=False, what="array")
-    return _native.byte_array(buffer.address, buffer.nbytes), buffer.owner
+def readable(array: Any) -> tuple[list[Bytes], Any]:
+    """(flat bytes of each part, hold) of what is to be offered: views, never copies."""
+    return _views(array, False, "array")
 
 
-def writable(array: Any) -> tuple[np.ndarray[Any, Any], Any]:
-    """(flat bytes, hold) of a target."""
-    buffer = as_buffer(array, writable=True, what="into")
-    return _native.byte_array(buffer.address, buffer.nbytes), buffer.owner
+def writable(array: Any) -> tuple[list[Bytes], Any]:
+    """(flat bytes of each part, hold) of a target."""
+    return _views(array, True, "into")
+
+
+def _views(array: Any, writable: bool, what: str) -> tuple[list[Bytes], Any]:
+    arrays = array if isinstance(array, list | tuple) else [array]
+    buffers = [as_buffer(one, writable=writable, what=what) for one in arrays]
+    return [_native.byte_array(b.address, b.nbytes) for b in buffers], [b.owner for b in buffers]

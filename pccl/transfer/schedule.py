@@ -17,10 +17,12 @@ How it is decided:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from pccl.transfer.layout import Layout
 
 __all__ = ["Ask", "Schedule", "Step", "bitmap", "chunks_of"]
 
@@ -153,10 +155,13 @@ class Source:
 
 
 class Schedule:
-    """The chunks of one fetch, and who brings them."""
+    """The chunks of one fetch, and who brings them. `have`: those that are not to be asked for. `parts`: the sizes of
+    what the bytes are made of; no ask is for chunks of two of them.
+    """
 
-    def __init__(self, nbytes: int, chunk_bytes: int, have: Iterable[int] = ()) -> None:
-        self.count = -(-nbytes // chunk_bytes)
+    def __init__(self, nbytes: int, chunk_bytes: int, have: Iterable[int] = (), parts: Sequence[int] = ()) -> None:
+        self._layout = Layout(chunk_bytes, parts or (nbytes,))
+        self.count = self._layout.count
         self.sources: dict[bytes, Source] = {}
         self.retries = 0  # chunks asked for more than once, spares included
         self._nbytes = nbytes
@@ -214,17 +219,18 @@ class Schedule:
         return ((key, source) for key, source in self.sources.items() if not source.lost)
 
     def _bytes_of(self, first: int, count: int) -> int:
-        return min((first + count) * self._chunk_bytes, self._nbytes) - first * self._chunk_bytes
+        return self._layout.start(first + count) - self._layout.start(first)
 
     def _runs_missing(self) -> Iterator[tuple[int, int]]:
+        ends = set(self._layout.firsts)
         first = None
         for chunk in range(self.count + 1):
             missing = chunk < self.count and not self._done[chunk]
-            if missing and first is None:
-                first = chunk
-            elif not missing and first is not None:
+            if first is not None and (not missing or chunk in ends):
                 yield first, chunk
                 first = None
+            if missing and first is None:
+                first = chunk
 
     # -- sources --
 

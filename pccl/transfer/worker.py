@@ -1,7 +1,7 @@
-"""worker.py - the thread that drives the fetches of a communicator: it schedules and verifies, so that neither the
-engine's thread nor the control thread ever does.
+"""worker.py - the thread that drives the fetches and pushes of a communicator: it schedules and verifies, so that
+neither the engine's thread nor the control thread ever does.
 
-Everything reaches it through one queue; jobs belong to it alone. It starts with the first fetch. Digests of chunks are
+Everything reaches it through one queue; tasks belong to it alone. It starts with the first. Digests of chunks are
 taken without the interpreter's lock.
 """
 
@@ -11,16 +11,15 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 from pccl import _native
 from pccl.errors import Closed, PcclError, ResourceError
 from pccl.transfer.job import Job
 from pccl.transfer.manifest import Manifest
 from pccl.transfer.offers import Offer, Offers, log
+from pccl.transfer.target import Bytes
+from pccl.transfer.task import Task
 from pccl.types import Event, EventKind, Status
 
 __all__ = ["Worker"]
@@ -44,34 +43,34 @@ class _RelayOf:
 
 
 class Worker:
-    """The thread and its jobs; also their Port. `on_over` is called on the thread when a job is over."""
+    """The thread and its tasks; also their Port. `on_over` is called on the thread when a task is over."""
 
-    def __init__(self, offers: Offers, on_over: Callable[[Job], None]) -> None:
+    def __init__(self, offers: Offers, on_over: Callable[[Task], None]) -> None:
         self._offers = offers
         self._on_over = on_over
-        self._queue: queue.SimpleQueue[Callable[[], Job | None] | Event | None] = queue.SimpleQueue()
-        self._jobs: set[Job] = set()
-        self._of: dict[int, Job] = {}
+        self._queue: queue.SimpleQueue[Callable[[], Task | None] | Event | None] = queue.SimpleQueue()
+        self._tasks: set[Task] = set()
+        self._of: dict[int, Task] = {}
         self._tokens = itertools.count(1)
-        self._deadlines: dict[Job, float] = {}
+        self._deadlines: dict[Task, float] = {}
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._stopped = False
 
     # -- any thread --
 
-    def begin(self, job: Job) -> None:
-        """Takes a job over. Raises Closed."""
+    def begin(self, task: Task) -> None:
+        """Takes a task over. Raises Closed."""
         with self._lock:
             if self._stopped:
                 raise Closed("the communicator is closed")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="pccl-transfer", daemon=True)
                 self._thread.start()
-            self._queue.put(lambda: self._add(job))
+            self._queue.put(lambda: self._add(task))
 
-    def tell(self, step: Callable[[], Job]) -> None:
-        """Runs a step on the thread; it gives the job that it was about."""
+    def tell(self, step: Callable[[], Task]) -> None:
+        """Runs a step on the thread; it gives the task that it was about."""
         self._queue.put(step)
 
     def on_event(self, event: Event) -> None:
@@ -96,26 +95,26 @@ class Worker:
             if touched is None:
                 break
             now = time.monotonic()
-            touched |= {job for job, at in self._deadlines.items() if at <= now}
-            for job in touched & self._jobs:
-                self._guarded(job, lambda job=job: self._pump(job))  # type: ignore[misc]
-        for job in list(self._jobs):
-            job.fail(Closed("the communicator was closed", op=job.describe()))
-            self._finish(job)
+            touched |= {task for task, at in self._deadlines.items() if at <= now}
+            for task in touched & self._tasks:
+                self._guarded(task, lambda task=task: self._pump(task))  # type: ignore[misc]
+        for task in list(self._tasks):
+            task.fail(Closed("the communicator was closed", op=task.describe()))
+            self._finish(task)
 
-    def _take(self) -> set[Job] | None:
+    def _take(self) -> set[Task] | None:
         """Waits for something to happen, and takes what has; None at the end."""
         wake_at = min(self._deadlines.values(), default=float("inf"))
         timeout = None if wake_at == float("inf") else max(0.0, wake_at - time.monotonic())
-        touched: set[Job] = set()
+        touched: set[Task] = set()
         try:
             item = self._queue.get(timeout=timeout)
             for _ in range(_BATCH):
                 if item is None:
                     return None
-                job = self._on_fetch(item) if isinstance(item, Event) else item()
-                if job is not None:
-                    touched.add(job)
+                task = self._on_fetch(item) if isinstance(item, Event) else item()
+                if task is not None:
+                    touched.add(task)
                 item = self._queue.get_nowait()
         except queue.Empty:
             return touched
@@ -124,48 +123,48 @@ class Worker:
         self._queue.put(item)
         return touched
 
-    def _add(self, job: Job) -> Job:
-        self._jobs.add(job)
-        return job
+    def _add(self, task: Task) -> Task:
+        self._tasks.add(task)
+        return task
 
-    def _on_fetch(self, event: Event) -> Job | None:
-        job = self._of.pop(event.token, None)
-        if job is not None:
-            self._guarded(job, lambda: job.on_ended(event.token, event.status, time.monotonic()))
-        return job
+    def _on_fetch(self, event: Event) -> Task | None:
+        task = self._of.pop(event.token, None)
+        if task is not None:
+            self._guarded(task, lambda: task.on_ended(event.token, event.status, time.monotonic()))
+        return task
 
-    def _guarded(self, job: Job, step: Callable[[], None]) -> None:
-        """An error that the job did not see coming ends it, not the others."""
+    def _guarded(self, task: Task, step: Callable[[], None]) -> None:
+        """An error that the task did not see coming ends it, not the others."""
         try:
             step()
         except PcclError as error:
-            job.fail(error)
+            task.fail(error)
         except Exception as error:  # noqa: BLE001 - reported as the outcome of the fetch
-            log.exception("a fetch failed")
-            job.fail(PcclError(f"the fetch failed: {error!r}", op=job.describe()))
+            log.exception("a transfer failed")
+            task.fail(PcclError(f"the transfer failed: {error!r}", op=task.describe()))
 
-    def _pump(self, job: Job) -> None:
+    def _pump(self, task: Task) -> None:
         now = time.monotonic()
-        job.pump(now)
-        if job.over:
-            self._finish(job)
+        task.pump(now)
+        if task.over:
+            self._finish(task)
         else:
-            self._deadlines[job] = job.deadline(now)
+            self._deadlines[task] = task.deadline(now)
 
-    def _finish(self, job: Job) -> None:
-        self._jobs.discard(job)
-        self._deadlines.pop(job, None)
-        self._on_over(job)
+    def _finish(self, task: Task) -> None:
+        self._tasks.discard(task)
+        self._deadlines.pop(task, None)
+        self._on_over(task)
 
     # -- Port --
 
     def ask(
-        self, job: Job, peer: bytes, key: bytes, generation: int, span: tuple[int, int], address: int, priority: int
+        self, task: Task, peer: bytes, key: bytes, generation: int, span: tuple[int, int], address: int, priority: int
     ) -> int:
         """See Port. An ask that the engine refuses ends like any other."""
         token = next(self._tokens)
-        self._of[token] = job
-        left_s = max(0.0, job.deadline_at - time.monotonic())
+        self._of[token] = task
+        left_s = max(0.0, task.deadline_at - time.monotonic())
         deadline_ns = _native.now_ns() + int(left_s * 1e9)
         try:
             self._offers.host.engine.fetch(
@@ -180,11 +179,11 @@ class Worker:
         """See Port."""
         self._offers.quietly("cancel_fetch", token)
 
-    def relay(self, job: Job, manifest: Manifest, data: np.ndarray[Any, Any]) -> _RelayOf:
+    def relay(self, job: Job, manifest: Manifest, parts: Sequence[Bytes]) -> _RelayOf:
         """See Port."""
 
         def gone() -> Job:
             job.on_withdrawn()
             return job
 
-        return _RelayOf(self._offers.relay(manifest, data), lambda: self.tell(gone))
+        return _RelayOf(self._offers.relay(manifest, parts), lambda: self.tell(gone))

@@ -24,7 +24,6 @@ import numpy as np
 import xxhash
 
 import pccl
-import pccl.state  # now: later there may be no descriptor to read it with
 from stress.chaos import contents
 
 GONE, REFUSED = 3, 4

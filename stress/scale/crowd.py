@@ -25,8 +25,8 @@ from pccl import control, session
 from pccl import messages as m
 from pccl.keys import RunKeys, run_keys
 from pccl.loop import ZmqReader
-from pccl.session import Identity, Session, State
-from pccl.types import EpochConfig, EpochView, OpName
+from pccl.session import Session, State
+from pccl.types import EpochConfig, EpochView, Identity, OpName
 
 TICK_S = 0.02
 DESCRIPTORS_EACH, DESCRIPTORS_BESIDES = 3, 200

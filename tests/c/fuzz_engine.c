@@ -85,13 +85,26 @@ static void send_frame(void)
     free(message);
 }
 
-/* A frame of a transfer, most often one that an honest peer might send. */
+/* Asks the engine to dial the node. */
+static void send_call(struct side *s, uint8_t number)
+{
+    struct frame frame = {.type = FRAME_CALL, .offset = number, .link_ack = w.ack[s->channel]};
+    uint8_t message[WIRE_HEADER_BYTES];
+    wire_encode(&frame, message);
+    send_bytes(s, message, sizeof message);
+}
+
+/* A frame of a transfer, most often one that an honest peer might send; or a CALL, which is beside the ops as well. */
 static void send_transfer_frame(void)
 {
     uint8_t which = next8(), flags = next8(), place = next8();
     struct side *s = pick_side(which >> 5);
     if (!s)
         return;
+    if ((flags & 24) == 24) {
+        send_call(s, place);
+        return;
+    }
     uint8_t payload[WIRE_FETCH_HEAD_BYTES + 4 * WIRE_FETCH_RUN_BYTES] = {0};
     struct fetch_head head = {.generation = flags >> 6, .segment_bytes = SEGMENT_BYTES, .run_count = 1 + (place & 3)};
     struct frame frame = {.type = (uint8_t)(FRAME_FETCH + (which & 3)), .name = {.lane = 1 + (which >> 2 & 7)},
@@ -299,7 +312,7 @@ static void command(void)
     case 7: case 8: submit(); break;
     case 9: pass_time(MILLISECOND << (next8() % 14)); break;
     case 10: drop(&w.sides[next8() % STREAMS], choice >> 7); settle(); break;
-    case 11: dial(1 + (choice >> 4 & 1), choice >> 6, choice >> 5 & 1); break;
+    case 11: choice >> 6 == 3 ? answer_call(1 + (choice >> 4 & 1)) : dial(1 + (choice >> 4 & 1), choice >> 6, choice >> 5 & 1); break;
     case 12: answer(1 + (choice >> 4 & 1), choice >> 6); break;
     case 13: change_epoch(); break;
     case 14: give_up(); break;

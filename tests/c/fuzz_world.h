@@ -97,6 +97,7 @@ static struct world {
     struct fetch_view fetches[FETCHES];
     uint32_t region_count, fetch_count;
     uint32_t relays;               /* that the engine was asked for */
+    uint32_t call;                 /* number of the last stream that the engine has called for */
     int honest;                    /* payloads are right in every epoch so far: results can be checked */
 } w;
 
@@ -319,6 +320,8 @@ static void read_side(struct side *s)
             s->header_bytes = 0;
             REQUIRE(wire_decode(s->header, &frame) == PCCL_OK);
             s->skip_bytes = frame.payload_bytes;
+            if (frame.type == FRAME_CALL)
+                w.call = (uint32_t)frame.offset;
             if (wire_numbered(frame.type) && (int32_t)(frame.link_seq + 1 - w.ack[s->channel]) > 0)
                 w.ack[s->channel] = frame.link_seq + 1;
         }
@@ -410,16 +413,11 @@ static size_t spoil(uint8_t *message, size_t bytes, int spoiled)
     return how & 2 ? next8() % (bytes + 1) : bytes;
 }
 
-/* The dialler's side up to the READY; 1 if it came. `spoil_at`: 1 HELLO, 2 PROOF, 0 neither. */
-static int shake(struct side *s, struct hello hello, int spoil_at)
+/* The dialler's side on a stream that stands, up to the READY; 1 if it came. `spoil_at`: 1 HELLO, 2 PROOF, 0 neither. */
+static int say_hello(struct side *s, struct hello hello, int spoil_at)
 {
-    int sys_errno;
     uint8_t hello_bytes[WIRE_HELLO_BYTES], challenge[WIRE_CHALLENGE_BYTES], mac[32], proof[WIRE_PROOF_BYTES];
-    uint32_t node = s->node;
-    if (w.transports[node]->ops->dial(w.transports[node], "sim:0", &s->stream, &sys_errno) != PCCL_OK)
-        return 0;
-    settle();
-    hello.dialler = id_of(node);
+    hello.dialler = id_of(s->node);
     hello.acceptor = id_of(0);
     hello.streams = 2;
     memcpy(hello.run, run_id, 16);
@@ -433,6 +431,15 @@ static int shake(struct side *s, struct hello hello, int spoil_at)
     int ready = receive_exactly(s, proof, WIRE_READY_BYTES);
     REQUIRE(spoil_at || !ready || wire_decode_ready(proof) == PCCL_OK);
     return ready;
+}
+
+static int shake(struct side *s, struct hello hello, int spoil_at)
+{
+    int sys_errno;
+    if (w.transports[s->node]->ops->dial(w.transports[s->node], "sim:0", &s->stream, &sys_errno) != PCCL_OK)
+        return 0;
+    settle();
+    return say_hello(s, hello, spoil_at);
 }
 
 /* A stream of the node's link, or of its detour. */
@@ -467,24 +474,47 @@ static int answer_once(struct side *s, int spoil_at, struct hello *dialled_p)
     return 1;
 }
 
-/* The acceptor's side, for the streams that the engine dials. As a relay the node goes on as the target that was asked for. */
-static void answer(uint32_t node, int spoil_at)
+/* The acceptor's side of a stream that stands. As a relay the node goes on as the target that was asked for; the node whose
+ * call is answered goes on as a dialler. */
+static void go_on(struct side *s, int spoil_at)
 {
-    struct side *s = free_side();
     struct hello hello = {0};
-    settle();
-    if (!s || w.transports[node]->ops->accept(w.transports[node], &s->stream) != PCCL_OK)
-        return;
-    s->node = s->channel = node;
+    uint32_t node = s->node;
     int proven = answer_once(s, spoil_at, &hello);
     if (proven && hello.purpose == HELLO_RELAY) {
         s->node = 3 - node;
         s->channel = PEERS + s->node;
         proven = answer_once(s, spoil_at, &hello);
         REQUIRE(!proven || (hello.purpose == HELLO_RELAYED && memcmp(&hello.acceptor, &(pccl_peer_id[]){id_of(s->node)}, 16) == 0));
+    } else if (proven && hello.purpose == HELLO_CALLED) {
+        proven = say_hello(s, (struct hello){.epoch = w.epoch_count, .purpose = HELLO_DIRECT}, 0);
     }
     s->proven = proven;
     settle();
+}
+
+/* A stream that the engine dials. */
+static void answer(uint32_t node, int spoil_at)
+{
+    struct side *s = free_side();
+    settle();
+    if (!s || w.transports[node]->ops->accept(w.transports[node], &s->stream) != PCCL_OK)
+        return;
+    s->node = s->channel = node;
+    go_on(s, spoil_at);
+}
+
+/* A stream that the engine has called for, or one that it has not. */
+static void answer_call(uint32_t node)
+{
+    uint8_t other = next8();
+    struct side *s = free_side();
+    struct hello hello = {.epoch = other ? other : w.call, .purpose = HELLO_CALLED};
+    if (!s || !hello.epoch)
+        return;
+    s->node = s->channel = node;
+    if (shake(s, hello, 0))
+        go_on(s, 0);
 }
 
 /* Bytes put in on one side come out on the other, as they were. */

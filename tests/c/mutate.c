@@ -1,7 +1,9 @@
-/* mutate.c - a fuzzer for where there is only gcc: mutates corpus inputs for so many seconds, keeps those that reach new code.
+/* mutate.c - a fuzzer for where there is only gcc: mutates corpus inputs, so many or for so many seconds, keeps those that
+ * reach new code.
  *
- *     fuzz_<name> <name> <seconds> <seed> <corpus directory> [<directory to keep new inputs in>]
+ *     mutate_<name> [--inputs <count>] <name> <seconds> <seed> <corpus directory> [<directory to keep new inputs in>]
  *
+ * With a count the seconds do not matter. Every million is told, and at the end, also by Ctrl-C, how many there were and how fast.
  * The target is compiled with -fsanitize-coverage=trace-pc, whose callback below marks pairs of places (this file is compiled
  * without). Seed 0 takes one from the clock and prints it. An input that aborts or hangs is written to crash-<name>. */
 #include <dirent.h>
@@ -30,6 +32,7 @@ static uint64_t random_state;
 static uint8_t *current;
 static size_t current_bytes;
 static char crash_path[256];
+static volatile sig_atomic_t told_to_end;
 
 void __sanitizer_cov_trace_pc(void);
 void __sanitizer_cov_trace_pc(void)
@@ -44,7 +47,7 @@ void __sanitizer_cov_trace_pc(void)
 const char *__asan_default_options(void);
 const char *__asan_default_options(void)
 {
-    return "abort_on_error=1:allocator_may_return_null=1:detect_leaks=1";
+    return "abort_on_error=1:allocator_may_return_null=1:detect_leaks=1:malloc_context_size=2:quarantine_size_mb=16";
 }
 
 static uint64_t draw(void)
@@ -68,10 +71,34 @@ static void on_death(int number)
     _exit(1);
 }
 
+static void on_end(int number)
+{
+    (void)number;
+    told_to_end = 1;
+}
+
 /* How often, in powers of two: a loop that runs once more is not new, one that runs twice as often is. */
 static uint8_t bucket(uint8_t count)
 {
     return (uint8_t)(count < 4 ? count : 1 << (31 - __builtin_clz(count)));
+}
+
+/* 1 if something is new. Most of the map is empty, so it is looked through by words. */
+static int learn(void)
+{
+    int news = 0;
+    for (size_t word = 0; word < MAP_BYTES; word += sizeof(uint64_t)) {
+        uint64_t any;
+        memcpy(&any, hits + word, sizeof any);
+        for (size_t i = word; any && i < word + sizeof any; i++) {
+            uint8_t seen = hits[i] ? bucket(hits[i]) : 0;
+            if (seen > known[i]) {
+                known[i] = seen;
+                news = 1;
+            }
+        }
+    }
+    return news;
 }
 
 /* Runs the input; 1 if it reached something new. */
@@ -87,16 +114,7 @@ static int run(const uint8_t *data, size_t bytes)
     alarm(HANG_S);
     LLVMFuzzerTestOneInput(current, bytes);
     alarm(0);
-    int news = 0;
-    for (size_t i = 0; i < MAP_BYTES; i++)
-        if (hits[i]) {
-            uint8_t seen = bucket(hits[i]);
-            if (seen > known[i]) {
-                known[i] = seen;
-                news = 1;
-            }
-        }
-    return news;
+    return learn();
 }
 
 static void keep(const uint8_t *data, size_t bytes, const char *directory)
@@ -192,20 +210,56 @@ static double seconds(void)
     return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
+/* One more input, out of one that is known. */
+static void run_mutant(const char *keep_in)
+{
+    uint8_t data[INPUT_BYTES_MAX];
+    const struct input *input = &inputs[draw() % input_count];
+    size_t bytes = input->bytes;
+    memcpy(data, input->data, bytes);
+    for (uint64_t i = 1 + draw() % 6; i > 0; i--)
+        bytes = mutate_once(data, bytes);
+    if (run(data, bytes))
+        keep(data, bytes, keep_in);
+}
+
+static void report(const char *name, uint64_t runs, double duration_s)
+{
+    size_t places = 0;
+    for (size_t i = 0; i < MAP_BYTES; i++)
+        places += known[i] != 0;
+    printf("%s: %llu inputs in %.0f s, %.0f/s, %zu pairs of places reached\n", name, (unsigned long long)runs, duration_s,
+           duration_s > 0 ? (double)runs / duration_s : 0.0, places);
+    fflush(stdout);
+}
+
+static void watch_for_death(const char *name)
+{
+    snprintf(crash_path, sizeof crash_path, "crash-%s", name);
+    signal(SIGABRT, on_death);
+    signal(SIGSEGV, on_death);
+    signal(SIGALRM, on_death);
+    signal(SIGTERM, on_end);
+    signal(SIGINT, on_end);
+}
+
 int main(int argc, char **argv)
 {
+    uint64_t wanted = 0;
+    if (argc > 2 && strcmp(argv[1], "--inputs") == 0) {
+        wanted = strtoull(argv[2], NULL, 0);
+        argc -= 2;
+        argv += 2;
+    }
     if (argc < 5) {
-        fprintf(stderr, "usage: %s NAME SECONDS SEED CORPUS [KEEP]\n", argv[0]);
+        fprintf(stderr, "usage: [--inputs COUNT] NAME SECONDS SEED CORPUS [KEEP]\n");
         return 2;
     }
     uint64_t seed = strtoull(argv[3], NULL, 0);
     if (!seed)
         seed = (uint64_t)time(NULL);
     random_state = seed;
-    snprintf(crash_path, sizeof crash_path, "crash-%s", argv[1]);
-    signal(SIGABRT, on_death);
-    signal(SIGSEGV, on_death);
-    signal(SIGALRM, on_death);
+    watch_for_death(argv[1]);
     printf("%s: seed %llu\n", argv[1], (unsigned long long)seed);
     fflush(stdout);
     (void)run((const uint8_t *)"", 0);
@@ -213,21 +267,14 @@ int main(int argc, char **argv)
     load(argv[4]);
     size_t loaded = input_count;
     uint64_t runs = 0;
-    for (double end = seconds() + atof(argv[2]); seconds() < end; runs++) {
-        uint8_t data[INPUT_BYTES_MAX];
-        const struct input *input = &inputs[draw() % input_count];
-        size_t bytes = input->bytes;
-        memcpy(data, input->data, bytes);
-        for (uint64_t i = 1 + draw() % 6; i > 0; i--)
-            bytes = mutate_once(data, bytes);
-        if (run(data, bytes))
-            keep(data, bytes, argc > 5 ? argv[5] : NULL);
+    double begin = seconds(), end = begin + atof(argv[2]);
+    while (!told_to_end && (wanted ? runs < wanted : seconds() < end)) {
+        run_mutant(argc > 5 ? argv[5] : NULL);
+        if (++runs % 1000000 == 0)
+            report(argv[1], runs, seconds() - begin);
     }
-    size_t places = 0;
-    for (size_t i = 0; i < MAP_BYTES; i++)
-        places += known[i] != 0;
-    printf("%s: %llu runs, %zu of %zu inputs are new, %zu pairs of places reached\n", argv[1], (unsigned long long)runs,
-           input_count - loaded, input_count, places);
+    report(argv[1], runs, seconds() - begin);
+    printf("%s: %zu of %zu kept inputs are new\n", argv[1], input_count - loaded, input_count);
     for (size_t i = 0; i < input_count; i++)
         free(inputs[i].data);
     free(current);

@@ -407,4 +407,22 @@ TEST(a_peer_that_dies_after_its_link_is_found_out)
     cluster_close(&c);
 }
 
+/* An epoch in which the op's own peer does not take part yet, alone or with another, or twice: such an op ends. */
+TEST(an_op_in_which_its_caller_has_no_part_ends)
+{
+    for (uint32_t others = 0; others < 3; others++) {
+        cluster_open(&c, 1, 9, "sim", 0);
+        pccl_member members[2] = {{.id = node_id(0), .since = others < 2 ? 5 : 0}, {.id = node_id(others < 2)}};
+        pccl_epoch config = {.size = sizeof config, .epoch = 1, .member_count = others ? 2 : 1, .members = members,
+                             .streams = 1, .segment_bytes = 1024};
+        CHECK(pccl_engine_configure(c.engines[0], &config) == PCCL_OK);
+        pccl_op_request r = all_reduce(0, 100, 0, PCCL_ALGORITHM_AUTO, 1);
+        cluster_submit(&c, 0, &r);
+        cluster_run(&c, SECOND);
+        const pccl_event *e = cluster_event(&c, 0, PCCL_EVENT_OP, 1);
+        CHECK(e && e->status == PCCL_EPROTO);
+        cluster_close(&c);
+    }
+}
+
 TEST_MAIN("engine")

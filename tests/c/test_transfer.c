@@ -21,6 +21,24 @@ TEST(a_region_is_fetched)
     cluster_close(&c);
 }
 
+TEST(a_watched_region_tells_who_fetches)
+{
+    begin();
+    pccl_region region = {.size = sizeof region, .generation = 7, .data = source, .bytes = BYTES, .token = 70, .watched = 1};
+    memcpy(region.key, key, sizeof region.key);
+    CHECK_EQ_INT(pccl_engine_offer(c.engines[0], &region, 0), PCCL_OK);
+    c.wake_ns[0] = 0;
+    fetch_all(1);
+    cluster_run(&c, SECOND);
+    const pccl_event *asked = cluster_event(&c, 0, PCCL_EVENT_ASKED, 70);
+    CHECK(asked && peer_id_compare(&asked->peer, &(pccl_peer_id[]){node_id(1)}[0]) == 0);
+    CHECK_EQ_INT(status_of(1), -1);
+    extend(0, BYTES);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    cluster_close(&c);
+}
+
 /* Runs of all sizes in any order, to places of any order: what was asked for is there, and what lies between is as it was. */
 TEST(many_runs_are_scattered)
 {
@@ -479,6 +497,38 @@ TEST(transfers_belong_to_no_epoch)
     cluster_run(&c, SECOND);
     CHECK_EQ_INT(status_of(1), PCCL_OK);
     CHECK_EQ_BYTES(target, source, BYTES);
+    cluster_close(&c);
+}
+
+/* Memory that is written to while it is fetched: every frame is one that its checksum fits, first or sent again, whatever is in it, so no
+ * stream is lost to it; what was not written to arrives as it is. */
+TEST(a_region_that_changes_breaks_no_stream)
+{
+    uint64_t state = 11;
+    pccl_region region = {.size = sizeof region, .generation = 7, .data = source, .bytes = BYTES, .token = 70, .changes = 1};
+    begin_with("sim", 3, 64 << 10);
+    set_paths(2 * MS, 10000000);
+    memcpy(region.key, key, sizeof key);
+    CHECK_EQ_INT(pccl_engine_offer(c.engines[0], &region, 1), PCCL_OK);
+    pccl_fetch_run runs[] = {{0, BYTES / 2, target}, {BYTES / 2, 3000, target + BYTES}, {BYTES / 2 + 3000, 3000, target + BYTES + 3000},
+                             {BYTES / 2 + 6000, BYTES / 2 - 6000, target + BYTES / 2 + 6000}};
+    fetch_runs(runs, 4, 1);
+    for (uint32_t i = 0; i < 4000 && status_of(1) == -1; i++) {
+        if (i == 300 || i == 350)
+            CHECK_EQ_INT(pccl_engine_kill_stream(c.engines[0], &(pccl_peer_id[]){node_id(1)}[0], i == 300), PCCL_OK);
+        source[test_random(&state) % (BYTES / 4)] ^= 0x55;
+        source[BYTES / 2 + test_random(&state) % 3000] ^= 0x55;
+        cluster_run(&c, MS / 10);
+    }
+    cluster_run(&c, SECOND / 10);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    CHECK_EQ_INT(stats_of(1).frames_corrupt, 0);
+    CHECK(stats_of(0).frames_resent > 0);
+    CHECK(memcmp(target, source, BYTES / 4) != 0);
+    CHECK_EQ_BYTES(target + BYTES / 4, source + BYTES / 4, BYTES / 4);
+    CHECK_EQ_BYTES(target + BYTES + 3000, source + BYTES / 2 + 3000, 3000);
+    CHECK_EQ_BYTES(target + BYTES / 2 + 6000, source + BYTES / 2 + 6000, BYTES / 2 - 6000);
+    expect_nothing_left();
     cluster_close(&c);
 }
 

@@ -1,6 +1,6 @@
 /* test_transports.c - the contract of csrc/transport.h, checked against every transport by the same tests.
  *
- *     test_transports                    every scheme, one after the other
+ *     test_transports [all]              every scheme, one after the other
  *     test_transports tcp [part]         one scheme; only tests whose name contains the part
  *
  * "tcp6" and "auto6" are at the IPv6 loopback. The program is made of all files of this directory: here are opening,
@@ -550,7 +550,7 @@ int main(int argc, char **argv)
 {
     int failed = 0, ran = 0;
     for (size_t i = 0; i < sizeof SUBJECTS / sizeof SUBJECTS[0]; i++) {
-        if (argc > 1 && strcmp(argv[1], SUBJECTS[i].name) != 0)
+        if (argc > 1 && strcmp(argv[1], "all") != 0 && strcmp(argv[1], SUBJECTS[i].name) != 0)
             continue;
         char name[64];
         snprintf(name, sizeof name, "transports %s", SUBJECTS[i].name);

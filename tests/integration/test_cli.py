@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import pccl
+
 PCCL = [sys.executable, "-c", "from pccl.cli import main; main()"]
 PATIENCE_S = 60
 SECRET = "a secret of this test"
@@ -113,3 +115,84 @@ def test_status_shows_the_peers(tmp_path: Path) -> None:
     assert [member["rank"] for member in members] == [0, 1]
     assert {member["pid"] for member in members} == {peer.pid for peer in peers}
     assert found["groups"][0]["log"], "no decision was recorded"
+
+
+# -- who may come in ----------------------------------------------------------------------------------------------
+
+
+def refused(cwd: Path, *options: str) -> str:
+    """What `pccl coordinator` without a secret says when it does not start."""
+    command = [*PCCL, "coordinator", "--run", "r", *options]
+    ended = subprocess.run(
+        command, cwd=cwd, env=environment(""), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    return ended.stderr
+
+
+@pytest.mark.parametrize("bind", [(), ("--bind", "tcp://0.0.0.0:0"), ("--bind", "tcp://*:0"), ("--bind", "[::]:0")])
+def test_without_a_secret_nobody_is_let_in_from_outside(tmp_path: Path, bind: tuple[str, ...]) -> None:
+    said = refused(tmp_path, *bind)
+    assert said.startswith("Error: a run without a secret would be open to everybody who reaches")
+    for way_out in ("PCCL_SECRET", "--secret-file", "tcp://127.0.0.1:29400", "--insecure"):
+        assert way_out in said
+
+
+@pytest.mark.parametrize(
+    "options", [("--bind", "tcp://127.0.0.1:0"), ("--bind", "localhost:0"), ("--bind", "tcp://0.0.0.0:0", "--insecure")]
+)
+def test_without_a_secret_on_loopback_or_if_it_is_wanted(tmp_path: Path, options: tuple[str, ...]) -> None:
+    process = subprocess.Popen(
+        [*PCCL, "coordinator", "--run", "r", *options],
+        cwd=tmp_path,
+        env=environment(""),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("run 'r' at tcp://")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("options", "reason"), [((), "dials only"), (("--no-dial-back",), "")])
+def test_dial_back_can_be_switched_off(tmp_path: Path, options: tuple[str, ...], reason: str) -> None:
+    """A peer advertises an address where nobody answers."""
+    with coordinator(tmp_path, *options) as (_, address):
+        given = {"run": "r", "secret": SECRET, "listen": "127.0.0.1:0", "advertise": "127.0.0.1:9"}
+        with pccl.connect(address, **given):
+            (group,) = json.loads(status(tmp_path, address, "--json").stdout)["groups"]
+        said = [entry["what"] for entry in group["log"] if entry["what"] == "dials only"]
+        assert said == ([reason] if reason else [])
+        assert [member["inbound"] for member in group["members"]] == [not reason]
+
+
+def test_a_token_lets_a_peer_in(tmp_path: Path) -> None:
+    secret_file = tmp_path / "secret"
+    secret_file.write_text(SECRET + "\n")
+    secret_file.chmod(0o600)
+    command = [*PCCL, "token", "--run", "r", "--ttl", "10m", "--secret-file", str(secret_file)]
+    made = subprocess.run(command, cwd=tmp_path, env=environment(""), capture_output=True, text=True, check=True)
+    token = made.stdout.strip()
+    assert token.startswith("pccl-token-1.") and SECRET not in made.stdout + made.stderr and token not in made.stderr
+    with coordinator(tmp_path) as (_, address):
+        environ = {"PCCL_COORDINATOR": address, "PCCL_TOKEN": token, "PCCL_LISTEN": "127.0.0.1:0"}
+        with pccl.connect(environ=environ, timeout=PATIENCE_S) as comm:
+            comm.barrier()
+
+
+@pytest.mark.parametrize(
+    ("options", "secret", "said"),
+    [
+        ((), "", "set PCCL_SECRET, or pass --secret-file"),
+        (("--ttl", "soon"), SECRET, "write 30s, 15m, 8h, 7d"),
+        (("--ttl", "31d"), SECRET, "1 s to 30 days"),
+    ],
+)
+def test_a_token_that_cannot_be(tmp_path: Path, options: tuple[str, ...], secret: str, said: str) -> None:
+    command = [*PCCL, "token", *options]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(secret), capture_output=True, text=True, check=False)
+    assert ended.returncode != 0 and said in ended.stderr and "Traceback" not in ended.stderr and not ended.stdout

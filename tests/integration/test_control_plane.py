@@ -16,6 +16,7 @@ from unit.fake_engine import FakeEngine
 from pccl.control import Control
 from pccl.coordinator.server import Coordinator
 from pccl.errors import AuthError, CoordinatorLost, Evicted, PcclError, ProtocolError, Timeout, TooFewPeers
+from pccl.keys import run_keys
 from pccl.session import State
 from pccl.types import Cause, EpochView, Event, EventKind, OpInfo, OpName, Status
 
@@ -32,7 +33,16 @@ class Node:
         self.changed = threading.Condition()
         self.infos: dict[int, OpInfo] = {}
         self.control = Control(
-            address, run, secret, 0, self.engine, None, self.infos.get, self.ops.put, self._on_view, **options
+            address,
+            run,
+            run_keys(secret, run),
+            0,
+            self.engine,
+            None,
+            self.infos.get,
+            self.ops.put,
+            self._on_view,
+            **options,
         )
 
     def _on_view(self, view: EpochView) -> None:
@@ -257,7 +267,7 @@ def test_what_makes_no_sense_is_refused() -> None:
             first.close()
             second.close()
     with pytest.raises(PcclError, match="cannot listen"):
-        Coordinator(bind="tcp://256.0.0.1:1").start()
+        Coordinator(bind="tcp://256.0.0.1:1", secret="secret").start()
 
 
 def test_leaving(fleet: Fleet) -> None:

@@ -23,6 +23,8 @@ PATIENCE_S = 90
 SECRET = "a secret of this test"
 FINDINGS = 17
 BRIEF = ("--seconds", "0.3", "--streams", "3")
+#: Counted for much longer than TCP's least retransmission timeout (0.2 s), which even loopback may have to wait for.
+LONG_ENOUGH = ("--seconds", "1", "--streams", "3")
 
 Found = dict[tuple[str, str], dict[str, Any]]
 
@@ -76,7 +78,7 @@ def here() -> tuple[str, str]:
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 def test_both_sides_find_the_same(tmp_path: Path, host: str) -> None:
     with listener(tmp_path, "--json", at=f"{host}:0") as (process, address):
-        done = client(tmp_path, address, "--json", *BRIEF)
+        done = client(tmp_path, address, "--json", *LONG_ENOUGH)
         theirs, notes = process.communicate(timeout=PATIENCE_S)
     assert (done.returncode, process.returncode) == (0, 0), done.stdout + done.stderr + notes
     assert done.stdout == theirs

@@ -129,8 +129,11 @@ def test_losses_are_found_and_blamed_on_the_path(wan: Any) -> None:
     assert "bbr" in done.found["congestion control", CLIENT]["change"]
     rates = done.found["bandwidth", UP]
     assert rates["one_stream_mbit_per_s"] < 0.5 * rates["all_streams_mbit_per_s"]
+    levels = done.levels()
     expected = {f"loss {UP}", f"congestion control {CLIENT}", f"bandwidth {UP}"}
-    assert done.levels() == {"advice": expected, "problem": set()}
+    # A busy machine may hold back the lone stream of the other direction too; for losses it must not be blamed.
+    assert levels["advice"] - {f"bandwidth {DOWN}"} == expected
+    assert levels["problem"] == set()
     assert done.codes == (0, 0)
 
 

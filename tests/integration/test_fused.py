@@ -271,6 +271,8 @@ def test_a_lost_peer(cluster: Any) -> None:
 
 
 def test_cancel_timeout_and_close(cluster: Any) -> None:
+    over = threading.Event()  # who leaves earlier leaves the other with too few
+
     def body(comm: pccl.Communicator) -> None:
         ours = [np.ones(4, "f4"), np.ones(4, "i8")]
         if comm.rank == 0:
@@ -288,6 +290,8 @@ def test_cancel_timeout_and_close(cluster: Any) -> None:
             with pytest.raises(pccl.Closed):
                 work.wait()
             assert all((one == 1).all() for one in ours)
+            over.set()
+        assert over.wait(60)
 
     cluster(2, body, together=False)
 

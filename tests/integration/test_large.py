@@ -57,9 +57,12 @@ def test_state_of_more_than_4_gib(cluster: Any, tmp_path: Path) -> None:
                 array[places] = 7
             report = comm.sync_state({"w": array}, strategy="send" if comm.rank == 0 else "receive")
             found = [int(value) for value in array[places]]
+            comm.barrier()
+            comm.close()  # until then what was synchronised is on offer
             del array
             return report.received_bytes, found
 
-    results = cluster(2, body, op_timeout=240)
+    results = cluster(2, body, together=False, op_timeout=240)
     assert [found for _, found in results] == [[7] * len(places)] * 2
-    assert results[0][0] == 0 and results[1][0] >= STATE_BYTES
+    # The chunks that differ, and the digests of all by which they are found.
+    assert results[0][0] == 0 and len(places) <= results[1][0] <= STATE_BYTES // 2000

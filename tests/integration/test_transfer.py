@@ -264,7 +264,7 @@ def test_withdrawn_while_fetched(cluster: Any) -> None:
             assert caught.value.cause == "gone"
             for chunk in range(32):
                 if fetch.have()[chunk // 8] >> chunk % 8 & 1:
-                    assert np.array_equal(fetch._job.data[chunk * MIB :][:MIB], data[chunk * MIB :][:MIB])
+                    assert np.array_equal(fetch._job.target.whole[chunk * MIB :][:MIB], data[chunk * MIB :][:MIB])
         comm.barrier(tag="end")
 
     cluster(2, body)

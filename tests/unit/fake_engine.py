@@ -49,6 +49,12 @@ class FakeEngine:
     def prepare(self, members: Sequence[MemberConfig], streams: int) -> None:
         self.calls.append(("prepare", tuple(members), streams))
 
+    def acquaint(self, member: MemberConfig, streams: int) -> None:
+        self.calls.append(("acquaint", member, streams))
+
+    def unacquaint(self, peer: bytes) -> None:
+        self.calls.append(("unacquaint", peer))
+
     def freeze(self, change: int) -> None:
         self.calls.append(("freeze", change))
         if self.auto_freeze:

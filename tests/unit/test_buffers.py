@@ -191,7 +191,7 @@ def test_torch_bytes_go_round() -> None:
 
 
 def test_importing_pccl_loads_neither_torch_nor_the_engine() -> None:
-    program = "import sys, pccl, pccl.buffers, pccl.state; assert 'torch' not in sys.modules; print(len(sys.modules))"
+    program = "import sys, pccl, pccl.buffers, pccl.sharing; assert 'torch' not in sys.modules; print(len(sys.modules))"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd="/")
     program = "import sys, pccl; assert not {'torch', 'numpy', 'zmq', 'pccl._core'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd="/")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import pccl
+from pccl import tokens
 from pccl.config import endpoint_of, settings_from
 from pccl.errors import ArgumentError
 
@@ -85,3 +86,31 @@ def test_connect_shows_what_it_takes() -> None:
     assert shown.return_annotation == "Communicator" and "Joins a run" in (pccl.connect.__doc__ or "")
     with pytest.raises(TypeError, match="adress"):
         pccl.connect(adress="host")  # type: ignore[call-arg]
+
+
+# -- secret or token ----------------------------------------------------------------------------------------------
+
+
+def test_a_token_names_its_run_and_counts_as_a_secret() -> None:
+    token = tokens.mint(b"secret", "llama", 60, 1_800_000_000)
+    for given, env in (({"token": token}, {}), ({}, {"PCCL_TOKEN": token})):
+        found = settings_from("there", listen="192.0.2.1:0", environ=env, **given)
+        assert (found.run, found.token, found.secret, found.transport) == ("llama", token, "", "tls")
+        assert token not in repr(found)
+    assert settings_from("there", run="r", token=token, environ={"PCCL_RUN": "e"}).run == "r"
+    assert "hidden" not in repr(settings_from("there", secret="hidden", environ={}))
+
+
+def test_what_is_passed_outweighs_the_environment() -> None:
+    token = tokens.mint(b"secret", "llama", 60, 1_800_000_000)
+    assert settings_from("there", secret="s", environ={"PCCL_TOKEN": token}).token == ""
+    assert settings_from("there", token=token, environ={"PCCL_SECRET": "s"}).secret == ""
+
+
+def test_secret_or_token() -> None:
+    with pytest.raises(ArgumentError, match="PCCL_SECRET and PCCL_TOKEN are both set"):
+        settings_from("there", environ={"PCCL_SECRET": "s", "PCCL_TOKEN": "t"})
+    with pytest.raises(ArgumentError, match="both given"):
+        settings_from("there", secret="s", token="t", environ={})
+    with pytest.raises(ArgumentError, match="this is no token of pccl"):
+        settings_from("there", token="t", environ={})

@@ -10,6 +10,7 @@ from pccl.coordinator.server import Coordinator
 from pccl.errors import HungError
 from pccl.loop import LoopThread
 
+SECRET = "a secret of this test"
 PATIENCE_S = 20.0
 
 
@@ -54,7 +55,7 @@ def test_the_solver_is_loaded_beside_the_loop(monkeypatch: pytest.MonkeyPatch, b
         return go_on.wait(PATIENCE_S)
 
     monkeypatch.setattr("pccl.coordinator.server.load_solver", load)
-    with Coordinator(bind) as coordinator:
+    with Coordinator(bind, secret=SECRET) as coordinator:
         answered = threading.Event()
         assert coordinator._thread is not None
         coordinator._thread.call(answered.set)

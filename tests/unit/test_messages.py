@@ -17,6 +17,8 @@ from pccl.types import Status
 peers = st.binary(min_size=16, max_size=16)
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
+boundaries = st.integers(0, m.BOUNDARY_MAX)
+keys32 = st.binary(min_size=32, max_size=32)
 text = st.text(st.characters(codec="utf-8"), max_size=60)
 reals = st.floats(0, 1e6)
 addresses = st.builds("{}:{}".format, st.sampled_from(["10.0.0.1", "[::1]", "sim"]), st.integers(0, 65535))
@@ -24,7 +26,7 @@ ops = st.builds(m.OpRef, u32, u64, u32)
 needs = st.lists(peers, max_size=2).map(tuple)
 pending = st.builds(m.Pending, ops, st.booleans(), st.booleans(), needs, text, st.booleans())
 members = st.lists(
-    st.builds(m.Member, peers, u32, addresses, text, u32, st.integers(0, 65535)), min_size=1, max_size=4
+    st.builds(m.Member, peers, boundaries, addresses, text, u32, st.integers(0, 65535)), min_size=1, max_size=4
 ).map(tuple)
 reports = st.lists(st.builds(m.LinkReport, peers, u32, u64, u32), max_size=3).map(tuple)
 triples = st.lists(st.tuples(u32, u32, u32), max_size=3).map(tuple)
@@ -45,7 +47,7 @@ groups = st.builds(
 )
 one = st.just(m.VERSION)
 kinds = st.sampled_from(["mismatch", "overdue", "cancelled"])
-refusals = st.sampled_from(["version", "run", "group", "malformed", "closed"])
+refusals = st.sampled_from(["version", "run", "group", "malformed", "closed", "token"])
 lanes = st.dictionaries(u32, st.dictionaries(u64, u32, max_size=4), max_size=3)
 
 TO_COORDINATOR = st.one_of(
@@ -63,7 +65,7 @@ TO_COORDINATOR = st.one_of(
         st.none() | st.tuples(u64, u64),
         st.booleans(),
     ),
-    st.builds(m.Held, one, u32, u32),
+    st.builds(m.Held, one, u32, boundaries),
     st.builds(m.Frozen, one, u32, u32, lanes, st.lists(pending, max_size=3).map(tuple)),
     st.builds(m.Suspect, one, peers, st.integers(0, 6), st.integers(-5, 200), u32),
     st.builds(m.Healed, one, peers),
@@ -71,15 +73,18 @@ TO_COORDINATOR = st.one_of(
     st.builds(m.ProbeReply, one, u32),
     st.builds(m.Leave, one, text),
     st.builds(m.StatusRequest, one, text),
+    st.builds(m.KeysRequest, one, text),
 )
 TO_PEER = st.one_of(
     st.builds(m.Welcome, one, reals, u32, u32),
     st.builds(m.Refused, one, refusals, text),
+    st.builds(m.Keys, one, keys32, keys32, keys32),
     st.builds(m.Ack, one, u32, u32),
     st.builds(m.Hold, one, u32, u32, st.integers(1, 64), members),
+    st.builds(m.Acquaint, one, members, st.integers(1, 64), st.booleans()),
     st.builds(m.Release, one, u32),
     st.builds(m.Freeze, one, u32, u32),
-    st.builds(m.Epoch, one, u32, u32, u32, members, plans, verdicts, text, u32, reals, triples, triples),
+    st.builds(m.Epoch, one, u32, boundaries, u32, members, plans, verdicts, text, u32, reals, triples, triples),
     st.builds(m.Probe, one, u32),
     st.builds(m.Measure, one, peers, st.integers(1, 64 << 20), st.floats(1e-3, 10.0), u32),
     st.builds(m.Evicted, one, text),
@@ -99,8 +104,8 @@ def test_messages_to_a_peer_come_back(message: m.ToPeer) -> None:
 
 
 def test_every_message_is_covered() -> None:
-    assert len(get_args(m.ToCoordinator)) == 10
-    assert len(get_args(m.ToPeer)) == 12
+    assert len(get_args(m.ToCoordinator)) == 11
+    assert len(get_args(m.ToPeer)) == 14
 
 
 def decode_both(data: bytes) -> None:

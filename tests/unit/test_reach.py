@@ -303,3 +303,10 @@ def test_dial_back_gives_up_in_time() -> None:
             filler.setblocking(False)
             filler.connect_ex(deaf.getsockname())
         assert tried(f"127.0.0.1:{deaf.getsockname()[1]}", dial_s=0.3) is None
+
+
+def test_a_joiner_that_leaves_before_it_was_dialled_changes_nothing() -> None:
+    table, _ = formed(A, B)
+    table.say(C, join(C))
+    assert m.Goodbye in {type(message) for _, message in table.say(C, m.Leave(V, "bye"))}
+    assert table.state is State.STABLE and not table.machine.waiting

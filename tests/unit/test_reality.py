@@ -15,8 +15,7 @@ from pccl.coordinator.reality import FAR, WARN_AFTER_S, Reality, Remark
 from pccl.coordinator.server import _show
 from pccl.coordinator.settings import REPLAN_GAP_S
 from pccl.peer import Peer
-from pccl.session import Identity
-from pccl.types import Algorithm, EpochConfig, Event, EventKind, OpDesc, Status
+from pccl.types import Algorithm, EpochConfig, Event, EventKind, Identity, OpDesc, Status
 
 MIB = 1 << 20
 

@@ -14,7 +14,19 @@ from pccl import messages as m
 from pccl import session as s
 from pccl.measure import LineReporter, LinkReporter
 from pccl.peer import LOOK_GAP_S, Peer
-from pccl.types import LOSS_UNKNOWN, Algorithm, Cause, Event, EventKind, LineStats, LinkStats, OpInfo, OpName, Status
+from pccl.types import (
+    LOSS_UNKNOWN,
+    Algorithm,
+    Cause,
+    Event,
+    EventKind,
+    Identity,
+    LineStats,
+    LinkStats,
+    OpInfo,
+    OpName,
+    Status,
+)
 
 V = m.VERSION
 ME, LOW, HIGH, NEW = (bytes([n]) * 16 for n in (5, 1, 9, 7))
@@ -28,7 +40,7 @@ class Bench:
     def __init__(self) -> None:
         self.engine = FakeEngine(ME)
         self.infos: dict[int, OpInfo] = {}
-        identity = s.Identity(ME, "run", 0, ("10.0.0.5:1",), "host", 1)
+        identity = Identity(ME, "run", 0, ("10.0.0.5:1",), "host", 1)
         self.peer = Peer(identity, self.engine, self.infos.get)
         self.now = 50.0
 
@@ -83,7 +95,8 @@ def epoch(
     verdicts: tuple[m.Verdict, ...] = (),
     since: int = 0,
 ) -> m.Epoch:
-    members = tuple(m.Member(p, since if p in (NEW, ME) else 0, f"10.0.0.{p[0]}:1", "h") for p in peers)
+    late = NEW if NEW in peers else ME
+    members = tuple(m.Member(p, since if p == late else 0, f"10.0.0.{p[0]}:1", "h") for p in peers)
     return m.Epoch(V, number, boundary, change, members, PLAN, verdicts, "why", 2, 5.0)
 
 
@@ -426,6 +439,18 @@ def test_evicted(member: Bench) -> None:
     assert isinstance(member.peer.error, errors.Evicted) and member.peer.error.epoch == 1
     assert member.peer.advance(member.now) is None and member.peer.deadline is None
     assert member.say(epoch(2, change=1)) == [] and member.state is s.State.FENCED
+
+
+@pytest.mark.parametrize(
+    ("peers", "since", "flaw"),
+    [((LOW, ME, HIGH, LOW), 0, "a member twice"), ((LOW, ME, HIGH), 7, "from boundary 7 on, which is at boundary 1")],
+)
+def test_an_epoch_that_cannot_be(member: Bench, peers: tuple[bytes, ...], since: int, flaw: str) -> None:
+    member.peer.advance(member.now)
+    member.say(m.Freeze(V, 1, 1))
+    member.say(epoch(2, change=1, peers=peers, since=since))
+    assert member.state is s.State.FENCED
+    assert isinstance(member.peer.error, errors.ProtocolError) and flaw in str(member.peer.error)
 
 
 def test_an_epoch_without_this_peer(member: Bench) -> None:

@@ -102,8 +102,14 @@ def test_manifests_of_something_else() -> None:
     lying(manifest, dataclasses.replace(manifest, nbytes=5001).encode())
     lying(manifest, dataclasses.replace(manifest, digests=manifest.digests[:-16]).encode())
     lying(manifest, dataclasses.replace(manifest, digests=manifest.digests[::-1]).encode())
-    lying(manifest, msgspec.msgpack.encode([2, "weights", 3, 5000, 1024, manifest.digests]))
-    lying(manifest, msgspec.msgpack.encode([1, "weights", 3, 5000, 1024, manifest.digests, 7]))
+    said = ["weights", 3, 5000, 1024, manifest.digests]
+    lying(manifest, msgspec.msgpack.encode([1, *said, [5000], 3]))
+    lying(manifest, msgspec.msgpack.encode([2, *said, [5000], 3, 7]))
+    lying(manifest, msgspec.msgpack.encode([2, *said, [5001], 3]))
+    lying(manifest, msgspec.msgpack.encode([2, *said, [6000, -1000], 3]))
+    lying(manifest, msgspec.msgpack.encode([2, *said, [2500, 2500], 3]))
+    lying(manifest, msgspec.msgpack.encode([2, *said, [], 3]))
+    lying(manifest, msgspec.msgpack.encode([2, *said, [5000], 0]))
     lying(manifest, encoded, root=bytes(16))
 
 

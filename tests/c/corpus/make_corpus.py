@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 SEGMENT_BYTES = 64
 MEASURE, RAW, SUBMIT, TIME, CLOSE, DIAL, ANSWER, CHANGE, GIVE_UP, RELAY = 3, 6, 7, 9, 10, 11, 12, 13, 14, 15
 RELAYED = 0x20
+ANSWER_CALL = DIAL | 0xC0  # then the number of the call; 0: of the engine's last one
 DATA, GRANT, FIN, ACK, PING, PONG, VOID = range(1, 8)
 PROBE = 0
 # (name, algorithm, element bytes, count) in the order of shapes[] in fuzz_engine.c
@@ -138,6 +139,24 @@ def transfer_inputs() -> list[bytes]:
     return out
 
 
+def call_inputs() -> list[bytes]:
+    """Node 1 dials the engine. As a relay to node 2 it is called for a stream; it calls for one itself; in vain."""
+    out: list[bytes] = []
+    for shape in range(len(SHAPES)):
+        head, frames = bytes([0x0E, ANSWER_CALL, 0, SUBMIT, shape]), op_frames(shape, 0x0E, (0, 2))
+        half = len(frames) // 2
+        out.append(head + b"".join(frames))
+        again = bytes([CLOSE, 2, TIME, 12, ANSWER_CALL, 0])
+        out.append(head + b"".join(frames[:half]) + again + b"".join(frames[half:]))
+    for side in (0, 1):
+        for number in (0, 1, 2, 255):
+            call, node = bytes([4, side << 5, 24, number]), side << 4
+            out.append(bytes([6]) + call + bytes([ANSWER | node, TIME, 6]) + frame(1, DATA, side))
+            out.append(bytes([6]) + call * 3 + bytes([ANSWER | 0x40 | node, 2, 5, 9, CHANGE, 0x86, TIME, 13]))
+            out.append(bytes([0x0E, ANSWER_CALL | node, number, CLOSE, side]) + call + bytes([TIME, 13]))
+    return out
+
+
 def engine_inputs() -> list[bytes]:
     """The programs."""
     out: list[bytes] = []
@@ -191,7 +210,8 @@ def wire_inputs() -> list[bytes]:
 
 def main() -> None:
     """Writes every input under the hash of its bytes."""
-    for name, inputs in (("wire", wire_inputs()), ("engine", engine_inputs() + detour_inputs() + transfer_inputs())):
+    engine = engine_inputs() + detour_inputs() + call_inputs() + transfer_inputs()
+    for name, inputs in (("wire", wire_inputs()), ("engine", engine)):
         directory = HERE / name
         directory.mkdir(exist_ok=True)
         for data in inputs:

@@ -1,0 +1,139 @@
+"""staging.py - where what is fetched of a share goes: aside, until all peers have everything; or right into place.
+
+Both are targets of a fetch (pccl/transfer/target.py): they want the chunks whose digests are not those held here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from pccl.errors import TransferError
+from pccl.sharing import scalars
+from pccl.sharing.content import Share
+from pccl.transfer.manifest import DIGEST_BYTES, Manifest
+from pccl.transfer.schedule import chunks_of
+from pccl.transfer.target import Bytes
+
+__all__ = ["InPlace", "Staging", "differing"]
+
+
+def differing(share: Share, manifest: Manifest) -> list[int]:
+    """The chunks of the share's tensors that are not as the manifest says. TransferError if it is of something else."""
+    if not share.fits(manifest):
+        text = f"{manifest.name!r} has parts of {manifest.parts[:-1]} bytes, here they have {share.layout.parts}"
+        raise TransferError(text, name=manifest.name, cause="size")
+    count = share.layout.count
+    theirs = np.frombuffer(manifest.digests, np.uint8).reshape(-1, DIGEST_BYTES)[:count]
+    ours = np.frombuffer(share.digests, np.uint8).reshape(-1, DIGEST_BYTES)[:count]
+    return [int(chunk) for chunk in np.flatnonzero((theirs != ours).any(axis=1))]
+
+
+class Staging:
+    """Memory for what differs. What has been verified is kept when a fetch fails, and not fetched by the next."""
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.manifest: Manifest | None = None
+        self.wrong: list[int] = []  # chunks of tensors that differ here
+        self.read_only = False  # one of them cannot be written to
+        self._done: set[int] = set()
+        self._at: dict[int, int] = {}  # chunk -> its first byte in the memory
+        self._memory: Bytes = np.empty(0, np.uint8)
+
+    def begin(self, manifest: Manifest) -> Iterable[int]:
+        """See Target."""
+        if self.manifest is None or self.manifest.root != manifest.root:
+            self._prepare(manifest)
+        self.manifest = manifest
+        return [chunk for chunk in range(manifest.count) if chunk not in self._at or chunk in self._done]
+
+    def place(self, first: int, count: int) -> Bytes:
+        """See Target."""
+        assert self.manifest is not None
+        layout, at = self.manifest.layout, self._at[first]
+        return self._memory[at : at + layout.start(first + count) - layout.start(first)]
+
+    def keep(self, have: bytes) -> None:
+        """A fetch has ended, with these chunks in their places."""
+        if self.manifest is not None and have:
+            self._done.update(chunk for chunk in chunks_of(have, self.manifest.count) if chunk in self._at)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is there that was wanted."""
+        return self.manifest is not None and len(self._done) == len(self._at)
+
+    def pieces(self) -> Iterator[tuple[int, Bytes]]:
+        """What was wanted of the tensors: (chunk, bytes)."""
+        return ((chunk, self.place(chunk, 1)) for chunk in self.wrong)
+
+    def packed(self) -> bytes:
+        """The scalars."""
+        assert self.manifest is not None
+        chunks = self.manifest.layout.chunks(len(self.manifest.parts) - 1)
+        if chunks.start not in self._at:
+            return self.share.blob.tobytes()
+        return self.place(chunks.start, len(chunks)).tobytes()
+
+    def wrong_scalars(self) -> list[int]:
+        """Which of the scalars differ here, as far as they have come."""
+        if not self.complete or not self.share.names:
+            return []
+        theirs = scalars.unpack(self.packed(), len(self.share.names))
+        return [i for i, (a, b) in enumerate(zip(theirs, self.share.values(), strict=True)) if a != b]
+
+    def _prepare(self, manifest: Manifest) -> None:
+        share, layout = self.share, manifest.layout
+        self.wrong = differing(share, manifest)
+        tensors = {layout.part_of(chunk) for chunk in self.wrong}
+        self.read_only = not all(share.tensors[part].writable for part in tensors)
+        last = len(manifest.parts) - 1
+        here = share.digests[share.layout.count * DIGEST_BYTES :]
+        there = manifest.digests[layout.firsts[last] * DIGEST_BYTES :]
+        wanted = [*self.wrong, *(layout.chunks(last) if here != there else ())]
+        self._at, self._done, end = {}, set(), 0
+        for chunk in wanted:
+            self._at[chunk] = end
+            end += layout.start(chunk + 1) - layout.start(chunk)
+        self._memory = np.empty(end, np.uint8)
+
+
+class InPlace:
+    """The tensors themselves: what is there may be written over, and nobody minds a mixture. Scalars are left out."""
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.manifest: Manifest | None = None
+        self.wanted: list[int] = []
+        self.is_new = True  # what the last fetch was of
+
+    def begin(self, manifest: Manifest) -> Iterable[int]:
+        """See Target. The generation that was seen last is not looked at again: it cannot give more."""
+        self.is_new = self.manifest is None or manifest.generation > self.manifest.generation
+        self.wanted = differing(self.share, manifest) if self.is_new else []
+        if not all(self.share.tensors[part].writable for part in {manifest.layout.part_of(c) for c in self.wanted}):
+            raise TransferError(f"{manifest.name!r}: entries are read-only", name=manifest.name, cause="memory")
+        self.manifest = manifest
+        wanted = set(self.wanted)
+        return [chunk for chunk in range(manifest.count) if chunk not in wanted]
+
+    def place(self, first: int, count: int) -> Bytes:
+        """See Target."""
+        layout = self.share.layout
+        part, offset = layout.place(first)
+        return self.share.tensors[part].data[offset : offset + layout.start(first + count) - layout.start(first)]
+
+    def keep(self, have: bytes) -> list[int]:
+        """A fetch has ended, with these chunks in their places; gives those that were wanted and are not."""
+        assert self.manifest is not None
+        there = set(chunks_of(have, self.manifest.count)) if have else set()
+        digests = bytearray(self.share.digests)
+        missing = []
+        for chunk in self.wanted:
+            at = slice(chunk * DIGEST_BYTES, (chunk + 1) * DIGEST_BYTES)
+            digests[at] = self.manifest.digest(chunk) if chunk in there else bytes(DIGEST_BYTES)
+            missing += [] if chunk in there else [chunk]
+        self.share.digests = bytes(digests)
+        return missing

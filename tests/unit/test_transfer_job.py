@@ -1,0 +1,227 @@
+"""One fetch, driven by hand: every path to its end, and that it is over only when nothing touches its memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from unit.fake_port import FakePort
+
+from pccl.errors import Cancelled, Closed, PeerLost, Timeout, TransferError
+from pccl.transfer.job import Job
+from pccl.transfer.manifest import HEAD_GENERATION, data_key, head_key, manifest_key
+from pccl.transfer.target import Into
+from pccl.types import Status
+
+A, B = b"a" * 16, b"b" * 16
+DATA = bytes(np.random.default_rng(1).integers(0, 256, 10_000, np.uint8))
+
+
+def job(port: FakePort, *sources: bytes, **options: Any) -> Job:
+    given = {"into": None, "have": None, "generation": None, "root": None, "priority": 1, "relay": False}
+    given |= {"now": port.now, "deadline_at": 10.0} | options
+    into, have = given.pop("into"), given.pop("have")
+    made = Job(port, "x", sources, Into(None if into is None else [into], have), **given)
+    made.pump(port.now)
+    return made
+
+
+def whole(made: Job) -> Any:
+    """What it was fetched into."""
+    assert isinstance(made.target, Into)
+    return made.target.whole
+
+
+def until_data(port: FakePort) -> None:
+    """Answers heads and manifest."""
+    while keys := [t for t, asked in port.asked.items() if asked.key != data_key("x")]:
+        port.answer(keys[0])
+
+
+def test_it_is_fetched_and_verified() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA, 5)
+    made = job(port, A)
+    port.answer_all()
+    assert made.over and made.error is None and whole(made).tobytes() == DATA
+    assert made.manifest is not None and made.manifest.generation == 5
+    assert made.report.received == {A: len(DATA)} and made.deadline(0.0) == float("inf")
+
+
+def test_no_bytes_need_no_source() -> None:
+    port = FakePort()
+    port.offer(A, "x", b"")
+    made = job(port, A)
+    port.answer_all()
+    assert made.over and made.error is None and whole(made).size == 0
+
+
+def test_a_wrong_chunk_comes_from_another() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA)
+    port.offer(B, "x", DATA)
+    port.regions[B, data_key("x"), 1] = bytes(len(DATA))
+    made = job(port, A, B)
+    port.answer_all()
+    assert made.over and made.error is None and whole(made).tobytes() == DATA
+    assert {source for _, source in made.report.refused} <= {B}
+
+
+def test_nobody_has_it_right() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA)
+    port.regions[A, data_key("x"), 1] = bytes(len(DATA))
+    made = job(port, A)
+    port.answer_all()
+    assert made.over and isinstance(made.error, TransferError)
+    assert (made.error.cause, made.error.peer, made.error.name) == ("digest", A, "x") and made.error.chunk is not None
+
+
+def test_a_lost_source_leaves_its_part_to_the_other() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA)
+    port.offer(B, "x", DATA)
+    made = job(port, A, B)
+    until_data(port)
+    for token in port.of(A):
+        port.end(token, Status.EPEER)
+    port.answer_all()
+    assert made.over and made.error is None and made.report.lost == {A: "is lost"}
+
+
+def test_all_sources_lost() -> None:
+    port = FakePort()
+    made = job(port, A, B)
+    for token in list(port.asked):
+        port.end(token, Status.EPEER)
+    assert made.over and isinstance(made.error, PeerLost)
+
+
+def test_it_is_over_only_when_its_asks_have_ended() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA)
+    made = job(port, A)
+    until_data(port)
+    tokens = list(port.asked)
+    assert tokens
+    made.cancel()
+    made.pump(0.0)
+    assert not made.over and all(asked.cancelled for asked in port.asked.values())
+    made.fail(Closed("later"))
+    for token in tokens:
+        assert not made.over
+        port.answer(token)
+    assert made.over and isinstance(made.error, Cancelled), "the first error counts"
+
+
+def test_its_deadline() -> None:
+    port = FakePort()
+    made = job(port, A)
+    port.end(next(iter(port.asked)), Status.EGONE)
+    due = made.deadline(0.0)
+    assert 0.0 < due < 1.0, "it asks again"
+    made.pump(due)
+    assert port.asked and made.deadline(due) == 10.0
+    port.now = 10.0
+    made.pump(10.0)
+    assert not made.over
+    port.answer_all()
+    assert made.over and isinstance(made.error, Timeout)
+
+
+def test_a_target_of_another_size_is_not_touched() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA)
+    target = np.full(5, 7, np.uint8)
+    made = job(port, A, into=target)
+    port.answer_all()
+    assert made.over and isinstance(made.error, TransferError) and made.error.cause == "size"
+    assert (target == 7).all()
+
+
+def test_what_is_there_is_verified_and_not_fetched() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA)
+    target = np.frombuffer(bytearray(DATA), np.uint8)
+    target[3000] ^= 1  # in chunk 2, which is said to be there
+    made = job(port, A, into=target, have=b"\xff\x03")
+    port.answer_all()
+    assert made.over and made.error is None and target.tobytes() == DATA
+    assert made.report.received == {A: 1024} and made.report.resumed_bytes == len(DATA) - 1024
+
+
+def test_a_bitmap_of_something_else() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA)
+    made = job(port, A, into=np.zeros(len(DATA), np.uint8), have=b"\xff")
+    port.answer_all()
+    assert made.over and isinstance(made.error, TransferError) and made.error.cause == "size"
+
+
+@pytest.mark.parametrize("what", ["head", "manifest"])
+def test_what_cannot_be_read_ends_a_source(what: str) -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA)
+    key = (A, head_key("x"), HEAD_GENERATION) if what == "head" else (A, manifest_key("x"), 1)
+    port.regions[key] = bytes(len(port.regions[key]))
+    made = job(port, A)
+    port.answer_all()
+    assert made.over and isinstance(made.error, TransferError) and made.error.cause == "protocol"
+
+
+def test_a_manifest_that_is_replaced_meanwhile() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA, 1)
+    made = job(port, A)
+    port.answer(next(iter(port.asked)))
+    del port.regions[A, manifest_key("x"), 1]
+    port.offer(A, "x", DATA[::-1], 2)
+    for _ in range(5):
+        port.answer_all()
+        port.now = min(made.deadline(port.now), port.now + 1.0)
+        made.pump(port.now)
+    assert made.over and made.error is None and whole(made).tobytes() == DATA[::-1]
+
+
+def test_a_relay_serves_what_is_verified_and_nothing_else() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA)
+    made = job(port, A, relay=True)
+    until_data(port)
+    assert port.log.parts == []
+    port.answer_all()
+    assert made.over and not port.log.withdrawn
+    assert sum(end - first for first, end in port.log.parts) == len(DATA)
+
+
+def test_a_relay_that_failed_is_withdrawn_before_the_end() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA)
+    made = job(port, A, relay=True)
+    until_data(port)
+    made.cancel()
+    made.pump(0.0)
+    port.answer_all()
+    assert port.log.withdrawn and not made.over
+    made.on_withdrawn()
+    made.pump(0.0)
+    assert made.over and isinstance(made.error, Cancelled)
+
+
+def test_a_source_that_is_named_later() -> None:
+    port = FakePort()
+    port.offer(B, "x", DATA)
+    made = job(port)
+    assert not port.asked and not made.over, "a fetch without sources waits for one"
+    made.add_source(B)
+    made.pump(0.0)
+    port.answer_all()
+    assert made.over and made.error is None
+
+
+def test_a_closed_engine() -> None:
+    port = FakePort()
+    made = job(port, A)
+    port.end(next(iter(port.asked)), Status.ECLOSED)
+    assert made.over and isinstance(made.error, Closed)
