@@ -53,6 +53,36 @@ def test_elastic_survives_a_kill_and_a_join(tmp_path: Path) -> None:
     assert "4 peers: +" in output
 
 
+def finals(output: str) -> list[str]:
+    return [line.partition("] ")[2] for line in output.splitlines() if "] done: " in line]
+
+
+def test_diloco_survives_a_kill(tmp_path: Path) -> None:
+    options = ["-n", "3", "--kill-at", "2", "--lease", "1"]
+    output = launch(tmp_path, *options, EXAMPLES / "03_diloco.py", "--steps", "40", "--every", "10")
+    last = finals(output)
+    assert len(last) == 2, output
+    losses, states = {line.split(",")[0] for line in last}, {line.split("state ")[1] for line in last}
+    assert len(losses) == len(states) == 1, "one Theta on all peers"
+    assert "3 peers, |change|" in output
+    assert "2 peers, |change|" in output
+
+
+def test_streaming_ends_with_one_theta(tmp_path: Path) -> None:
+    options = ["--steps", "24", "--every", "8", "--overlap", "2"]
+    output = launch(tmp_path, "-n", "2", EXAMPLES / "04_streaming.py", *options)
+    last = finals(output)
+    assert len(last) == 2, output
+    assert last[0] == last[1]
+
+
+def test_noloco_ends_in_a_consensus(tmp_path: Path) -> None:
+    output = launch(tmp_path, "-n", "2", EXAMPLES / "05_noloco.py", "--steps", "20", "--every", "5")
+    last = finals(output)
+    assert len(last) == 2, output
+    assert last[0].split(" and ")[1] == last[1].split(" and ")[1]
+
+
 @pytest.mark.slow
 def test_short_demo(tmp_path: Path) -> None:
     options = ["--steps", "24", "--batch", "4", "--out", tmp_path]
