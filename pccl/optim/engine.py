@@ -8,9 +8,11 @@ peers that skipped some (GradScaler) only come later. What is in flight follows 
 * land: the mean arrives, the mode makes its update (modes.py). An op that could not be done is begun again, with the
   same delta, after the next boundary: a round is committed by all who survive, or by none.
 * boundary, after the last fragment of a period has landed, or between two attempts: newcomers enter, and sync_state
-  proves that all hold the same bytes, or repairs it. A newcomer has no part in what is in flight then: each fragment
-  that crosses a boundary is synchronised once more when it has landed. All of that follows from the position and from
-  how ops ended, which is the same for all peers, so that nobody has to ask.
+  proves that all hold the same bytes, or repairs it. If that fails it is done again at the next boundary. A newcomer
+  has no part in what is in flight then, and cannot know how it ends: each fragment that crosses a boundary is
+  synchronised once more at its landing (`_settle`), together with whether it landed or is begun again, which the
+  newcomer then takes part in with weight 0. All of that follows from the position and from how ops ended, which is the
+  same for all peers, so that nobody has to ask. What a newcomer does after a boundary follows from what it got there.
 
 Everything here is a generator (line.py) and touches no thread and no clock.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -86,6 +89,7 @@ class OuterSync:
         self._missed: set[Key] = set()  # under way when this peer entered
         self._crossed: set[Key] = set()  # under way at some boundary
         self._again = ""  # the fragment and round that is begun again
+        self._flushing = False  # what lands now does so before its event
         self._attempt = 0
         self._seat = comm.peer_id.hex()  # differs until the first sync, so that all take over one peer's beginnings
 
@@ -93,19 +97,19 @@ class OuterSync:
 
     def enter(self) -> Steps[None]:
         """The first thing a replica does in a run: gets what the others have, or proves that all begin alike."""
-        yield from self._synchronise("majority")
+        try:
+            yield from self._synchronise("majority")
+        except _AGAIN as error:
+            self._give_up(error, 0)
+            yield from self._boundary(is_new=self.comm.entered > 0)
         self.step = self.schedule.event(self.position - 1).at_step if self.position else 0
         self._missed = set(self.in_flight())
-        if not self._again:
-            return
-        (key,) = _keys(self._again)  # the others repeat a round: so does this peer, with nothing to add
-        self._missed.discard(key)
-        self._begin(key, self.fragments[key[0]].take().zero_(), Header(0.0, 0, True))
-        event = self.schedule.event(self.position)
-        if event.kind == "land" and (event.fragment, event.round) == key:
-            yield from self._event(event)
-        else:  # the others flush
+        for key in _keys(self._again):  # the others repeat a round: so does this peer
+            self._begin_again(key)
+        if self._flushing:
             yield from self.flush()
+        elif self._again:
+            yield from self._event(self.schedule.event(self.position))
 
     def stepped(self) -> Steps[None]:
         """An inner step was made: carries out the events that are due."""
@@ -116,9 +120,11 @@ class OuterSync:
 
     def flush(self) -> Steps[None]:
         """Lands at once all that is in flight. Every peer calls it after the same number of steps."""
+        self._flushing = True
         for key in self.in_flight():
-            yield from self._land(key)
-            self.landed.add(key)
+            yield from self._land(key, True)
+            self._missed.discard(key)
+        self._flushing = False
 
     def consensus(self) -> Steps[None]:
         """Lands what is in flight, then makes replicas that drift equal: their mean. Every peer calls it after the same
@@ -142,35 +148,41 @@ class OuterSync:
 
     def entries(self) -> dict[str, Any]:
         """What must be equal on all peers at a boundary, for sync_state: tensors are shared."""
+        return {**self._counters(), **self._tensors(self.fragments)}
+
+    def _counters(self) -> dict[str, Any]:
         return {
             "position": self.position,
             "attempt": self._attempt,
             "again": self._again,
+            "flushing": self._flushing,
             "landed": _words(self.landed),
             "crossed": _words(self._crossed),
             "seat": self._seat,
-            **self._tensors(self.fragments),
         }
+
+    def _adopt(self, entries: dict[str, Any]) -> None:
+        self.position, self._attempt, self._again = entries["position"], entries["attempt"], entries["again"]
+        self._flushing, self._seat = entries["flushing"], entries["seat"]
+        self.landed, self._crossed = set(_keys(entries["landed"])), set(_keys(entries["crossed"]))
 
     # -- events --
 
     def _event(self, event: Event) -> Steps[None]:
         key = (event.fragment, event.round)
-        if event.kind == "send":
-            self._send(key)
-        elif key in self.landed:
-            self.landed.discard(key)
+        is_boundary, just_passed = self._is_boundary(event), False
+        if event.kind == "land" and key not in self.landed:
+            just_passed = yield from self._land(key, not is_boundary)
         else:
-            yield from self._land(key)
-        self.position += 1
-        if self._is_boundary(event):
+            if event.kind == "send":
+                self._send(key)
+            self.landed.discard(key)
+            self.position += 1
+        if is_boundary and not just_passed:
             if self.use.resync_every and (event.round + 1) % self.use.resync_every == 0:
                 yield from self._average()
             yield from self._boundary()
-        elif event.kind == "land" and key in self._crossed:
-            yield from self._synchronise_fragment(key)
         if event.kind == "land":
-            self._crossed.discard(key)
             self._missed.discard(key)
 
     def _send(self, key: Key) -> None:
@@ -179,7 +191,7 @@ class OuterSync:
         delta = fragment.delta()
         steps, self.inner_steps[index] = self.inner_steps[index], 0
         finite = bool(torch.isfinite(delta).all())
-        weight = float(self.use.weigh(steps)) if finite else 0.0
+        weight = float(self.use.weigh(steps)) if finite and steps else 0.0
         if not finite:
             delta.zero_()
         self._begin(key, delta, Header(weight, steps, finite))
@@ -194,51 +206,78 @@ class OuterSync:
     def _start(self, key: Key, lot: Lot, own: Header) -> _Flight:
         name = f"pccl.optim.{key[0]}.{key[1]}.{self._attempt}"
         options = {"timeout": self.use.timeout_s}
-        header = self.comm.all_gather(own.pack(), tag=f"{name}.head", async_op=True, **options)
-        payload = self.exchange.begin(self.comm, self.fragments[key[0]], lot, tag=name, **options)
+        header = _begun(lambda: self.comm.all_gather(own.pack(), tag=f"{name}.head", async_op=True, **options))
+        payload = _begun(lambda: self.exchange.begin(self.comm, self.fragments[key[0]], lot, tag=name, **options))
         return _Flight(lot, own, header, payload)
 
-    def _land(self, key: Key) -> Steps[None]:
-        """Waits for a fragment and lets the mode take it."""
-        if key in self._missed:
-            return
-        index, number = key
-        fragment = self.fragments[index]
-        while (committed := (yield from self._committed(key))) is None:
-            pass
-        if not committed:
-            return
+    def _land(self, key: Key, with_tensors: bool) -> Steps[bool]:
+        """Waits until a fragment has landed. Nothing after a boundary may rest on what its newcomers do not know: True
+        if the last thing that was done is to pass one. `with_tensors`: see `_settle`."""
+        just_passed = False
+        while key in self.in_flight():
+            just_passed = False
+            if key not in self._missed and (yield from self._committed(key)):
+                self._pass(key)
+            if key in self._crossed:
+                just_passed = yield from self._settle(key, with_tensors)
+                if key in self.in_flight() and not self._again:
+                    self._pass(key)  # all who had part in it are gone
+            if key in self.in_flight():
+                if not just_passed:
+                    yield from self._boundary()
+                self._begin_again(key)
+        return just_passed
+
+    def _pass(self, key: Key) -> None:
+        """It is in flight no more."""
+        if self._flushing:
+            self.landed.add(key)
+        else:
+            self.position += 1
+
+    def _begin_again(self, key: Key) -> None:
+        """With the same delta; who had no part in it, because it came later, has nothing to add."""
+        self._missed.discard(key)
+        flight = self._flights.get(key)
+        if flight is not None:
+            self._flights[key] = self._start(key, flight.lot, flight.own)
+        else:
+            self._begin(key, self.fragments[key[0]].take().zero_(), Header(0.0, 0, True))
+
+    def _committed(self, key: Key) -> Steps[bool]:
+        """Lets the mode take what came of a flight. False if it could not be done, on any peer."""
         flight = self._flights[key]
-        heads, result, headers = committed
+        try:
+            heads, result, headers = yield from _collect(flight)
+        except _AGAIN as error:
+            self._give_up(error, self._attempt)
+            if self.use.on_failure != "local":
+                self._attempt, self._again = self._attempt + 1, _words([key])
+                return False
+            self.exchange.dropped(self.fragments[key[0]], flight.lot)
+            self.stats.dropped += 1
+        else:
+            self._take(key, flight, result, headers)
+            self._record(key, flight.lot, heads, result, headers)
+        self._attempt, self._again = 0, ""
+        self._forget(key)
+        return True
+
+    def _take(self, key: Key, flight: _Flight, result: Any, headers: list[Header]) -> None:
+        fragment = self.fragments[key[0]]
         if any(header.weight for header in headers):
             self.exchange.finish(fragment, flight.lot, result, headers)
-            fresh = self._flights.get((index, number + 1))
+            fresh = self._flights.get((key[0], key[1] + 1))
             self.mode.landed(fragment, flight.lot, None if fresh is None else fresh.lot, result.world_size)
         else:
             flight.lot.mean.zero_()
         if not flight.own.finite:
             fragment.write(fragment.theta)
-        self._record(key, flight.lot, heads, result, headers)
-        self._attempt, self._again = 0, ""
-        self._forget(key)
 
-    def _committed(self, key: Key) -> Steps[_Outcome | tuple[()] | None]:
-        """What came of a flight; None if it has been begun again, () if it was dropped."""
-        flight = self._flights[key]
-        try:
-            return (yield from _collect(flight))
-        except _AGAIN as error:
-            if isinstance(error, Evicted) or self.use.on_failure == "raise" or self._attempt >= _RETRIES_MAX:
-                raise
-        if self.use.on_failure == "local":
-            self.exchange.dropped(self.fragments[key[0]], flight.lot)
-            self._forget(key)
-            self.stats.dropped += 1
-            return ()
-        self._attempt, self._again = self._attempt + 1, _words([key])
-        yield from self._boundary()
-        self._flights[key] = self._start(key, flight.lot, flight.own)
-        return None
+    def _give_up(self, error: PcclError, attempt: int) -> None:
+        """Raises the error unless another attempt is due. It was the same for all peers, and so is this."""
+        if isinstance(error, Evicted) or self.use.on_failure == "raise" or attempt >= _RETRIES_MAX:
+            raise error
 
     def _record(self, key: Key, lot: Lot, heads: Any, result: Any, headers: list[Header]) -> None:
         delta_norm, mean_norm, cosine = _compare(lot)
@@ -273,11 +312,18 @@ class OuterSync:
         last = event.fragment == len(self.fragments) - 1
         return event.kind == "land" and last and (event.round + 1) % self.use.boundary_every == 0
 
-    def _boundary(self) -> Steps[None]:
-        yield Call(lambda: self.comm.advance(self.use.timeout_s))
+    def _boundary(self, is_new: bool = False) -> Steps[None]:
+        """Newcomers enter, and everything becomes equal. If that cannot be done, all peers go to the next boundary. One
+        that `is_new` has nothing yet that could count."""
         again = set(_keys(self._again))
-        self._crossed |= set(self.in_flight()) - again
-        yield from self._synchronise("receive" if self._missed else "majority")
+        for attempt in count():
+            try:
+                yield Call(lambda: self.comm.advance(self.use.timeout_s))
+                self._crossed = (self._crossed | set(self.in_flight())) - again
+                yield from self._synchronise("receive" if self._missed or is_new else "majority")
+                return
+            except _AGAIN as error:
+                self._give_up(error, attempt)
 
     def _average(self) -> Steps[None]:
         """Theta and everything of floating type beside it becomes the mean of all replicas'; theta <- Theta."""
@@ -292,16 +338,22 @@ class OuterSync:
         """Makes everything equal that must be."""
         entries = self.entries()
         yield from self._sync(entries, self.fragments, strategy)
-        self.position, self._attempt, self._again = entries["position"], entries["attempt"], entries["again"]
-        self._seat = entries["seat"]
-        self.landed, self._crossed = set(_keys(entries["landed"])), set(_keys(entries["crossed"]))
+        self._adopt(entries)
 
-    def _synchronise_fragment(self, key: Key) -> Steps[None]:
-        """A fragment has landed that a newcomer may have had no part in."""
-        if not self.use.drifting:
-            fragments = [self.fragments[key[0]]]
-            entries = {"seat": self._seat, **self._tensors(fragments)}
+    def _settle(self, key: Key, with_tensors: bool) -> Steps[bool]:
+        """A fragment that crossed a boundary has landed, or could not: who entered there gets what became of it.
+        `with_tensors`: no boundary follows that brings these. True if that took another boundary."""
+        self._crossed.discard(key)
+        fragments = [self.fragments[key[0]]] if with_tensors and not self.use.drifting else []
+        entries = {**self._counters(), **self._tensors(fragments)}
+        try:
             yield from self._sync(entries, fragments, "receive" if key in self._missed else "majority")
+        except _AGAIN as error:
+            self._give_up(error, 0)
+            yield from self._boundary()
+            return True
+        self._adopt(entries)
+        return False
 
     def _sync(self, entries: dict[str, Any], fragments: list[Fragment], strategy: str) -> Steps[None]:
         drifting = tuple(self._tensors(fragments)) if self.use.drifting else ()
@@ -311,7 +363,8 @@ class OuterSync:
                 fragment.load_outer_state({name: entries[f"outer.{name}"] for name in fragment.outer_state()})
                 if f"theta.{index}" in report.entries_received:
                     fragment.write(fragment.theta)
-        self.stats.digest = report.digest
+        if len(fragments) == len(self.fragments):
+            self.stats.digest = report.digest
         self.stats.repaired_bytes += report.received_bytes
         self.stats.differences = tuple(str(difference) for difference in report.differences)
 
@@ -335,6 +388,18 @@ def _words(keys: Iterable[Key]) -> str:
 def _keys(words: str) -> list[Key]:
     pairs = (pair.split(".") for pair in words.split(",") if pair)
     return [(int(fragment), int(number)) for fragment, number in pairs]
+
+
+def _begun(begin: Callable[[], Waits]) -> Waits:
+    """An op in flight. With too few peers the call itself fails; that too is the same for all, and told in the end."""
+    try:
+        return begin()
+    except TooFewPeers as error:
+        return Call(lambda error=error: _raise(error))  # type: ignore[misc]
+
+
+def _raise(error: PcclError) -> None:
+    raise error
 
 
 def _collect(flight: _Flight) -> Steps[_Outcome]:

@@ -64,7 +64,7 @@ class GossipSync(OuterSync):
     def _send(self, key: Key) -> None:
         """Nothing is sent ahead: Theta and the change travel together."""
 
-    def _land(self, key: Key) -> Steps[None]:
+    def _land(self, key: Key, with_tensors: bool) -> Steps[bool]:
         index, number = key
         fragment = self.fragments[index]
         own = torch.stack([fragment.theta, fragment.delta().neg_()])
@@ -77,6 +77,8 @@ class GossipSync(OuterSync):
         gossip_math.update(fragment.theta, momentum, mean[1], mean[0], alpha, beta, gamma)
         fragment.write(fragment.theta)
         self._tell(key, own[1], mean[1], () if other is None or partner is None else (partner,), results)
+        self._pass(key)
+        return False
 
     def _swap(self, key: Key, own: Tensor, partner: bytes) -> Steps[tuple[Tensor | None, list[Any]]]:
         """The partner's Theta and change; None if it is gone."""

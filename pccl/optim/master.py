@@ -145,8 +145,8 @@ class Fragment:
 
 def _begin_state(outer: torch.optim.Optimizer, factory: OuterFactory, parameters: list[nn.Parameter]) -> None:
     """Makes the state that the optimizer would only make in its first step, as zeros: a newcomer must be able to
-    receive it. Which keys there are is seen from a step on a parameter of one element. (For torch.optim's SGD, Adam, AdamW and
-    RMSprop zeros are what the first step begins with.)
+    receive it. Which keys there are is seen from a step on a parameter of one element. (For torch.optim's SGD, Adam,
+    AdamW and RMSprop zeros are what the first step begins with.)
     """
     trial = nn.Parameter(torch.zeros(1))
     trial.grad = torch.zeros(1)
