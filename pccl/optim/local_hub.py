@@ -131,6 +131,7 @@ class Hub:
             since = 1 + max(there) if there else max((m.since for m in self.members.values()), default=0)
             member = self.members[peer] = Member(peer, since, since, entering=True)
             self._views.append(self._new_view(since))
+            self.changed.notify_all()
             return member
 
     def entered(self, member: Member, timeout: float) -> None:
