@@ -17,7 +17,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
-enum { INPUT_BYTES_MAX = 4096, MAP_BYTES = 1 << 16, INPUTS_MAX = 1 << 15, HANG_S = 20 };
+enum { INPUT_BYTES_MAX = 4096, MAP_BYTES = 1 << 15, INPUTS_MAX = 1 << 15, HANG_S = 20 };
 
 struct input {
     uint8_t *data;
@@ -47,7 +47,7 @@ void __sanitizer_cov_trace_pc(void)
 const char *__asan_default_options(void);
 const char *__asan_default_options(void)
 {
-    return "abort_on_error=1:allocator_may_return_null=1:detect_leaks=1:malloc_context_size=2:quarantine_size_mb=16";
+    return "abort_on_error=1:allocator_may_return_null=1:detect_leaks=1:malloc_context_size=1:quarantine_size_mb=16";
 }
 
 static uint64_t draw(void)
@@ -83,20 +83,34 @@ static uint8_t bucket(uint8_t count)
     return (uint8_t)(count < 4 ? count : 1 << (31 - __builtin_clz(count)));
 }
 
-/* 1 if something is new. Most of the map is empty, so it is looked through by words. */
-static int learn(void)
+/* 1 if something in this word of the map, which begins there, is new. */
+static int learn_word(uint64_t word, size_t begin)
 {
     int news = 0;
-    for (size_t word = 0; word < MAP_BYTES; word += sizeof(uint64_t)) {
-        uint64_t any;
-        memcpy(&any, hits + word, sizeof any);
-        for (size_t i = word; any && i < word + sizeof any; i++) {
-            uint8_t seen = hits[i] ? bucket(hits[i]) : 0;
-            if (seen > known[i]) {
-                known[i] = seen;
-                news = 1;
-            }
+    while (word) {
+        size_t i = begin + (size_t)__builtin_ctzll(word) / 8;
+        uint8_t seen = bucket(hits[i]);
+        if (seen > known[i]) {
+            known[i] = seen;
+            news = 1;
         }
+        word &= ~(0xFFull << (i - begin) * 8);
+    }
+    return news;
+}
+
+/* 1 if something is new. Most of the map is empty, so it is looked through by cache lines, and those by words. */
+static int learn(void)
+{
+    enum { WORDS = 8 };
+    int news = 0;
+    for (size_t at = 0; at < MAP_BYTES; at += WORDS * sizeof(uint64_t)) {
+        uint64_t words[WORDS], any = 0;
+        memcpy(words, hits + at, sizeof words);
+        for (size_t i = 0; i < WORDS; i++)
+            any |= words[i];
+        for (size_t i = 0; any && i < WORDS; i++)
+            news |= learn_word(words[i], at + i * sizeof any);
     }
     return news;
 }
