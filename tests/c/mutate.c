@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -65,7 +66,7 @@ static void on_death(int number)
         (void)fwrite(current, 1, current_bytes, file);
         fclose(file);
     }
-    fprintf(stderr, "%s: the input is in %s\n", number == SIGALRM ? "hangs" : "dies", crash_path);
+    fprintf(stderr, "%s: the input is in %s\n", number == SIGPROF ? "hangs" : "dies", crash_path);
     signal(number, SIG_DFL);
     raise(number);
     _exit(1);
@@ -115,6 +116,13 @@ static int learn(void)
     return news;
 }
 
+/* By the time that the processor gives us: the machine may be busy, or we stopped. */
+static void watch_for_hang(time_t seconds_left)
+{
+    struct itimerval timer = {.it_value = {.tv_sec = seconds_left}};
+    (void)setitimer(ITIMER_PROF, &timer, NULL);
+}
+
 /* Runs the input; 1 if it reached something new. */
 static int run(const uint8_t *data, size_t bytes)
 {
@@ -125,9 +133,9 @@ static int run(const uint8_t *data, size_t bytes)
     memcpy(current, data, bytes);
     current_bytes = bytes;
     memset(hits, 0, sizeof hits);
-    alarm(HANG_S);
+    watch_for_hang(HANG_S);
     LLVMFuzzerTestOneInput(current, bytes);
-    alarm(0);
+    watch_for_hang(0);
     return learn();
 }
 
@@ -252,7 +260,7 @@ static void watch_for_death(const char *name)
     snprintf(crash_path, sizeof crash_path, "crash-%s", name);
     signal(SIGABRT, on_death);
     signal(SIGSEGV, on_death);
-    signal(SIGALRM, on_death);
+    signal(SIGPROF, on_death);
     signal(SIGTERM, on_end);
     signal(SIGINT, on_end);
 }
