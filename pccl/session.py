@@ -361,9 +361,9 @@ class Session:
 
     def _on_acquaint(self, event: m.Acquaint) -> None:
         """keeps links to these peers, for transfers"""
-        self.acquaintances = tuple(peer.peer for peer in event.peers)
-        own, inbound = self.identity.peer, event.inbound
-        self._out.append(Acquaint(acquaintances_of(own, inbound, event.peers), event.streams))
+        members = acquaintances_of(self.identity.peer, event.inbound, event.peers)
+        self.acquaintances = tuple(member.id for member in members)
+        self._out.append(Acquaint(members, event.streams))
 
     # -- membership -------------------------------------------------------------------------------------------
 
