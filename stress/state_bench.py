@@ -90,7 +90,8 @@ def run(options: argparse.Namespace) -> tuple[list[Process], Process]:
     with Emulator(topology, large_packets=True) as wan:
         coordinator = f"tcp://{wan.address('hub')}:{PORT}"
         pccl = str(Path(sys.executable).with_name("pccl"))
-        wan.popen("hub", [pccl, "coordinator", "--bind", coordinator, "--min-peers", "1", "--form-peers", "4"])
+        serve = [pccl, "coordinator", "--bind", coordinator, "--min-peers", "1", "--form-peers", "4", "--insecure"]
+        wan.popen("hub", serve)
         common = {
             "coordinator": coordinator,
             "nbytes": options.mib << 20,
