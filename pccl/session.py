@@ -280,7 +280,9 @@ class Session:
             self.acquaintances = ()
             self._out.append(Acquaint([], 1))
         elif as_new:
-            self._fence(errors.Evicted("a new coordinator does not know this guest"), Status.EEVICTED)
+            why = "a new coordinator does not know this guest"
+            self._send(m.Leave(m.VERSION, why))
+            self._fence(errors.Evicted(why), Status.EEVICTED)
 
     @property
     def deadline(self) -> float | None:

@@ -24,8 +24,7 @@ from pccl.transfer.transfers import Wish
 __all__ = ["Guest", "PrefetchReport", "prefetch_state"]
 
 _PASSES_MAX = 8
-_WORTH_IT = 0.5  # another pass, if this one has left so little of what it was to bring,
-_LEFT_TO_SYNC = 1 / 64  # and more than this part of all: that is sooner moved than asked for again
+_WORTH_IT = 0.5  # another pass, if this one has left so little of what it was to bring
 _OFFERED_WITHIN_S = 30.0
 
 
@@ -131,8 +130,6 @@ class _Prefetch:
             if self.missing == 0 or why or self.passes >= _PASSES_MAX:
                 break
             if not self.target.is_new or self.missing > before * _WORTH_IT:
-                break
-            if self.missing <= self.share.layout.count * _LEFT_TO_SYNC:
                 break
         if self.missing and not why:
             why = f"{self.missing} chunks change faster than they come"

@@ -542,8 +542,9 @@ def test_a_guest_that_a_new_coordinator_takes_for_a_new_peer_is_out(bench: Bench
     assert isinstance(bench.sent()[-1], m.Join)
     bench.say(m.Welcome(V, 10.0, 1, 0, incarnation=3))
     assert bench.state is s.State.JOINING
-    bench.say(m.Welcome(V, 10.0, 1, 0, incarnation=4))
+    said = bench.say(m.Welcome(V, 10.0, 1, 0, incarnation=4))
     assert bench.state is s.State.FENCED and isinstance(bench.peer.error, errors.Evicted)
+    assert [type(message) for message in said] == [m.Leave], "nobody waits for it"
 
 
 def test_a_guest_that_knows_no_member_may_go_to_a_new_coordinator(bench: Bench) -> None:
