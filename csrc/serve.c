@@ -32,10 +32,10 @@ static struct rate_limit *limit_of(pccl_engine *e, const struct serving *s)
     return &e->transfers.limits[s->sender.priority];
 }
 
-/* What was not used for 50 ms is lost. */
+/* What was not used for 20 ms is lost: what is sent for it all at once waits in front of what is urgent. */
 static void limit_fill(const pccl_engine *e, struct rate_limit *limit)
 {
-    double rate = (double)limit->bytes_per_s, most = rate / 20;
+    double rate = (double)limit->bytes_per_s, most = rate / 50;
     double tokens = (double)limit->tokens + rate * (double)(e->now_ns - limit->filled_ns) / 1e9;
     if (tokens - (double)limit->tokens < 1)
         return;

@@ -3,8 +3,8 @@
 `Watch` is told everything that happens (`called`, `ended`, `configured`, `decided`, ...) and compares at once what can
 be compared at once; `finish` compares the peers with each other. Promises are those of the design: P1 one result,
 P2 inputs survive, P3 joins never disturb, P4 link faults are not peer faults, P5 bounded waiting, P6 nothing is
-trusted, P7 restarts of the coordinator are survived. A checker knows the faults only as excuses: who crashed or was cut
-off may be evicted, and may end without the results of the others.
+trusted, P7 restarts of the coordinator are survived, P8 what counts as equal is equal (guests.py). A checker knows the
+faults only as excuses: who crashed or was cut off may be evicted, and may end without the results of the others.
 """
 
 from __future__ import annotations
@@ -69,6 +69,10 @@ class Watch:
         """A fault that may cost this peer its membership."""
         self._excuses.setdefault(node.index, []).append(why)
         self._shaken.append(f"{node} {why}")
+
+    def excused(self, node: Node) -> bool:
+        """Whether it had a fault of its own."""
+        return bool(self._excuses.get(node.index))
 
     def shaken(self, why: str) -> None:
         """A fault that may make an op miss its deadline, at no peer in particular."""

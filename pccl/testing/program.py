@@ -165,6 +165,11 @@ class SimPeer:
         self._check()
         return self.node.advance(timeout)
 
+    def enter(self) -> Future:
+        """From a guest to a member; what it awaits raises what fenced the peer."""
+        self._check()
+        return self.node.enter()
+
     def leave(self) -> Future:
         """Leaves the run in good order."""
         return self.node.leave()

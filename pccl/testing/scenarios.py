@@ -13,9 +13,11 @@ from random import Random
 
 import numpy as np
 
+from pccl._native import SimPath
 from pccl.testing.cluster import Cluster
 from pccl.testing.coordinator import DIALS_LOST, DIALS_REFUSED, MOMENTS
 from pccl.testing.faults import Faults
+from pccl.testing.guests import SharedState
 from pccl.testing.network import ControlOptions
 from pccl.testing.program import Program, SimPeer
 from pccl.testing.traffic import EVERY_KIND, Shape, Traffic, settled
@@ -423,6 +425,70 @@ def loss_while_held(cluster: Cluster, faults: Faults, random: Random) -> None:
     after_s = random.choice((0.0, 0.001, 0.002, 0.004, 0.01))
     faults.when("log", "hold", then=lambda: faults.crash(1), after_s=after_s)
     faults.mark("held", "log", "hold")
+
+
+# -- guests ---------------------------------------------------------------------------------------------------
+
+
+def _with_guest(cluster: Cluster, faults: Faults, random: Random, members: int) -> tuple[SharedState, int]:
+    """Members that share some MiB over lines so slow that it takes a while, and one that fetches it; its number."""
+    cluster.options.path = SimPath(cluster.options.path.delay_ns, 0, bytes_per_s=random.choice((10 << 20, 30 << 20)))
+    shape = Shape(boundaries=60, ops_max=2, gap_s=0.05, leave=False)
+    state = SharedState(cluster, Traffic(cluster, shape), 17 << 20, random)
+    for _ in range(members):
+        cluster.add(state.member)
+    cluster.form_with(members)
+    faults.when("epoch", 0, then=lambda: cluster.add(state.guest, guest=True), after_s=random.uniform(0.02, 0.2))
+    return state, members
+
+
+@scenario
+def guest_prefetches(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """A guest fetches state that changes meanwhile, from members of which some come and go, and enters."""
+    state, guest = _with_guest(cluster, faults, random, random.randint(2, 3))
+    if random.random() < 0.5:
+        faults.when("add", guest, then=lambda: cluster.add(state.member), after_s=random.uniform(0.0, 0.5))
+    if random.random() < 0.5:
+        faults.when("add", guest, then=lambda: faults.leave(1), after_s=random.uniform(0.0, 0.8))
+    faults.mark("fetched", "prefetched", guest)
+
+
+@scenario
+def source_of_guest_dies(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """One or all of those that a guest fetches from are gone, or stand still, or their links break."""
+    _, guest = _with_guest(cluster, faults, random, 3)
+    for victim in random.sample(range(3), random.choice((1, 1, 2))):
+        hit = random.choice(
+            (
+                partial(faults.crash, victim),
+                partial(faults.freeze, victim, random.choice((0.3, 2.0))),
+                partial(faults.cut, victim, guest, random.choice((0.5, 3.0))),
+                partial(faults.lose_all, victim),
+            )
+        )
+        faults.when("add", guest, then=hit, after_s=random.uniform(0.0, 1.0))
+    faults.mark("fetched", "prefetched", guest)
+
+
+@scenario
+def guest_dies(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """A guest is gone, or stands still, amid its fetch or when it enters; another one comes."""
+    state, guest = _with_guest(cluster, faults, random, random.randint(2, 3))
+    hit = random.choice((partial(faults.crash, guest), partial(faults.freeze, guest, random.choice((0.3, 2.0)))))
+    moment = random.choice(("add", "enter"))
+    faults.when(moment, guest, then=hit, after_s=random.uniform(0.0, 0.6 if moment == "add" else 0.02))
+    faults.when("fault", then=lambda: cluster.add(state.guest, guest=True), after_s=random.uniform(0.0, 0.5))
+    faults.mark("another fetched", "prefetched", guest + 1)
+
+
+@scenario
+def restart_with_guest(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """The coordinator dies while a guest fetches, or enters: it fetches on or again, and enters."""
+    _, guest = _with_guest(cluster, faults, random, random.randint(2, 3))
+    restart = partial(faults.restart, random.choice((0.005, 0.3, 2.0)), random.choice(MOMENTS))
+    moment = random.choice(("add", "add", "enter"))
+    faults.when(moment, guest, then=restart, after_s=random.uniform(0.0, 0.6 if moment == "add" else 0.02))
+    faults.mark("restarted", "log", "restart")
 
 
 # -- programs -------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ received beside the place, and put there when the owner has ended.
 
 How it is decided:
 
-* A source has bytes in flight for twice its round trip at the rate that it was measured at, and a little more, so that
-  the rate can be found to be higher. Asks take about ASK_S, so that little depends on any one.
+* A source has bytes in flight for twice its round trip at the best rate that it was measured at of late, and a little
+  more, so that the rate can be found to be higher, and a pause does not leave it with nothing to send. Asks take about
+  ASK_S, so that little depends on any one.
 * Towards the end a source is asked only for what it can bring before the others together would have brought all.
 * When nothing is left to be asked for, what is outstanding at a slow source is asked of a faster one again.
 * A source that has been silent for much longer than expected, while another answers, is asked for a chunk now and then
@@ -29,10 +30,12 @@ __all__ = ["Ask", "Schedule", "Step", "bitmap", "chunks_of"]
 ASK_BYTES = 1 << 20  # or one chunk, if that is more
 ASK_S = 0.01
 START_BYTES = 256 << 10  # of a first ask, while the rate is not known
+WINDOW_BYTES_FIRST = 2 << 20  # in flight, while the rate is not known
 WINDOW_BYTES_MIN = 1 << 20
 WINDOW_BYTES_MAX = 256 << 20
 QUEUE_S = 0.02
 RATE_SPAN_S = 0.02  # rates are measured over so long at least
+PEAK_S = 1.0  # for so long a pause does not count for how much is asked for ahead
 SILENCE_S = 0.5
 SILENCE_UNKNOWN_S = 2.0  # of a source that has brought nothing yet
 SILENCE_FACTOR = 4.0
@@ -84,14 +87,15 @@ class Source:
     """What is known of one source."""
 
     __slots__ = (
-        "asks", "counted", "counting_since", "heard_at", "in_flight", "latency", "lost", "probes", "rate", "received",
-        "strikes", "suspect_until", "suspected",
+        "asks", "counted", "counting_since", "heard_at", "in_flight", "latency", "lost", "peak", "probes", "rate",
+        "received", "strikes", "suspect_until", "suspected",
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
         self.asks: dict[int, Ask] = {}
         self.in_flight = 0
         self.rate = 0.0  # bytes per second; 0: not known
+        self.peak = 0.0  # the best of it, of late
         self.latency = 0.0  # the shortest from ask to end; 0: not known
         self.counting_since = now
         self.counted = 0
@@ -105,8 +109,9 @@ class Source:
 
     def window(self, chunk_bytes: int) -> float:
         """How many bytes it may have in flight."""
-        wanted = self.rate * (2 * self.latency + QUEUE_S)
-        return max(min(wanted, WINDOW_BYTES_MAX), WINDOW_BYTES_MIN, 2 * chunk_bytes)
+        wanted = self.peak * (2 * self.latency + QUEUE_S)
+        least = WINDOW_BYTES_MIN if self.peak else WINDOW_BYTES_FIRST
+        return max(min(wanted, WINDOW_BYTES_MAX), least, 2 * chunk_bytes)
 
     def expected(self, nbytes: int) -> float:
         """Seconds until so much more would be here."""
@@ -151,6 +156,7 @@ class Source:
         if span >= max(self.latency, RATE_SPAN_S) or not self.rate:
             sample = self.counted / max(span, 1e-6)
             self.rate = sample if sample > self.rate else (self.rate + sample) / 2
+            self.peak = max(sample, self.peak + (sample - self.peak) * min(1.0, span / PEAK_S))
             self.counting_since, self.counted = now, 0
 
 
@@ -290,6 +296,13 @@ class Schedule:
                     still.append(key)
             live = still
         return asks
+
+    def adopt(self, key: bytes, chunk: int, asked_at: float) -> Ask:
+        """One that is missing has been asked of a source already."""
+        at = next(i for i, (first, end) in enumerate(self._free) if first <= chunk < end)
+        first, end = self._free[at]
+        self._free[at : at + 1] = [(a, b) for a, b in ((chunk + 1, end), (first, chunk)) if a < b]
+        return self._made(key, self.sources[key], chunk, 1, asked_at)
 
     def _ask_of(self, key: bytes, now: float) -> Ask | None:
         source = self.sources[key]

@@ -21,6 +21,7 @@ from sim.planted import (
 
 from pccl.testing import run_seed
 from pccl.testing.simulate import draw_options
+from pccl.transfer.job import Job
 
 SEEDS_MAX = 60
 
@@ -66,3 +67,9 @@ def test_control_plane_defect_is_found(classes: dict[str, type], promise: str, s
 
     found = (broken(seed) for seed in range(SEEDS_MAX))
     assert any(promise == named for named, _ in chain.from_iterable(found))
+
+
+def test_chunks_that_nobody_verifies_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Job, "_is_right", lambda job, chunk, memory, base: True)
+    found = (run_seed(seed, "guest_prefetches").broken for seed in range(SEEDS_MAX))
+    assert any(promise == "P8" for promise, _ in chain.from_iterable(found))
