@@ -17,7 +17,7 @@ from pccl.sharing.election import Summary, elect
 from pccl.testing.clock import Future, Timer, ns
 from pccl.transfer.job import Job
 from pccl.transfer.manifest import HEAD_GENERATION, Head, Manifest, data_key, head_key, manifest_key
-from pccl.transfer.schedule import bitmap
+from pccl.transfer.schedule import Path, bitmap
 from pccl.transfer.target import Bytes, Into
 from pccl.transfer.task import Task
 from pccl.types import Event, EventKind
@@ -72,6 +72,7 @@ class Moves:
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.paths: dict[bytes, Path] = {}
         self._of: dict[object, Fetching] = {}
         self._asks: dict[int, Fetching] = {}
         self._offered: dict[str, Manifest] = {}
