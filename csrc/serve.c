@@ -1,9 +1,9 @@
 /* serve.c - sends what others fetch, straight out of the regions' memory.
  *
  * A serving has one segment in its link's queue at a time. When that has been given to a stream the next one is cut, as soon as its part
- * of the region is there and the rate cap of its class allows. Servings of one region to one peer, of one class, have turns in the order in
- * which they were asked for: each is done before the next begins, unless it must wait for the region. It ends when everything is acknowledged, when the requester drops it, or
- * when the region is withdrawn. */
+ * of the region is there and the rate cap of its class allows. Servings of one region to one peer, of one class, have turns in the
+ * order in which they were asked for: each is done before the next begins, unless it must wait for the region. It ends when
+ * everything is acknowledged, when the requester drops it, or when the region is withdrawn. */
 #include <string.h>
 
 #include "engine.h"
