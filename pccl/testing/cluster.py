@@ -31,9 +31,10 @@ from pccl.session import Session, State
 from pccl.testing.checkers import Watch
 from pccl.testing.clock import MILLISECOND, NEVER, SECOND, Clock, Future, Task, Timer, ns
 from pccl.testing.coordinator import RUN, Coordinator
-from pccl.testing.guests import SimTransfers
+from pccl.testing.moving import Moves
 from pccl.testing.network import Connection, ControlOptions, Ends
 from pccl.testing.program import Ops, Program, SimPeer, is_over
+from pccl.transfer.job import Job
 from pccl.types import Event, EventKind, Identity, MemberInfo
 
 TRACE_KEPT = 400
@@ -69,6 +70,7 @@ class Options:
     session: type[Session] = Session
     membership: type[Membership] = Membership
     ledger: type[Ledger] = Ledger
+    job: type[Job] = Job
 
 
 class Node:
@@ -86,7 +88,7 @@ class Node:
         self.changes = 0
         self.engine = native.Engine(cluster.engine_config(self.id, index))
         self.ops = Ops(self)
-        self.transfers = SimTransfers(self)
+        self.moves = Moves(self)
         options = cluster.options
         identity = Identity(
             peer=self.id,
@@ -289,25 +291,22 @@ class Node:
             if event.kind == EventKind.FROZEN:
                 self.cluster.watch.frozen(self)
         for event in self.peer.on_engine(self.cluster.clock.now, events):
-            if event.kind == EventKind.OP:
-                self.ops.ended(event)
-            else:
-                self.transfers.on_event(event)
+            (self.ops.ended if event.kind == EventKind.OP else self.moves.on_event)(event)
         self.after_session()
 
     # -- what the program asks for ----------------------------------------------------------------------------
 
-    def resolve(self, future: Future) -> None:
-        """Wakes a coroutine of this process, when it runs again."""
-
-        def wake() -> None:
-            future.resolve()
+    def when_awake(self, action: Callable[[], None]) -> None:
+        """Something that a timer of this process does: when it runs again, if it stands still now."""
+        if self.frozen:
+            self._inbox.append(action)
+        elif self.alive:
+            action()
             self.wake()
 
-        if self.frozen:
-            self._inbox.append(wake)
-        elif self.alive:
-            wake()
+    def resolve(self, future: Future) -> None:
+        """Wakes a coroutine of this process, when it runs again."""
+        self.when_awake(future.resolve)
 
     def advance(self, timeout: float) -> Future:
         """Passes to the next boundary, or waits for it."""

@@ -1,150 +1,33 @@
 """guests.py - simulated joiners that fetch state before they enter, from members that go on to write to it.
 
-What decides is the product's own: what a peer keeps on offer (pccl/sharing/depot.py), the fetch (pccl/transfer/job.py)
-and where it goes (pccl/sharing/staging.py), over the simulated links. Only the thread is missing: a node's turns drive
-its fetches. Checked here: a fetch ends by its deadline, with an error that it may end with (P5); a chunk that counts as
-held is what its digest says (P8), and nothing is written to the guest's memory afterwards (P2).
+What decides is the product's own: what a peer keeps on offer (pccl/sharing/depot.py), the fetch (pccl/transfer/job.py,
+driven by moving.py) and where it goes (pccl/sharing/staging.py). Checked here: a fetch ends by its deadline, with an
+error that it may end with (P5); a chunk that counts as held is what its digest says (P8), and nothing is written to the
+guest's memory afterwards (P2).
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from pccl import _native as native
 from pccl.arguments import PRIORITIES
-from pccl.errors import Closed, CoordinatorLost, Evicted, PcclError, PeerLost, ResourceError, Timeout, TransferError
+from pccl.errors import Closed, CoordinatorLost, Evicted, PcclError, PeerLost, Timeout, TransferError
 from pccl.sharing.content import Content
-from pccl.sharing.depot import Depot
 from pccl.sharing.staging import InPlace
-from pccl.testing.clock import Future, ns
 from pccl.testing.program import Array, Program, SimPeer
-from pccl.transfer import Transfers
-from pccl.transfer.job import Job, Relay
-from pccl.transfer.manifest import Manifest, digest_of
-from pccl.transfer.offers import Offers
-from pccl.transfer.target import Bytes
-from pccl.transfer.task import Task
-from pccl.types import Event, EventKind, Status
+from pccl.transfer.job import Job
+from pccl.transfer.manifest import digest_of
 
 if TYPE_CHECKING:
-    from pccl.testing.cluster import Cluster, Node
+    from pccl.testing.cluster import Cluster
 
 PASSES_MAX = 3
 LATE_S = 1.0
-
-
-class SimTransfers:
-    """What a node offers and fetches: what Transfers and its worker are to a Communicator."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.offers = Offers(self)
-        self.depot = Depot(cast(Transfers, self))
-        self._jobs: dict[int, Job] = {}
-        self._ends: dict[Job, Future] = {}
-        self._tokens = itertools.count(1)
-
-    # -- as the Host of offers --
-
-    @property
-    def engine(self) -> native.Engine:
-        """The node's."""
-        return self.node.engine
-
-    def check(self) -> None:
-        """Nothing forbids a transfer."""
-
-    def check_pid(self) -> None:
-        """Nobody forks."""
-
-    # -- fetches --
-
-    def fetch(self, name: str, target: InPlace, sources: Sequence[bytes], seconds: float) -> tuple[Job, Future]:
-        """Begins one; the future is resolved when it is over."""
-        now = self.node.cluster.clock.now
-        job = Job(
-            self,
-            name,
-            tuple(sources),
-            target,
-            generation=None,
-            root=None,
-            priority=PRIORITIES["low"],
-            relay=False,
-            now=now,
-            deadline_at=now + seconds,
-            changing=True,
-        )
-        self._ends[job] = Future()
-        end = self._ends[job]
-        self._pump(job)
-        return job, end
-
-    def on_event(self, event: Event) -> None:
-        """A FETCH, WITHDRAWN or ASKED event of the engine."""
-        if event.kind == EventKind.WITHDRAWN:
-            self.offers.on_withdrawn(event)
-        elif event.kind == EventKind.ASKED:
-            self.offers.on_asked(event)
-        else:
-            job = self._jobs.pop(event.token)
-            self._ended(job, event.token, event.status)
-
-    def _ended(self, job: Job, token: int, status: int) -> None:
-        try:
-            job.on_ended(token, status, self.node.cluster.clock.now)
-        except PcclError as error:
-            job.fail(error)
-        self._pump(job)
-
-    def _pump(self, job: Job) -> None:
-        if job not in self._ends:
-            return
-        clock = self.node.cluster.clock
-        try:
-            job.pump(clock.now)
-        except PcclError as error:
-            job.fail(error)
-            job.pump(clock.now)
-        self.node.wake()
-        if job.over:
-            self.node.resolve(self._ends.pop(job))
-            return
-        due = job.deadline(clock.now)
-        if due != float("inf"):
-            clock.at(max(ns(due), clock.now_ns) + 1, lambda: self.node.do(lambda: self._pump(job)))
-
-    # -- as the Port of jobs --
-
-    def ask(
-        self, task: Task, peer: bytes, key: bytes, generation: int, span: tuple[int, int], address: int, priority: int
-    ) -> int:
-        """See Port."""
-        assert isinstance(task, Job)
-        token, clock = next(self._tokens), self.node.cluster.clock
-        self._jobs[token] = task
-        deadline_ns = clock.now_ns + ns(max(0.0, task.deadline_at - clock.now))
-        try:
-            self.engine.fetch(
-                native.FetchRequest(peer, key, generation, ((*span, address),), token, priority, deadline_ns)
-            )
-        except (Closed, ResourceError):
-            del self._jobs[token]
-            clock.after(0.0, lambda: self.node.do(lambda: self._ended(task, token, Status.ECLOSED)))
-        return token
-
-    def cancel(self, token: int) -> None:
-        """See Port."""
-        self.offers.quietly("cancel_fetch", token)
-
-    def relay(self, job: Job, manifest: Manifest, parts: Sequence[Bytes]) -> Relay:
-        """See Port."""
-        raise NotImplementedError("simulated guests pass nothing on")
 
 
 class SharedState:
@@ -190,7 +73,7 @@ class SharedState:
     def _show(self, peer: SimPeer, content: Content, generation: int) -> None:
         share = content.fixed
         manifest = share.manifest(content.name(share), generation)
-        peer.node.transfers.depot.show(manifest, share.parts, [tensor.owner for tensor in share.tensors])
+        peer.moves.depot.show(manifest, share.parts, [tensor.owner for tensor in share.tensors])
         peer.node.wake()
 
     async def _write(self, peer: SimPeer, array: Array, content: Content) -> None:
@@ -214,8 +97,12 @@ class SharedState:
             sources = peer.node.peer.session.acquaintances
             if not sources:
                 break
-            job, end = peer.node.transfers.fetch(content.name(content.fixed), target, sources, 5.0)
-            await end
+            fetching = peer.moves.begin(
+                content.name(content.fixed), target, sources, 5.0, priority=PRIORITIES["low"], changing=True
+            )
+            with contextlib.suppress(PcclError):
+                await fetching
+            job = fetching.job
             self._check_end(peer, job)
             if target.manifest is None or not target.is_new:
                 break

@@ -29,6 +29,7 @@ from pccl.work import Result
 
 if TYPE_CHECKING:
     from pccl.testing.cluster import Node
+    from pccl.testing.moving import Moves
 
 Array = np.ndarray[Any, Any]
 Program = Callable[["SimPeer"], Awaitable[None]]
@@ -151,6 +152,11 @@ class SimPeer:
         error = self.node.peer.error
         if error is not None:
             raise error.with_traceback(None)
+
+    @property
+    def moves(self) -> Moves:
+        """Offers and fetches."""
+        return self.node.moves
 
     # -- time and boundaries ----------------------------------------------------------------------------------
 

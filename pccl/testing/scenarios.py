@@ -18,6 +18,7 @@ from pccl.testing.cluster import Cluster
 from pccl.testing.coordinator import DIALS_LOST, DIALS_REFUSED, MOMENTS
 from pccl.testing.faults import Faults
 from pccl.testing.guests import SharedState
+from pccl.testing.moving import CHUNK_BYTES, equalise
 from pccl.testing.network import ControlOptions
 from pccl.testing.program import Program, SimPeer
 from pccl.testing.traffic import EVERY_KIND, Shape, Traffic, settled
@@ -42,7 +43,11 @@ def _start(cluster: Cluster, peers: int, shape: Shape | None = None, hidden: dic
 
 
 def _delay_s(cluster: Cluster) -> float:
-    return cluster.options.path.delay_ns / 1e9
+    return _delay_ns(cluster) / 1e9
+
+
+def _delay_ns(cluster: Cluster) -> int:
+    return cluster.options.path.delay_ns
 
 
 def _reductions(boundaries: int = 4, algorithm: str = "ring", ops_max: int = 3) -> Shape:
@@ -619,6 +624,69 @@ def tag_order_shuffle(cluster: Cluster, faults: Faults, random: Random) -> None:
     if random.random() < 0.5:
         faults.when("epoch", 0, then=lambda: faults.crash(1), after_s=random.uniform(1, 20) * _delay_s(cluster))
     faults.mark("committed", "ended", 0, "OK")
+
+
+# -- transfers ------------------------------------------------------------------------------------------------
+
+
+@scenario
+def cancelled_fetches(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """Fetches are taken back while their bytes arrive: once one has ended, its memory is nobody's but the caller's."""
+    cluster.options.segment_bytes = random.choice((16 << 10, 256 << 10))
+    cluster.options.path = SimPath(_delay_ns(cluster), 0, bytes_per_s=random.choice((5_000_000, 20_000_000)))
+    content = np.random.default_rng(cluster.seed).integers(0, 256, 1 << 20, np.uint8)
+
+    async def program(peer: SimPeer) -> None:
+        source = cluster.nodes[0].id
+        if peer.index == 0:
+            peer.moves.offer("much", content, chunk_bytes=256 << 10)
+        for _ in range(5):
+            await peer.all_reduce(np.ones(10, "int64"))
+            if peer.index:
+                fetching = peer.moves.fetch("much", np.zeros_like(content), [source], relay=peer.index == 1)
+                await peer.compute(peer.random.uniform(0.0, 0.3))
+                peer.moves.cancel_fetch(fetching)
+                cluster.marks["cancelled"] += await settled(fetching) is not None
+        await peer.barrier()
+
+    peers = random.randint(2, 3)
+    for _ in range(peers):
+        cluster.add(program)
+    cluster.form_with(peers)
+    if random.random() < 0.3:
+        faults.when("epoch", 1, then=lambda: faults.reset(0, 1, 0), after_s=random.uniform(0.1, 0.8))
+
+
+@scenario
+def drifting_state(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """State goes wrong at one peer after the other, and rots at one of those that offer it: it is found, and mended by
+    what others have.
+    """
+    peers = random.randint(4, 5)
+    chunks = random.randint(3, 40)
+    content = np.random.default_rng(cluster.seed).integers(0, 256, chunks * CHUNK_BYTES - 7, np.uint8)
+
+    async def program(peer: SimPeer) -> None:
+        state = content.copy()
+        while peer.boundary < 6:
+            common = Random(f"{cluster.seed}:drift:{peer.boundary}")
+            drifts, rots = common.sample(range(peers), 2)
+            wrong = sorted(common.sample(range(chunks), common.randint(1, 3)))
+            at = [chunk * CHUNK_BYTES + common.randrange(1000) for chunk in wrong]
+            if peer.index == drifts:
+                state[at] ^= 0xFF
+            found, moved = await equalise(peer, state, at[0] if peer.index == rots else None)
+            if peer.index == drifts:
+                cluster.marks["mended"] += found == wrong
+                if found != wrong or moved > len(wrong) * CHUNK_BYTES:
+                    cluster.watch.broke("P8", f"chunks {wrong} drifted, {found} were found, {moved} bytes came")
+            await peer.advance()
+
+    for _ in range(peers):
+        cluster.add(program)
+    cluster.form_with(peers)
+    if random.random() < 0.5:
+        faults.when("epoch", 2, then=lambda: faults.noise(2.0, corrupt_ppm=5_000), after_s=2 * _delay_s(cluster))
 
 
 __all__ = ["SCENARIOS", "Scenario", "scenario"]

@@ -27,7 +27,7 @@ from pccl.transfer.manifest import (
     head_key,
     manifest_key,
 )
-from pccl.transfer.schedule import Ask, Schedule, Step, bitmap
+from pccl.transfer.schedule import Ask, Path, Schedule, Step, bitmap
 from pccl.transfer.target import Bytes, Into, Target
 from pccl.transfer.task import Asks
 from pccl.types import Status, short_id
@@ -53,7 +53,9 @@ class Relay(Protocol):
 
 
 class Port(Asks, Protocol):
-    """How a job reaches the world. Nothing blocks."""
+    """How a job reaches the world. Nothing blocks. `paths`: what fetches have learned of their sources."""
+
+    paths: dict[bytes, Path]
 
     def relay(self, job: Job, manifest: Manifest, parts: Sequence[Bytes]) -> Relay:
         """Offers what the job will have, none of it yet."""
@@ -204,6 +206,8 @@ class Job:
         self._ending = True
         for token in self._out:
             self._port.cancel(token)
+        if self.schedule is not None:
+            self._port.paths.update(self.schedule.learned())
         if self.relay is not None and self.error is not None:
             self.relay.withdraw()
 
@@ -255,7 +259,7 @@ class Job:
         if self.schedule is not None:
             for source in self.lookup.ready():
                 self.lookup.join(source)
-                self.schedule.add(source, now)
+                self.schedule.add(source, now, self._port.paths.get(source))
 
     def _ask_small(self, what: str, source: bytes, key: bytes, generation: int, nbytes: int) -> None:
         memory = np.empty(nbytes, np.uint8)

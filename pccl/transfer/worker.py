@@ -18,6 +18,7 @@ from pccl.errors import Closed, PcclError, ResourceError
 from pccl.transfer.job import Job
 from pccl.transfer.manifest import Manifest
 from pccl.transfer.offers import Offer, Offers, log
+from pccl.transfer.schedule import Path
 from pccl.transfer.target import Bytes
 from pccl.transfer.task import Task
 from pccl.types import Event, EventKind, Status
@@ -49,6 +50,7 @@ class Worker:
         self._offers = offers
         self._on_over = on_over
         self._queue: queue.SimpleQueue[Callable[[], Task | None] | Event | None] = queue.SimpleQueue()
+        self.paths: dict[bytes, Path] = {}
         self._tasks: set[Task] = set()
         self._of: dict[int, Task] = {}
         self._tokens = itertools.count(1)

@@ -7,7 +7,9 @@ from random import Random
 
 import pytest
 from sim.planted import (
+    AsksForAll,
     BelievesBrokenStreams,
+    BelievesSources,
     CommitsUnfinished,
     DeniesCalls,
     EvictsOnLinkFault,
@@ -36,6 +38,7 @@ ENGINE = [
     pytest.param(64, "P4", "flapping_link", id="lose_resend"),
     pytest.param(128, "P5", "overdue_peer", id="ignore_deadline"),
     pytest.param(256, "P4", "dead_link", id="no_relay"),
+    pytest.param(512, "P2", "cancelled_fetches", id="late_write"),
 ]
 CONTROL = [
     pytest.param({"session": IgnoresHold}, "P3", "join_storm", id="ignores_hold"),
@@ -48,6 +51,8 @@ CONTROL = [
     pytest.param({"membership": WaitsForDeadLinks}, "P4", "dead_link", id="waits_for_dead_links"),
     pytest.param({"ledger": ForgetsToWrite}, "P7", "restart_during_change", id="forgets_to_write"),
     pytest.param({"ledger": WritesTooLate}, "P7", "restart_during_change", id="writes_too_late"),
+    pytest.param({"job": BelievesSources}, "P8", "drifting_state", id="believes_sources"),
+    pytest.param({"job": AsksForAll}, "P8", "drifting_state", id="asks_for_all"),
 ]
 
 

@@ -13,6 +13,7 @@ from pccl.errors import Cancelled, Closed, PeerLost, Timeout, TransferError
 from pccl.transfer.job import Job
 from pccl.transfer.layout import Layout
 from pccl.transfer.manifest import HEAD_GENERATION, Head, Manifest, data_key, head_key, manifest_key
+from pccl.transfer.schedule import Path
 from pccl.transfer.target import Ahead, Into
 from pccl.types import Status
 
@@ -49,6 +50,22 @@ def test_it_is_fetched_and_verified() -> None:
     assert made.over and made.error is None and whole(made).tobytes() == DATA
     assert made.manifest is not None and made.manifest.generation == 5
     assert made.report.received == {A: len(DATA)} and made.deadline(0.0) == float("inf")
+
+
+def test_what_is_learned_of_a_source_is_known_to_the_next_fetch() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA)
+    job(port, A)
+    port.now = 0.5
+    port.answer_all()
+    assert port.paths[A].latency > 0 and port.paths[A].rate > 0
+    port.paths[A] = Path(1e9, 0.1)
+    again = job(port, A)
+    until_data(port)
+    port.now = 1.0
+    assert again.schedule is not None and again.schedule.sources[A].window(1024) == pytest.approx(0.22e9)
+    port.answer_all()
+    assert port.paths[A].rate == 1e9, "so little tells nothing"
 
 
 def test_no_bytes_need_no_source() -> None:
