@@ -4,7 +4,8 @@ Decides nothing about membership. `lock` guards the Peer; user threads take it f
 holds it while it names and submits an op, so that no op is named at one boundary and submitted at the next. Sockets
 belong to the loop's thread alone: what other threads want sent waits in the Peer's outbox until the loop is woken.
 
-Callbacks, without the lock: `on_op` for every op that ended, `on_view` for every new epoch (on the loop's thread).
+Callbacks, without the lock: `on_op` for every op that ended; on the loop's thread `on_view` for every new epoch, and
+`on_error` once, when `error` is there.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Control:
         coordinator_timeout_s: float = 60.0,
         wire: int = WIRE_VERSION,
         guest: bool = False,
+        on_error: Callable[[PcclError], None] | None = None,
     ) -> None:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
@@ -78,6 +80,7 @@ class Control:
         self._engine = engine
         self._on_op = on_op
         self._on_view = on_view
+        self._on_error = on_error
         addresses = tuple(advertise) if advertise else (local_address(self._endpoints.current, engine.port),)
         identity = Identity(
             peer=engine.peer_id,
@@ -436,6 +439,13 @@ class Control:
         self._thread.arm(self._deadline(), self._on_time)
         if news is not None:
             self._on_view(news)
+        self._tell_error()
+
+    def _tell_error(self) -> None:
+        """Once."""
+        if self._peer.error is not None and self._on_error is not None:
+            tell, self._on_error = self._on_error, None
+            tell(self._peer.error)
 
     def _deadline(self) -> float | None:
         own, next_one = self._peer.deadline, self._endpoints.due(self.lease_s)
@@ -465,6 +475,7 @@ class Control:
                 self._peer.session.error = PcclError(f"the control thread failed: {error!r}", peer=self.peer_id)
             self._guarded(lambda: self._peer.close(time.monotonic()))
             self._changed.notify_all()
+        self._tell_error()
 
 
 # -- small functions ------------------------------------------------------------------------------------------
