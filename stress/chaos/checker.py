@@ -235,7 +235,7 @@ def waiting(history: History) -> Iterator[Broken]:
 def processes(history: History) -> Iterator[Broken]:
     """Each ended by itself, or was killed by us."""
     killed = {track.name for track in history.tracks.values() if track.killed < FOREVER}
-    killed |= {fault.name for fault in history.faults if fault.kind == "hub_kill"}
+    killed |= {fault.name for fault in history.faults if fault.kind in ("hub_kill", "failover")}
     stuck = {event["name"] for event in history.stuck}
     for event in history.exits:
         if event["code"] in EXITS or event["name"] in killed or (stuck and event["code"] == -9):

@@ -1,5 +1,5 @@
 """A peer that is frozen (SIGSTOP): its sockets stay open and its links fall silent, so only its lease tells. It is out
-within the lease, the others go on, and when it wakes it learns that it was removed, changes nothing and may come again."""
+within the lease, the others go on, and when it wakes it learns that it was removed, changes nothing, may come again."""
 
 from __future__ import annotations
 
