@@ -339,6 +339,7 @@ class Control:
             self._thread.loop.call_later(RECONNECT_MAX_MS / 1000, self._redial)
             return
         self._redialling = False
+        self._endpoints.start(time.monotonic())
         self._hang_up()
         self._dealer, self._monitor = fresh
         self._read()
@@ -374,7 +375,7 @@ class Control:
             self._endpoints.connected(time.monotonic())
             self._act(self._peer.on_connected)
         elif event == zmq.EVENT_DISCONNECTED:
-            if self._endpoints.broken():
+            if self._endpoints.broken(time.monotonic()):
                 self._try_next()
         elif event & _FAILED:
             self._failed_handshakes += 1
@@ -390,9 +391,9 @@ class Control:
             self._thread.loop.call_later(delay_ms / 1000, self._redial)
 
     def _try_next(self) -> None:
-        """Leaves a coordinator that does not serve for the next one."""
+        """Leaves a coordinator that does not serve for the next one, or dials the only one anew."""
         before, after = self._endpoints.current, self._endpoints.go_on(time.monotonic())
-        _log.info("%s does not serve: trying %s", before, after)
+        _log.log(logging.INFO if after != before else logging.DEBUG, "%s does not serve: trying %s", before, after)
         self._dealer.disconnect(before)
         self._dealer.connect(after)
         self._act(lambda now: None)
