@@ -46,8 +46,8 @@ class Track:
     @property
     def outside(self) -> float:
         """From when on it is no survivor."""
-        gone = self.gone["t"] if self.gone is not None else FOREVER
-        return min(self.killed, gone, self.ended)
+        said = [event["t"] for event in (self.gone, self.closed) if event is not None]
+        return min(self.killed, self.ended, *said)
 
 
 @dataclass(slots=True)

@@ -226,6 +226,16 @@ def test_a_pause_beyond_the_lease_excuses() -> None:
     assert not judged(lines)
 
 
+def test_who_has_left_may_be_found_out() -> None:
+    """It closed without a word from the coordinator, which was away and finds a port that nobody listens at."""
+    lines = good()
+    lines["hub.1"].append({"e": "decision", "t": 8.95, "epoch": 2, "peer": "bb", "what": "lost", "reason": "refused"})
+    find(lines, "driver", "stop")["t"] = 9.0
+    assert not judged(lines)
+    lines["hub.1"][-1]["t"] = 8.85
+    assert [broken.promise for broken in judged(lines)] == ["P4"]
+
+
 def test_the_report_counts_and_measures(tmp_path: Path) -> None:
     for name, events in good().items():
         text = "".join(json.dumps(event) + "\n" for event in events)
