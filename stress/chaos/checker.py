@@ -192,10 +192,12 @@ def evictions(history: History, lease_s: float) -> Iterator[Broken]:
             continue
         if not _excused(history, track, event["t"], lease_s):
             yield Broken("P4", track.name, f"evicted ({event['what']}: {event['reason']})", event["t"])
-    for track in tracks.values():
-        if track.gone is not None and not _excused(history, track, track.gone["t"], lease_s):
-            promise = "P7" if track.gone["error"] == "CoordinatorLost" else "P4"
-            yield Broken(promise, track.name, f"{track.gone['error']}: {track.gone['text']}", track.gone["t"])
+    for track in history.tracks.values():
+        for end in (track.gone, track.refused):
+            if end is None or end["error"] not in OUTSIDE or _excused(history, track, end["t"], lease_s):
+                continue
+            promise = "P7" if end["error"] == "CoordinatorLost" else "P4"
+            yield Broken(promise, track.name, f"{end['error']}: {end['text']}", end["t"])
 
 
 def _excused(history: History, track: Track, t: float, lease_s: float) -> bool:
@@ -224,7 +226,7 @@ def waiting(history: History) -> Iterator[Broken]:
         for name, end in track.ends.items():
             if end["ok"] and end["s"] > OP_S_MAX:
                 yield Broken("P5", f"op {name} at {track.name}", f"it took {end['s']:.1f} s", end["t"])
-        if track.refused is not None:
+        if track.refused is not None and track.refused["error"] not in OUTSIDE:
             text = f"{track.refused['error']}: {track.refused['text']}"
             yield Broken("P5", track.name, f"was not let in: {text}", track.refused["t"])
         stopped = any(_stops(fault) for fault in history.of(track.name))

@@ -155,6 +155,10 @@ def not_let_in(lines: Lines) -> None:
     lines["p3.1"] = [{"e": "refused", "t": 5.0, "error": "Timeout", "text": "no epoch"}]
 
 
+def evicted_while_it_joined(lines: Lines) -> None:
+    lines["p3.1"] = [{"e": "refused", "t": 5.0, "error": "Evicted", "text": "lease"}]
+
+
 def stuck(lines: Lines) -> None:
     lines["driver"].append({"e": "stuck", "t": 5.0, "name": "p0.1", "why": "silent", "boundary": 2})
 
@@ -194,6 +198,7 @@ PLANTED = [
     ("P5", a_timeout),
     ("P5", no_end),
     ("P5", not_let_in),
+    ("P4", evicted_while_it_joined),
     ("P5", stuck),
     ("P6", crashed),
     ("P8", drifted),
@@ -223,6 +228,13 @@ def test_a_pause_beyond_the_lease_excuses() -> None:
     evict(lines)
     lines["p1.1"].append({"e": "gone", "t": 6.6, "error": "Evicted", "text": "lease"})
     find(lines, "driver", "ended", name="p1.1")["code"] = 3
+    assert not judged(lines)
+
+
+def test_a_pause_while_it_joins_excuses_too() -> None:
+    lines = good()
+    evicted_while_it_joined(lines)
+    lines["driver"] += fault("stop_long", "p3.1", 0.0, 4.9)
     assert not judged(lines)
 
 
