@@ -33,6 +33,7 @@ FDS_SLACK = 8
 RSS_SLACK_KB = 8 << 10
 WARM_S = 60.0
 GROWTH_S_MIN = 600.0
+SAMPLES_MIN = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +279,12 @@ def samples(history: History, name: str) -> tuple[list[int], list[int]]:
     return [fds for fds, _ in rows], [rss for _, rss in rows]
 
 
+def held(values: list[int]) -> tuple[int, int]:
+    """What is held in the first fifth and in the last: the lower quartile, because large ops come and go above it."""
+    part = max(1, len(values) // 5)
+    return sorted(values[:part])[part // 4], sorted(values[-part:])[part // 4]
+
+
 def growth(history: History) -> Iterator[Broken]:
     """Of those that live through the whole of a run that is long enough to tell."""
     if history.calm - history.begun < GROWTH_S_MIN or not history.usage:
@@ -286,10 +293,9 @@ def growth(history: History) -> Iterator[Broken]:
         for what, values, slack in zip(
             ("descriptors", "KiB"), samples(history, name), (FDS_SLACK, RSS_SLACK_KB), strict=True
         ):
-            part = len(values) // 5
-            if part < 3 or not _since_the_begin(history, name):
+            if len(values) < SAMPLES_MIN or not _since_the_begin(history, name):
                 continue
-            first, last = sorted(values[:part])[part // 2], sorted(values[-part:])[part // 2]
+            first, last = held(values)
             if last > first * (1 + GROWTH_MAX) + slack:
                 yield Broken("growth", name, f"{what}: {first} after warm-up, {last} at the end", history.calm)
 

@@ -180,6 +180,13 @@ def grows(lines: Lines) -> None:
     lines["driver"] += [{"e": "usage", "t": 65.0 + 5 * k, "of": {"p0.1": [40 + k, 100000]}} for k in range(100)]
 
 
+def grows_in_memory(lines: Lines) -> None:
+    """A leak of 200 KiB a sample, under buffers that come and go."""
+    find(lines, "driver", "calm")["t"] = 1000.0
+    rss = [100000 + 200 * k + 30000 * (k % 3) for k in range(100)]
+    lines["driver"] += [{"e": "usage", "t": 65.0 + 5 * k, "of": {"p0.1": [40, kb]}} for k, kb in enumerate(rss)]
+
+
 PLANTED = [
     ("P1", another_digest),
     ("P1", other_participants),
@@ -204,6 +211,7 @@ PLANTED = [
     ("P8", drifted),
     ("P8", another_state),
     ("growth", grows),
+    ("growth", grows_in_memory),
 ]
 
 
@@ -220,6 +228,14 @@ def test_it_sees(promise: str, plant: Callable[[Lines], None]) -> None:
     lines = good()
     plant(lines)
     assert promise in {broken.promise for broken in judged(lines)}
+
+
+def test_memory_that_comes_and_goes_is_no_growth() -> None:
+    lines = good()
+    find(lines, "driver", "calm")["t"] = 1000.0
+    rss = [100000 + (60000 if k % 3 and k > 60 else 0) for k in range(100)]
+    lines["driver"] += [{"e": "usage", "t": 65.0 + 5 * k, "of": {"p0.1": [40, kb]}} for k, kb in enumerate(rss)]
+    assert "growth" not in {broken.promise for broken in judged(lines)}
 
 
 def test_a_pause_beyond_the_lease_excuses() -> None:
