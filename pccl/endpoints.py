@@ -15,6 +15,8 @@ PATIENCE_MAX_S = 5.0
 #: With one coordinator: so much of a lease, or so many times what a handshake takes.
 PATIENCE_LEASES = 0.125
 PATIENCE_HANDSHAKES = 3.0
+#: A round of all takes so much of a lease at most, unless handshakes take longer: a new leader waits no longer than it.
+ROUND_LEASES = 0.5
 SILENCE_MIN_S = 1.0
 #: So much of a lease may a leader be silent, who answers every heartbeat (lease/5).
 SILENCE_LEASES = 0.5
@@ -65,9 +67,11 @@ class Endpoints:
         only = len(self._all) == 1
         if self._connected:
             return None if only else self._since + max(SILENCE_MIN_S, SILENCE_LEASES * lease_s)
-        patience_s = max(PATIENCE_LEASES * lease_s, PATIENCE_HANDSHAKES * self._took_s) if only else PATIENCE_S
+        needed_s = PATIENCE_HANDSHAKES * self._took_s
+        patience_s = max(PATIENCE_LEASES * lease_s, needed_s) if only else PATIENCE_S
+        limit_s = min(PATIENCE_MAX_S, max(ROUND_LEASES * lease_s / len(self._all), needed_s))
         rounds = min(8, self._in_vain // max(2, len(self._all)))
-        return self._since + min(PATIENCE_MAX_S, patience_s * 2.0**rounds)
+        return self._since + min(limit_s, patience_s * 2.0**rounds)
 
     def go_on(self, now: float) -> str:
         """The next one, which is to be dialled now."""

@@ -26,11 +26,11 @@ def test_the_only_one_is_dialled_anew_when_a_handshake_takes_longer_than_they_do
     assert only.due(4.0) == pytest.approx(10.6) and only.due(8.0) == pytest.approx(11.0)
     now, waits = 10.0, []
     for _ in range(9):
-        due = only.due(1.0)
+        due = only.due(4.0)
         assert due is not None and only.go_on(due) == "a"
         waits.append(due - now)
         now = due
-    assert waits[:4] == pytest.approx([0.6, 0.6, 1.2, 1.2]) and waits[-1] == pytest.approx(PATIENCE_MAX_S)
+    assert waits[:4] == pytest.approx([0.6, 0.6, 1.2, 1.2]) and waits[-1] == pytest.approx(2.0), "half a lease"
     only.connected(now + 1.0)
     only.broken(50.0)
     only.heard(50.0)
@@ -52,6 +52,22 @@ def test_who_does_not_answer_is_left_for_the_next_with_growing_patience() -> Non
     some.connected(now)
     some.heard(now)
     assert some.go_on(now) == "b" and some.due(5.0) == pytest.approx(now + PATIENCE_S)
+
+
+def test_who_was_a_member_has_tried_all_of_them_within_half_a_lease() -> None:
+    some = Endpoints(["a", "b"])
+    some.start(0.0)
+    some.connected(0.1)
+    some.heard(0.1)
+    now = 5.0
+    assert some.broken(now)
+    for number in range(20):
+        some.go_on(now)
+        due = some.due(4.0)
+        assert due is not None and due - now == pytest.approx(
+            0.4 if number < 1 else min(1.0, 0.4 * 2 ** ((number + 1) // 2))
+        )
+        now = due
 
 
 def test_a_broken_connection_is_left_at_once_but_not_one_of_before() -> None:
