@@ -58,6 +58,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._stopped = False
+        self._error: PcclError | None = None  # that of the communicator
 
     # -- any thread --
 
@@ -78,6 +79,17 @@ class Worker:
     def on_event(self, event: Event) -> None:
         """A FETCH event."""
         self._queue.put(event)
+
+    def give_up(self, error: PcclError) -> None:
+        """Ends all tasks with an error, also those to come."""
+
+        def step() -> None:
+            self._error = error
+            for task in self._tasks:
+                self._fail(task, error)
+                self._deadlines[task] = 0.0
+
+        self._queue.put(step)
 
     def stop(self) -> None:
         """The engine is gone: ends what is left, and the thread."""
@@ -127,7 +139,12 @@ class Worker:
 
     def _add(self, task: Task) -> Task:
         self._tasks.add(task)
+        if self._error is not None:
+            self._fail(task, self._error)
         return task
+
+    def _fail(self, task: Task, error: PcclError) -> None:
+        task.fail(type(error)(error.message, peer=error.peer, epoch=error.epoch, op=task.describe()))
 
     def _on_fetch(self, event: Event) -> Task | None:
         task = self._of.pop(event.token, None)
