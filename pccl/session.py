@@ -120,20 +120,9 @@ class Shut:
 
 
 Event = (
-    Start
-    | Connected
-    | Rejected
-    | Tick
-    | Advance
-    | Enter
-    | LinkDown
-    | LinkUp
-    | EngineFrozen
-    | Faulted
-    | Quit
-    | Shut
+    Start | Connected | Rejected | Tick | Advance | Enter | LinkDown | LinkUp | EngineFrozen | Faulted | Quit | Shut
     | m.ToPeer
-)
+)  # fmt: skip
 
 # -- effects --------------------------------------------------------------------------------------------------
 
