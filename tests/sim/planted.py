@@ -135,6 +135,7 @@ class BelievesSources(Job):
 class AsksForAll(Job):
     """Fetches what it has already."""
 
-    def _begin(self, manifest: Manifest) -> None:
+    def _begin(self, manifest: Manifest, now: float) -> None:
         self.target.begin(manifest)
         self.schedule = Schedule(manifest.nbytes, manifest.chunk_bytes, (), manifest.parts)
+        self._take_sources(now)
