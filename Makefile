@@ -3,7 +3,7 @@
 #   make demo     build, then watch four peers reduce while one is killed and one joins
 #   make test     build, then every test
 #
-# The rest: venv test-c test-py sim fuzz soak bench lint dist clean. Nothing is installed outside this directory.
+# The rest: venv test-c test-chaos test-py sim fuzz soak bench lint dist clean. Nothing is installed outside this directory.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,6 +13,7 @@ ROUNDS ?= 5
 MINUTES ?= 30
 SEED   ?= 1
 PEERS  ?= 8
+KEEPING ?= file
 INPUTS ?= 1000000
 
 # The C tests run as the code ships, then under the address and undefined-behaviour sanitizers, and those with threads
@@ -25,7 +26,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test test-c test-py demo bench sim fuzz soak lint dist clean
+.PHONY: help venv test test-c test-chaos test-py demo bench sim fuzz soak lint dist clean
 .DELETE_ON_ERROR:
 
 help:
@@ -67,16 +68,22 @@ $(VENV)/.installed: $(VENV)/.base $(SOURCES)
 
 # -- tests -------------------------------------------------------------------------------------------------------
 
+# Three minutes of faults pass beside the C tests: they wait for the network, these for the processors.
 test: venv
-	$(MAKE) --no-print-directory test-c
+	$(MAKE) --no-print-directory --jobs=2 test-c test-chaos
 	$(MAKE) --no-print-directory test-py
 
 test-c:
 	@set -e; for variant in $(VARIANTS); do echo "== C tests, $$variant"; \
 	    $(MAKE) --silent --keep-going --jobs=$$(nproc) --output-sync=target -C csrc check SAN=$${variant#release}; done
 
+CHAOS := tests/integration/test_chaos.py
+
+test-chaos: venv
+	$(BIN)/pytest --quiet $(CHAOS)
+
 test-py: venv
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=$(CHAOS)
 
 # More seeds than the tests take: make sim SEEDS=10000
 sim: venv
@@ -89,9 +96,9 @@ fuzz: venv
 	$(MAKE) --no-print-directory -C csrc fuzz INPUTS=$(INPUTS) SEED=$(SEED)
 
 # Real processes on an emulated WAN, a fault every two seconds, and every promise checked; needs root.
-# make soak MINUTES=30 SEED=1 PEERS=8
+# make soak MINUTES=30 SEED=1 PEERS=8; KEEPING=etcd: two coordinators, and failover from one to the other.
 soak: venv
-	$(BIN)/python -m stress.chaos --minutes $(MINUTES) --seed $(SEED) --peers $(PEERS)
+	$(BIN)/python -m stress.chaos --minutes $(MINUTES) --seed $(SEED) --peers $(PEERS) --keeping $(KEEPING)
 
 # -- to look at --------------------------------------------------------------------------------------------------
 

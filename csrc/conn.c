@@ -344,9 +344,14 @@ static int spill_frame(struct conn *c, struct outgoing *o, uint32_t already)
     return 1;
 }
 
+static int writes_on(const struct conn *c, const struct sender *owner)
+{
+    return owner->frame.type == FRAME_FETCH && engine_defect(c->engine, PCCL_DEFECT_LATE_WRITE);
+}
+
 void conn_detach(struct conn *c, const struct sender *owner)
 {
-    if (c->owner == owner) {
+    if (c->owner == owner && !writes_on(c, owner)) {
         c->owner = NULL;
         c->target = NULL;
         c->wanted = 0;

@@ -12,7 +12,7 @@
 
 static int checksum_holds(const struct conn *c, const uint8_t *payload)
 {
-    return engine_defect(c->engine, PCCL_DEFECT_NO_CRC) ||
+    return link_is_sealed(c->link) || engine_defect(c->engine, PCCL_DEFECT_NO_CRC) ||
            crc32c(0, payload, c->frame.payload_bytes) == c->frame.payload_crc;
 }
 

@@ -130,6 +130,7 @@ int engine_turn(pccl_engine *e, uint64_t timeout_ns, uint64_t (*clock)(void))
     send_dirty(e);
     line_look(e);
     reap_conns(e);
+    pool_trim(&e->pool, e->now_ns);
     epoch_retire(e);
     engine_publish(e);
     return count;

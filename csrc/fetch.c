@@ -398,12 +398,15 @@ static void scatter(const struct fetch *f, uint32_t run, const uint8_t *payload)
     }
 }
 
-void fetch_on_piece(struct link *l, const struct frame *frame, const uint8_t *payload)
+/* An honest other side sends a segment under one number, of which only one copy is read on; but two numbers may have begun at a time. */
+pccl_err fetch_on_piece(struct link *l, const struct frame *frame, const uint8_t *payload)
 {
     struct fetch *f = find(l, frame->name.lane);
     uint32_t run, segment;
-    if (!f || locate(f, frame, &run, &segment) != PCCL_OK)
-        return;
+    if (!f)
+        return PCCL_OK;
+    if (locate(f, frame, &run, &segment) != PCCL_OK)
+        return PCCL_EPROTO;
     if (f->layouts[run].shared > 1)
         scatter(f, run, payload);
     f->taken[segment / 64] |= 1ULL << (segment % 64);
@@ -411,6 +414,7 @@ void fetch_on_piece(struct link *l, const struct frame *frame, const uint8_t *pa
     l->engine->stats.transfer_received_bytes += frame->payload_bytes;
     if (--f->left == 0)
         end(f, PCCL_OK);
+    return PCCL_OK;
 }
 
 void fetch_on_deny(struct link *l, const struct frame *frame)

@@ -2,12 +2,14 @@
 #include "mem.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "err.h"
 
 enum { POOL_SMALLEST_SHIFT = 16 };
 static const uint64_t pool_kept_bytes_max = 1ULL << 30;
+static const uint64_t pool_trim_ns = 30ULL * 1000000000ULL;
 
 void *mem_alloc(size_t bytes)
 {
@@ -38,7 +40,10 @@ void *pool_take(struct pool *pool, size_t bytes)
     size_t size = (size_t)1 << shift;
     if (pool->kept_count[shift]) {
         pool->kept_bytes -= size;
-        return pool->kept[shift][--pool->kept_count[shift]];
+        void *warm = pool->kept[shift][--pool->kept_count[shift]];
+        if (pool->spare[shift] > pool->kept_count[shift])
+            pool->spare[shift] = pool->kept_count[shift];
+        return warm;
     }
     void *buffer = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (buffer == MAP_FAILED)
@@ -64,15 +69,35 @@ void pool_give(struct pool *pool, void *buffer, size_t bytes)
     pool->held_bytes -= size;
 }
 
+/* The longest unused of a class: those that lie at the bottom. */
+static void release(struct pool *pool, uint32_t shift, uint32_t count)
+{
+    size_t size = (size_t)1 << shift;
+    void **kept = pool->kept[shift];
+    for (uint32_t i = 0; i < count; i++)
+        munmap(kept[i], size);
+    pool->kept_count[shift] -= count;
+    memmove(kept, kept + count, pool->kept_count[shift] * sizeof *kept);
+    pool->kept_bytes -= count * size;
+    pool->held_bytes -= count * size;
+}
+
+void pool_trim(struct pool *pool, uint64_t now_ns)
+{
+    if (now_ns < pool->trim_at_ns)
+        return;
+    pool->trim_at_ns = now_ns + pool_trim_ns;
+    for (uint32_t shift = 0; shift < POOL_CLASSES; shift++) {
+        release(pool, shift, pool->spare[shift]);
+        pool->spare[shift] = pool->kept_count[shift];
+    }
+}
+
 void pool_drain(struct pool *pool)
 {
     for (uint32_t shift = 0; shift < POOL_CLASSES; shift++) {
-        size_t size = (size_t)1 << shift;
-        while (pool->kept_count[shift]) {
-            munmap(pool->kept[shift][--pool->kept_count[shift]], size);
-            pool->held_bytes -= size;
-        }
+        release(pool, shift, pool->kept_count[shift]);
+        pool->spare[shift] = 0;
     }
-    pool->kept_bytes = 0;
     ASSERT(pool->held_bytes == 0);
 }

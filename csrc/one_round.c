@@ -96,7 +96,8 @@ static struct segment wire_segment(struct op *op, uint32_t index)
 {
     const struct one_round_state *o = &op->u.one_round;
     struct extent x = span_segment(op, 0, index);
-    struct segment s = {.payload.data = own(op) + x.offset, .offset = x.offset, .bytes = x.bytes, .crc_known = 1};
+    struct segment s = {.payload.data = own(op) + x.offset, .offset = x.offset, .bytes = x.bytes,
+                        .crc_known = !op->engine->ops->seals};
     if (codec_of(op) != PCCL_CODEC_NONE) {
         uint8_t *encoded = o->encoded + index * o->encoded_stride;
         codec_encode(codec_of(op), s.payload.data, x.bytes / sizeof(float), encoded);
@@ -104,7 +105,8 @@ static struct segment wire_segment(struct op *op, uint32_t index)
         s.payload.data = encoded;
         s.bytes = span_wire_bytes(op, x);
     }
-    s.crc = crc32c(0, s.payload.data, s.bytes);
+    if (s.crc_known)
+        s.crc = crc32c(0, s.payload.data, s.bytes);
     return s;
 }
 

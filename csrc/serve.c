@@ -1,14 +1,15 @@
 /* serve.c - sends what others fetch, straight out of the regions' memory.
  *
  * A serving has one segment in its link's queue at a time. When that has been given to a stream the next one is cut, as soon as its part
- * of the region is there and the rate cap of its class allows. It ends when everything is acknowledged, when the requester drops it, or
- * when the region is withdrawn. */
+ * of the region is there and the rate cap of its class allows. Servings of one region to one peer, of one class, have turns in the
+ * order in which they were asked for: each is done before the next begins, unless it must wait for the region. It ends when
+ * everything is acknowledged, when the requester drops it, or when the region is withdrawn. */
 #include <string.h>
 
 #include "engine.h"
 #include "err.h"
 
-enum waits { WAITS_NOT, WAITS_REGION, WAITS_LIMIT };
+enum waits { WAITS_NOT, WAITS_REGION, WAITS_LIMIT, WAITS_TURN };
 
 struct serving {
     struct sender sender;      /* first: flows find their serving by it */
@@ -32,10 +33,10 @@ static struct rate_limit *limit_of(pccl_engine *e, const struct serving *s)
     return &e->transfers.limits[s->sender.priority];
 }
 
-/* What was not used for 50 ms is lost. */
+/* What was not used for 20 ms is lost: what is sent for it all at once waits in front of what is urgent. */
 static void limit_fill(const pccl_engine *e, struct rate_limit *limit)
 {
-    double rate = (double)limit->bytes_per_s, most = rate / 20;
+    double rate = (double)limit->bytes_per_s, most = rate / 50;
     double tokens = (double)limit->tokens + rate * (double)(e->now_ns - limit->filled_ns) / 1e9;
     if (tokens - (double)limit->tokens < 1)
         return;
@@ -89,7 +90,8 @@ static int is_there(const struct serving *s, uint32_t runs, uint32_t bytes)
     return 1;
 }
 
-static void cut(struct serving *s)
+/* 0: it has nothing to send now, the turn is the next one's. */
+static int cut_now(struct serving *s)
 {
     pccl_engine *e = s->flow.link->engine;
     uint32_t bytes, runs;
@@ -98,16 +100,16 @@ static void cut(struct serving *s)
     if (s->run == s->run_count) {
         s->all_cut = 1;
         s->flow.link->transfers.busy--;
-        return;
+        return 0;
     }
     const struct run *run = &s->runs[s->run];
     runs = cut_next(run, s->run_count - s->run, s->into, s->segment_bytes, &bytes);
     if (!is_there(s, runs, bytes)) {
         s->waits = WAITS_REGION;
-        return;
+        return 0;
     }
     if (!limit_take(e, s, bytes, is_first))
-        return;
+        return 1;
     struct segment segment = {.offset = s->position, .bytes = bytes};
     if (runs == 1)
         segment.payload.data = run->at + s->into;
@@ -121,6 +123,7 @@ static void cut(struct serving *s)
         s->into = 0;
     }
     flow_push(&s->flow, &segment);
+    return 1;
 }
 
 static struct serving *serving_of(struct flow *f)
@@ -128,7 +131,47 @@ static struct serving *serving_of(struct flow *f)
     return (struct serving *)(void *)f->sender;
 }
 
-static void end(struct serving *s)
+/* -- turns ---------------------------------------------------------------------------------------------------------- */
+
+static int has_turn(const struct serving *s)
+{
+    return s->flow.count || s->waits == WAITS_LIMIT;
+}
+
+static int in_line(const struct serving *s, const struct link *l, uint8_t priority)
+{
+    return s->flow.link == l && s->sender.priority == priority;
+}
+
+static void pass_turn(const struct region *r, const struct link *l, uint8_t priority)
+{
+    for (struct list_node *n = r->servings.first; n; n = n->next) {
+        struct serving *s = LIST_OWNER(n, struct serving, of_region);
+        if (s->waits == WAITS_TURN && in_line(s, l, priority) && cut_now(s))
+            return;
+    }
+}
+
+/* By who has the turn. */
+static void cut(struct serving *s)
+{
+    if (!cut_now(s))
+        pass_turn(s->region, s->flow.link, s->sender.priority);
+}
+
+static void ask_for_turn(struct serving *s)
+{
+    for (struct list_node *n = s->region->servings.first; n; n = n->next) {
+        const struct serving *other = LIST_OWNER(n, struct serving, of_region);
+        if (other != s && in_line(other, s->flow.link, s->sender.priority) && has_turn(other)) {
+            s->waits = WAITS_TURN;
+            return;
+        }
+    }
+    cut(s);
+}
+
+static void forget(struct serving *s)
 {
     struct link *l = s->flow.link;
     link_detach(l, &s->flow);
@@ -139,6 +182,17 @@ static void end(struct serving *s)
     l->transfers.busy -= !s->all_cut;
     l->engine->stats.transfers_served--;
     mem_free(s);
+}
+
+static void end(struct serving *s)
+{
+    const struct region *r = s->region;
+    const struct link *l = s->flow.link;
+    uint8_t priority = s->sender.priority;
+    int had_turn = has_turn(s);
+    forget(s);
+    if (had_turn)
+        pass_turn(r, l, priority);
 }
 
 static void on_sent(struct flow *f)
@@ -194,7 +248,7 @@ static void begin(struct link *l, struct serving *s, const struct frame *frame)
     l->engine->stats.transfers_served++;
     if (s->region->offer.watched)
         emit_asked(l, s->region);
-    cut(s);
+    ask_for_turn(s);
 }
 
 pccl_err serve_on_fetch(struct link *l, const struct frame *frame, const uint8_t *payload)
@@ -237,7 +291,7 @@ void serve_region_grew(struct region *r)
     for (struct list_node *n = r->servings.first; n; n = n->next) {
         struct serving *s = LIST_OWNER(n, struct serving, of_region);
         if (s->waits == WAITS_REGION)
-            cut(s);
+            ask_for_turn(s);
     }
 }
 
@@ -246,14 +300,14 @@ void serve_region_gone(struct region *r)
     while (r->servings.first) {
         struct serving *s = LIST_OWNER(r->servings.first, struct serving, of_region);
         deny(s->flow.link, s->sender.frame.name.lane, DENY_GONE);
-        end(s);
+        forget(s);
     }
 }
 
 void serve_link_closed(struct link *l)
 {
     while (l->transfers.servings.first)
-        end(LIST_OWNER(l->transfers.servings.first, struct serving, of_link));
+        forget(LIST_OWNER(l->transfers.servings.first, struct serving, of_link));
 }
 
 static void limit_release(pccl_engine *e, struct rate_limit *limit)

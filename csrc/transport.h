@@ -44,6 +44,7 @@ struct stream_info {
 
 struct transport_ops {
     const char *scheme;
+    int seals;                 /* 1: what readv gives has been verified with a key: frames need no checksum of their payload */
     /* Makes a transport and listens at config->listen. On failure *sys_errno_p says why; 0: err_set has said it. */
     pccl_err (*open)(const pccl_config *config, struct transport **transport_p, int *sys_errno_p);
     /* Every stream must have been closed. May wait a moment (1 s at most) until what they had taken has left. */

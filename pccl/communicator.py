@@ -330,10 +330,11 @@ class Communicator:
     ) -> Result | Work:
         """Copies the root's tensor into everybody's, in place. `root`: a rank of the current epoch, or a peer's id.
 
-        Ends with PeerLost on every peer when the root is lost. The result's tensor is `tensor`.
+        Ends with PeerLost on every peer when the root is lost, also where it was called only then: such a call counts,
+        as everywhere, so that the next ops meet. The result's tensor is `tensor`.
         """
         with self._runtime.control.lock:
-            root_id = self._peer("root", root)
+            root_id = self._id("root", root)
             is_root = root_id == self.peer_id
             buffer = as_buffer(tensor, writable=not is_root)
             request = self._request(Kind.BROADCAST, buffer, buffer, buffer, root_id)
@@ -586,20 +587,23 @@ class Communicator:
             0 if target is None else target.address,
         )
 
-    def _peer(self, what: str, peer: Peer) -> bytes:
-        """The id of a peer given by rank or id. Raises ArgumentError for what is no rank or id, PeerLost for an id that
-        is gone.
-        """
+    def _id(self, what: str, peer: Peer) -> bytes:
+        """The id of a peer given by rank or id, be it a member or not. Raises ArgumentError for what is neither."""
         peers = self._participants()
         if isinstance(peer, bytes):
             if len(peer) != 16:
                 raise ArgumentError(f"{what}: a peer's id has 16 bytes, got {len(peer)}")
-            if peer not in peers:
-                raise PeerLost(f"{what}: that peer is not a member", peer=peer, epoch=self.epoch)
             return peer
         if not 0 <= peer < len(peers):
             raise ArgumentError(f"{what}: rank {peer} does not exist, the epoch has {len(peers)} peers")
         return peers[peer]
+
+    def _member(self, what: str, peer: Peer) -> bytes:
+        """The same of a member. Raises PeerLost for an id that is gone."""
+        found = self._id(what, peer)
+        if found not in self._participants():
+            raise PeerLost(f"{what}: that peer is not a member", peer=found, epoch=self.epoch)
+        return found
 
     def _transfer(
         self,
@@ -612,7 +616,7 @@ class Communicator:
         priority: str = "normal",
     ) -> Work:
         with self._runtime.control.lock:
-            other_id = self._peer("dst" if sending else "src", other)
+            other_id = self._member("dst" if sending else "src", other)
             if other_id == self.peer_id:
                 raise ArgumentError("a peer cannot send to itself")
             pair = (self.peer_id, other_id) if sending else (other_id, self.peer_id)

@@ -4,7 +4,8 @@ Decides nothing about membership. `lock` guards the Peer; user threads take it f
 holds it while it names and submits an op, so that no op is named at one boundary and submitted at the next. Sockets
 belong to the loop's thread alone: what other threads want sent waits in the Peer's outbox until the loop is woken.
 
-Callbacks, without the lock: `on_op` for every op that ended, `on_view` for every new epoch (on the loop's thread).
+Callbacks, without the lock: `on_op` for every op that ended; on the loop's thread `on_view` for every new epoch, and
+`on_error` once, when `error` is there.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Control:
         coordinator_timeout_s: float = 60.0,
         wire: int = WIRE_VERSION,
         guest: bool = False,
+        on_error: Callable[[PcclError], None] | None = None,
     ) -> None:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
@@ -78,6 +80,7 @@ class Control:
         self._engine = engine
         self._on_op = on_op
         self._on_view = on_view
+        self._on_error = on_error
         addresses = tuple(advertise) if advertise else (local_address(self._endpoints.current, engine.port),)
         identity = Identity(
             peer=engine.peer_id,
@@ -336,6 +339,7 @@ class Control:
             self._thread.loop.call_later(RECONNECT_MAX_MS / 1000, self._redial)
             return
         self._redialling = False
+        self._endpoints.start(time.monotonic())
         self._hang_up()
         self._dealer, self._monitor = fresh
         self._read()
@@ -371,7 +375,7 @@ class Control:
             self._endpoints.connected(time.monotonic())
             self._act(self._peer.on_connected)
         elif event == zmq.EVENT_DISCONNECTED:
-            if self._endpoints.broken():
+            if self._endpoints.broken(time.monotonic()):
                 self._try_next()
         elif event & _FAILED:
             self._failed_handshakes += 1
@@ -387,9 +391,9 @@ class Control:
             self._thread.loop.call_later(delay_ms / 1000, self._redial)
 
     def _try_next(self) -> None:
-        """Leaves a coordinator that does not serve for the next one."""
+        """Leaves a coordinator that does not serve for the next one, or dials the only one anew."""
         before, after = self._endpoints.current, self._endpoints.go_on(time.monotonic())
-        _log.info("%s does not serve: trying %s", before, after)
+        _log.log(logging.INFO if after != before else logging.DEBUG, "%s does not serve: trying %s", before, after)
         self._dealer.disconnect(before)
         self._dealer.connect(after)
         self._act(lambda now: None)
@@ -436,6 +440,13 @@ class Control:
         self._thread.arm(self._deadline(), self._on_time)
         if news is not None:
             self._on_view(news)
+        self._tell_error()
+
+    def _tell_error(self) -> None:
+        """Once."""
+        if self._peer.error is not None and self._on_error is not None:
+            tell, self._on_error = self._on_error, None
+            tell(self._peer.error)
 
     def _deadline(self) -> float | None:
         own, next_one = self._peer.deadline, self._endpoints.due(self.lease_s)
@@ -465,6 +476,7 @@ class Control:
                 self._peer.session.error = PcclError(f"the control thread failed: {error!r}", peer=self.peer_id)
             self._guarded(lambda: self._peer.close(time.monotonic()))
             self._changed.notify_all()
+        self._tell_error()
 
 
 # -- small functions ------------------------------------------------------------------------------------------

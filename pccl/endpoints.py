@@ -2,7 +2,8 @@
 
 Pure: it takes the time and what has happened. Only a leader serves; so a coordinator that does not answer in time,
 whose connection breaks, or who falls silent is left for the next. Patience grows with every round in vain, for those
-that are far away.
+that are far away. Where there is but one it is dialled anew: a wrong byte may make a handshake wait for more for ever,
+and the lease runs. How long one takes is known from those that succeeded.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ from collections.abc import Sequence
 
 PATIENCE_S = 0.4
 PATIENCE_MAX_S = 5.0
+#: With one coordinator: so much of a lease, or so many times what a handshake takes.
+PATIENCE_LEASES = 0.125
+PATIENCE_HANDSHAKES = 3.0
+#: A round of all takes so much of a lease at most, unless handshakes take longer: a new leader waits no longer than it.
+ROUND_LEASES = 0.5
 SILENCE_MIN_S = 1.0
 #: So much of a lease may a leader be silent, who answers every heartbeat (lease/5).
 SILENCE_LEASES = 0.5
@@ -25,6 +31,7 @@ class Endpoints:
         self._in_vain = 0  # how many in a row were not reached
         self._connected = False
         self._since = 0.0  # when the present one was dialled, connected or last heard
+        self._took_s = float("inf")  # the shortest handshake
 
     def __str__(self) -> str:
         return ", ".join(self._all)
@@ -40,25 +47,31 @@ class Endpoints:
 
     def connected(self, now: float) -> None:
         """A handshake has succeeded."""
+        if not self._connected:
+            self._took_s = min(self._took_s, now - self._since)
         self._connected, self._since = True, now
 
     def heard(self, now: float) -> None:
         """The present one has spoken."""
         self._in_vain, self._since = 0, max(self._since, now)
 
-    def broken(self) -> bool:
-        """A connection was closed. True if it is time to go on to the next."""
+    def broken(self, now: float) -> bool:
+        """A connection was closed. True if it is time to go on to the next; else the same is being dialled."""
         was, self._connected = self._connected, False
+        if was:
+            self._since = now
         return was and len(self._all) > 1
 
     def due(self, lease_s: float) -> float | None:
-        """When to go on to the next, unless something happens; None: there is no other."""
-        if len(self._all) < 2:
-            return None
+        """When to go on to the next, or to dial the only one anew, unless something happens; None: never."""
+        only = len(self._all) == 1
         if self._connected:
-            return self._since + max(SILENCE_MIN_S, SILENCE_LEASES * lease_s)
-        rounds = min(8, self._in_vain // len(self._all))
-        return self._since + min(PATIENCE_MAX_S, PATIENCE_S * 2.0**rounds)
+            return None if only else self._since + max(SILENCE_MIN_S, SILENCE_LEASES * lease_s)
+        needed_s = PATIENCE_HANDSHAKES * self._took_s
+        patience_s = max(PATIENCE_LEASES * lease_s, needed_s) if only else PATIENCE_S
+        limit_s = min(PATIENCE_MAX_S, max(ROUND_LEASES * lease_s / len(self._all), needed_s))
+        rounds = min(8, self._in_vain // max(2, len(self._all)))
+        return self._since + min(limit_s, patience_s * 2.0**rounds)
 
     def go_on(self, now: float) -> str:
         """The next one, which is to be dialled now."""

@@ -108,5 +108,6 @@ def vias_of(own: bytes, event: m.Epoch) -> dict[int, int]:
 
 
 def acquaintances_of(own: bytes, inbound: bool, peers: Sequence[m.Member]) -> list[MemberConfig]:
-    """Peers that this one is to have links to beside those of an epoch; `inbound`: it can be dialled."""
-    return [MemberConfig(p.peer, p.since, dials(own, p.peer, inbound, p.inbound), p.address) for p in peers]
+    """Peers, itself apart, that this one is to have links to beside those of an epoch; `inbound`: it can be dialled."""
+    others = [p for p in peers if p.peer != own]
+    return [MemberConfig(p.peer, p.since, dials(own, p.peer, inbound, p.inbound), p.address) for p in others]

@@ -92,7 +92,8 @@ class MismatchError(PcclError):
 class TransferError(PcclError):
     """A transfer could not be done: no source is left that has the bytes, or has them right; the text says what became
     of each. `name`: what was fetched. `chunk`: the one that came wrong, `peer`: from whom; None where they do not
-    apply. `cause`: "gone", "lost", "digest", "protocol", "size" or "memory".
+    apply. `cause`: "gone", "lost", "digest", "protocol", "size" or "memory"; of a push also "timeout" or "cancelled":
+    so the fetch of the accepting peer ended.
 
     Buffers: of the target, the chunks that `Fetch.have()` names hold what the offer holds, all others are undefined;
     nothing is written to it any more. What is offered is not changed by any error.

@@ -86,6 +86,7 @@ def connect(settings: Settings) -> Communicator:
             runtime.on_op,
             runtime.on_view,
             guest=not settings.enter,
+            on_error=runtime.transfers.on_error,
         )
 
     runtime = Runtime(settings, engine, control_of, run_keys.data)

@@ -120,20 +120,9 @@ class Shut:
 
 
 Event = (
-    Start
-    | Connected
-    | Rejected
-    | Tick
-    | Advance
-    | Enter
-    | LinkDown
-    | LinkUp
-    | EngineFrozen
-    | Faulted
-    | Quit
-    | Shut
+    Start | Connected | Rejected | Tick | Advance | Enter | LinkDown | LinkUp | EngineFrozen | Faulted | Quit | Shut
     | m.ToPeer
-)
+)  # fmt: skip
 
 # -- effects --------------------------------------------------------------------------------------------------
 
@@ -268,11 +257,22 @@ class Session:
     def _is_stale(self, message: m.Message) -> bool:
         """Whether it is of a coordinator that has been replaced. One without durable state (0) cannot be."""
         said = message.incarnation if isinstance(message, m.Word) else 0
-        if said > self.incarnation and self.acquaintances and self.state is not State.JOINING:
-            self.acquaintances = ()  # the new one knows of no guests, and turns those away that there were
-            self._out.append(Acquaint([], 1))
+        if said > self.incarnation and self.acquaintances:
+            self._forget_guests(isinstance(message, m.Welcome))
         self.incarnation = max(self.incarnation, said)
         return 0 < said < self.incarnation
+
+    def _forget_guests(self, as_new: bool) -> None:
+        """A new coordinator knows of no guests. Members close their links to them, and who was one (taken for new now
+        that it enters) must not come back by its id: frames of links that only one end has closed would not fit.
+        """
+        if self.state is not State.JOINING:
+            self.acquaintances = ()
+            self._out.append(Acquaint([], 1))
+        elif as_new:
+            why = "a new coordinator does not know this guest"
+            self._send(m.Leave(m.VERSION, why))
+            self._fence(errors.Evicted(why), Status.EEVICTED)
 
     @property
     def deadline(self) -> float | None:
@@ -361,9 +361,9 @@ class Session:
 
     def _on_acquaint(self, event: m.Acquaint) -> None:
         """keeps links to these peers, for transfers"""
-        self.acquaintances = tuple(peer.peer for peer in event.peers)
-        own, inbound = self.identity.peer, event.inbound
-        self._out.append(Acquaint(acquaintances_of(own, inbound, event.peers), event.streams))
+        members = acquaintances_of(self.identity.peer, event.inbound, event.peers)
+        self.acquaintances = tuple(member.id for member in members)
+        self._out.append(Acquaint(members, event.streams))
 
     # -- membership -------------------------------------------------------------------------------------------
 

@@ -29,15 +29,18 @@ def steps(out: Path, rounds: int) -> dict[str, list[str]]:
     all_reduce = [*bench, "--vs", "gloo"]
     python = [sys.executable]
     wan = ["-m", "stress.wan.bench", "--rounds", str(rounds), "--json", "--no-limits", "--if-possible"]
+    transfers = ["-m", "stress.wan.transfers", "--json", "--if-possible", "--wanted", "0"]
     return {
         "tcp": [*all_reduce, "--sizes", SIZES, "--transport", "tcp"],
         "shm": [*all_reduce, "--sizes", SIZES],
         "in_flight": [*all_reduce, "--sizes", "1KiB", "--in-flight", "64", "--transport", "tcp"],
         "fused": [*bench, "--sizes", "1KiB,8KiB,64KiB", "--in-flight", "200", "--fused", "--transport", "tcp"],
+        "transfer": [str(BIN / "pccl"), "bench", "transfer", "--json"],
         "kernels": ["make", "--silent", "-C", "csrc", "bench-kernels", "JSON=1"],
         "kill": [*python, "stress/kill_bench.py", "--trials", str(4 * rounds), "--json", "--no-limits"],
         "join": [*python, "stress/join_bench.py", "--trials", str(2 * rounds), "--mib", "1", "--json"],
         "wan": [*python, *wan, "--out", str(out)],
+        "transfers": [*python, *transfers, "--rounds", str(rounds)],
         "plans": [*python, "-m", "stress.scale_sim", "plan", "--json"],
         "coordinator": [*python, "-m", "stress.scale_sim", "coordinator", "--json"],
     }

@@ -14,7 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "include/pccl.h"
+#include "bench_events.h"
 
 enum { PEERS_MAX = 16 };
 
@@ -35,8 +35,7 @@ static pccl_peer_id id_of(uint32_t rank)
 
 static void die(const char *what)
 {
-    fprintf(stderr, "engine_bench: %s: %s\n", what, pccl_last_error());
-    exit(1);
+    die_of("engine_bench", what);
 }
 
 static pccl_engine *open_engine(const struct options *o, uint32_t rank, const char *listen)
@@ -73,23 +72,6 @@ static void wait_for_turn(uint32_t every_ms)
         poll(NULL, 0, (int)(every_ms - pccl_now_ns() / 1000000 % every_ms));
 }
 
-static uint32_t take_ended(pccl_engine *engine)
-{
-    struct pollfd fd = {.fd = pccl_engine_event_fd(engine), .events = POLLIN};
-    pccl_event events[64];
-    uint32_t ended = 0;
-    poll(&fd, 1, -1);
-    int count = pccl_engine_events(engine, events, 64);
-    for (int i = 0; i < count; i++) {
-        if (events[i].kind != PCCL_EVENT_OP)
-            continue;
-        if (events[i].status != PCCL_OK)
-            die(pccl_err_name(events[i].status));
-        ended++;
-    }
-    return ended;
-}
-
 static int by_value(const void *a, const void *b)
 {
     uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
@@ -120,7 +102,7 @@ static _Noreturn void run_ops(const struct options *o, uint32_t rank, pccl_engin
                 die("submit");
         }
         for (uint32_t ended = 0; ended < o->in_flight;)
-            ended += take_ended(engine);
+            ended += take_ended("engine_bench", engine, PCCL_EVENT_OP);
         times[i] = pccl_now_ns() - begin;
         if (o->verbose && rank == 0)
             printf("%u: %.1f ms\n", i, (double)times[i] / 1e6);

@@ -42,6 +42,16 @@ def kernel(name: str) -> Callable[[Sequence[Row]], float | None]:
     return lambda rows: largest(row["gb_per_s"] for row in rows if row["kernel"] == name)
 
 
+def in_chunks(nbytes: int) -> Callable[[Sequence[Row]], float | None]:
+    """Gbit/s of `pccl bench transfer` with chunks of so many bytes."""
+    return lambda rows: largest(row["gbit_per_s"] for row in rows if row["chunk_bytes"] == nbytes)
+
+
+def least(name: str) -> Callable[[Sequence[Row]], float | None]:
+    """A column of the row where it is least."""
+    return lambda rows: min((row[name] for row in rows), default=None)
+
+
 def only(name: str) -> Callable[[Sequence[Row]], float | None]:
     """A column of the only row."""
     return lambda rows: largest(row[name] for row in rows)
@@ -88,5 +98,8 @@ GOALS = (
     Goal("plans", "64 MiB, plain ring / ours, where it is least", slowest_gain, 1, at_least=True),
     Goal("plans", "CPU ms of the longest planning", only("plan_cpu_ms"), 1000),
     Goal("coordinator", "messages per advance() when nobody waits", messages_of("advance"), 0),
+    Goal("transfer", "256 MiB in 1 MiB chunks: Gbit/s", in_chunks(MIB), 20, at_least=True),
+    Goal("transfer", "256 MiB in 64 KiB chunks: Gbit/s", in_chunks(64 << 10), 15, at_least=True),
+    Goal("transfers", "256 MiB, any pieces: the least part of the link", least("share"), 0.9, at_least=True),
     Goal("wan", "targets missed (see wan.txt)", missed, 0),
 )

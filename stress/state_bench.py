@@ -1,11 +1,13 @@
 """state_bench.py - a peer joins a run that trains: how soon has it the state, and what do the others feel?
 
-    python -m stress.state_bench [--mib 1024] [--json] [--no-limits]
+    python -m stress.state_bench [--mib 1024] [--still] [--json] [--no-limits]
 
 On the emulated WAN `join_state` (root; stress/wan/README.md): four members with lines of 200 Mbit/s, which pause and
-reduce, and a joiner with 1 Gbit/s that prefetches their state, enters and synchronises. Then one of a hundred chunks is
-wrong at one member. Wanted: the join takes at most 1.25 times what four uplinks take for the state; a step of the
-others, while it fetches, at most 1.1 times what it takes otherwise; and one percent moves at most 2 % of the bytes.
+reduce, and a joiner with 1 Gbit/s that prefetches their state, enters and synchronises. Each step of the members
+changes a part of the state, as much of the weights as the gradient is of, and their momenta: what of that the joiner
+has fetched before it must fetch again (`--still`: nothing changes but the number of the step). Then one of a hundred
+chunks is wrong at one member. Wanted: the join takes at most 1.25 times what four uplinks take for the state; a step of
+the others, while it fetches, at most 1.1 times what it takes otherwise; and one percent moves at most 2 % of the bytes.
 Exit code 1 when that is missed, or peers differ in the end.
 """
 
@@ -36,13 +38,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mib", type=int, default=1024, help="size of the state")
     parser.add_argument("--compute", type=float, default=0.3, help="seconds of a step that are no all-reduce")
     parser.add_argument("--gradient-kib", type=int, default=256, help="size of a step's all-reduce")
-    parser.add_argument("--cap-mbit", type=float, default=182.0, help="what a member may send to joiners; 0: no cap")
+    parser.add_argument("--still", action="store_true", help="steps of the members do not change their state")
+    parser.add_argument("--up-mbit", type=float, default=200.0, help="a member's line; the joiner's is five times that")
+    parser.add_argument("--cap-mbit", type=float, help="what members send to joiners; 0: no cap [0.935 of their line]")
     parser.add_argument("--before", type=int, default=12, help="steps before the joiner comes")
     parser.add_argument("--after", type=int, default=4, help="steps after it has come")
     parser.add_argument("--timeout", type=float, default=170.0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--no-limits", action="store_true", help="report only")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.cap_mbit is None:
+        options.cap_mbit = 0.935 * options.up_mbit
+    return options
 
 
 class Process:
@@ -86,11 +93,12 @@ class Process:
 
 def run(options: argparse.Namespace) -> tuple[list[Process], Process]:
     """Members and joiner, when all is over."""
-    topology = load("join_state")
+    topology = load("join_state", up_mbit=options.up_mbit, joiner_mbit=5 * options.up_mbit)
     with Emulator(topology, large_packets=True) as wan:
         coordinator = f"tcp://{wan.address('hub')}:{PORT}"
         pccl = str(Path(sys.executable).with_name("pccl"))
-        wan.popen("hub", [pccl, "coordinator", "--bind", coordinator, "--min-peers", "1", "--form-peers", "4"])
+        serve = [pccl, "coordinator", "--bind", coordinator, "--min-peers", "1", "--form-peers", "4", "--insecure"]
+        wan.popen("hub", serve)
         common = {
             "coordinator": coordinator,
             "nbytes": options.mib << 20,
@@ -99,6 +107,7 @@ def run(options: argparse.Namespace) -> tuple[list[Process], Process]:
             "members": len(MEMBERS),
             "cap_bytes_per_s": int(options.cap_mbit * 1e6 / 8),
             "after": options.after,
+            "trains": not options.still,
         }
         jobs = {site: {"role": "member", "listen": f"{wan.address(site)}:0", "spoils": site == "d"} for site in MEMBERS}
         members = [Process(wan, site, common | job) for site, job in jobs.items()]
@@ -128,10 +137,12 @@ def judged(options: argparse.Namespace, members: list[Process], joiner: Process)
         for what in ("join", "one percent")
     }
     digests = {s["digest"] for s in syncs["one percent"]}
-    ideal = nbytes * 8 / 800e6
+    ideal = nbytes * 8 / (len(MEMBERS) * options.up_mbit * 1e6)
     normal, during = statistics.median(before), statistics.median(meanwhile)
     return {
         "mib": options.mib,
+        "still": options.still,
+        "up_mbit": options.up_mbit,
         "ideal_s": round(ideal, 2),
         "join_s": round(joiner.one("joined"), 2),
         "join_ratio": round(joiner.one("joined") / ideal, 3),
@@ -142,6 +153,7 @@ def judged(options: argparse.Namespace, members: list[Process], joiner: Process)
         "steps_during": len(meanwhile),
         "connect_s": round(joiner.one("connected") - begin, 2),
         "prefetch_s": round(joiner.all("prefetch")[0]["at"] - begin, 2),
+        "prefetch": joiner.one("prefetch"),
         "prefetched_mib": round(joiner.all("prefetch")[0]["received"] / 2**20, 1),
         "sync_received_mib": round(sum(s["received"] for s in syncs["join"]) / 2**20, 2),
         "sync_s": round(max(s["s"] for p in members for s in p.all("sync") if s["sync"] == "join"), 3),

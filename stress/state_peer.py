@@ -20,16 +20,27 @@ def say(**fact: Any) -> None:
 
 
 def state_of(job: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Eight tensors and a scalar."""
+    """Four tensors of weights, their momenta, and a scalar."""
     chance = np.random.default_rng(seed)
-    size = int(job["nbytes"]) // 8
-    return {f"w{i}": chance.integers(0, 256, size, np.uint8) for i in range(8)} | {"step": seed}
+    size = int(job["nbytes"]) // 8 // 4
+    return {f"{kind}{i}": chance.random(size, np.float32) for kind in "wm" for i in range(4)} | {"step": 0}
 
 
-def step(comm: pccl.Communicator, job: dict[str, Any], gradient: Any) -> None:
-    """A pause in place of computing, and an all-reduce."""
+def step(comm: pccl.Communicator, job: dict[str, Any], state: dict[str, Any], gradient: Any) -> None:
+    """A pause in place of computing, an all-reduce, and the optimizer's step on what the gradient is of: the weights
+    in turn, a gradient's worth each time.
+    """
     time.sleep(job["compute_s"])
     comm.all_reduce(gradient, op="avg")
+    if job["trains"]:
+        number, per_tensor = state["step"], state["w0"].size // gradient.size
+        tensor, first = number // per_tensor % 4, number % per_tensor * gradient.size
+        weights = state[f"w{tensor}"][first : first + gradient.size]
+        momenta = state[f"m{tensor}"][first : first + gradient.size]
+        momenta *= 0.9
+        momenta += gradient
+        weights -= 0.01 * momenta
+    state["step"] += 1
 
 
 def sync(comm: pccl.Communicator, state: dict[str, Any], what: str) -> pccl.SyncReport:
@@ -52,19 +63,20 @@ def one_percent(comm: pccl.Communicator, state: dict[str, Any], spoil: bool) -> 
     """One of a hundred chunks is wrong at one peer, and repaired."""
     if spoil:
         for number, name in enumerate(sorted(name for name in state if name != "step")):
-            for chunk in range(number, state[name].size // CHUNK_BYTES, 100):
-                state[name][chunk * CHUNK_BYTES] ^= 255
+            data = state[name].view(np.uint8)
+            for chunk in range(number, data.size // CHUNK_BYTES, 100):
+                data[chunk * CHUNK_BYTES] ^= 255
     sync(comm, state, "one percent")
 
 
 def go_on(comm: pccl.Communicator, job: dict[str, Any], state: dict[str, Any], world: int) -> None:
     """Steps until the joiner has been here for a while."""
-    gradient = np.zeros(job["gradient_bytes"] // 4, np.float32)
+    gradient = np.full(job["gradient_bytes"] // 4, comm.rank, np.float32)
     left = job["after"] if world > job["members"] else -1
     number = 0
     while left:
         begun = time.monotonic()
-        step(comm, job, gradient)
+        step(comm, job, state, gradient)
         comm.advance()
         say(step=number, at=begun, s=time.monotonic() - begun, world=comm.world_size)
         number += 1

@@ -4,7 +4,6 @@
  * The same bytes as one run, as runs of 64 KiB and of 16 KiB (4096 to a fetch at most), and as separate fetches of 64 KiB. Prints the
  * median and the best rate of each, checksums included, and the processor time of both processes per byte, which a busy machine
  * changes less. */
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "include/pccl.h"
+#include "bench_events.h"
 
 enum { RUNS_MAX = 4096, ITERATIONS_MAX = 100 };
 
@@ -25,8 +24,7 @@ struct options {
 
 static void die(const char *what)
 {
-    fprintf(stderr, "transfer_bench: %s: %s\n", what, pccl_last_error());
-    exit(1);
+    die_of("transfer_bench", what);
 }
 
 static pccl_peer_id id_of(int rank)
@@ -54,23 +52,6 @@ static void acquaint(const struct options *o, pccl_engine *engine, int with, int
         die("acquaint");
 }
 
-static uint32_t take_ended(pccl_engine *engine)
-{
-    struct pollfd fd = {.fd = pccl_engine_event_fd(engine), .events = POLLIN};
-    pccl_event events[64];
-    uint32_t ended = 0;
-    poll(&fd, 1, -1);
-    int count = pccl_engine_events(engine, events, 64);
-    for (int i = 0; i < count; i++) {
-        if (events[i].kind != PCCL_EVENT_FETCH)
-            continue;
-        if (events[i].status != PCCL_OK)
-            die(pccl_err_name(events[i].status));
-        ended++;
-    }
-    return ended;
-}
-
 /* Everything, in fetches of so many runs of `piece` bytes. */
 static void fetch(const struct options *o, pccl_engine *engine, uint8_t *target, uint64_t piece, uint32_t runs_per_fetch)
 {
@@ -85,7 +66,7 @@ static void fetch(const struct options *o, pccl_engine *engine, uint8_t *target,
             die("fetch");
     }
     while (fetches)
-        fetches -= take_ended(engine);
+        fetches -= take_ended("transfer_bench", engine, PCCL_EVENT_FETCH);
 }
 
 static int by_value(const void *a, const void *b)

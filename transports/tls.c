@@ -492,7 +492,7 @@ static int tls_poll(struct transport *transport, uint64_t timeout_ns, struct tra
 }
 
 const struct transport_ops tls_ops = {
-    .scheme = "tls", .open = tls_open, .close = tls_close, .port = tls_port, .dial = tls_dial, .accept = tls_accept,
+    .scheme = "tls", .seals = 1, .open = tls_open, .close = tls_close, .port = tls_port, .dial = tls_dial, .accept = tls_accept,
     .readv = tls_readv, .writev = tls_writev, .want = tls_want, .stream_close = tls_stream_close, .info = tls_info,
     .pace = tls_pace, .rest = tls_rest, .poll = tls_poll, .wake = tls_wake,
 };

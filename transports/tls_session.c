@@ -226,7 +226,6 @@ ssize_t tls_session_read(struct tls_session *s, const struct iovec *iov, int iov
 static int seal(struct tls_session *s, const uint8_t *from, size_t bytes)
 {
     const struct openssl *o = s->context->o;
-    o->ERR_clear_error();
     if (++s->records >= SESSION_RECORDS_PER_KEY) {
         s->records = 0;
         if (o->SSL_key_update(s->ssl, OSSL_KEY_UPDATE_OURS) != 1)
@@ -234,7 +233,8 @@ static int seal(struct tls_session *s, const uint8_t *from, size_t bytes)
     }
     if (!s->write_error && o->SSL_write(s->ssl, from, (int)bytes) != (int)bytes)
         s->write_error = EPROTO;
-    o->ERR_clear_error();
+    if (s->write_error)
+        o->ERR_clear_error();
     return !s->write_error;
 }
 

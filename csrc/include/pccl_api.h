@@ -110,7 +110,8 @@ typedef enum {
     PCCL_DEFECT_ARRIVAL_ORDER = 32,    /* the mesh sums in order of arrival instead of rank */
     PCCL_DEFECT_LOSE_RESEND = 64,      /* forgets the unacknowledged segments of a lost stream */
     PCCL_DEFECT_IGNORE_DEADLINE = 128, /* never reports an overdue op */
-    PCCL_DEFECT_NO_RELAY = 256         /* passes nothing on between others */
+    PCCL_DEFECT_NO_RELAY = 256,        /* passes nothing on between others */
+    PCCL_DEFECT_LATE_WRITE = 512       /* goes on to write what arrives for a fetch that has ended */
 } pccl_defect;
 
 /* One member of an epoch. Rank = position in the array. Copied. */

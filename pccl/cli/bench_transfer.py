@@ -120,7 +120,13 @@ def measure(job: dict[str, Any], report: Any) -> None:
 @click.option("--chunks", type=ListOf("sizes"), default="1MiB,64KiB", show_default=True, help="Chunk sizes.")
 @click.option("--iters", type=click.IntRange(1), default=7, show_default=True, help="Fetches per chunk size.")
 @click.option("--congestion", help="TCP congestion control, as cubic or bbr.  [default: the system's]")
-@click.option("--transport", type=click.Choice(["auto", "tcp"]), default="tcp", show_default=True)
+@click.option(
+    "--transport",
+    type=click.Choice(["auto", "tcp"]),
+    default="auto",
+    show_default=True,
+    help="Through shared memory, as peers of one host do, or over loopback TCP.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per row.")
 def transfer(
     sources: int,

@@ -20,11 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pccl import messages
-from pccl.cli._run_options import read_secret, run_option, secret_file_option
+from pccl.cli._run_options import read_secret, secret_file_option
 from pccl.cli._units import format_age, format_bytes
-from pccl.config import endpoint_of
-from pccl.errors import ProtocolError
-from pccl.keys import as_secret, run_keys
+from pccl.config import endpoint_of, settings_from
+from pccl.entering import keys_of
+from pccl.errors import ArgumentError, PcclError, ProtocolError
+from pccl.keys import RunKeys, as_secret, run_keys
 from pccl.types import Algorithm, short_id
 
 LOG_LINES = 12
@@ -34,8 +35,7 @@ ASK_AGAIN_S = 1.0
 class Asker:
     """One connection to a coordinator, used for one question after another."""
 
-    def __init__(self, address: str, run: str, secret: str) -> None:
-        keys = run_keys(as_secret(secret), run)
+    def __init__(self, address: str, run: str, keys: RunKeys) -> None:
         self.address, self.run = address, run
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.DEALER)
@@ -81,10 +81,23 @@ class Asker:
         self.context.term()
 
 
+def entrance(address: str, run: str | None, secret_file: Path | None, timeout_s: float) -> tuple[str, RunKeys]:
+    """The run and its keys: by the secret, or, where only PCCL_TOKEN is set, from the coordinator, which takes up to
+    `timeout_s`. A token names its run.
+    """
+    if secret_file is not None or not os.environ.get("PCCL_TOKEN"):
+        return run or "default", run_keys(as_secret(read_secret(secret_file)), run or "default")
+    try:
+        settings = settings_from(address, run=run, transport="tcp", timeout=timeout_s)
+        return settings.run, keys_of(settings)
+    except (ArgumentError, PcclError) as error:
+        raise click.ClickException(str(error)) from None
+
+
 @contextmanager
-def asking(address: str, run: str, secret: str) -> Iterator[Asker]:
+def asking(address: str, run: str, keys: RunKeys) -> Iterator[Asker]:
     """An Asker that is closed at the end."""
-    asker = Asker(address, run, secret)
+    asker = Asker(address, run, keys)
     try:
         yield asker
     finally:
@@ -190,26 +203,26 @@ def watch(asker: Asker, interval_s: float, timeout_s: float) -> None:
 
 @click.command("status")
 @click.argument("address", envvar="PCCL_COORDINATOR")
-@run_option
+@click.option("--run", envvar="PCCL_RUN", show_envvar=True, help="Name of the run.  [default: the token's, or default]")
 @secret_file_option
 @click.option("--watch", "keep", is_flag=True, help="Go on until Ctrl-C.")
 @click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds, of --watch.")
 @click.option("--timeout", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Seconds to wait.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def command(
-    address: str, run: str, secret_file: Path | None, keep: bool, interval: float, timeout: float, as_json: bool
+    address: str, run: str | None, secret_file: Path | None, keep: bool, interval: float, timeout: float, as_json: bool
 ) -> None:
     """Show who is in a run and what happened to it.
 
     ADDRESS is the coordinator's, as tcp://host:29400 (of several all, with commas between); without it
-    PCCL_COORDINATOR counts.
+    PCCL_COORDINATOR counts. The secret, or else a token in PCCL_TOKEN, opens the run.
     """
     try:
         for part in address.split(","):
             endpoint_of(part.strip())
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    with asking(address, run, read_secret(secret_file)) as asker:
+    with asking(address, *entrance(address, run, secret_file, timeout)) as asker:
         if keep and not as_json:
             watch(asker, interval, timeout)
             return

@@ -38,13 +38,15 @@ class Ledger:
         self._beats: dict[bytes, m.Heartbeat] = {}
         self._retry_at = 0.0
 
-    def open(self, now: float) -> list[Effect]:
-        """Takes up what there is. StateError if it cannot be read, or this incarnation cannot be written."""
+    def open(self, clock: Callable[[], float]) -> list[Effect]:
+        """Takes up what there is, perhaps after a long wait for its turn: leases begin when that is over. StateError if
+        it cannot be read, or this incarnation cannot be written.
+        """
         if self.store is None:
             return []
         saved = self.store.begin(self.run.name)
         self.run.incarnation, self.run.state = saved.incarnation, self.store.where
-        return self._step(now, lambda now: self.run.restore(now, saved.groups))
+        return self._step(clock(), lambda now: self.run.restore(now, saved.groups))
 
     # -- as a Run -----------------------------------------------------------------------------------------------
 

@@ -170,7 +170,7 @@ class Coordinator:
         _make_room(self._run.settings.peers_max)
         descriptors.make_sure(descriptors.COORDINATOR, "a coordinator")
         try:
-            self._carry_out(self._ledger.open(time.monotonic()))
+            self._carry_out(self._ledger.open(time.monotonic))
             self._listen()
         except PcclError:
             self._close_store()

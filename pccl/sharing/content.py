@@ -22,7 +22,10 @@ from pccl.transfer.layout import Layout
 from pccl.transfer.manifest import DIGEST_BYTES, Manifest
 from pccl.transfer.target import Bytes
 
-__all__ = ["Content", "Share", "Tensor"]
+__all__ = ["DATA_GENERATION", "Content", "Share", "Tensor"]
+
+#: Of the data of every offer: the memory stays, what is in it changes.
+DATA_GENERATION = 1
 
 
 @dataclass(slots=True)
@@ -67,9 +70,9 @@ class Share:
         return self.digests[chunk * DIGEST_BYTES : (chunk + 1) * DIGEST_BYTES]
 
     def manifest(self, name: str, generation: int) -> Manifest:
-        """As an offer. Its data is always of the same generation: the memory stays, what is in it changes."""
+        """As an offer."""
         sizes = (*self.layout.parts, self.blob.size)
-        return Manifest(name, generation, sum(sizes), self.layout.chunk_bytes, self.digests, sizes, 1)
+        return Manifest(name, generation, sum(sizes), self.layout.chunk_bytes, self.digests, sizes, DATA_GENERATION)
 
     def fits(self, manifest: Manifest) -> bool:
         """Whether it is of tensors of these sizes, cut in the same way."""

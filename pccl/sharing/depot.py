@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pccl.sharing.content import DATA_GENERATION
 from pccl.transfer import Transfers
 from pccl.transfer.job import TransferReport
 from pccl.transfer.manifest import HEAD_GENERATION, Head, Manifest, data_key, head_key, manifest_key
@@ -100,11 +101,11 @@ class Depot:
         """Regions for memory that is new, none for memory that is gone."""
         offers = self._transfers.offers
         for part in [part for part, where in shown.memory.items() if memory.get(part) != where]:
-            offers.quietly("withdraw", data_key(name, part), HEAD_GENERATION)
+            offers.quietly("withdraw", data_key(name, part), DATA_GENERATION)
             del shown.memory[part]
         for part in memory.keys() - shown.memory.keys():
             hold = holds[part] if part < len(holds) else None
-            offers.offer_region(data_key(name, part), HEAD_GENERATION, parts[part], hold, True, changes=True)
+            offers.offer_region(data_key(name, part), DATA_GENERATION, parts[part], hold, True, changes=True)
             shown.memory[part] = memory[part]
 
     def _say(self, shown: _Shown, manifest: Manifest) -> None:
@@ -126,4 +127,4 @@ class Depot:
     def _withdraw(self, name: str, shown: _Shown) -> None:
         self._unsay(shown)
         for part in shown.memory:
-            self._transfers.offers.quietly("withdraw", data_key(name, part), HEAD_GENERATION)
+            self._transfers.offers.quietly("withdraw", data_key(name, part), DATA_GENERATION)

@@ -8,6 +8,7 @@ become less; the rest is left to the first sync_state, which compares everything
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,8 +75,29 @@ def prefetch_state(
     if not seconds > 0:
         raise ArgumentError(f"timeout must be a positive number of seconds, not {timeout!r}")
     content = Content(entries, frozenset(allow_drift), read_only=False)
-    content.fixed.read()
     return _Prefetch(comm, content, time.monotonic() + seconds).run()
+
+
+class _Reading:
+    """The digests of a share, taken while the members are asked what they have."""
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="pccl-digests", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until they are there. Raises what went wrong. Any thread."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._share.read()
+        except BaseException as error:  # noqa: BLE001 - raised by `wait`
+            self._error = error
 
 
 class _Prefetch:
@@ -87,13 +109,21 @@ class _Prefetch:
         self.share: Share = content.fixed
         self.deadline = deadline
         self.started = time.monotonic()
-        self.target = InPlace(self.share)
+        self.reading = _Reading(self.share)
+        self.target = InPlace(self.share, self.reading.wait)
         self.missing = self.share.layout.count
         self.received = 0
         self.passes = 0
 
     def run(self) -> PrefetchReport:
         """Passes until nothing is missing, or it does not become less."""
+        try:
+            why = self._passes()
+        finally:
+            self.reading.wait()
+        return self._report(why)
+
+    def _passes(self) -> str:
         while True:
             before = self.missing
             why = self._one_pass()
@@ -103,7 +133,7 @@ class _Prefetch:
                 break
         if self.missing and not why:
             why = f"{self.missing} chunks change faster than they come"
-        return self._report(why)
+        return why
 
     def _one_pass(self) -> str:
         """Fetches what is not here; why it cannot go on, or ""."""

@@ -5,18 +5,22 @@ Both are targets of a fetch (pccl/transfer/target.py): they want the chunks whos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from pccl.errors import TransferError
 from pccl.sharing import scalars
-from pccl.sharing.content import Share
-from pccl.transfer.manifest import DIGEST_BYTES, Manifest
+from pccl.sharing.content import DATA_GENERATION, Share
+from pccl.transfer.manifest import DIGEST_BYTES, Head, Manifest
 from pccl.transfer.schedule import chunks_of
-from pccl.transfer.target import Bytes
+from pccl.transfer.target import Ahead, Bytes
 
 __all__ = ["InPlace", "Staging", "differing"]
+
+#: Of a content so many bytes, but only a small part of it, may be fetched although they are here.
+AHEAD_BYTES_MAX = 8 << 20
+AHEAD_PART = 64
 
 
 def differing(share: Share, manifest: Manifest) -> list[int]:
@@ -41,6 +45,9 @@ class Staging:
         self._done: set[int] = set()
         self._at: dict[int, int] = {}  # chunk -> its first byte in the memory
         self._memory: Bytes = np.empty(0, np.uint8)
+
+    def ahead(self, head: Head) -> None:
+        """See Target. Only what differs is wanted."""
 
     def begin(self, manifest: Manifest) -> Iterable[int]:
         """See Target."""
@@ -101,18 +108,33 @@ class Staging:
 
 
 class InPlace:
-    """The tensors themselves: what is there may be written over, and nobody minds a mixture. Scalars are left out."""
+    """The tensors themselves: what is there may be written over, and nobody minds a mixture. Scalars are left out.
+    `read`: called before the share's digests are looked at.
+    """
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: Share, read: Callable[[], None]) -> None:
         self.share = share
+        self._read = read
+        self._ahead: Sequence[int] = ()
         self.manifest: Manifest | None = None
         self.wanted: list[int] = []
         self.is_new = True  # what the last fetch was of
 
+    def ahead(self, head: Head) -> Ahead | None:
+        """See Target. The first time a little, which fills the links while the manifest is on its way."""
+        layout = self.share.layout
+        fits = head.chunk_bytes == layout.chunk_bytes and head.nbytes >= layout.nbytes
+        if self.manifest is not None or not fits or not all(tensor.writable for tensor in self.share.tensors):
+            return None
+        self._ahead = range(min(layout.count // AHEAD_PART, AHEAD_BYTES_MAX // layout.chunk_bytes))
+        return Ahead(self._ahead, layout, DATA_GENERATION)
+
     def begin(self, manifest: Manifest) -> Iterable[int]:
         """See Target. The generation that was seen last is not looked at again: it cannot give more."""
+        self._read()
         self.is_new = self.manifest is None or manifest.generation > self.manifest.generation
-        self.wanted = differing(self.share, manifest) if self.is_new else []
+        self.wanted = sorted({*differing(self.share, manifest), *self._ahead}) if self.is_new else []
+        self._ahead = ()
         if not all(self.share.tensors[part].writable for part in {manifest.layout.part_of(c) for c in self.wanted}):
             raise TransferError(f"{manifest.name!r}: entries are read-only", name=manifest.name, cause="memory")
         self.manifest = manifest

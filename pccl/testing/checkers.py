@@ -3,8 +3,8 @@
 `Watch` is told everything that happens (`called`, `ended`, `configured`, `decided`, ...) and compares at once what can
 be compared at once; `finish` compares the peers with each other. Promises are those of the design: P1 one result,
 P2 inputs survive, P3 joins never disturb, P4 link faults are not peer faults, P5 bounded waiting, P6 nothing is
-trusted, P7 restarts of the coordinator are survived. A checker knows the faults only as excuses: who crashed or was cut
-off may be evicted, and may end without the results of the others.
+trusted, P7 restarts of the coordinator are survived, P8 what counts as equal is equal (also guests.py). A checker knows
+the faults only as excuses: who crashed or was cut off may be evicted, and may end without the results of the others.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ from pccl.types import EpochView, Status, short_id
 
 if TYPE_CHECKING:
     from pccl.testing.cluster import Cluster, Node
+    from pccl.testing.moving import Fetching
     from pccl.testing.program import Work
+    from pccl.transfer.manifest import Manifest
+    from pccl.transfer.target import Bytes
 
 #: What an op may end with at a peer that is no survivor any more.
 OUTSIDE = frozenset({Status.ECLOSED, Status.EEVICTED, Status.ELOST})
 #: Ends that no fault explains.
 NEVER_RIGHT = frozenset({Status.EPROTO, Status.EAUTH, Status.EINVAL, Status.ENOMEM, Status.EIO, Status.EAGAIN})
 QUIET_S = 0.5
+FENCE_S = 0.1  # a transfer has ended so soon after its deadline, whatever others do
 
 
 @dataclass(slots=True, frozen=True)
@@ -45,6 +49,7 @@ class Watch:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.works: list[Work] = []
+        self.fetches: list[Fetching] = []
         self.broken: list[Broken] = []
         self.grace_s = 6.0
         self.expected: set[int] = set()  # statuses that the scenario provokes
@@ -55,6 +60,8 @@ class Watch:
         self._first_epoch: dict[bytes, int] = {}
         self._restless_ns = 0
         self._decisions: dict[tuple[type, int], m.ToPeer] = {}
+        self._offered: dict[tuple[str, bytes], bytes] = {}
+        self._states: dict[int, tuple[Node, bytes]] = {}
 
     def broke(self, promise: str, detail: str) -> None:
         """Notes it, once."""
@@ -69,6 +76,10 @@ class Watch:
         """A fault that may cost this peer its membership."""
         self._excuses.setdefault(node.index, []).append(why)
         self._shaken.append(f"{node} {why}")
+
+    def excused(self, node: Node) -> bool:
+        """Whether it had a fault of its own."""
+        return bool(self._excuses.get(node.index))
 
     def shaken(self, why: str) -> None:
         """A fault that may make an op miss its deadline, at no peer in particular."""
@@ -179,6 +190,40 @@ class Watch:
         if node is not None and not self._excuses.get(node.index):
             self.broke("P4", f"{node} was evicted ({record.what}: {record.reason}), and only links had faults")
 
+    # -- transfers ---------------------------------------------------------------------------------------------
+
+    def offered(self, manifest: Manifest, data: Bytes) -> None:
+        """A peer offers this, under these digests."""
+        self._offered[manifest.name, manifest.root] = data.tobytes()
+
+    def fetched(self, fetching: Fetching) -> None:
+        """A fetch has ended: from now on nothing is written to its memory."""
+        job, node = fetching.job, fetching.node
+        self.cluster.trace("fetched", node.index, job.name, type(job.error).__name__)
+        late_s = self.cluster.clock.now - job.deadline_at - FENCE_S
+        if late_s > 0 and not self._excuses.get(node.index):
+            self.broke("P5", f"{fetching.describe()} ended {late_s:.3f} s after its deadline")
+        if fetching.target is None:
+            return
+        known = job.manifest is not None and self._offered[job.name, job.manifest.root]
+        if job.error is None and known != fetching.after:
+            self.broke("P8", f"{fetching.describe()} brought other bytes than were offered")
+
+    def equalised(self, node: Node, boundary: int, state: Bytes) -> None:
+        """Peers have made their state equal."""
+        other, theirs = self._states.setdefault(boundary, (node, state.tobytes()))
+        if state.tobytes() != theirs:
+            self.broke("P8", f"{node} and {other} have other states after they were made equal at boundary {boundary}")
+
+    def _check_fetches(self) -> None:
+        for fetching in self.fetches:
+            if not fetching.node.alive or fetching.node.frozen:
+                continue
+            if not fetching.done:
+                self.broke("P5", f"{fetching.describe()} has no end")
+            elif fetching.target is not None and fetching.target.tobytes() != fetching.after:
+                self.broke("P2", f"the memory of {fetching.describe()} was written to after its end")
+
     # -- at the end -------------------------------------------------------------------------------------------
 
     def finish(self) -> list[Broken]:
@@ -191,6 +236,7 @@ class Watch:
             watched = work.guarded and work.status is not None and work.node.alive
             if watched and work.out is not None and work.out.tobytes() != work.result:
                 self.broke("P2", f"the memory of {_of(work)} changed after its end")
+        self._check_fetches()
         self._check_leaks()
         return self.broken
 

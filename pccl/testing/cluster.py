@@ -31,8 +31,10 @@ from pccl.session import Session, State
 from pccl.testing.checkers import Watch
 from pccl.testing.clock import MILLISECOND, NEVER, SECOND, Clock, Future, Task, Timer, ns
 from pccl.testing.coordinator import RUN, Coordinator
+from pccl.testing.moving import Moves
 from pccl.testing.network import Connection, ControlOptions, Ends
 from pccl.testing.program import Ops, Program, SimPeer, is_over
+from pccl.transfer.job import Job
 from pccl.types import Event, EventKind, Identity, MemberInfo
 
 TRACE_KEPT = 400
@@ -68,12 +70,13 @@ class Options:
     session: type[Session] = Session
     membership: type[Membership] = Membership
     ledger: type[Ledger] = Ledger
+    job: type[Job] = Job
 
 
 class Node:
     """One simulated process."""
 
-    def __init__(self, cluster: Cluster, index: int, host: str, program: Program | None) -> None:
+    def __init__(self, cluster: Cluster, index: int, host: str, program: Program | None, guest: bool) -> None:
         self.cluster = cluster
         self.index = index
         self.id = hashlib.blake2b(f"{cluster.seed}:{index}".encode(), digest_size=16).digest()
@@ -85,9 +88,17 @@ class Node:
         self.changes = 0
         self.engine = native.Engine(cluster.engine_config(self.id, index))
         self.ops = Ops(self)
+        self.moves = Moves(self)
         options = cluster.options
         identity = Identity(
-            self.id, RUN, 0, (f"sim:{index}",), host, index, 1, coordinator_timeout_s=options.coordinator_timeout_s
+            peer=self.id,
+            run=RUN,
+            group=0,
+            addresses=(f"sim:{index}",),
+            host=host,
+            pid=index,
+            coordinator_timeout_s=options.coordinator_timeout_s,
+            guest=guest,
         )
         self.peer = Peer(identity, self.engine, self.ops.describe)
         self.peer.session = options.session(identity)
@@ -98,6 +109,7 @@ class Node:
         self._inbox: deque[Callable[[], None]] = deque()
         self._advancing: list[tuple[Future, bool]] = []
         self._leaving: list[Future] = []
+        self._entering: list[Future] = []
         self._tick: Timer | None = None
         self._configured = 0
         ends = Ends(
@@ -108,7 +120,7 @@ class Node:
             coordinator_lost=lambda: cluster.coordinator.lost(self.id),
         )
         self.connection = Connection(cluster.clock, cluster.random, options.control, ends)
-        self._do(lambda: self.peer.start(cluster.clock.now))
+        self.do(lambda: self.peer.start(cluster.clock.now))
         cluster.clock.after(options.join_timeout_s, self._stop_joining)
 
     def __repr__(self) -> str:
@@ -147,10 +159,10 @@ class Node:
         """As a caller of connect() would."""
         if self.peer.state is State.JOINING:
             self.cluster.watch.excuse(self, "gave up joining")
-            self._do(lambda: self.peer.close(self.cluster.clock.now))
+            self.do(lambda: self.peer.close(self.cluster.clock.now))
 
     def _hear(self, data: bytes) -> None:
-        self._do(lambda: self._on_message(m.decode_at_peer(data)))
+        self.do(lambda: self._on_message(m.decode_at_peer(data)))
 
     def _on_message(self, message: m.ToPeer) -> None:
         if isinstance(message, m.Epoch) and message.change:
@@ -159,12 +171,12 @@ class Node:
 
     def _connected(self) -> None:
         """The coordinator knows who it is with the first message."""
-        self._do(lambda: self.peer.on_connected(self.cluster.clock.now))
+        self.do(lambda: self.peer.on_connected(self.cluster.clock.now))
 
     # -- its loop ---------------------------------------------------------------------------------------------
 
-    def _do(self, action: Callable[[], None]) -> None:
-        """Something for the session; a frozen process does it when it thaws."""
+    def do(self, action: Callable[[], None]) -> None:
+        """Something for the session or a transfer; a frozen process does it when it thaws."""
         if not self.alive:
             return
         if self.frozen:
@@ -179,6 +191,8 @@ class Node:
         if self.peer.configured != self._configured:
             self._configured = self.peer.configured
             self._on_view()
+        if self.peer.session.acquaintances is not None:
+            self._begin_program()
         self._try_advance()
         if is_over(self.peer.state):
             self._on_over()
@@ -200,6 +214,13 @@ class Node:
             self.changes += newest.from_boundary == 0
             self.cluster.trace("epoch", self.index, session.epoch, newest.from_boundary)
             self.cluster.watch.configured(self, newest)
+        entering, self._entering = self._entering, []
+        for future in entering:
+            future.resolve()
+        self._begin_program()
+
+    def _begin_program(self) -> None:
+        """A guest's when it knows the members, else with the first epoch."""
         if self._program is not None:
             program, self._program = self._program, None
             self.tasks.append(Task(self._main(program), self.ready))
@@ -216,9 +237,9 @@ class Node:
 
     def _on_over(self) -> None:
         error = self.peer.error
-        for future, _ in self._advancing:
+        for future in (*(future for future, _ in self._advancing), *self._entering):
             future.resolve(None, error)
-        self._advancing = []
+        self._advancing, self._entering = [], []
         for future in self._leaving:
             future.resolve()
         self._leaving = []
@@ -234,7 +255,7 @@ class Node:
 
     def _on_tick(self) -> None:
         if self.alive and not self.frozen:
-            self._do(lambda: self.peer.on_tick(self.cluster.clock.now))
+            self.do(lambda: self.peer.on_tick(self.cluster.clock.now))
 
     def wake(self) -> None:
         """The engine has something to do now."""
@@ -270,22 +291,22 @@ class Node:
             if event.kind == EventKind.FROZEN:
                 self.cluster.watch.frozen(self)
         for event in self.peer.on_engine(self.cluster.clock.now, events):
-            self.ops.ended(event)
+            (self.ops.ended if event.kind == EventKind.OP else self.moves.on_event)(event)
         self.after_session()
 
     # -- what the program asks for ----------------------------------------------------------------------------
 
-    def resolve(self, future: Future) -> None:
-        """Wakes a coroutine of this process, when it runs again."""
-
-        def wake() -> None:
-            future.resolve()
+    def when_awake(self, action: Callable[[], None]) -> None:
+        """Something that a timer of this process does: when it runs again, if it stands still now."""
+        if self.frozen:
+            self._inbox.append(action)
+        elif self.alive:
+            action()
             self.wake()
 
-        if self.frozen:
-            self._inbox.append(wake)
-        elif self.alive:
-            wake()
+    def resolve(self, future: Future) -> None:
+        """Wakes a coroutine of this process, when it runs again."""
+        self.when_awake(future.resolve)
 
     def advance(self, timeout: float) -> Future:
         """Passes to the next boundary, or waits for it."""
@@ -322,12 +343,20 @@ class Node:
             future.resolve(None, Timeout(reason, peer=self.id, epoch=self.peer.session.epoch))
             self.wake()
 
+    def enter(self) -> Future:
+        """A guest wants to be a member; resolved when it is one."""
+        future = Future()
+        self._entering.append(future)
+        self.cluster.trace("enter", self.index)
+        self.do(lambda: self.peer.enter(self.cluster.clock.now))
+        return future
+
     def leave(self) -> Future:
         """Says goodbye; resolved when the coordinator has answered."""
         future = Future()
         self._leaving.append(future)
         self.cluster.trace("leave", self.index)
-        self._do(lambda: self.peer.leave(self.cluster.clock.now))
+        self.do(lambda: self.peer.leave(self.cluster.clock.now))
         return future
 
 
@@ -401,16 +430,16 @@ class Cluster:
 
     # -- peers ------------------------------------------------------------------------------------------------
 
-    def add(self, program: Program | None = None, host: str = "", hidden: int = 0) -> Node:
-        """A new process, which asks to join at once; its program begins when it is a member. `hidden`: it cannot be
-        dialled.
+    def add(self, program: Program | None = None, host: str = "", hidden: int = 0, guest: bool = False) -> Node:
+        """A new process, which asks to join at once; its program begins when it is a member, or, if it is to be a
+        `guest` first, when it knows the members. `hidden`: it cannot be dialled.
         """
         index = len(self.nodes)
         if hidden:
             self.hidden[index] = hidden
         for other in range(index):
             self.set_path(other, index, self.options.path)
-        node = Node(self, index, host or f"host{index}", program)
+        node = Node(self, index, host or f"host{index}", program, guest)
         self.nodes.append(node)
         self.by_id[node.id] = node
         self.trace("add", index)

@@ -96,7 +96,7 @@ class Coordinator:
         self._lost: set[bytes] = set()
         self.run = Run(RUN, self.settings, now, options.membership)
         self.ledger = options.ledger(self.run, self.disk)
-        self._take(self.ledger.open)
+        self._take(lambda now: self.ledger.open(lambda: now))
         self.run.groups.setdefault(0, options.membership(0, self.settings))
 
     @property

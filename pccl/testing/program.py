@@ -29,6 +29,7 @@ from pccl.work import Result
 
 if TYPE_CHECKING:
     from pccl.testing.cluster import Node
+    from pccl.testing.moving import Moves
 
 Array = np.ndarray[Any, Any]
 Program = Callable[["SimPeer"], Awaitable[None]]
@@ -152,6 +153,11 @@ class SimPeer:
         if error is not None:
             raise error.with_traceback(None)
 
+    @property
+    def moves(self) -> Moves:
+        """Offers and fetches."""
+        return self.node.moves
+
     # -- time and boundaries ----------------------------------------------------------------------------------
 
     def compute(self, seconds: float) -> Future:
@@ -164,6 +170,11 @@ class SimPeer:
         """Passes to the next boundary; gives its number."""
         self._check()
         return self.node.advance(timeout)
+
+    def enter(self) -> Future:
+        """From a guest to a member; what it awaits raises what fenced the peer."""
+        self._check()
+        return self.node.enter()
 
     def leave(self) -> Future:
         """Leaves the run in good order."""

@@ -13,9 +13,12 @@ from random import Random
 
 import numpy as np
 
+from pccl._native import SimPath
 from pccl.testing.cluster import Cluster
 from pccl.testing.coordinator import DIALS_LOST, DIALS_REFUSED, MOMENTS
 from pccl.testing.faults import Faults
+from pccl.testing.guests import SharedState
+from pccl.testing.moving import CHUNK_BYTES, equalise
 from pccl.testing.network import ControlOptions
 from pccl.testing.program import Program, SimPeer
 from pccl.testing.traffic import EVERY_KIND, Shape, Traffic, settled
@@ -40,7 +43,11 @@ def _start(cluster: Cluster, peers: int, shape: Shape | None = None, hidden: dic
 
 
 def _delay_s(cluster: Cluster) -> float:
-    return cluster.options.path.delay_ns / 1e9
+    return _delay_ns(cluster) / 1e9
+
+
+def _delay_ns(cluster: Cluster) -> int:
+    return cluster.options.path.delay_ns
 
 
 def _reductions(boundaries: int = 4, algorithm: str = "ring", ops_max: int = 3) -> Shape:
@@ -425,6 +432,70 @@ def loss_while_held(cluster: Cluster, faults: Faults, random: Random) -> None:
     faults.mark("held", "log", "hold")
 
 
+# -- guests ---------------------------------------------------------------------------------------------------
+
+
+def _with_guest(cluster: Cluster, faults: Faults, random: Random, members: int) -> tuple[SharedState, int]:
+    """Members that share some MiB over lines so slow that it takes a while, and one that fetches it; its number."""
+    cluster.options.path = SimPath(cluster.options.path.delay_ns, 0, bytes_per_s=random.choice((10 << 20, 30 << 20)))
+    shape = Shape(boundaries=60, ops_max=2, gap_s=0.05, leave=False)
+    state = SharedState(cluster, Traffic(cluster, shape), 17 << 20, random)
+    for _ in range(members):
+        cluster.add(state.member)
+    cluster.form_with(members)
+    faults.when("epoch", 0, then=lambda: cluster.add(state.guest, guest=True), after_s=random.uniform(0.02, 0.2))
+    return state, members
+
+
+@scenario
+def guest_prefetches(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """A guest fetches state that changes meanwhile, from members of which some come and go, and enters."""
+    state, guest = _with_guest(cluster, faults, random, random.randint(2, 3))
+    if random.random() < 0.5:
+        faults.when("add", guest, then=lambda: cluster.add(state.member), after_s=random.uniform(0.0, 0.5))
+    if random.random() < 0.5:
+        faults.when("add", guest, then=lambda: faults.leave(1), after_s=random.uniform(0.0, 0.8))
+    faults.mark("fetched", "prefetched", guest)
+
+
+@scenario
+def source_of_guest_dies(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """One or all of those that a guest fetches from are gone, or stand still, or their links break."""
+    _, guest = _with_guest(cluster, faults, random, 3)
+    for victim in random.sample(range(3), random.choice((1, 1, 2))):
+        hit = random.choice(
+            (
+                partial(faults.crash, victim),
+                partial(faults.freeze, victim, random.choice((0.3, 2.0))),
+                partial(faults.cut, victim, guest, random.choice((0.5, 3.0))),
+                partial(faults.lose_all, victim),
+            )
+        )
+        faults.when("add", guest, then=hit, after_s=random.uniform(0.0, 1.0))
+    faults.mark("fetched", "prefetched", guest)
+
+
+@scenario
+def guest_dies(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """A guest is gone, or stands still, amid its fetch or when it enters; another one comes."""
+    state, guest = _with_guest(cluster, faults, random, random.randint(2, 3))
+    hit = random.choice((partial(faults.crash, guest), partial(faults.freeze, guest, random.choice((0.3, 2.0)))))
+    moment = random.choice(("add", "enter"))
+    faults.when(moment, guest, then=hit, after_s=random.uniform(0.0, 0.6 if moment == "add" else 0.02))
+    faults.when("fault", then=lambda: cluster.add(state.guest, guest=True), after_s=random.uniform(0.0, 0.5))
+    faults.mark("another fetched", "prefetched", guest + 1)
+
+
+@scenario
+def restart_with_guest(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """The coordinator dies while a guest fetches, or enters: it fetches on or again, and enters."""
+    _, guest = _with_guest(cluster, faults, random, random.randint(2, 3))
+    restart = partial(faults.restart, random.choice((0.005, 0.3, 2.0)), random.choice(MOMENTS))
+    moment = random.choice(("add", "add", "enter"))
+    faults.when(moment, guest, then=restart, after_s=random.uniform(0.0, 0.6 if moment == "add" else 0.02))
+    faults.mark("restarted", "log", "restart")
+
+
 # -- programs -------------------------------------------------------------------------------------------------
 
 
@@ -553,6 +624,69 @@ def tag_order_shuffle(cluster: Cluster, faults: Faults, random: Random) -> None:
     if random.random() < 0.5:
         faults.when("epoch", 0, then=lambda: faults.crash(1), after_s=random.uniform(1, 20) * _delay_s(cluster))
     faults.mark("committed", "ended", 0, "OK")
+
+
+# -- transfers ------------------------------------------------------------------------------------------------
+
+
+@scenario
+def cancelled_fetches(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """Fetches are taken back while their bytes arrive: once one has ended, its memory is nobody's but the caller's."""
+    cluster.options.segment_bytes = random.choice((16 << 10, 256 << 10))
+    cluster.options.path = SimPath(_delay_ns(cluster), 0, bytes_per_s=random.choice((5_000_000, 20_000_000)))
+    content = np.random.default_rng(cluster.seed).integers(0, 256, 1 << 20, np.uint8)
+
+    async def program(peer: SimPeer) -> None:
+        source = cluster.nodes[0].id
+        if peer.index == 0:
+            peer.moves.offer("much", content, chunk_bytes=256 << 10)
+        for _ in range(5):
+            await peer.all_reduce(np.ones(10, "int64"))
+            if peer.index:
+                fetching = peer.moves.fetch("much", np.zeros_like(content), [source], relay=peer.index == 1)
+                await peer.compute(peer.random.uniform(0.0, 0.3))
+                peer.moves.cancel_fetch(fetching)
+                cluster.marks["cancelled"] += await settled(fetching) is not None
+        await peer.barrier()
+
+    peers = random.randint(2, 3)
+    for _ in range(peers):
+        cluster.add(program)
+    cluster.form_with(peers)
+    if random.random() < 0.3:
+        faults.when("epoch", 1, then=lambda: faults.reset(0, 1, 0), after_s=random.uniform(0.1, 0.8))
+
+
+@scenario
+def drifting_state(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """State goes wrong at one peer after the other, and rots at one of those that offer it: it is found, and mended by
+    what others have.
+    """
+    peers = random.randint(4, 5)
+    chunks = random.randint(3, 40)
+    content = np.random.default_rng(cluster.seed).integers(0, 256, chunks * CHUNK_BYTES - 7, np.uint8)
+
+    async def program(peer: SimPeer) -> None:
+        state = content.copy()
+        while peer.boundary < 6:
+            common = Random(f"{cluster.seed}:drift:{peer.boundary}")
+            drifts, rots = common.sample(range(peers), 2)
+            wrong = sorted(common.sample(range(chunks), common.randint(1, 3)))
+            at = [chunk * CHUNK_BYTES + common.randrange(1000) for chunk in wrong]
+            if peer.index == drifts:
+                state[at] ^= 0xFF
+            found, moved = await equalise(peer, state, at[0] if peer.index == rots else None)
+            if peer.index == drifts:
+                cluster.marks["mended"] += found == wrong
+                if found != wrong or moved > len(wrong) * CHUNK_BYTES:
+                    cluster.watch.broke("P8", f"chunks {wrong} drifted, {found} were found, {moved} bytes came")
+            await peer.advance()
+
+    for _ in range(peers):
+        cluster.add(program)
+    cluster.form_with(peers)
+    if random.random() < 0.5:
+        faults.when("epoch", 2, then=lambda: faults.noise(2.0, corrupt_ppm=5_000), after_s=2 * _delay_s(cluster))
 
 
 __all__ = ["SCENARIOS", "Scenario", "scenario"]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pccl.errors import Closed, CoordinatorLost, Evicted, PcclError, TooFewPeers
+from pccl.testing.clock import Future
 from pccl.testing.program import PRIORITIES, Array, SimPeer, Work
 
 if TYPE_CHECKING:
@@ -201,8 +202,8 @@ class Traffic:
                 self.cluster.watch.broke("P2", f"memory beside an array of peer {index} was written")
 
 
-async def settled(work: Work) -> PcclError | None:
-    """Waits for an op, however it ends."""
+async def settled(work: Future) -> PcclError | None:
+    """Waits for an op, or a fetch, however it ends."""
     try:
         await work
     except (Evicted, CoordinatorLost, Closed):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ from pccl.transfer.manifest import (
     head_key,
     manifest_key,
 )
-from pccl.transfer.schedule import Ask, Schedule, Step, bitmap
+from pccl.transfer.schedule import Ask, Path, Schedule, Step, bitmap
 from pccl.transfer.target import Bytes, Into, Target
 from pccl.transfer.task import Asks
 from pccl.types import Status, short_id
@@ -52,7 +53,9 @@ class Relay(Protocol):
 
 
 class Port(Asks, Protocol):
-    """How a job reaches the world. Nothing blocks."""
+    """How a job reaches the world. Nothing blocks. `paths`: what fetches have learned of their sources."""
+
+    paths: dict[bytes, Path]
 
     def relay(self, job: Job, manifest: Manifest, parts: Sequence[Bytes]) -> Relay:
         """Offers what the job will have, none of it yet."""
@@ -79,12 +82,15 @@ class TransferReport:
 
 @dataclass(slots=True)
 class _Out:
-    """An ask that has not ended: for a head, the manifest, or chunks."""
+    """An ask that has not ended: for a head, the manifest, chunks, or `chunk` before the manifest was there."""
 
     what: str
     source: bytes
     memory: Any = None
     ask: Ask | None = None
+    chunk: int = -1
+    asked_at: float = 0.0
+    ended_at: float = 0.0
 
 
 class Job:
@@ -130,6 +136,8 @@ class Job:
         self._out: dict[int, _Out] = {}
         self._tokens: dict[int, int] = {}  # number of an ask -> token
         self._beside: dict[int, Bytes] = {}
+        self._is_ahead = False  # chunks have been asked for that the manifest will judge,
+        self._ahead: list[_Out] = []  # and these are here
 
     # -- what the driver calls --
 
@@ -165,7 +173,9 @@ class Job:
         if out.ask is not None:
             self._chunks_ended(out.ask, status, now)
         elif not self._ending:
-            (self._head_ended if out.what == "head" else self._manifest_ended)(out, status, now)
+            {"head": self._head_ended, "manifest": self._manifest_ended, "ahead": self._ahead_ended}[out.what](
+                out, status, now
+            )
 
     def on_withdrawn(self) -> None:
         """The relayed offer is no more."""
@@ -196,6 +206,8 @@ class Job:
         self._ending = True
         for token in self._out:
             self._port.cancel(token)
+        if self.schedule is not None:
+            self._port.paths.update(self.schedule.learned())
         if self.relay is not None and self.error is not None:
             self.relay.withdraw()
 
@@ -236,14 +248,18 @@ class Job:
         if self.manifest is None and not any(out.what == "manifest" for out in self._out.values()):
             ready = self.lookup.ready()
             if ready:
+                self._ask_ahead(head, ready, now)
                 key = manifest_key(self._offered_as)
                 self._ask_small("manifest", ready[0], key, head.generation, head.manifest_bytes)
             else:
                 self.lookup.forget_choice()
+        self._take_sources(now)
+
+    def _take_sources(self, now: float) -> None:
         if self.schedule is not None:
             for source in self.lookup.ready():
                 self.lookup.join(source)
-                self.schedule.add(source, now)
+                self.schedule.add(source, now, self._port.paths.get(source))
 
     def _ask_small(self, what: str, source: bytes, key: bytes, generation: int, nbytes: int) -> None:
         memory = np.empty(nbytes, np.uint8)
@@ -275,9 +291,9 @@ class Job:
             except ProtocolError as error:
                 self._lose(out.source, "protocol", error.message)
             else:
-                self._begin(self.manifest)
+                self._begin(self.manifest, now)
 
-    def _begin(self, manifest: Manifest) -> None:
+    def _begin(self, manifest: Manifest, now: float) -> None:
         """What is wanted is known: where it goes, and what of it is there."""
         have = list(self.target.begin(manifest))
         self.schedule = Schedule(manifest.nbytes, manifest.chunk_bytes, have, manifest.parts)
@@ -286,6 +302,8 @@ class Job:
             self.relay = self._port.relay(self, manifest, self.target.parts)
             for chunk in have:
                 self.relay.extend(*manifest.span(chunk))
+        self._take_sources(now)
+        self._adopt(now)
 
     def have(self) -> bytes:
         """Bitmap of the chunks that are in their places, verified."""
@@ -300,6 +318,44 @@ class Job:
         assert self.manifest is not None
         start, end = self.manifest.span(chunk)
         return digest_of(memory[start - base : end - base]) == self.manifest.digest(chunk)
+
+    # -- before the manifest is there --
+
+    def _ask_ahead(self, head: Head, sources: Sequence[bytes], now: float) -> None:
+        ahead = None if self._is_ahead else self.target.ahead(head)
+        self._is_ahead = True
+        if ahead is None:
+            return
+        for chunk, source in zip(ahead.chunks, cycle(sources), strict=False):
+            memory = self.target.place(chunk, 1)
+            address, hold = _native.pin(memory)
+            part, offset = ahead.layout.place(chunk)
+            key, span = data_key(self._offered_as, part), (offset, memory.size)
+            token = self._port.ask(self, source, key, ahead.generation, span, address, self.priority)
+            self._out[token] = _Out("ahead", source, (memory, hold), chunk=chunk, asked_at=now)
+
+    def _ahead_ended(self, out: _Out, status: int, now: float) -> None:
+        """Kept until the manifest can judge it. One that failed is asked for again, as if it had not been."""
+        if status == Status.OK and self.schedule is None:
+            out.ended_at = now
+            self._ahead.append(out)
+
+    def _adopt(self, now: float) -> None:
+        """The manifest is here: what was asked for before it becomes part of the schedule."""
+        assert self.schedule is not None
+        under_way = [(token, out) for token, out in self._out.items() if out.what == "ahead"]
+        ended = [(0, out) for out in self._ahead]
+        sources = {out.source for _, out in under_way + ended} - self.schedule.sources.keys()
+        for source in sources:
+            self.schedule.add(source, now)
+        for token, out in under_way + ended:
+            out.ask = self.schedule.adopt(out.source, out.chunk, out.asked_at)
+            self._tokens[out.ask.number] = token
+        for _, out in ended:
+            assert out.ask is not None
+            self._chunks_ended(out.ask, Status.OK, out.ended_at)
+        for source in sources:  # it has something else by now, or is gone
+            self._cancel(self.schedule.lose(source))
 
     # -- chunks --
 

@@ -8,7 +8,8 @@ received beside the place, and put there when the owner has ended.
 How it is decided:
 
 * A source has bytes in flight for twice its round trip at the rate that it was measured at, and a little more, so that
-  the rate can be found to be higher. Asks take about ASK_S, so that little depends on any one.
+  the rate can be found to be higher. Asks take about ASK_S, so that little depends on any one. It begins with what
+  earlier fetches have learned of it.
 * Towards the end a source is asked only for what it can bring before the others together would have brought all.
 * When nothing is left to be asked for, what is outstanding at a slow source is asked of a faster one again.
 * A source that has been silent for much longer than expected, while another answers, is asked for a chunk now and then
@@ -17,6 +18,7 @@ How it is decided:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -24,15 +26,17 @@ import numpy as np
 
 from pccl.transfer.layout import Layout
 
-__all__ = ["Ask", "Schedule", "Step", "bitmap", "chunks_of"]
+__all__ = ["Ask", "Path", "Schedule", "Step", "bitmap", "chunks_of"]
 
 ASK_BYTES = 1 << 20  # or one chunk, if that is more
 ASK_S = 0.01
 START_BYTES = 256 << 10  # of a first ask, while the rate is not known
+WINDOW_BYTES_FIRST = 2 << 20  # in flight, while the rate is not known
 WINDOW_BYTES_MIN = 1 << 20
 WINDOW_BYTES_MAX = 256 << 20
 QUEUE_S = 0.02
-RATE_SPAN_S = 0.02  # rates are measured over so long at least
+SPAN_S = 0.02  # or the time from ask to end, if that is more
+SPANS = 4  # of which the best says how much may be in flight: a pause of anybody's does not empty the link
 SILENCE_S = 0.5
 SILENCE_UNKNOWN_S = 2.0  # of a source that has brought nothing yet
 SILENCE_FACTOR = 4.0
@@ -55,6 +59,8 @@ class Ask:
     count: int
     nbytes: int
     asked_at: float
+    received_before: int = 0  # what its source had brought when it was asked for,
+    filled: bool = False  # and whether that had then about as much to bring as it may
     spare: bool = False
     cancelled: bool = False
     behind: Ask | None = None  # the ask that it stands in for, while that has not ended
@@ -65,6 +71,14 @@ class Ask:
     def chunks(self) -> range:
         """Their numbers."""
         return range(self.first, self.first + self.count)
+
+
+@dataclass(slots=True, frozen=True)
+class Path:
+    """What was learned of a source. `rate`: bytes per second. `latency`: seconds, the shortest from ask to end."""
+
+    rate: float
+    latency: float
 
 
 @dataclass(slots=True)
@@ -84,17 +98,20 @@ class Source:
     """What is known of one source."""
 
     __slots__ = (
-        "asks", "counted", "counting_since", "heard_at", "in_flight", "latency", "lost", "probes", "rate", "received",
-        "strikes", "suspect_until", "suspected",
+        "asks", "bests", "heard_at", "in_flight", "latency", "lost", "measured", "probes", "rate", "received",
+        "span_best", "span_filled", "span_since", "strikes", "suspect_until", "suspected",
     )  # fmt: skip
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, path: Path | None) -> None:
         self.asks: dict[int, Ask] = {}
         self.in_flight = 0
-        self.rate = 0.0  # bytes per second; 0: not known
-        self.latency = 0.0  # the shortest from ask to end; 0: not known
-        self.counting_since = now
-        self.counted = 0
+        self.rate = 0.0 if path is None else path.rate  # 0: not known
+        self.latency = 0.0 if path is None else path.latency  # 0: not known
+        self.measured = False  # here, not only before
+        self.span_since = now
+        self.span_best = 0.0  # of the rates of asks that have ended in this span; 0: none has
+        self.span_filled = False
+        self.bests: deque[float] = deque(maxlen=SPANS)
         self.heard_at = now
         self.received = 0
         self.strikes = 0
@@ -105,8 +122,9 @@ class Source:
 
     def window(self, chunk_bytes: int) -> float:
         """How many bytes it may have in flight."""
-        wanted = self.rate * (2 * self.latency + QUEUE_S)
-        return max(min(wanted, WINDOW_BYTES_MAX), WINDOW_BYTES_MIN, 2 * chunk_bytes)
+        wanted = max([self.rate, *self.bests]) * (2 * self.latency + QUEUE_S)
+        least = WINDOW_BYTES_MIN if self.rate else WINDOW_BYTES_FIRST
+        return max(min(wanted, WINDOW_BYTES_MAX), least, 2 * chunk_bytes)
 
     def expected(self, nbytes: int) -> float:
         """Seconds until so much more would be here."""
@@ -114,7 +132,7 @@ class Source:
 
     def patience(self) -> float:
         """Seconds of silence that are still nothing to wonder at; twice as many after each that was too long."""
-        usual = max(SILENCE_S, SILENCE_FACTOR * self.expected(0)) if self.rate else SILENCE_UNKNOWN_S
+        usual = max(SILENCE_S, SILENCE_FACTOR * self.expected(0)) if self.measured else SILENCE_UNKNOWN_S
         return usual * 2.0 ** min(self.probes, 8)
 
     @property
@@ -127,10 +145,12 @@ class Source:
         oldest = next(iter(self.asks.values())).asked_at
         return max(oldest, self.heard_at) + self.patience()
 
-    def take(self, ask: Ask, now: float) -> None:
+    def take(self, ask: Ask, now: float, chunk_bytes: int) -> None:
         """An ask goes out."""
         if not self.asks:
-            self.counting_since, self.counted, self.heard_at = now, 0, now
+            self.heard_at = now
+        ask.received_before = self.received
+        ask.filled = self.in_flight >= self.window(chunk_bytes) / 2
         self.asks[ask.number] = ask
         self.in_flight += ask.nbytes
 
@@ -142,16 +162,26 @@ class Source:
     def brought(self, ask: Ask, now: float) -> None:
         """It came back with bytes."""
         took = max(now - ask.asked_at, 1e-6)
-        self.latency = min(self.latency, took) if self.latency else took
+        self.latency = min(self.latency, took) if self.latency and self.measured else took
         self.heard_at = now
         self.received += ask.nbytes
         self.suspected, self.probes = False, 0
-        self.counted += ask.nbytes
-        span = now - self.counting_since
-        if span >= max(self.latency, RATE_SPAN_S) or not self.rate:
-            sample = self.counted / max(span, 1e-6)
-            self.rate = sample if sample > self.rate else (self.rate + sample) / 2
-            self.counting_since, self.counted = now, 0
+        rate = (self.received - ask.received_before) / took
+        self.span_best = max(self.span_best, rate)
+        self.span_filled |= ask.filled
+        self.rate = max(self.rate, rate)
+        self.measured = True
+
+    def look(self, now: float) -> None:
+        """The rate is what came from an ask to its end, in time. Where there was little to bring that says how long the
+        way is, and nothing against what is known; else the best of a span counts.
+        """
+        if not self.span_best or now - self.span_since < max(self.latency, SPAN_S):
+            return
+        if self.span_filled and self.span_best < self.rate:
+            self.rate = (self.rate + self.span_best) / 2
+        self.bests.append(self.span_best)
+        self.span_since, self.span_best, self.span_filled = now, 0.0, False
 
 
 class Schedule:
@@ -234,11 +264,16 @@ class Schedule:
 
     # -- sources --
 
-    def add(self, source: bytes, now: float) -> None:
-        """One more that has everything, or will have. One that was lost begins anew."""
+    def learned(self) -> dict[bytes, Path]:
+        """Of the sources that have brought something."""
+        found = ((key, source) for key, source in self.sources.items() if source.measured)
+        return {key: Path(source.rate, source.latency) for key, source in found}
+
+    def add(self, source: bytes, now: float, path: Path | None = None) -> None:
+        """One more that has everything, or will have. One that was lost begins anew. `path`: as `learned` before."""
         known = self.sources.get(source)
         if known is None:
-            self.sources[source] = Source(now)
+            self.sources[source] = Source(now, path)
         elif known.lost:
             known.lost, known.strikes, known.suspected = False, 0, False
 
@@ -281,6 +316,8 @@ class Schedule:
         """What to ask for now."""
         asks: list[Ask] = []
         live = [key for key, _ in self._live()]
+        for key in live:
+            self.sources[key].look(now)
         while live and not self.done:
             still = []
             for key in live:
@@ -290,6 +327,13 @@ class Schedule:
                     still.append(key)
             live = still
         return asks
+
+    def adopt(self, key: bytes, chunk: int, asked_at: float) -> Ask:
+        """One that is missing has been asked of a source already."""
+        at = next(i for i, (first, end) in enumerate(self._free) if first <= chunk < end)
+        first, end = self._free[at]
+        self._free[at : at + 1] = [(a, b) for a, b in ((chunk + 1, end), (first, chunk)) if a < b]
+        return self._made(key, self.sources[key], chunk, 1, asked_at)
 
     def _ask_of(self, key: bytes, now: float) -> Ask | None:
         source = self.sources[key]
@@ -342,7 +386,7 @@ class Schedule:
     def _made(self, key: bytes, source: Source, first: int, count: int, now: float) -> Ask:
         ask = Ask(self._next_number, key, first, count, self._bytes_of(first, count), now)
         self._next_number += 1
-        source.take(ask, now)
+        source.take(ask, now, self._chunk_bytes)
         return ask
 
     def _spare_of(self, key: bytes, source: Source, now: float) -> Ask | None:

@@ -6,22 +6,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
 
 from pccl.errors import TransferError
-from pccl.transfer.manifest import Manifest, digest_of
+from pccl.transfer.layout import Layout
+from pccl.transfer.manifest import Head, Manifest, digest_of
 from pccl.transfer.schedule import chunks_of
 
-__all__ = ["Bytes", "Into", "Target", "split"]
+__all__ = ["Ahead", "Bytes", "Into", "Target", "split"]
 
 Bytes = np.ndarray[Any, Any]
 
 
+@dataclass(slots=True, frozen=True)
+class Ahead:
+    """Chunks that are wanted whatever the manifest says, each asked for once before it is here. `layout`: how the
+    target is cut. `generation`: under which the data is offered.
+    """
+
+    chunks: Sequence[int]
+    layout: Layout
+    generation: int
+
+
 class Target(Protocol):
-    """What a fetch needs of its target. Called on the thread of the fetches; `begin` first, once."""
+    """What a fetch needs of its target. Called on the thread of the fetches: `ahead` once, then `begin`, once."""
+
+    def ahead(self, head: Head) -> Ahead | None:
+        """What is offered is known by its head: what to ask for at once. Then `place` is called for these before
+        `begin`, and `begin` does not give them.
+        """
 
     def begin(self, manifest: Manifest) -> Iterable[int]:
         """What is offered is known: gives the chunks that are not to be fetched. A PcclError ends the fetch."""
@@ -40,6 +58,9 @@ class Into:
         self._have = have
         self.there: list[int] = []
         self.parts: list[Bytes] = []
+
+    def ahead(self, head: Head) -> None:
+        """See Target. Where anything goes is not known before the manifest."""
 
     def begin(self, manifest: Manifest) -> Iterable[int]:
         """See Target."""

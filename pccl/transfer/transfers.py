@@ -283,6 +283,10 @@ class Transfers:
         else:
             self.offers.on_withdrawn(event)
 
+    def on_error(self, error: PcclError) -> None:
+        """The control plane gave up: every transfer ends with that, for the others know this peer no more."""
+        self._worker.give_up(error)
+
     def end(self) -> None:
         """The engine is gone: every transfer that is left ends with Closed, every offer's memory is free."""
         self.offers.end()

@@ -18,6 +18,7 @@ from pccl.errors import Closed, PcclError, ResourceError
 from pccl.transfer.job import Job
 from pccl.transfer.manifest import Manifest
 from pccl.transfer.offers import Offer, Offers, log
+from pccl.transfer.schedule import Path
 from pccl.transfer.target import Bytes
 from pccl.transfer.task import Task
 from pccl.types import Event, EventKind, Status
@@ -49,6 +50,7 @@ class Worker:
         self._offers = offers
         self._on_over = on_over
         self._queue: queue.SimpleQueue[Callable[[], Task | None] | Event | None] = queue.SimpleQueue()
+        self.paths: dict[bytes, Path] = {}
         self._tasks: set[Task] = set()
         self._of: dict[int, Task] = {}
         self._tokens = itertools.count(1)
@@ -56,6 +58,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._stopped = False
+        self._error: PcclError | None = None  # that of the communicator
 
     # -- any thread --
 
@@ -76,6 +79,17 @@ class Worker:
     def on_event(self, event: Event) -> None:
         """A FETCH event."""
         self._queue.put(event)
+
+    def give_up(self, error: PcclError) -> None:
+        """Ends all tasks with an error, also those to come."""
+
+        def step() -> None:
+            self._error = error
+            for task in self._tasks:
+                self._fail(task, error)
+                self._deadlines[task] = 0.0
+
+        self._queue.put(step)
 
     def stop(self) -> None:
         """The engine is gone: ends what is left, and the thread."""
@@ -125,7 +139,12 @@ class Worker:
 
     def _add(self, task: Task) -> Task:
         self._tasks.add(task)
+        if self._error is not None:
+            self._fail(task, self._error)
         return task
+
+    def _fail(self, task: Task, error: PcclError) -> None:
+        task.fail(type(error)(error.message, peer=error.peer, epoch=error.epoch, op=task.describe()))
 
     def _on_fetch(self, event: Event) -> Task | None:
         task = self._of.pop(event.token, None)

@@ -13,7 +13,8 @@ import click
 from rich.console import Console
 
 from stress.chaos import checker, history, report, schedule
-from stress.chaos.crew import Crew, is_durable
+from stress.chaos.crew import Crew
+from stress.chaos.keeping import ETCD
 from stress.chaos.run import Progress, play
 from stress.wan.namespaces import why_not
 
@@ -26,6 +27,13 @@ SHOW_EVERY_S = 10.0
 @click.option("--seed", type=int, help="Of everything that is drawn.  [default: a new one]")
 @click.option("--peers", type=click.IntRange(4, 32), default=8, show_default=True)
 @click.option("--every-s", type=click.FloatRange(0.05), default=2.0, show_default=True, help="A fault so often.")
+@click.option(
+    "--keeping",
+    type=click.Choice(schedule.KEEPING),
+    default="file",
+    show_default=True,
+    help="The state of the run: in a file of one coordinator, or in etcd with a second one that stands by.",
+)
 @click.option("--only", default="", help="Kinds of faults, separated by commas.")
 @click.option("--replay", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A written schedule.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where everything is written down.")
@@ -37,6 +45,7 @@ def main(
     seed: int | None,
     peers: int,
     every_s: float,
+    keeping: str,
     only: str,
     replay: Path | None,
     out: Path | None,
@@ -50,17 +59,20 @@ def main(
         return
     if reason := why_not():
         raise click.ClickException(f"no WAN can be emulated here: {reason}")
+    if keeping == "etcd" and ETCD is None:
+        raise click.BadParameter("etcd is not installed (Debian: etcd-server)", param_hint="--keeping")
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     directory = out or Path(tempfile.mkdtemp(prefix=f"pccl-chaos-{seed}-"))
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.glob("*.jsonl")):
         raise click.BadParameter(f"{directory} holds another run", param_hint="--out")
-    faults = _schedule(seed, minutes * 60, every_s, peers, only, replay)
+    faults = _schedule(seed, minutes * 60, every_s, peers, keeping, only, replay)
     written = directory / "schedule.jsonl"
     written.write_text(schedule.written(faults))
     click.echo(f"seed {seed}, {len(faults)} faults to come, everything is written to {directory}", err=True)
-    early = play(faults, directory, seed, peers, minutes * 60, LEASE_S, _live())
-    again = f"python -m stress.chaos --seed {seed} --peers {peers} --minutes {minutes:g} --replay {written}"
+    early = play(faults, directory, seed, peers, minutes * 60, LEASE_S, keeping, _live())
+    options = f"--seed {seed} --peers {peers} --minutes {minutes:g} --keeping {keeping}"
+    again = f"python -m stress.chaos {options} --replay {written}"
     _finish(directory, seed, again, early, as_json)
 
 
@@ -73,13 +85,13 @@ def check(directory: Path, as_json: bool) -> None:
 
 
 def _schedule(
-    seed: int, seconds: float, every_s: float, peers: int, only: str, replay: Path | None
+    seed: int, seconds: float, every_s: float, peers: int, keeping: str, only: str, replay: Path | None
 ) -> list[schedule.Fault]:
     try:
         if replay is not None:
             return schedule.read(replay.read_text(encoding="utf-8"))
         kinds = [kind.strip() for kind in only.split(",") if kind.strip()]
-        return schedule.draw(seed, seconds, every_s, peers, LEASE_S, kinds, is_durable())
+        return schedule.draw(seed, seconds, every_s, peers, LEASE_S, kinds, keeping)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 

@@ -33,6 +33,7 @@ FDS_SLACK = 8
 RSS_SLACK_KB = 8 << 10
 WARM_S = 60.0
 GROWTH_S_MIN = 600.0
+SAMPLES_MIN = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +193,12 @@ def evictions(history: History, lease_s: float) -> Iterator[Broken]:
             continue
         if not _excused(history, track, event["t"], lease_s):
             yield Broken("P4", track.name, f"evicted ({event['what']}: {event['reason']})", event["t"])
-    for track in tracks.values():
-        if track.gone is not None and not _excused(history, track, track.gone["t"], lease_s):
-            promise = "P7" if track.gone["error"] == "CoordinatorLost" else "P4"
-            yield Broken(promise, track.name, f"{track.gone['error']}: {track.gone['text']}", track.gone["t"])
+    for track in history.tracks.values():
+        for end in (track.gone, track.refused):
+            if end is None or end["error"] not in OUTSIDE or _excused(history, track, end["t"], lease_s):
+                continue
+            promise = "P7" if end["error"] == "CoordinatorLost" else "P4"
+            yield Broken(promise, track.name, f"{end['error']}: {end['text']}", end["t"])
 
 
 def _excused(history: History, track: Track, t: float, lease_s: float) -> bool:
@@ -224,7 +227,7 @@ def waiting(history: History) -> Iterator[Broken]:
         for name, end in track.ends.items():
             if end["ok"] and end["s"] > OP_S_MAX:
                 yield Broken("P5", f"op {name} at {track.name}", f"it took {end['s']:.1f} s", end["t"])
-        if track.refused is not None:
+        if track.refused is not None and track.refused["error"] not in OUTSIDE:
             text = f"{track.refused['error']}: {track.refused['text']}"
             yield Broken("P5", track.name, f"was not let in: {text}", track.refused["t"])
         stopped = any(_stops(fault) for fault in history.of(track.name))
@@ -235,7 +238,7 @@ def waiting(history: History) -> Iterator[Broken]:
 def processes(history: History) -> Iterator[Broken]:
     """Each ended by itself, or was killed by us."""
     killed = {track.name for track in history.tracks.values() if track.killed < FOREVER}
-    killed |= {fault.name for fault in history.faults if fault.kind == "hub_kill"}
+    killed |= {fault.name for fault in history.faults if fault.kind in ("hub_kill", "failover")}
     stuck = {event["name"] for event in history.stuck}
     for event in history.exits:
         if event["code"] in EXITS or event["name"] in killed or (stuck and event["code"] == -9):
@@ -276,6 +279,12 @@ def samples(history: History, name: str) -> tuple[list[int], list[int]]:
     return [fds for fds, _ in rows], [rss for _, rss in rows]
 
 
+def held(values: list[int]) -> tuple[int, int]:
+    """What is held in the first fifth and in the last: the lower quartile, because large ops come and go above it."""
+    part = max(1, len(values) // 5)
+    return sorted(values[:part])[part // 4], sorted(values[-part:])[part // 4]
+
+
 def growth(history: History) -> Iterator[Broken]:
     """Of those that live through the whole of a run that is long enough to tell."""
     if history.calm - history.begun < GROWTH_S_MIN or not history.usage:
@@ -284,10 +293,9 @@ def growth(history: History) -> Iterator[Broken]:
         for what, values, slack in zip(
             ("descriptors", "KiB"), samples(history, name), (FDS_SLACK, RSS_SLACK_KB), strict=True
         ):
-            part = len(values) // 5
-            if part < 3 or not _since_the_begin(history, name):
+            if len(values) < SAMPLES_MIN or not _since_the_begin(history, name):
                 continue
-            first, last = sorted(values[:part])[part // 2], sorted(values[-part:])[part // 2]
+            first, last = held(values)
             if last > first * (1 + GROWTH_MAX) + slack:
                 yield Broken("growth", name, f"{what}: {first} after warm-up, {last} at the end", history.calm)
 

@@ -55,8 +55,7 @@ def ops_of(seed: int, boundary: int) -> list[Op]:
     if chance.random() < 0.5:
         kind = chance.choice(OTHERS)
         nbytes = chance.choice(SIZES[:3])
-        # the root may be gone when some call it already: by order the next ops would not meet
-        ops.append(Op(len(ops), kind, nbytes, chance.choice(list(PEAKS)), in_place=False, tagged=kind == "broadcast"))
+        ops.append(Op(len(ops), kind, nbytes, chance.choice(list(PEAKS)), in_place=False))
     return ops
 
 

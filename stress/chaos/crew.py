@@ -1,4 +1,4 @@
-"""The processes of a chaos run: a coordinator and a peer at each site, started again when they end, and their events.
+"""The processes of a chaos run: coordinators and a peer at each site, started again when they end, and their events.
 
 All times are those of CLOCK_MONOTONIC, which every process of a machine shares. What happens goes into a directory:
 `driver.jsonl` (faults, starts, ends, descriptors and memory), and for each process `NAME.jsonl` (its events) and
@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from stress.chaos.keeping import HUB, KEEPERS, STANDBY
+from stress.chaos.wallclock import WallClocks
 from stress.wan import Emulator, Topology, parse
 
 HERE = Path(__file__).parent
 PORT = 29400
-HUB = "hub"
 TIMEOUT_S = 60.0
 QUIET_S = 45.0
 MIN_PEERS = 2
@@ -32,15 +33,16 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(256 << 10), "MALLOC_TRIM_THRESHOLD_": st
 
 
 def topology_of(seed: int, sites: list[str], chance: Any) -> Topology:
-    """Sites with links of 50 to 200 Mbit/s and 10 to 60 ms, and a coordinator near all of them."""
+    """Sites with links of 50 to 200 Mbit/s and 10 to 60 ms, and places for two coordinators near all of them."""
     links: list[dict[str, Any]] = [
         {"pair": [a, b], "rtt_ms": round(chance.uniform(10, 60), 1), "rate_mbit": chance.choice((50, 100, 200))}
         for number, a in enumerate(sites)
         for b in sites[:number]
     ]
-    links += [{"pair": [HUB, site], "rtt_ms": round(chance.uniform(10, 40), 1), "rate_mbit": 100} for site in sites]
+    near = [[HUB, site] for site in sites] + [[STANDBY, site] for site in [*sites, HUB]]
+    links += [{"pair": pair, "rtt_ms": round(chance.uniform(10, 40), 1), "rate_mbit": 100} for pair in near]
     names: dict[str, dict[str, str]] = {site: {} for site in sites}
-    return parse({"seed": seed, "sites": {**names, HUB: {"role": "coordinator"}}, "links": links})
+    return parse({"seed": seed, "sites": {**names, HUB: {"role": "coordinator"}, STANDBY: {}}, "links": links})
 
 
 @dataclass(slots=True)
@@ -53,6 +55,7 @@ class Process:
     events: IO[bytes]
     started: float
     joined: bool = False
+    leads: bool = False
     stopped: bool = False
     boundary: int = 0
     heard: float = 0.0
@@ -76,8 +79,10 @@ class Process:
 class Crew:
     """Starts, watches and ends them."""
 
-    def __init__(self, wan: Emulator, directory: Path, seed: int, lease_s: float) -> None:
+    def __init__(self, wan: Emulator, directory: Path, seed: int, lease_s: float, keeping: str) -> None:
         self.wan, self.directory, self.seed, self.lease_s = wan, directory, seed, lease_s
+        self.keeper = KEEPERS[keeping](wan, directory)
+        self.clocks = WallClocks(directory)
         self.processes: dict[str, Process] = {}
         self.stop_at: int | None = None
         self.commits = self.starts = 0
@@ -92,23 +97,24 @@ class Crew:
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
-    def start_hub(self) -> None:
-        options: dict[str, Any] = {"min_peers": MIN_PEERS, "lease_s": self.lease_s}
-        if is_durable():
-            options["state"] = str(self.directory / "state")
-        self._start(HUB, "hub.py", {"options": options})
+    def start_hub(self, site: str) -> None:
+        options = {"min_peers": MIN_PEERS, "lease_s": self.lease_s} | self.keeper.options()
+        self._start(site, "hub.py", {"options": options, "address": self._address(site)})
 
     def start_peer(self, site: str) -> Process:
         job = {"host": self.wan.address(site), "seed": self.seed, "timeout_s": TIMEOUT_S, "stop_at": self.stop_at}
+        job["address"] = ",".join(map(self._address, self.hub_sites))
         return self._start(site, "peer.py", job)
+
+    def _address(self, site: str) -> str:
+        return f"tcp://{self.wan.address(site)}:{PORT}"
 
     def _start(self, site: str, script: str, job: dict[str, Any]) -> Process:
         self._numbers[site] = self._numbers.get(site, 0) + 1
         name = f"{site}.{self._numbers[site]}"
-        job["address"] = f"tcp://{self.wan.address(HUB)}:{PORT}"
         env = {key: text for key, text in os.environ.items() if not key.startswith("PCCL_")}
         env |= {"PCCL_SECRET": self._secret, "OMP_NUM_THREADS": "1", "RES_OPTIONS": "timeout:1 attempts:1"}
-        env |= MALLOC
+        env |= MALLOC | self.clocks.environment(name)
         path = self.directory / f"{name}.jsonl"
         with path.open("ab") as out, (self.directory / f"{name}.err").open("ab") as err:
             command = [sys.executable, str(HERE / script), json.dumps(job)]
@@ -124,8 +130,21 @@ class Crew:
     # -- watching ----------------------------------------------------------------------------------------------------
 
     @property
+    def hub_sites(self) -> tuple[str, ...]:
+        return self.keeper.sites
+
+    @property
     def peers(self) -> list[Process]:
-        return [process for site, process in self.processes.items() if site != HUB]
+        return [process for site, process in self.processes.items() if site not in self.hub_sites]
+
+    @property
+    def hubs(self) -> list[Process]:
+        return [self.processes[site] for site in self.hub_sites if site in self.processes]
+
+    @property
+    def leader(self) -> Process | None:
+        """The coordinator that serves, if one does."""
+        return next((process for process in self.hubs if process.leads and not process.stopped), None)
 
     def read(self) -> None:
         """What they have written since."""
@@ -140,7 +159,8 @@ class Crew:
 
     def _take(self, process: Process, event: dict[str, Any]) -> None:
         process.boundary = max(process.boundary, event.get("b", 0))
-        process.joined = process.joined or event["e"] in ("member", "serving")
+        process.joined = process.joined or event["e"] in ("member", "serving", "standing by")
+        process.leads = event["e"] != "serves no more" and (process.leads or event["e"] == "serving")
         if event["e"] == "end" and event["ok"]:
             self.commits += 1
             process.commits += 1
@@ -189,9 +209,5 @@ class Crew:
             process.popen.kill()
             process.popen.wait()
         self.reap()
+        self.keeper.close()
         self._log.close()
-
-
-def is_durable() -> bool:
-    """Whether the installed coordinator can be killed and started again."""
-    return subprocess.run([sys.executable, str(HERE / "hub.py"), "durable"], cwd="/", check=False).returncode == 0

@@ -12,6 +12,8 @@ Event = dict[str, Any]
 OpName = tuple[int, int]
 FOREVER = float("inf")
 EVICTIONS = ("lost", "lease")
+#: Faults that are over when they are committed.
+AT_ONCE = ("kill", "leave", "reset", "control_reset", "hub_kill", "failover")
 
 
 @dataclass(slots=True)
@@ -44,8 +46,8 @@ class Track:
     @property
     def outside(self) -> float:
         """From when on it is no survivor."""
-        gone = self.gone["t"] if self.gone is not None else FOREVER
-        return min(self.killed, gone, self.ended)
+        said = [event["t"] for event in (self.gone, self.closed) if event is not None]
+        return min(self.killed, self.ended, *said)
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class History:
     calm: float = FOREVER
     stopped: float = FOREVER
     corrupted: int = 0
+    leaders: int = 0  # how often a coordinator began to lead
 
     def by_peer(self) -> dict[str, Track]:
         return {track.peer: track for track in self.tracks.values() if track.peer}
@@ -100,13 +103,14 @@ def _lines(path: Path) -> list[Event]:
 
 
 def build(lines: dict[str, list[Event]]) -> History:
-    """From the lines of each writer: `driver`, `hub.N` and the peers by name."""
+    """From the lines of each writer: `driver`, `hub.N`, `hub2.N` and the peers by name."""
     history = History()
     for name, events in lines.items():
         if name == "driver":
             continue
-        if name.startswith("hub."):
+        if name.startswith("hub"):
             history.decisions += [event for event in events if event["e"] == "decision"]
+            history.leaders += sum(event["e"] == "serving" for event in events)
             continue
         history.tracks[name] = _track(Track(name), events)
     history.decisions.sort(key=lambda event: event["t"])
@@ -141,7 +145,7 @@ def _drive(history: History, events: Iterable[Event]) -> None:
         kind = event["e"]
         track = history.tracks.get(event.get("name", ""))
         if kind == "fault":
-            until = event["t"] if event["kind"] in ("kill", "leave", "reset", "control_reset", "hub_kill") else FOREVER
+            until = event["t"] if event["kind"] in AT_ONCE else FOREVER
             fault = Fault(
                 event["kind"], event["name"], event["site"], event["other"], event["t"], until, event["amount"]
             )

@@ -1,23 +1,22 @@
-"""The coordinator's process of a chaos run: serves until its input ends, and writes one JSON line per decision."""
+"""A coordinator's process of a chaos run: serves, or stands by, until its input ends; one JSON line per decision."""
 
 from __future__ import annotations
 
 import faulthandler
-import inspect
 import json
 import logging
 import os
 import signal
 import sys
+import threading
 import time
+from contextlib import closing
 from typing import Any
 
 from pccl.coordinator.server import Coordinator
+from pccl.errors import StateError
 
-
-def is_durable() -> bool:
-    """Whether a coordinator can keep its state in a file, and so be killed and started again."""
-    return "state" in inspect.signature(Coordinator).parameters
+POLL_S = 0.1
 
 
 def say(event: str, **facts: Any) -> None:
@@ -40,15 +39,31 @@ def main(job: dict[str, Any]) -> None:
     log = logging.getLogger("pccl.coordinator")
     log.setLevel(logging.INFO)
     log.addHandler(Decisions())
-    with Coordinator(bind=job["address"], secret=os.environ["PCCL_SECRET"], **job["options"]):
-        say("serving", pid=os.getpid())
-        for _ in sys.stdin:
-            say("still serving")
+    end = threading.Event()
+    threading.Thread(target=until_input_ends, args=(end,), daemon=True).start()
+    while not end.is_set():
+        coordinator = Coordinator(bind=job["address"], secret=os.environ["PCCL_SECRET"], end=end, **job["options"])
+        say("standing by")
+        try:
+            coordinator.start()
+        except StateError:
+            if end.is_set():
+                return
+            raise
+        with closing(coordinator):
+            say("serving", pid=os.getpid())
+            while not end.wait(POLL_S) and not coordinator.deposed.is_set():
+                pass
+            say("serves no more")
+
+
+def until_input_ends(end: threading.Event) -> None:
+    for _ in sys.stdin:
+        say("still here")
+    end.set()
 
 
 if __name__ == "__main__":
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
-    if sys.argv[1] == "durable":
-        sys.exit(0 if is_durable() else 1)
     main(json.loads(sys.argv[1]))

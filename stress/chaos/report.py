@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from stress.chaos.checker import Broken, samples
+from stress.chaos.checker import Broken, held, samples
 from stress.chaos.history import EVICTIONS, FOREVER, History, Track
 
 SHOWN_MAX = 40
@@ -36,6 +36,8 @@ def figures(history: History, broken: Sequence[Broken], seed: int, replay: str, 
         "joins": sum(track.joined < FOREVER for track in history.tracks.values()),
         "evictions": sum(decided[what] for what in EVICTIONS),
         "changes": decided["freeze"],
+        "could_not_write": sum(e["what"] == "state" and "nothing is decided" in e["reason"] for e in history.decisions),
+        "leaders": history.leaders,
         "syncs": sum(sync["ok"] for track in history.tracks.values() for sync in track.syncs),
         "corrupted_packets": history.corrupted,
         "recovery_ms": percentiles(recoveries_ms(history)),
@@ -76,14 +78,15 @@ def _first_without(track: Track, victim: Track) -> float | None:
 
 
 def usage(history: History) -> dict[str, dict[str, int]]:
-    """Of those that lived all the time: after warm-up and at the end."""
+    """Of those that lived all the time: what they held after warm-up and at the end."""
     if not history.usage:
         return {}
     table = {}
     for name in history.usage[-1]["of"]:
         fds, rss = samples(history, name)
         if name in history.usage[0]["of"] and len(fds) > 1:
-            table[name] = {"fds": fds[0], "fds_end": fds[-1], "rss_kb": rss[0], "rss_kb_end": rss[-1]}
+            (fds_first, fds_last), (rss_first, rss_last) = held(fds), held(rss)
+            table[name] = {"fds": fds_first, "fds_end": fds_last, "rss_kb": rss_first, "rss_kb_end": rss_last}
     return table
 
 

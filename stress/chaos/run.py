@@ -15,7 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from stress.chaos.crew import HUB, Crew, Process, topology_of
+from stress.chaos.crew import Crew, Process, topology_of
+from stress.chaos.keeping import OnDisk
 from stress.chaos.schedule import Fault, sites_of
 from stress.wan import Emulator
 
@@ -53,7 +54,8 @@ class Run:
 
     def play(self) -> None:
         """From the first start to the last end."""
-        self.crew.start_hub()
+        for site in self.crew.hub_sites:
+            self.crew.start_hub(site)
         for site in self.sites:
             self.crew.start_peer(site)
         self._until(FORM_S, lambda: all(process.joined for process in self.crew.processes.values()))
@@ -93,8 +95,8 @@ class Run:
     def _ended(self, process: Process) -> None:
         if self._ending:
             return
-        if process.site == HUB:
-            self.later(process.again_s, self.crew.start_hub)
+        if process.site in self.crew.hub_sites:
+            self.later(process.again_s, partial(self.crew.start_hub, process.site))
         elif process.site in self.sites:
             self.later(process.again_s, partial(self._start_again, process.site))
 
@@ -117,8 +119,7 @@ class Run:
         for process in self.crew.peers:
             process.tell(do="stop_at", boundary=self.crew.stop_at)
         self._until(FORM_S + MEND_S, lambda: not self.crew.peers)
-        hub = self.crew.processes.get(HUB)
-        if hub is not None:
+        for hub in self.crew.hubs:
             assert hub.popen.stdin is not None
             hub.popen.stdin.close()
         self._until(MEND_S, lambda: not self.crew.processes)
@@ -128,19 +129,21 @@ class Run:
     def commit(self, fault: Fault) -> None:
         """It happens, if there is anybody to whom it can."""
         number = self.faults
-        if fault.kind in ("join", "join_die"):
-            name = "" if fault.site in self.crew.processes else self.crew.start_peer(fault.site).name
-        else:
-            process = self.crew.processes.get(fault.site)
-            name = process.name if process is not None and not process.stopped else ""
-        if not name:
+        process = self._victim(fault)
+        if process is None or process.stopped:
             return
         self.faults += 1
-        facts = {"kind": fault.kind, "name": name, "site": fault.site, "other": fault.other}
+        facts = {"kind": fault.kind, "name": process.name, "site": process.site, "other": fault.other}
         self.crew.say("fault", id=number, seconds=fault.seconds, amount=fault.amount, **facts)
-        mend = getattr(self, f"_{fault.kind}")(fault, self.crew.processes[fault.site])
+        mend = getattr(self, f"_{fault.kind}")(fault, process)
         if mend is not None:
             self.later(fault.seconds, partial(self._mend, number, mend))
+
+    def _victim(self, fault: Fault) -> Process | None:
+        """Of coordinators the one that leads."""
+        if fault.kind in ("join", "join_die"):
+            return None if fault.site in self.crew.processes else self.crew.start_peer(fault.site)
+        return self.crew.leader if fault.site in self.crew.hub_sites else self.crew.processes.get(fault.site)
 
     def _mend(self, number: int, mend: Action) -> None:
         mend()
@@ -171,6 +174,19 @@ class Run:
         process.again_s = fault.seconds
         process.signal(signal.SIGKILL)
 
+    _failover = _hub_kill
+
+    def _hub_full(self, fault: Fault, process: Process) -> Action:
+        assert isinstance(self.crew.keeper, OnDisk)
+        self.crew.keeper.fill()
+        return self.crew.keeper.clean
+
+    def _clock(self, fault: Fault, process: Process) -> Action:
+        self.crew.clocks.move(process.name, fault.amount)
+        return partial(self.crew.clocks.move, process.name, 0.0)
+
+    _hub_clock = _clock
+
     def _join(self, fault: Fault, process: Process) -> None:
         self.later(fault.seconds, partial(process.tell, do="leave"))
 
@@ -199,26 +215,35 @@ class Run:
 
     _hub_descriptors = _descriptors
 
-    def _cut(self, fault: Fault, process: Process) -> Action:
-        self.wan.cut(fault.site, fault.other)
-        return partial(self.wan.heal, fault.site, fault.other)
+    def _ends(self, fault: Fault) -> list[str]:
+        """The other end of a link, or those of the ways to the coordinators."""
+        return [fault.other] if fault.other else list(self.crew.hub_sites)
+
+    def _cut(self, fault: Fault, process: Process, both: bool = True) -> Action:
+        for there in self._ends(fault):
+            self.wan.cut(fault.site, there, both)
+
+        def heal() -> None:
+            for there in self._ends(fault):
+                self.wan.heal(fault.site, there, both)
+
+        return heal
 
     def _one_way(self, fault: Fault, process: Process) -> Action:
-        self.wan.cut(fault.site, fault.other, both=False)
-        return partial(self.wan.heal, fault.site, fault.other, both=False)
+        return self._cut(fault, process, both=False)
 
-    def _isolate(self, fault: Fault, process: Process) -> Action:
-        self.wan.cut(fault.site, HUB)
-        return partial(self.wan.heal, fault.site, HUB)
-
-    _isolate_long = _isolate
+    _isolate = _isolate_long = _cut
 
     def _setting(self, fault: Fault, name: str, both: bool) -> Action:
-        """Of a pair, or of the way to the coordinator."""
-        there = fault.other or HUB
-        before = getattr(self.wan.link(fault.site, there), name)
-        self.wan.set_pair(fault.site, there, both=both, **{name: fault.amount})
-        return partial(self.wan.set_pair, fault.site, there, both=both, **{name: before})
+        before = {there: getattr(self.wan.link(fault.site, there), name) for there in self._ends(fault)}
+        for there in before:
+            self.wan.set_pair(fault.site, there, both=both, **{name: fault.amount})
+
+        def restore() -> None:
+            for there, value in before.items():
+                self.wan.set_pair(fault.site, there, both=both, **{name: value})
+
+        return restore
 
     def _loss(self, fault: Fault, process: Process) -> Action:
         return self._setting(fault, "loss", both=False)
@@ -233,19 +258,27 @@ class Run:
 
     def _reset(self, fault: Fault, process: Process) -> None:
         """The kernel aborts every connection between the two."""
-        found = ["ss", "-KtnH", "state", "established", "dst", self.wan.address(fault.other or HUB)]
-        self.wan.popen(fault.site, found, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for there in self._ends(fault):
+            found = ["ss", "-KtnH", "state", "established", "dst", self.wan.address(there)]
+            self.wan.popen(fault.site, found, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     _control_reset = _reset
 
 
 def play(
-    schedule: list[Fault], directory: Path, seed: int, peers: int, seconds: float, lease_s: float, progress: Progress
+    schedule: list[Fault],
+    directory: Path,
+    seed: int,
+    peers: int,
+    seconds: float,
+    lease_s: float,
+    keeping: str,
+    progress: Progress,
 ) -> str:
     """Builds everything, plays, takes it down. Gives why it ended early; empty when it did not."""
     sites = [site for some in sites_of(peers) for site in some]
     with Emulator(topology_of(seed, sites, random.Random(f"links {seed}")), large_packets=True) as wan:
-        crew = Crew(wan, directory, seed, lease_s)
+        crew = Crew(wan, directory, seed, lease_s, keeping)
         try:
             Run(crew, schedule, peers, seconds, progress).play()
         except Stuck as stuck:

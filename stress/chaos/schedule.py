@@ -40,17 +40,25 @@ WEIGHTS = {
     "corrupt": 2.0,
     "descriptors": 1.0,
     "hub_stop": 1.0,
+    "clock": 0.5,
     "hub_descriptors": 0.5,
+    "hub_clock": 0.6,
     "hub_kill": 1.0,
+    "hub_full": 0.7,
+    "failover": 1.0,
 }
-#: These need a coordinator that keeps its state in a file.
-DURABLE = ("hub_kill",)
+#: Where the coordinator keeps the run: in a file, or in etcd, where another one stands by.
+KEEPING = ("file", "etcd")
+#: These need the one or the other.
+NEEDS = {"hub_kill": "file", "hub_full": "file", "failover": "etcd"}
+#: Seconds by which a wall clock jumps: cold batteries, time zones, a missing battery, the end of certificates.
+JUMPS_S = (-400 * 86400.0, -3600.0, -1.5, 1.5, 3600.0, 4000 * 86400.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """At `at_s` something happens at a site, or between it and another, for so many seconds. `again_s`: how long after
-    its end a peer is started there again. `amount`: a probability, or Mbit/s."""
+    its end a peer is started there again. `amount`: a probability, Mbit/s, or by how many seconds a clock jumps."""
 
     at_s: float
     kind: str
@@ -66,12 +74,12 @@ def sites_of(peers: int) -> tuple[list[str], list[str]]:
     return [f"p{number}" for number in range(peers)], [f"x{number}" for number in range(SPARES)]
 
 
-def allowed(only: Iterable[str], durable: bool) -> list[str]:
+def allowed(only: Iterable[str], keeping: str) -> list[str]:
     """The kinds that are drawn. ValueError for a name that is none."""
     wanted = list(only) or list(WEIGHTS)
     if unknown := set(wanted) - WEIGHTS.keys():
         raise ValueError(f"no such fault: {', '.join(sorted(unknown))}; known are {', '.join(WEIGHTS)}")
-    return [kind for kind in wanted if durable or kind not in DURABLE]
+    return [kind for kind in wanted if NEEDS.get(kind, keeping) == keeping]
 
 
 def draw(
@@ -81,11 +89,11 @@ def draw(
     peers: int,
     lease_s: float,
     only: Iterable[str] = (),
-    durable: bool = False,
+    keeping: str = "file",
 ) -> list[Fault]:
     """The schedule of a run that lasts so long."""
     drawer = _Drawer(random.Random(f"chaos {seed}"), peers, lease_s)
-    kinds = allowed(only, durable)
+    kinds = allowed(only, keeping)
     faults: list[Fault] = []
     at_s = 0.0
     while True:
@@ -172,6 +180,9 @@ class _Drawer:
     def _descriptors(self, at_s: float, kind: str) -> Fault | None:
         return self._still(at_s, kind, self._seconds(2.0, 5.0))
 
+    def _clock(self, at_s: float, kind: str) -> Fault | None:
+        return self._still(at_s, kind, self._seconds(1.0, 5.0), self.chance.choice(JUMPS_S))
+
     def _spare(self, at_s: float, kind: str, seconds: float) -> Fault | None:
         free = [site for site in self.spares if ("spare", site) not in self._busy]
         if not free:
@@ -204,11 +215,11 @@ class _Drawer:
 
     # -- the coordinator ---------------------------------------------------------------------------------------------
 
-    def _on_hub(self, at_s: float, kind: str, seconds: float) -> Fault | None:
+    def _on_hub(self, at_s: float, kind: str, seconds: float, amount: float = 0.0) -> Fault | None:
         if "hub" in self._busy:
             return None
         self._busy["hub"] = at_s + seconds + 2 * self.lease_s
-        return Fault(at_s, kind, "hub", seconds=seconds)
+        return Fault(at_s, kind, "hub", seconds=seconds, amount=amount)
 
     def _hub_stop(self, at_s: float, kind: str) -> Fault | None:
         return self._on_hub(at_s, kind, self._seconds(0.3, 1.0, self.lease_s * 1.5))
@@ -216,8 +227,16 @@ class _Drawer:
     def _hub_descriptors(self, at_s: float, kind: str) -> Fault | None:
         return self._on_hub(at_s, kind, self._seconds(2.0, 5.0))
 
+    def _hub_clock(self, at_s: float, kind: str) -> Fault | None:
+        return self._on_hub(at_s, kind, self._seconds(1.0, 5.0), self.chance.choice(JUMPS_S))
+
     def _hub_kill(self, at_s: float, kind: str) -> Fault | None:
         return self._on_hub(at_s, kind, self._seconds(0.2, 1.0, self.lease_s))
+
+    _failover = _hub_kill
+
+    def _hub_full(self, at_s: float, kind: str) -> Fault | None:
+        return self._on_hub(at_s, kind, self._seconds(1.0, self.lease_s, 2 * self.lease_s))
 
 
 # -- on paper ----------------------------------------------------------------------------------------------------------

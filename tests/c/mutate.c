@@ -12,12 +12,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
-enum { INPUT_BYTES_MAX = 4096, MAP_BYTES = 1 << 16, INPUTS_MAX = 1 << 15, HANG_S = 20 };
+enum { INPUT_BYTES_MAX = 4096, MAP_BYTES = 1 << 15, INPUTS_MAX = 1 << 15, HANG_S = 20 };
 
 struct input {
     uint8_t *data;
@@ -47,7 +48,7 @@ void __sanitizer_cov_trace_pc(void)
 const char *__asan_default_options(void);
 const char *__asan_default_options(void)
 {
-    return "abort_on_error=1:allocator_may_return_null=1:detect_leaks=1:malloc_context_size=2:quarantine_size_mb=16";
+    return "abort_on_error=1:allocator_may_return_null=1:detect_leaks=1:malloc_context_size=1:quarantine_size_mb=16";
 }
 
 static uint64_t draw(void)
@@ -65,7 +66,7 @@ static void on_death(int number)
         (void)fwrite(current, 1, current_bytes, file);
         fclose(file);
     }
-    fprintf(stderr, "%s: the input is in %s\n", number == SIGALRM ? "hangs" : "dies", crash_path);
+    fprintf(stderr, "%s: the input is in %s\n", number == SIGPROF ? "hangs" : "dies", crash_path);
     signal(number, SIG_DFL);
     raise(number);
     _exit(1);
@@ -83,22 +84,43 @@ static uint8_t bucket(uint8_t count)
     return (uint8_t)(count < 4 ? count : 1 << (31 - __builtin_clz(count)));
 }
 
-/* 1 if something is new. Most of the map is empty, so it is looked through by words. */
-static int learn(void)
+/* 1 if something in this word of the map, which begins there, is new. */
+static int learn_word(uint64_t word, size_t begin)
 {
     int news = 0;
-    for (size_t word = 0; word < MAP_BYTES; word += sizeof(uint64_t)) {
-        uint64_t any;
-        memcpy(&any, hits + word, sizeof any);
-        for (size_t i = word; any && i < word + sizeof any; i++) {
-            uint8_t seen = hits[i] ? bucket(hits[i]) : 0;
-            if (seen > known[i]) {
-                known[i] = seen;
-                news = 1;
-            }
+    while (word) {
+        size_t i = begin + (size_t)__builtin_ctzll(word) / 8;
+        uint8_t seen = bucket(hits[i]);
+        if (seen > known[i]) {
+            known[i] = seen;
+            news = 1;
         }
+        word &= ~(0xFFull << (i - begin) * 8);
     }
     return news;
+}
+
+/* 1 if something is new. Most of the map is empty, so it is looked through by cache lines, and those by words. */
+static int learn(void)
+{
+    enum { WORDS = 8 };
+    int news = 0;
+    for (size_t at = 0; at < MAP_BYTES; at += WORDS * sizeof(uint64_t)) {
+        uint64_t words[WORDS], any = 0;
+        memcpy(words, hits + at, sizeof words);
+        for (size_t i = 0; i < WORDS; i++)
+            any |= words[i];
+        for (size_t i = 0; any && i < WORDS; i++)
+            news |= learn_word(words[i], at + i * sizeof any);
+    }
+    return news;
+}
+
+/* By the time that the processor gives us: the machine may be busy, or we stopped. */
+static void watch_for_hang(time_t seconds_left)
+{
+    struct itimerval timer = {.it_value = {.tv_sec = seconds_left}};
+    (void)setitimer(ITIMER_PROF, &timer, NULL);
 }
 
 /* Runs the input; 1 if it reached something new. */
@@ -111,9 +133,9 @@ static int run(const uint8_t *data, size_t bytes)
     memcpy(current, data, bytes);
     current_bytes = bytes;
     memset(hits, 0, sizeof hits);
-    alarm(HANG_S);
+    watch_for_hang(HANG_S);
     LLVMFuzzerTestOneInput(current, bytes);
-    alarm(0);
+    watch_for_hang(0);
     return learn();
 }
 
@@ -238,7 +260,7 @@ static void watch_for_death(const char *name)
     snprintf(crash_path, sizeof crash_path, "crash-%s", name);
     signal(SIGABRT, on_death);
     signal(SIGSEGV, on_death);
-    signal(SIGALRM, on_death);
+    signal(SIGPROF, on_death);
     signal(SIGTERM, on_end);
     signal(SIGINT, on_end);
 }

@@ -3,16 +3,21 @@
 
 /* -- classes and caps --------------------------------------------------------------------------------------------------- */
 
-/* Milliseconds that an all-reduce of 256 KiB takes while 8 MiB are fetched at 10 MB/s; alone it needs 40. */
+/* Milliseconds that an all-reduce of 256 KiB takes while 8 MiB of as many regions are fetched at 10 MB/s; alone it needs 40. */
 static int op_beside_fetch_ms(pccl_priority of_fetch, pccl_priority of_op)
 {
     static uint8_t data[2][256 << 10];
     begin();
     c.mesh_bytes_max = 1 << 30;
     set_paths(5 * MS, 10000000);
-    offer(1);
-    for (uint64_t token = 1; token <= 8; token++)
-        fetch_part(0, BYTES, of_fetch, 0, token);
+    for (uint64_t token = 1; token <= 8; token++) {
+        pccl_fetch_run run = {0, BYTES, target};
+        pccl_fetch_request r = request_of(&run, 1, token);
+        r.generation = token;
+        r.priority = (uint8_t)of_fetch;
+        offer_of(0, key, token, source, BYTES, 1, 100 + token);
+        send_request(&r);
+    }
     cluster_run(&c, 20 * MS);
     for (uint32_t i = 0; i < 2; i++) {
         pccl_op_request r = {.kind = PCCL_ALL_REDUCE, .dtype = PCCL_INT32, .count = sizeof data[0] / 4, .in = data[i], .out = data[i],
@@ -55,6 +60,52 @@ TEST(a_class_can_be_limited)
     CHECK_EQ_INT(status_of(1), PCCL_OK);
     CHECK_EQ_INT(status_of(2), PCCL_OK);
     CHECK_EQ_BYTES(target, source, BYTES);
+    expect_nothing_left();
+    cluster_close(&c);
+}
+
+/* What is asked for first is there first: it takes no turns with what is asked for after it. */
+TEST(fetches_of_a_region_are_served_in_order)
+{
+    begin();
+    set_paths(5 * MS, 10000000);
+    offer(1);
+    for (uint64_t token = 1; token <= 8; token++)
+        fetch_part((token - 1) * BYTES / 8, BYTES / 8, NORMAL, 0, token);
+    cluster_run(&c, SECOND / 2);
+    for (uint64_t token = 1; token <= 8; token++) {
+        CHECK_EQ_INT(status_of(token), PCCL_OK);
+        CHECK(fetched(token)->duration_ns < (token + 4) * 13 * MS);   /* two streams, and what fits into them */
+    }
+    CHECK_EQ_BYTES(target, source, BYTES);
+    expect_nothing_left();
+    cluster_close(&c);
+}
+
+/* The first two wait for what is not there, the third does not; a dropped one that had the turn gives it on. */
+TEST(a_fetch_that_waits_for_the_region_lets_others_pass)
+{
+    begin();
+    set_paths(5 * MS, 10000000);
+    offer(0);
+    extend(BYTES / 2, BYTES / 2);
+    fetch_part(0, BYTES / 4, NORMAL, 0, 1);
+    fetch_part(BYTES / 4, BYTES / 4, NORMAL, 0, 2);
+    fetch_part(BYTES / 2, BYTES / 4, NORMAL, 0, 3);
+    fetch_part(3 * BYTES / 4, BYTES / 4, NORMAL, 0, 4);
+    cluster_run(&c, 20 * MS);
+    CHECK_EQ_INT(pccl_engine_cancel_fetch(c.engines[1], 3), PCCL_OK);
+    cluster_run(&c, SECOND / 10);
+    CHECK_EQ_INT(status_of(3), PCCL_ECANCELLED);
+    CHECK_EQ_INT(status_of(4), PCCL_OK);
+    CHECK_EQ_INT(status_of(1), -1);
+    extend(BYTES / 4, BYTES / 4);
+    cluster_run(&c, SECOND / 10);
+    CHECK_EQ_INT(status_of(2), PCCL_OK);
+    extend(0, BYTES / 4);
+    cluster_run(&c, SECOND / 10);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    CHECK_EQ_BYTES(target, source, BYTES / 2);
     expect_nothing_left();
     cluster_close(&c);
 }

@@ -88,7 +88,7 @@ class World:
         settings = Settings(min_peers=2, lease_s=LEASE_S, peers_max=PEERS_MAX, dial_back=True)
         self.run = Run(RUN, settings, self.now)
         self.ledger = Ledger(self.run, self._store)
-        self._carry_out(self.ledger.open(self.now))
+        self._carry_out(self.ledger.open(lambda: self.now))
 
     # -- steps ------------------------------------------------------------------------------------------------
 

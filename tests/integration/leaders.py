@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import pccl
 from pccl import messages as m
 from pccl.cli.status import asking
+from pccl.keys import run_keys
 
 SECRET = "a secret of this test"
 PCCL = [sys.executable, "-c", "from pccl.cli import main; main()"]
@@ -64,7 +65,7 @@ class Leader:
             self.process = None
 
     def group(self) -> m.GroupStatus:
-        with asking(self.address, "default", SECRET) as asker:
+        with asking(self.address, "default", run_keys(SECRET.encode(), "default")) as asker:
             return asker.ask(30.0).groups[0]
 
 

@@ -1,4 +1,7 @@
-"""A minute of chaos: six real processes on an emulated WAN, a fault every 1.5 s, and every promise holds."""
+"""Three minutes of chaos: eight real processes on an emulated WAN, a fault every 2 s, and every promise holds.
+
+`make test` runs this beside the C tests.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,19 @@ pytestmark = [
     pytest.mark.skipif(REASON is not None, reason=f"no WAN can be emulated here: {REASON}"),
     pytest.mark.needs_root,
     pytest.mark.slow,
+    pytest.mark.timeout(420),
 ]
 
-SEED = 11
-TIMEOUT_S = 170
+SEED = 14  # it has everything that happens to coordinators
+TIMEOUT_S = 400
 
 
 def test_every_promise_holds_amid_faults(tmp_path: Path) -> None:
-    arguments = ["--minutes", "1", "--seed", str(SEED), "--peers", "6", "--every-s", "1.5", "--json"]
+    arguments = ["--minutes", "3", "--seed", str(SEED), "--peers", "8", "--json"]
     command = [sys.executable, "-m", "stress.chaos", *arguments, "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.stdout, done.stderr
     row = json.loads(done.stdout)
     assert (done.returncode, row["broken"], row["ended_early"]) == (0, [], ""), done.stderr
-    assert row["faults"] >= 30 and len(row["kinds"]) >= 8, row["kinds"]
-    assert row["commits"] > 500 and row["retries"] > 0 and row["kills"] > 0, row
+    assert row["faults"] >= 70 and len(row["kinds"]) >= 15, row["kinds"]
+    assert row["commits"] > 1500 and row["retries"] > 0 and row["kills"] > 0 and row["leaders"] > 1, row

@@ -399,6 +399,32 @@ def test_a_peer_that_leaves(cluster: Any) -> None:
     cluster(3, body, min_peers=2, together=False)
 
 
+def test_a_broadcast_whose_root_has_gone_counts_for_everybody(cluster: Any) -> None:
+    """One peer calls it while the root is there, the other when it is not: both are told, and their next ops meet."""
+    leaving = threading.Barrier(3)
+
+    def body(comm: pccl.Communicator) -> None:
+        gone, calls_early = comm.peers[2], comm.rank == 0
+        comm.barrier()
+        if comm.peer_id == gone:
+            leaving.wait(10)
+            return
+        array = ones()
+        early = comm.broadcast(array, gone, async_op=True) if calls_early else None
+        change = comm.barrier(tag="a change", async_op=True)
+        leaving.wait(10)
+        change.wait()
+        assert gone not in comm.peers
+        with pytest.raises(pccl.PeerLost):
+            (early or comm.broadcast(array, gone, async_op=True)).wait()
+        with pytest.raises(pccl.PeerLost):
+            comm.broadcast(array, gone)
+        comm.all_reduce(array, timeout=10)
+        assert (array == 2).all()
+
+    cluster(3, body, min_peers=2, together=False)
+
+
 def test_too_few_peers(cluster: Any) -> None:
     coordinator = cluster.coordinator(2)
     found: list[pccl.Communicator] = []

@@ -27,6 +27,7 @@ class Corrupter:
         self.port = port
         self.connections = 0
         self.changed = threading.Event()
+        self.swallows = False  # what comes over new connections goes nowhere
         self._armed: str | None = None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
@@ -56,6 +57,8 @@ class Corrupter:
             there = socket.create_connection(("127.0.0.1", self.port))
             self.connections += 1
             self._sockets += [here, there]
+            if self.swallows:
+                continue
             for way, pair in (("up", (here, there)), ("down", (there, here))):
                 self._threads.append(threading.Thread(target=self._pass_on, args=(way, *pair)))
                 self._threads[-1].start()
@@ -122,6 +125,23 @@ def test_it_is_connected_again_and_stays_a_member(cluster: Any, way: str, greeti
                 assert between.connections > before
                 assert "lease" not in [entry.what for entry in coordinator.status().groups[0].log]
                 assert comm.advance().epoch == comm.epoch
+
+
+def test_handshakes_that_hang_are_given_up_in_time(cluster: Any) -> None:
+    """A wrong byte may make either side wait for more: two new connections stay silent, and the lease goes on."""
+    coordinator = cluster.coordinator(1, lease_s=LEASE_S)
+    with (
+        corrupter(coordinator.port) as between,
+        pccl.connect(between.address, secret=cluster.secret, listen="127.0.0.1:0", timeout=PATIENCE_S) as comm,
+    ):
+        before = between.connections
+        between.swallows = True
+        between.cut()
+        wait_until(lambda: between.connections == before + 2, LEASE_S)
+        between.swallows = False
+        wait_until(lambda: "reconnected" in str(coordinator.status()), LEASE_S)
+        assert "lease" not in [entry.what for entry in coordinator.status().groups[0].log]
+        assert comm.advance().epoch == comm.epoch
 
 
 def wait_until(holds: Callable[[], bool], seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -9,11 +10,13 @@ import time
 import numpy as np
 import pytest
 import zmq
+from click.testing import CliRunner, Result
 from integration.conftest import SECRET, Cluster
 
 import pccl
 from pccl import messages as m
 from pccl import tokens
+from pccl.cli import status
 from pccl.coordinator.server import Coordinator
 from pccl.errors import AuthError, CoordinatorLost
 from pccl.keys import run_keys
@@ -53,6 +56,32 @@ def test_who_has_a_token_reduces_with_who_has_the_secret(cluster: Cluster, trans
     for thread in threads:
         thread.join(PATIENCE_S)
     assert sums == [2.0, 2.0]
+
+
+def status_by(coordinator: Coordinator, ticket: str, *options: str) -> Result:
+    environment = {"PCCL_TOKEN": ticket, "PCCL_SECRET": None, "PCCL_RUN": None}
+    return CliRunner().invoke(status.command, [coordinator.address, "--json", *options], env=environment)
+
+
+def test_a_token_is_enough_to_ask_for_the_status(cluster: Cluster) -> None:
+    coordinator = cluster.coordinator(1, run=RUN)
+    with enter(coordinator, token()):
+        answer = status_by(coordinator, token())
+        assert answer.exit_code == 0, answer.output
+        shown = json.loads(answer.output)
+        assert shown["run"] == RUN
+        assert len(shown["groups"][0]["members"]) == 1
+
+
+def test_a_token_that_does_not_hold_shows_no_status(cluster: Cluster) -> None:
+    coordinator = cluster.coordinator(1, run=RUN)
+    for answer, why in (
+        (status_by(coordinator, token(ttl_s=5, ago_s=10)), "expired"),
+        (status_by(coordinator, token(), "--run", "other"), "for run 'llama'"),
+        (status_by(coordinator, "no token"), "token"),
+    ):
+        assert answer.exit_code == 1
+        assert why in answer.output
 
 
 def test_who_has_entered_stays_when_the_token_expires_and_the_connection_breaks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 
 import pccl
-from pccl.errors import PeerLost, Timeout
+from pccl.coordinator.server import Coordinator
+from pccl.errors import Evicted, PeerLost, Timeout
 
 PEER = Path(__file__).parent / "transfer_peer.py"
 MIB = 1 << 20
@@ -98,3 +100,27 @@ def test_when_the_only_source_is_killed_it_is_named(cluster: Any) -> None:
             fetch.wait()
         assert caught.value.peer == peer
         assert fetch.report.duration_s < 15.0
+
+
+def test_who_is_evicted_is_told_by_its_fetches(cluster: Any) -> None:
+    """Be they amid the bytes or waiting for an offer: the others are there, but know this peer no more."""
+    coordinator = cluster.coordinator(1, form_peers=2)
+    joined: list[pccl.Communicator] = []
+    threads = [threading.Thread(target=lambda: joined.append(cluster.connect(coordinator))) for _ in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    source, comm = joined
+    with source, comm:
+        source.transfers.limit("normal", MIB)
+        source.transfers.offer("slow", expected())
+        fetches = [comm.transfers.fetch(name, sources=source.peer_id, timeout=60.0) for name in ("slow", "never")]
+        some_arrived(fetches[0], MIB)
+        coordinator.close()
+        with Coordinator(coordinator.address, secret=cluster.secret):  # without the state: it knows nobody
+            began = time.monotonic()
+            for fetch in fetches:
+                with pytest.raises(Evicted, match="fetch"):
+                    fetch.wait(20.0)
+            assert time.monotonic() - began < 10.0

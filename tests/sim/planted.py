@@ -11,6 +11,10 @@ from pccl.coordinator import events
 from pccl.coordinator import membership as c
 from pccl.coordinator.ledger import Ledger
 from pccl.session import Session
+from pccl.transfer.job import Job
+from pccl.transfer.manifest import Manifest
+from pccl.transfer.schedule import Schedule
+from pccl.transfer.target import Bytes
 from pccl.types import Cause
 
 
@@ -119,3 +123,19 @@ class WritesTooLate(Ledger):
         if newest == late:
             super()._write()
         self._late = newest
+
+
+class BelievesSources(Job):
+    """Takes whatever chunk comes for the one that was offered."""
+
+    def _is_right(self, chunk: int, memory: Bytes, base: int) -> bool:
+        return True
+
+
+class AsksForAll(Job):
+    """Fetches what it has already."""
+
+    def _begin(self, manifest: Manifest, now: float) -> None:
+        self.target.begin(manifest)
+        self.schedule = Schedule(manifest.nbytes, manifest.chunk_bytes, (), manifest.parts)
+        self._take_sources(now)

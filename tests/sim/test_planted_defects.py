@@ -7,7 +7,9 @@ from random import Random
 
 import pytest
 from sim.planted import (
+    AsksForAll,
     BelievesBrokenStreams,
+    BelievesSources,
     CommitsUnfinished,
     DeniesCalls,
     EvictsOnLinkFault,
@@ -21,6 +23,7 @@ from sim.planted import (
 
 from pccl.testing import run_seed
 from pccl.testing.simulate import draw_options
+from pccl.transfer.job import Job
 
 SEEDS_MAX = 60
 
@@ -35,6 +38,7 @@ ENGINE = [
     pytest.param(64, "P4", "flapping_link", id="lose_resend"),
     pytest.param(128, "P5", "overdue_peer", id="ignore_deadline"),
     pytest.param(256, "P4", "dead_link", id="no_relay"),
+    pytest.param(512, "P2", "cancelled_fetches", id="late_write"),
 ]
 CONTROL = [
     pytest.param({"session": IgnoresHold}, "P3", "join_storm", id="ignores_hold"),
@@ -47,6 +51,8 @@ CONTROL = [
     pytest.param({"membership": WaitsForDeadLinks}, "P4", "dead_link", id="waits_for_dead_links"),
     pytest.param({"ledger": ForgetsToWrite}, "P7", "restart_during_change", id="forgets_to_write"),
     pytest.param({"ledger": WritesTooLate}, "P7", "restart_during_change", id="writes_too_late"),
+    pytest.param({"job": BelievesSources}, "P8", "drifting_state", id="believes_sources"),
+    pytest.param({"job": AsksForAll}, "P8", "drifting_state", id="asks_for_all"),
 ]
 
 
@@ -66,3 +72,9 @@ def test_control_plane_defect_is_found(classes: dict[str, type], promise: str, s
 
     found = (broken(seed) for seed in range(SEEDS_MAX))
     assert any(promise == named for named, _ in chain.from_iterable(found))
+
+
+def test_chunks_that_nobody_verifies_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Job, "_is_right", lambda job, chunk, memory, base: True)
+    found = (run_seed(seed, "guest_prefetches").broken for seed in range(SEEDS_MAX))
+    assert any(promise == "P8" for promise, _ in chain.from_iterable(found))

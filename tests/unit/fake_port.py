@@ -8,6 +8,7 @@ from typing import Any
 
 from pccl.errors import PcclError
 from pccl.transfer.manifest import HEAD_GENERATION, Head, Manifest, data_key, head_key, manifest_key
+from pccl.transfer.schedule import Path
 from pccl.types import Status
 
 
@@ -45,6 +46,7 @@ class FakePort:
         self.regions: dict[tuple[bytes, bytes, int], bytes] = {}
         self.asked: dict[int, Asked] = {}
         self.log = RelayLog()
+        self.paths: dict[bytes, Path] = {}
         self.now = 0.0
         self._tokens = 0
 

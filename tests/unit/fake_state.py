@@ -13,6 +13,7 @@ from pccl import _native
 from pccl.errors import PcclError
 from pccl.transfer.job import Job, TransferReport
 from pccl.transfer.manifest import HEAD_GENERATION, Head, Manifest, data_key, head_key, manifest_key
+from pccl.transfer.schedule import Path
 from pccl.transfer.target import Bytes, Target
 from pccl.transfer.transfers import Wish
 from pccl.types import Status
@@ -180,6 +181,7 @@ class FakePort:
 
     def __init__(self, fake: Fake) -> None:
         self.fake, self.hub = fake, fake.hub
+        self.paths: dict[bytes, Path] = {}
         self.answers: list[tuple[int, int]] = []
         self.tokens = 0
 

@@ -155,6 +155,10 @@ def not_let_in(lines: Lines) -> None:
     lines["p3.1"] = [{"e": "refused", "t": 5.0, "error": "Timeout", "text": "no epoch"}]
 
 
+def evicted_while_it_joined(lines: Lines) -> None:
+    lines["p3.1"] = [{"e": "refused", "t": 5.0, "error": "Evicted", "text": "lease"}]
+
+
 def stuck(lines: Lines) -> None:
     lines["driver"].append({"e": "stuck", "t": 5.0, "name": "p0.1", "why": "silent", "boundary": 2})
 
@@ -176,6 +180,13 @@ def grows(lines: Lines) -> None:
     lines["driver"] += [{"e": "usage", "t": 65.0 + 5 * k, "of": {"p0.1": [40 + k, 100000]}} for k in range(100)]
 
 
+def grows_in_memory(lines: Lines) -> None:
+    """A leak of 200 KiB a sample, under buffers that come and go."""
+    find(lines, "driver", "calm")["t"] = 1000.0
+    rss = [100000 + 200 * k + 30000 * (k % 3) for k in range(100)]
+    lines["driver"] += [{"e": "usage", "t": 65.0 + 5 * k, "of": {"p0.1": [40, kb]}} for k, kb in enumerate(rss)]
+
+
 PLANTED = [
     ("P1", another_digest),
     ("P1", other_participants),
@@ -194,11 +205,13 @@ PLANTED = [
     ("P5", a_timeout),
     ("P5", no_end),
     ("P5", not_let_in),
+    ("P4", evicted_while_it_joined),
     ("P5", stuck),
     ("P6", crashed),
     ("P8", drifted),
     ("P8", another_state),
     ("growth", grows),
+    ("growth", grows_in_memory),
 ]
 
 
@@ -217,6 +230,14 @@ def test_it_sees(promise: str, plant: Callable[[Lines], None]) -> None:
     assert promise in {broken.promise for broken in judged(lines)}
 
 
+def test_memory_that_comes_and_goes_is_no_growth() -> None:
+    lines = good()
+    find(lines, "driver", "calm")["t"] = 1000.0
+    rss = [100000 + (60000 if k % 3 and k > 60 else 0) for k in range(100)]
+    lines["driver"] += [{"e": "usage", "t": 65.0 + 5 * k, "of": {"p0.1": [40, kb]}} for k, kb in enumerate(rss)]
+    assert "growth" not in {broken.promise for broken in judged(lines)}
+
+
 def test_a_pause_beyond_the_lease_excuses() -> None:
     lines = good()
     lines["driver"] += fault("stop_long", "p1.1", 1.0, 6.5)
@@ -224,6 +245,23 @@ def test_a_pause_beyond_the_lease_excuses() -> None:
     lines["p1.1"].append({"e": "gone", "t": 6.6, "error": "Evicted", "text": "lease"})
     find(lines, "driver", "ended", name="p1.1")["code"] = 3
     assert not judged(lines)
+
+
+def test_a_pause_while_it_joins_excuses_too() -> None:
+    lines = good()
+    evicted_while_it_joined(lines)
+    lines["driver"] += fault("stop_long", "p3.1", 0.0, 4.9)
+    assert not judged(lines)
+
+
+def test_who_has_left_may_be_found_out() -> None:
+    """It closed without a word from the coordinator, which was away and finds a port that nobody listens at."""
+    lines = good()
+    lines["hub.1"].append({"e": "decision", "t": 8.95, "epoch": 2, "peer": "bb", "what": "lost", "reason": "refused"})
+    find(lines, "driver", "stop")["t"] = 9.0
+    assert not judged(lines)
+    lines["hub.1"][-1]["t"] = 8.85
+    assert [broken.promise for broken in judged(lines)] == ["P4"]
 
 
 def test_the_report_counts_and_measures(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -25,18 +26,32 @@ def test_the_same_seed_gives_the_same_schedule() -> None:
     assert drawn(5) == drawn(5) != drawn(6)
 
 
+@pytest.mark.parametrize("keeping", schedule.KEEPING)
 @pytest.mark.parametrize("seed", range(5))
-def test_half_an_hour_has_every_kind_and_enough_of_them(seed: int) -> None:
-    faults = drawn(seed, durable=True)
+def test_half_an_hour_has_every_kind_and_enough_of_them(seed: int, keeping: str) -> None:
+    faults = drawn(seed, keeping=keeping)
     assert len(faults) >= 800
     assert min(Counter(fault.kind for fault in faults).values()) >= 5
-    assert {fault.kind for fault in faults} == set(schedule.WEIGHTS)
-    assert "hub_kill" not in {fault.kind for fault in drawn(seed)}
+    others = {kind for kind, needed in schedule.NEEDS.items() if needed != keeping}
+    assert {fault.kind for fault in faults} == set(schedule.WEIGHTS) - others and others
+
+
+@pytest.mark.parametrize("keeping", schedule.KEEPING)
+def test_a_coordinator_has_recovered_before_something_happens_to_it_again(keeping: str) -> None:
+    faults = [fault for fault in drawn(7, keeping=keeping) if fault.site == "hub"]
+    assert len(faults) > 50
+    for before, after in itertools.pairwise(faults):
+        assert after.at_s >= before.at_s + before.seconds + LEASE_S
+
+
+def test_clocks_jump_both_ways_and_far() -> None:
+    jumps = {fault.amount for fault in drawn(2) if fault.kind in ("clock", "hub_clock")}
+    assert min(jumps) < -86400 and max(jumps) > 86400
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_it_is_legal(seed: int) -> None:
-    faults = drawn(seed, durable=True)
+    faults = drawn(seed)
     veterans = set(schedule.sites_of(8)[0][: schedule.VETERANS])
     for fault in faults:
         now = [other for other in faults if other.at_s <= fault.at_s < other.at_s + other.seconds]

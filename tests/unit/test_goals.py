@@ -33,6 +33,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "join": [{"wrong": 0, "aborted": 0, "median_ms": 43.0}],
     "plans": [{"bytes": nbytes, "speedup": 2.0 + nbytes / MIB, "plan_cpu_ms": 400.0} for nbytes in (MIB, 64 * MIB)],
     "coordinator": [{"event": "join", "trials": 1, "messages": 9}, {"event": "advance", "trials": 8, "messages": 0}],
+    "transfer": [{"chunk_bytes": nbytes, "gbit_per_s": 21.0} for nbytes in (MIB, 64 << 10)],
+    "transfers": [{"share": 0.94}, {"share": 0.9}],
     "wan": [{"targets": [{"ok": True}, {"ok": None}]}, {"targets": []}],
 }
 BAD: dict[str, list[dict[str, Any]]] = {
@@ -45,6 +47,8 @@ BAD: dict[str, list[dict[str, Any]]] = {
     "join": [{"wrong": 1, "aborted": 1, "median_ms": 101.0}],
     "plans": [{"bytes": 64 * MIB, "speedup": 0.99, "plan_cpu_ms": 1001.0}],
     "coordinator": [{"event": "advance", "trials": 8, "messages": 1}],
+    "transfer": [{"chunk_bytes": nbytes, "gbit_per_s": 14.9} for nbytes in (MIB, 64 << 10)],
+    "transfers": [{"share": 0.94}, {"share": 0.89}],
     "wan": [{"targets": [{"ok": True}, {"ok": False}]}],
 }
 

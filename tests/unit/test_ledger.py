@@ -15,7 +15,7 @@ from pccl.coordinator.events import Effect, Record, Send
 from pccl.coordinator.ledger import RETRY_S, Ledger
 from pccl.coordinator.run import Run
 from pccl.coordinator.settings import Settings
-from pccl.coordinator.store import SqliteStore
+from pccl.coordinator.store import Saved, SqliteStore
 from pccl.errors import StateError
 
 
@@ -27,7 +27,7 @@ class Desk:
         self.run = Run(run, Settings(**{"lease_s": 10.0, **options}), 100.0)  # type: ignore[arg-type]
         self.ledger = Ledger(self.run, self.store)
         self.now = 100.0
-        self.said(self.ledger.open(self.now))
+        self.said(self.ledger.open(lambda: self.now))
 
     def said(self, effects: list[Effect]) -> list[tuple[bytes, m.ToPeer]]:
         self.remarks = [effect.reason for effect in effects if isinstance(effect, Record) and effect.what == "state"]
@@ -235,3 +235,27 @@ def test_a_later_incarnation_fences_this_one(desk: Desk) -> None:
     desk.say(A, join(A))
     assert not of(m.Epoch, desk.say(B, join(B)))
     assert desk.remarks and "belongs to a later incarnation than 1" in desk.remarks[0]
+
+
+def test_who_waited_for_its_turn_gives_leases_from_then_on(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "state", min_peers=1)
+    desk.say(A, join(A))
+    assert desk.run.groups[0].members
+    desk.store.close()
+
+    class Patient(SqliteStore):
+        """Another coordinator leads for an hour."""
+
+        def begin(self, run: str) -> Saved:
+            nonlocal now
+            now += 3600.0
+            return super().begin(run)
+
+    now = desk.now
+    run = Run("run", Settings(lease_s=10.0), now)
+    heirs = Ledger(run, Patient(tmp_path / "state"))
+    heirs.open(lambda: now)
+    now += 4.0
+    heirs.tick(now)
+    assert "stall" not in [entry.what for entry in heirs.status(now).groups[0].log] and run.groups[0].members
+    heirs.store.close()  # type: ignore[union-attr]

@@ -529,3 +529,39 @@ def test_a_change_that_is_begun_anew_freezes_again(member: Bench) -> None:
     assert not member.say(epoch(2, change=1)) and member.state is s.State.FROZEN
     member.say(epoch(2, change=2))
     assert member.state is s.State.MEMBER
+
+
+def acquaint(*peers: bytes, incarnation: int = 3) -> m.Acquaint:
+    members = tuple(m.Member(peer, 0, f"10.0.0.{peer[0]}:1", "host") for peer in peers)
+    return m.Acquaint(V, members, 2, True, incarnation=incarnation)
+
+
+def test_a_guest_that_a_new_coordinator_takes_for_a_new_peer_is_out(bench: Bench) -> None:
+    """Members close their links to it when they hear of the new one: what it sent then would not fit."""
+    bench.peer.session.guest = True
+    bench.peer.start(bench.now)
+    bench.peer.on_connected(bench.now)
+    bench.say(m.Welcome(V, 10.0, 1, 0, incarnation=3), acquaint(LOW, HIGH))
+    bench.peer.enter(bench.now)
+    assert isinstance(bench.sent()[-1], m.Join)
+    bench.say(m.Welcome(V, 10.0, 1, 0, incarnation=3))
+    assert bench.state is s.State.JOINING
+    said = bench.say(m.Welcome(V, 10.0, 1, 0, incarnation=4))
+    assert bench.state is s.State.FENCED and isinstance(bench.peer.error, errors.Evicted)
+    assert [type(message) for message in said] == [m.Leave], "nobody waits for it"
+
+
+def test_a_guest_that_knows_no_member_may_go_to_a_new_coordinator(bench: Bench) -> None:
+    bench.peer.session.guest = True
+    bench.peer.start(bench.now)
+    bench.peer.on_connected(bench.now)
+    bench.say(m.Welcome(V, 10.0, 1, 0, incarnation=3), acquaint())
+    bench.say(m.Welcome(V, 10.0, 1, 0, incarnation=4))
+    assert bench.state is s.State.JOINING and bench.peer.session.incarnation == 4
+
+
+def test_a_member_closes_its_links_to_the_guests_of_a_coordinator_that_is_gone(member: Bench) -> None:
+    member.say(acquaint(NEW))
+    assert ("unacquaint", NEW) not in member.engine.calls
+    member.say(m.Ack(V, 0, 0, incarnation=4))
+    assert ("unacquaint", NEW) in member.engine.calls and member.state is s.State.MEMBER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from unit.fake_port import FakePort
 
 from pccl.errors import Cancelled, Closed, PeerLost, Timeout, TransferError
 from pccl.transfer.job import Job
-from pccl.transfer.manifest import HEAD_GENERATION, data_key, head_key, manifest_key
-from pccl.transfer.target import Into
+from pccl.transfer.layout import Layout
+from pccl.transfer.manifest import HEAD_GENERATION, Head, Manifest, data_key, head_key, manifest_key
+from pccl.transfer.schedule import Path
+from pccl.transfer.target import Ahead, Into
 from pccl.types import Status
 
 A, B = b"a" * 16, b"b" * 16
@@ -47,6 +50,22 @@ def test_it_is_fetched_and_verified() -> None:
     assert made.over and made.error is None and whole(made).tobytes() == DATA
     assert made.manifest is not None and made.manifest.generation == 5
     assert made.report.received == {A: len(DATA)} and made.deadline(0.0) == float("inf")
+
+
+def test_what_is_learned_of_a_source_is_known_to_the_next_fetch() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA)
+    job(port, A)
+    port.now = 0.5
+    port.answer_all()
+    assert port.paths[A].latency > 0 and port.paths[A].rate > 0
+    port.paths[A] = Path(1e9, 0.1)
+    again = job(port, A)
+    until_data(port)
+    port.now = 1.0
+    assert again.schedule is not None and again.schedule.sources[A].window(1024) == pytest.approx(0.22e9)
+    port.answer_all()
+    assert port.paths[A].rate == 1e9, "so little tells nothing"
 
 
 def test_no_bytes_need_no_source() -> None:
@@ -225,3 +244,124 @@ def test_a_closed_engine() -> None:
     made = job(port, A)
     port.end(next(iter(port.asked)), Status.ECLOSED)
     assert made.over and isinstance(made.error, Closed)
+
+
+class Eager(Into):
+    """Wants its first chunks at once, and thinks that it has one of them. Notes when it is written to by two."""
+
+    def __init__(self) -> None:
+        super().__init__([np.zeros(len(DATA), np.uint8)])
+        self.layout = Layout(1024, (len(DATA),))
+
+    def ahead(self, head: Head) -> Ahead:
+        return Ahead(range(4), self.layout, head.generation)
+
+    def begin(self, manifest: Manifest) -> Iterable[int]:
+        super().begin(manifest)
+        return [9]
+
+    def place(self, first: int, count: int) -> Any:
+        start = self.layout.start(first)
+        return self._given[0][start : self.layout.start(first + count)]  # type: ignore[index]
+
+
+def eager(port: FakePort, *sources: bytes, **options: Any) -> Job:
+    given = {"generation": None, "root": None, "priority": 1, "relay": False, "now": 0.0, "deadline_at": 10.0}
+    made = Job(port, "x", sources, Eager(), **(given | options))
+    made.pump(port.now)
+    return made
+
+
+def spans_of_data(port: FakePort) -> list[tuple[int, int]]:
+    return [asked.span for asked in port.asked.values() if asked.key == data_key("x")]
+
+
+def answer_heads(port: FakePort) -> None:
+    for token in [token for token, asked in port.asked.items() if asked.key == head_key("x")]:
+        port.answer(token)
+
+
+def by_key(port: FakePort, key: bytes) -> int:
+    return next(token for token, asked in port.asked.items() if asked.key == key)
+
+
+@pytest.mark.parametrize("first", ["data", "manifest"])
+def test_what_is_wanted_anyway_is_asked_for_before_the_manifest_and_once(first: str) -> None:
+    port = FakePort()
+    for source in (A, B):
+        port.offer(source, "x", DATA, 3)
+    made = eager(port, A, B)
+    answer_heads(port)
+    assert spans_of_data(port) == [(0, 1024), (1024, 1024), (2048, 1024), (3072, 1024)]
+    assert {len(port.of(source)) for source in (A, B)} == {2, 3}, "of both, and the manifest of one"
+    if first == "data":
+        for _ in range(4):
+            port.answer(by_key(port, data_key("x")))
+        assert made.have() == b""
+    port.answer(by_key(port, manifest_key("x")))
+    assert (made.have() == b"\x0f\x02") == (first == "data")
+    port.answer_all()
+    assert made.over and made.error is None
+    assert sum(made.report.received.values()) == len(DATA) - (len(DATA) - 9 * 1024), "nothing twice"
+    assert made.target.place(0, 9).tobytes() == DATA[: 9 * 1024]
+
+
+def test_what_came_before_the_manifest_is_judged_by_it() -> None:
+    port = FakePort()
+    for source in (A, B):
+        port.offer(source, "x", DATA, 3)
+    port.regions[A, data_key("x"), 3] = bytes(len(DATA))
+    made = eager(port, A, B)
+    answer_heads(port)
+    port.answer_all()
+    assert made.over and made.error is None and made.target.place(0, 9).tobytes() == DATA[: 9 * 1024]
+    assert A in made.report.lost and {source for _, source in made.report.refused} == {A}
+
+
+def test_changed_chunks_that_came_before_the_manifest_are_told() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA, 3)
+    port.regions[A, data_key("x"), 3] = bytes(1024) + DATA[1024:]
+    made = eager(port, A, changing=True)
+    answer_heads(port)
+    port.answer_all()
+    assert made.over and made.error is None and made.report.changed == [0]
+    assert not made.have()[0] & 1 and made.have()[0] & 2
+
+
+def test_an_ask_before_the_manifest_of_a_source_that_is_out_writes_alone() -> None:
+    """The manifest of what A has is gone; B, with something newer, is chosen. What A was asked for is still under way:
+    its places are nobody else's until it has ended.
+    """
+    port = FakePort()
+    port.offer(A, "x", DATA, 3)
+    made = eager(port, A, B)
+    answer_heads(port)
+    port.now = 0.3
+    made.pump(port.now)  # B has nothing yet: A it is
+    assert len(spans_of_data(port)) == 4
+    port.offer(B, "x", DATA, 4)
+    port.end(by_key(port, manifest_key("x")), Status.EPEER)
+    while not [asked for asked in port.asked.values() if asked.key == manifest_key("x")]:
+        port.now += 0.3
+        made.pump(port.now)
+        answer_heads(port)
+    port.answer(by_key(port, manifest_key("x")))
+    under_way = [asked for asked in port.asked.values() if asked.key == data_key("x")]
+    assert all(asked.cancelled for asked in under_way if asked.peer == A)
+    places = [span[0] // 1024 + i for span in spans_of_data(port) for i in range(span[1] // 1024)]
+    assert len(places) == len(set(places))
+    port.answer_all()
+    assert made.over and made.error is None and made.target.place(0, 9).tobytes() == DATA[: 9 * 1024]
+
+
+def test_a_job_that_ends_before_its_manifest_waits_for_what_it_asked_for() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA, 3)
+    made = eager(port, A)
+    answer_heads(port)
+    made.cancel()
+    made.pump(port.now)
+    assert not made.over and all(asked.cancelled for asked in port.asked.values())
+    port.answer_all()
+    assert made.over and isinstance(made.error, Cancelled)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import heapq
 import random
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pccl.transfer.schedule import Ask, Schedule, Step, bitmap, chunks_of
+from pccl.transfer.schedule import Ask, Path, Schedule, Step, bitmap, chunks_of
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -44,12 +45,13 @@ class Run:
     place: dict[int, bool] = field(default_factory=dict)  # chunk -> whether its place holds the right bytes
     beside: dict[int, set[int]] = field(default_factory=dict)  # spare -> its chunks, all right
     carried: dict[bytes, int] = field(default_factory=dict)
+    paths: dict[bytes, Path] = field(default_factory=dict)
 
     def go(self, limit_s: float = 1e6) -> float:
         """Until everything is there; the time that it took. Fails if it hangs."""
         self.random = random.Random(self.seed)
         for key in self.lines:
-            self.schedule.add(key, 0.0)
+            self.schedule.add(key, 0.0, self.paths.get(key))
         self.ask()
         turns = 0
         while not self.schedule.done and not self.schedule.hopeless:
@@ -217,6 +219,34 @@ def test_faster_sources_carry_more_and_the_whole_takes_little_longer_than_it_mus
     for key, line in run.lines.items():
         share = run.carried[key] / nbytes
         assert share == pytest.approx(line.rate / (sum(rates) * unit), rel=0.35, abs=0.02)
+
+
+@pytest.mark.parametrize("chunk_bytes", [16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB])
+def test_asks_that_end_together_do_not_hide_how_fast_a_source_is(chunk_bytes: int) -> None:
+    schedule, now, flights = Schedule(1024 * MIB, chunk_bytes), 0.0, []
+    schedule.add(b"a source", now)
+    for _ in range(8):
+        asks = schedule.next(now)
+        flights.append(sum(ask.nbytes for ask in asks))
+        now += 0.1
+        for ask in asks:
+            schedule.arrived(ask, now, list(ask.chunks), [])
+    assert all(later >= min(1.9 * flight, 64 * MIB) for flight, later in pairwise(flights))
+
+
+def test_what_was_learned_of_a_source_serves_the_next_fetch() -> None:
+    first, second = (run_of([Line(60e6, 0.08)], 64 * MIB, MIB) for _ in range(2))
+    first.go()
+    second.paths = first.schedule.learned()
+    assert second.go() <= 1.02 * 64 * MIB / 60e6 + 2 * 0.08 < first.now
+    check(second)
+
+
+def test_what_is_not_so_any_more_is_soon_forgotten() -> None:
+    run = run_of([Line(1e6, 0.08), Line(1e6, 0.08)], 4 * MIB, 64 * KIB)
+    run.paths = dict.fromkeys(run.lines, Path(1e9, 1e-4))
+    assert run.go() <= 1.3 * 4 * MIB / 2e6
+    check(run)
 
 
 def test_a_source_that_freezes_costs_little_more_than_its_silence() -> None:

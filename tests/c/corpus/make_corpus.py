@@ -1,4 +1,4 @@
-"""make_corpus.py - writes the seed inputs of fuzz_wire.c and fuzz_engine.c into the directories beside this file.
+"""make_corpus.py - writes the seed inputs of fuzz_wire.c, fuzz_mux.c and fuzz_engine.c into the directories beside it.
 
 The engine's inputs are programs in the byte code of fuzz_engine.c's command(): they carry ops through to their commit,
 through changes of epoch, lost streams and spoiled handshakes, so that mutation starts from deep states.
@@ -191,6 +191,35 @@ def engine_inputs() -> list[bytes]:
     return out
 
 
+def mux_inputs() -> list[bytes]:
+    """As engine_inputs, but for fuzz_mux.c: short, and the engine has its turn where a command's top bit says so."""
+    turn, narrow, big, open_pipe = 0x80, 12, 15, 11
+    out: list[bytes] = []
+    for choice in (2, 6, 0x16, 0x86):
+        for shape in range(len(SHAPES)):
+            frames = op_frames(shape, choice)
+            if len(frames) > 30:
+                continue
+            half, head, call = len(frames) // 2, bytes([choice]), bytes([SUBMIT, shape])
+            turns = [bytes([turn]) + f[1:] for f in frames]
+            out.append(head + call + b"".join(frames))
+            if choice != 6:
+                continue
+            out.append(head + b"".join(turns) + call)
+            out.append(head + call + bytes([narrow | 16, 7, 0, narrow | 0x20, 100, 50]) + b"".join(turns))
+            out.append(head + call + b"".join(turns[:half]) + bytes([10 | turn, open_pipe]) + b"".join(turns[half:]))
+            out.append(head + call + b"".join(frames[:half]) + bytes([CHANGE | turn, 0x80 | choice]) + b"".join(frames))
+    out += [bytes([6, 5, 0x1F, 31]) + data[1:] for data in transfer_inputs()[:14]] + transfer_inputs()
+    for kind in range(DATA, VOID + 1):
+        for flags in (8, 16, 32, 64, 128, 0xF0):
+            out.append(bytes([6, SUBMIT, 1]) + frame(1, kind, 0, 0, 0, flags) + bytes(range(20)))
+    out += [
+        bytes([0x86, big, k, k, turn | big, k, k, narrow, 200, 0]) + bytes([turn | big, 1, k]) * 3 for k in range(8)
+    ]
+    out.append(bytes([6, turn | RAW, 0, 200]) + bytes(range(200)))
+    return out
+
+
 def wire_inputs() -> list[bytes]:
     """Messages that decode once their checksum is made, and some that do not."""
     desc = 1 | 2 << 12 | 100 << 19
@@ -211,7 +240,7 @@ def wire_inputs() -> list[bytes]:
 def main() -> None:
     """Writes every input under the hash of its bytes."""
     engine = engine_inputs() + detour_inputs() + call_inputs() + transfer_inputs()
-    for name, inputs in (("wire", wire_inputs()), ("engine", engine)):
+    for name, inputs in (("wire", wire_inputs()), ("mux", mux_inputs()), ("engine", engine)):
         directory = HERE / name
         directory.mkdir(exist_ok=True)
         for data in inputs:

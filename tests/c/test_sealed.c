@@ -1,0 +1,126 @@
+/* test_sealed.c - over a transport that verifies what comes, payloads have no checksum; but they have one on detours. */
+#include "../../csrc/engine.h"
+#include "cluster.h"
+
+enum { COUNT = 4099, SENDER = 0, RELAY = 1, RECEIVER = 2 };
+
+static struct cluster c;
+static float in[3][COUNT], out[3][COUNT];
+static pccl_peer_id everybody[3];
+
+/* The simulator's transport, as if it verified. */
+static struct transport_ops sealing;
+
+static void seal(uint32_t node)
+{
+    sealing = *transport_find("sim");
+    sealing.seals = 1;
+    c.engines[node]->ops = &sealing;
+}
+
+static void open_three(uint32_t sealed, int with_detour)
+{
+    cluster_open(&c, 3, 1, "sim", 0);
+    if (with_detour)
+        cluster_detour(&c, SENDER, RECEIVER, RELAY, RELAY);
+    for (uint32_t i = 0; i < 3; i++) {
+        everybody[i] = node_id(i);
+        for (uint32_t k = 0; k < COUNT; k++)
+            in[i][k] = (float)((i + 1) * 1000 + k % 97);
+        if (sealed & 1u << i)
+            seal(i);
+    }
+    memset(out, 0, sizeof out);
+    cluster_epoch(&c, 1, 0, 0, 7, 7, NULL, 0);
+}
+
+static void submit(uint32_t node, pccl_kind kind, pccl_algorithm algorithm)
+{
+    pccl_op_request r = {
+        .kind = (uint8_t)kind, .dtype = PCCL_FLOAT32, .redop = kind == PCCL_ALL_REDUCE ? PCCL_SUM : 0, .algorithm = (uint8_t)algorithm,
+        .name = {.lane = kind}, .count = COUNT, .in = in[node], .out = out[node], .root = node_id(SENDER),
+        .target = node_id(RECEIVER), .origin = everybody, .token = 1,
+    };
+    cluster_submit(&c, node, &r);
+}
+
+static uint64_t corrupt_at(uint32_t node)
+{
+    pccl_stats stats;
+    pccl_engine_stats(c.engines[node], &stats);
+    return stats.frames_corrupt;
+}
+
+/* One segment after the other from the one to the other, of which only the receiver looks at checksums. */
+static void send_from_sealed(int with_detour)
+{
+    open_three(1u << SENDER | 1u << RELAY, with_detour);
+    submit(SENDER, PCCL_SEND_RECV, 0);
+    submit(RECEIVER, PCCL_SEND_RECV, 0);
+    cluster_run(&c, SECOND);
+}
+
+TEST(a_sealed_link_makes_no_checksums)
+{
+    send_from_sealed(0);
+    CHECK(corrupt_at(RECEIVER) > 0);
+    cluster_close(&c);
+}
+
+TEST(a_detour_makes_them)
+{
+    send_from_sealed(1);
+    CHECK_EQ_INT(corrupt_at(RECEIVER), 0);
+    CHECK(memcmp(out[RECEIVER], in[SENDER], sizeof in[0]) == 0);
+    cluster_close(&c);
+}
+
+TEST(a_sealed_link_looks_at_none)
+{
+    pccl_sim_path noisy = {.corrupt_ppm = 300000};
+    open_three(7, 0);
+    cluster_run(&c, SECOND);
+    CHECK(pccl_sim_set_path(c.sim, SENDER, RECEIVER, &noisy) == PCCL_OK);
+    submit(SENDER, PCCL_SEND_RECV, 0);
+    submit(RECEIVER, PCCL_SEND_RECV, 0);
+    cluster_run(&c, 3 * SECOND);
+    const pccl_event *e = cluster_event(&c, RECEIVER, PCCL_EVENT_OP, 1);
+    CHECK(e && e->status == PCCL_OK);
+    CHECK(memcmp(out[RECEIVER], in[SENDER], sizeof in[0]) != 0); /* this transport only says that it verifies */
+    cluster_close(&c);
+}
+
+/* What came without a checksum over a link goes on with one over a detour. */
+static void run_over_both(pccl_kind kind, pccl_algorithm algorithm)
+{
+    open_three(7, 1);
+    for (uint32_t i = 0; i < 3; i++)
+        submit(i, kind, algorithm);
+    cluster_run(&c, 3 * SECOND);
+    for (uint32_t i = 0; i < 3; i++) {
+        CHECK_EQ_INT(corrupt_at(i), 0);
+        for (uint32_t k = 0; k < COUNT && kind == PCCL_ALL_REDUCE; k++)
+            CHECK(out[i][k] == in[0][k] + in[1][k] + in[2][k]);
+        if (kind == PCCL_BROADCAST && i != SENDER)
+            CHECK(memcmp(out[i], in[SENDER], sizeof in[0]) == 0);
+    }
+    cluster_close(&c);
+}
+
+TEST(ops_over_sealed_links_and_a_detour)
+{
+    run_over_both(PCCL_ALL_REDUCE, PCCL_ALGORITHM_RING);
+    run_over_both(PCCL_ALL_REDUCE, PCCL_ALGORITHM_MESH);
+    run_over_both(PCCL_ALL_REDUCE, PCCL_ALGORITHM_TWO_LEVEL);
+    run_over_both(PCCL_ALL_REDUCE, PCCL_ALGORITHM_ONE_ROUND);
+    run_over_both(PCCL_BROADCAST, PCCL_ALGORITHM_RING);
+}
+
+TEST(which_transports_seal)
+{
+    CHECK(transport_find("tls")->seals && transport_find("tls+faulty+tcp")->seals);
+    CHECK(!transport_find("tcp")->seals && !transport_find("auto")->seals && !transport_find("sim")->seals);
+    CHECK(!transport_find("faulty+tls")->seals); /* it changes what TLS has verified */
+}
+
+TEST_MAIN("sealed")
