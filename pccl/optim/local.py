@@ -52,7 +52,7 @@ class LocalCommunicator(Communicator):
         super().__init__(runtime)
         self._finalizer.detach()  # it holds nothing that must be given back
         self._hub = hub
-        self._member = member
+        self._own = member
         self._depot = depots.setdefault(member.id, _Depot(hub, depots, member.id))
 
     @property
@@ -83,7 +83,7 @@ class LocalCommunicator(Communicator):
         self._go("died")
 
     def _go(self, how: str) -> None:
-        self._hub.remove(self._member.id, how)
+        self._hub.remove(self._own.id, how)
         super().close()
 
 

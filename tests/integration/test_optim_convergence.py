@@ -66,4 +66,6 @@ def test_a_digest_that_differs_is_seen() -> None:
     assert disagreements(same) == []
     other = [same[0], Told(job, [line | {"digest": "00000001"}], end=end)]
     assert "digests" in disagreements(other)[0]
+    assert "told by" in disagreements([same[0], Told(job, [], end=end)])[0]
+    assert disagreements([same[0], Told(job, [], end={"left": 5})], changes=1) == []
     assert "losses" in disagreements([same[0], Told(job, [dict(line)], end={"loss": 2.1})])[0]
