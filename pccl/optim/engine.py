@@ -4,7 +4,8 @@ The schedule (fragments.py) numbers the events of a run: fragment p is sent, fra
 of the next one, equal on all peers between two events; a peer reaches an event by its own count of inner steps, so
 peers that skipped some (GradScaler) only come later. What is in flight follows from the position alone.
 
-* send: delta <- Theta - theta, kept until its mean has landed; a header and the delta start on their way.
+* send: delta <- Theta - theta, kept until its mean has landed; a header and the delta start on their way. Where a
+  fragment lands and is sent again in one step, the delta is taken before the landing, and travels after it.
 * land: the mean arrives, the mode makes its update (modes.py). An op that could not be done is begun again, with the
   same delta, after the next boundary: a round is committed by all who survive, or by none.
 * boundary, after the last fragment of a period has landed, or between two attempts: newcomers enter, and sync_state
@@ -86,6 +87,7 @@ class OuterSync:
         self.on_round: list[Callable[[Round], None]] = []
         self.inner_steps = [0] * len(fragments)  # made here since a fragment was last sent
         self._flights: dict[Key, _Flight] = {}
+        self._fresh: dict[int, torch.Tensor] = {}  # deltas of fragments that land, and are sent next
         self._missed: set[Key] = set()  # under way when this peer entered
         self._crossed: set[Key] = set()  # under way at some boundary
         self._again = ""  # the fragment and round that is begun again
@@ -108,13 +110,19 @@ class OuterSync:
             self._begin_again(key)
         if self._flushing:
             yield from self.flush()
-        elif self._again:
-            yield from self._event(self.schedule.event(self.position))
+            return
+        if self._again:
+            self.step = self.schedule.event(self.position).at_step
+        yield from self._catch_up()  # the others do the rest of that step now
 
     def stepped(self) -> Steps[None]:
         """An inner step was made: carries out the events that are due."""
         self.step += 1
         self.inner_steps = [steps + 1 for steps in self.inner_steps]
+        yield from self._catch_up()
+
+    def _catch_up(self) -> Steps[None]:
+        """The events that are due."""
         while (event := self.schedule.event(self.position)).at_step <= self.step:
             yield from self._event(event)
 
@@ -172,6 +180,7 @@ class OuterSync:
         key = (event.fragment, event.round)
         is_boundary, just_passed = self._is_boundary(event), False
         if event.kind == "land" and key not in self.landed:
+            self._look_ahead(event)
             just_passed = yield from self._land(key, not is_boundary)
         else:
             if event.kind == "send":
@@ -185,10 +194,16 @@ class OuterSync:
         if event.kind == "land":
             self._missed.discard(key)
 
+    def _look_ahead(self, event: Event) -> None:
+        """Takes the delta of a fragment that is sent again in this step, before its landing changes theta."""
+        if self.schedule.overlap == self.schedule.every and self.inner_steps[event.fragment]:
+            self._fresh.setdefault(event.fragment, self.fragments[event.fragment].delta())
+
     def _send(self, key: Key) -> None:
         index, number = key
         fragment = self.fragments[index]
-        delta = fragment.delta()
+        fresh = self._fresh.pop(index, None)
+        delta = fragment.delta() if fresh is None else fresh
         steps, self.inner_steps[index] = self.inner_steps[index], 0
         finite = bool(torch.isfinite(delta).all())
         weight = float(self.use.weigh(steps)) if finite and steps else 0.0
@@ -205,9 +220,11 @@ class OuterSync:
 
     def _start(self, key: Key, lot: Lot, own: Header) -> _Flight:
         name = f"pccl.optim.{key[0]}.{key[1]}.{self._attempt}"
-        options = {"timeout": self.use.timeout_s}
-        header = _begun(lambda: self.comm.all_gather(own.pack(), tag=f"{name}.head", async_op=True, **options))
-        payload = _begun(lambda: self.exchange.begin(self.comm, self.fragments[key[0]], lot, tag=name, **options))
+        timeout, fragment = self.use.timeout_s, self.fragments[key[0]]
+        header = _begun(lambda: self.comm.all_gather(own.pack(), tag=f"{name}.head", async_op=True, timeout=timeout))
+        payload = _begun(
+            lambda: self.exchange.begin(self.comm, fragment, lot, tag=name, timeout=timeout, priority="low")
+        )
         return _Flight(lot, own, header, payload)
 
     def _land(self, key: Key, with_tensors: bool) -> Steps[bool]:
@@ -267,8 +284,7 @@ class OuterSync:
         fragment = self.fragments[key[0]]
         if any(header.weight for header in headers):
             self.exchange.finish(fragment, flight.lot, result, headers)
-            fresh = self._flights.get((key[0], key[1] + 1))
-            self.mode.landed(fragment, flight.lot, None if fresh is None else fresh.lot, result.world_size)
+            self.mode.landed(fragment, flight.lot, self._fresh.get(key[0]), result.world_size)
         else:
             flight.lot.mean.zero_()
         if not flight.own.finite:

@@ -169,9 +169,9 @@ class Schedule:
     Fragment p is sent at the steps t > t_p with (t - t_p) mod H = 0, where t_p = p * H // P, and lands τ steps later.
     `every`: H, inner steps from one sending of a fragment to the next. `fragments`: P. `overlap`: τ, 0 to H.
 
-    Events are in the order of steps. Within a step, with τ > 0, all sends come before all lands (at τ = H a fragment
-    is thus sent again before its last round lands); with τ = 0 a fragment lands at once after it is sent, before the
-    next is sent. Then by fragment.
+    Events are in the order of steps. Within a step, with τ > 0, all lands come before all sends, so that a boundary
+    finds the links idle where it can; with τ = 0 a fragment lands at once after it is sent, before the next is sent.
+    Then by fragment.
     """
 
     every: int
@@ -194,7 +194,7 @@ class Schedule:
             moments: list[tuple[int, Kind]] = [(sent, "send"), (sent + self.overlap, "land")]
             period += [(step % self.every, kind, fragment, step // self.every) for step, kind in moments]
         if self.overlap:
-            period.sort(key=lambda entry: (entry[0], entry[1] == "land", entry[2]))
+            period.sort(key=lambda entry: (entry[0], entry[1] == "send", entry[2]))
         else:
             period.sort(key=lambda entry: (entry[0], entry[2], entry[1] == "land"))
         object.__setattr__(self, "_period", period)

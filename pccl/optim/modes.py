@@ -20,10 +20,11 @@ __all__ = ["Blend", "Delayed", "Eager", "Mode"]
 
 class Mode(Protocol):
     """`sent`: a fragment's delta was taken; `world`: how many peers there are. `landed`: its mean has come; `fresh`:
-    the delta that was sent after it, if any. `shared`: tensors of its own that must be equal on all peers."""
+    the delta that is sent next, where that was taken already. `shared`: tensors of its own that must be equal on all
+    peers."""
 
     def sent(self, fragment: Fragment, lot: Lot, is_first: bool, world: int) -> None: ...
-    def landed(self, fragment: Fragment, lot: Lot, fresh: Lot | None, world: int) -> None: ...
+    def landed(self, fragment: Fragment, lot: Lot, fresh: Tensor | None, world: int) -> None: ...
     def shared(self, fragment: Fragment) -> dict[str, Tensor]: ...
 
 
@@ -36,7 +37,7 @@ class Blend:
     def sent(self, fragment: Fragment, lot: Lot, is_first: bool, world: int) -> None:
         pass
 
-    def landed(self, fragment: Fragment, lot: Lot, fresh: Lot | None, world: int) -> None:
+    def landed(self, fragment: Fragment, lot: Lot, fresh: Tensor | None, world: int) -> None:
         fragment.step(lot.mean)
         fragment.merge(self._merge)
 
@@ -59,7 +60,7 @@ class Delayed:
     def sent(self, fragment: Fragment, lot: Lot, is_first: bool, world: int) -> None:
         fragment.write(fragment.theta)
 
-    def landed(self, fragment: Fragment, lot: Lot, fresh: Lot | None, world: int) -> None:
+    def landed(self, fragment: Fragment, lot: Lot, fresh: Tensor | None, world: int) -> None:
         if self._penalty:
             last = self.shared(fragment)["last"]
             size = float(last.norm())
@@ -84,8 +85,8 @@ class Eager:
             fragment.step(lot.delta / world)
             fragment.write(fragment.theta)
 
-    def landed(self, fragment: Fragment, lot: Lot, fresh: Lot | None, world: int) -> None:
-        own = -lot.delta if fresh is None else fresh.delta - lot.delta  # flushed: nothing newer of its own
+    def landed(self, fragment: Fragment, lot: Lot, fresh: Tensor | None, world: int) -> None:
+        own = -lot.delta if fresh is None else fresh - lot.delta  # flushed: nothing newer of its own
         fragment.step(lot.mean + own / world)
         fragment.write(fragment.theta)
 

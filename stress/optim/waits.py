@@ -96,9 +96,9 @@ def rows(modes: list[str], told: Row, rtt_ms: float, rate_mbit: float) -> Any:
 @click.option(
     "--rate", "rate_mbit", type=click.FloatRange(1), default=100.0, show_default=True, help="Mbit/s per line."
 )
-@click.option("--numel", type=click.IntRange(8), default=4_000_000, show_default=True, help="Parameters.")
+@click.option("--numel", type=click.IntRange(8), default=10_000_000, show_default=True, help="Parameters.")
 @click.option("--every", type=click.IntRange(1), default=20, show_default=True, help="Inner steps of a period.")
-@click.option("--step", "step_s", type=click.FloatRange(0), default=0.2, show_default=True, help="Seconds.")
+@click.option("--step", "step_s", type=click.FloatRange(0), default=0.4, show_default=True, help="Seconds.")
 @click.option("--periods", type=click.IntRange(3), default=5, show_default=True, help="The first two do not count.")
 @click.option("--mode", "modes", type=click.Choice(list(MODES)), multiple=True, help="All unless given.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per row.")

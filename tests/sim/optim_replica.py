@@ -84,17 +84,21 @@ class SimComm:
 
     def all_reduce(
         self, tensor: Tensor, *, op: str = "sum", out: Tensor | None = None, codec: str | None = None,
-        tag: str, async_op: bool, timeout: float | None = None,
+        tag: str, async_op: bool, timeout: float | None = None, priority: str = "normal",
     ) -> _Pending:  # fmt: skip
         assert async_op and codec is None and op == "sum"
         target = tensor if out is None else out
         self.sent[tag] = tensor.numpy().tobytes()
         self.note(tag, "sent")
         seconds = timeout or OP_TIMEOUT_S
-        work = self.peer.all_reduce(tensor.numpy(), op=op, out=target.numpy(), tag=tag, timeout=seconds)
+        work = self.peer.all_reduce(
+            tensor.numpy(), op=op, out=target.numpy(), tag=tag, timeout=seconds, priority=priority
+        )
         return _Pending(self, work, lambda result: target, seconds)
 
-    def all_gather(self, tensor: Tensor, *, tag: str, async_op: bool, timeout: float | None = None) -> _Pending:
+    def all_gather(
+        self, tensor: Tensor, *, tag: str, async_op: bool, timeout: float | None = None, priority: str = "normal"
+    ) -> _Pending:
         assert async_op
         self.sent[tag] = tensor.numpy().tobytes()
         self.note(tag, "sent")

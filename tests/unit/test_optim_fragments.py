@@ -178,7 +178,7 @@ def naive(every: int, fragments: int, overlap: int, steps: int) -> list[Event]:
             sent = t - overlap
             if sent > start and (sent - start) % every == 0:
                 lands.append(Event(t, "land", p, (sent - start) // every - 1))
-        found += sends + lands if overlap else [event for pair in zip(sends, lands, strict=True) for event in pair]
+        found += lands + sends if overlap else [event for pair in zip(sends, lands, strict=True) for event in pair]
     return found
 
 
@@ -211,13 +211,13 @@ def test_the_papers_example() -> None:
     ]
 
 
-def test_a_delayed_round_is_sent_before_the_last_one_lands() -> None:
+def test_a_delayed_round_lands_before_the_next_is_sent() -> None:
     assert list(islice(Schedule(7, 1, 7).events(), 5)) == [
         (7, "send", 0, 0),
-        (14, "send", 0, 1),
         (14, "land", 0, 0),
-        (21, "send", 0, 2),
+        (14, "send", 0, 1),
         (21, "land", 0, 1),
+        (21, "send", 0, 2),
     ]
 
 
