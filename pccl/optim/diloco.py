@@ -6,7 +6,7 @@ Both make the same OuterSync (engine.py) and tell it of every inner step that wa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -129,9 +129,10 @@ class DiLoCo(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of the inner optimizer, and what of the outer one is due. Returns what the closure does. Blocks when
         a fragment lands until its mean has come, at most `timeout` seconds for each attempt; Ctrl-C interrupts."""
-        loss = None
-        for index, inner in enumerate(self.inner):
-            loss = inner.step(closure) if index == 0 and closure is not None else inner.step() or loss
+        first, *others = self.inner
+        loss = first.step(closure)
+        for inner in others:
+            inner.step()
         self._stepped()
         return loss
 
@@ -234,11 +235,23 @@ class DiLoCo(torch.optim.Optimizer):
         return self._weight()
 
 
-class _States(dict[Tensor, Any]):
-    """The states of several optimizers, looked up in the one that has the parameter."""
+class _States(Mapping[Tensor, Any]):
+    """The states of several optimizers, as they are now."""
 
     def __init__(self, inner: Sequence[Inner]) -> None:
-        super().__init__((parameter, state) for one in inner for parameter, state in one.state.items())
+        self._inner = inner
+
+    def __getitem__(self, parameter: Tensor) -> Any:
+        for one in self._inner:
+            if parameter in one.state:
+                return one.state[parameter]
+        raise KeyError(parameter)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (parameter for one in self._inner for parameter in one.state)
+
+    def __len__(self) -> int:
+        return sum(len(one.state) for one in self._inner)
 
 
 def _assemble(parameters: list[Named], comm: Comm, config: Config, weigh: Callable[[int], float]) -> OuterSync:

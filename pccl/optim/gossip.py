@@ -67,7 +67,9 @@ class GossipSync(OuterSync):
     def _land(self, key: Key, with_tensors: bool) -> Steps[bool]:
         index, number = key
         fragment = self.fragments[index]
-        own = torch.stack([fragment.theta, fragment.delta().neg_()])
+        delta = fragment.delta()
+        own = torch.stack([fragment.theta, -delta])
+        fragment.give(delta)
         place = number * len(self.fragments) + index
         partner = gossip_math.partner(self.comm.peers, self.comm.epoch, place, self.comm.peer_id)
         other, results = (yield from self._swap(key, own, partner)) if partner is not None else (None, [])

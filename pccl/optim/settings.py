@@ -45,7 +45,6 @@ _OUTER: dict[str, OuterFactory] = {
 class Config:
     """The arguments, completed. `mixing`: of gossip only, which has no `exchange` and `algorithm` of this kind."""
 
-    mode: str
     every: int
     fragments: Spec
     overlap: int
@@ -97,7 +96,6 @@ def resolve(
         raise ArgumentError("mode 'gossip' has its own update: give mixing=, not outer=")
     drifting = mode in ("eager", "gossip")
     return Config(
-        mode=mode,
         every=every,
         fragments=(4 if mode == "streaming" else 1) if fragments is None else fragments,
         overlap=_overlap(mode, every, overlap),

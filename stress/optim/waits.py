@@ -26,6 +26,7 @@ from stress.wan.run import main_guard
 from stress.wan.topology import parse
 
 SCRIPT = Path(__file__).with_name("waits_worker.py")
+HUB = Path(__file__).parents[1] / "wan" / "hub.py"
 PORT = 29400
 PEERS, BLOCKS, COUNTED_FROM = 4, 8, 2
 START_S, END_S = 120.0, 10.0
@@ -71,13 +72,18 @@ def rows(modes: list[str], told: Row, rtt_ms: float, rate_mbit: float) -> Any:
     env = {name: text for name, text in os.environ.items() if not name.startswith("PCCL_")}
     env |= {"RES_OPTIONS": "timeout:1 attempts:1", "OMP_NUM_THREADS": "1"}
     with Emulator(parse(network(rtt_ms, rate_mbit)), large_packets=True) as wan:
-        job = {"coordinator": f"tcp://{wan.address('hub')}:{PORT}", "secret": secrets.token_hex(32), "peers": PEERS}
+        job = {
+            "coordinator": f"tcp://{wan.address('hub')}:{PORT}",
+            "run": "waits",
+            "secret": secrets.token_hex(32),
+            "peers": PEERS,
+        }
 
-        def start(site: str, role: str) -> Worker:
+        def start(site: str, role: str, script: Path = SCRIPT) -> Worker:
             mine = {**job, "role": role, "address": wan.address(site)}
-            return Worker(wan, site, [sys.executable, str(SCRIPT), json.dumps(mine)], env)
+            return Worker(wan, site, [sys.executable, str(script), json.dumps(mine)], env)
 
-        hub = start("hub", "coordinator")
+        hub = start("hub", "coordinator", HUB)
         hub.answer(time.monotonic() + START_S)
         replicas = [start(f"r{number}", "replica") for number in range(PEERS)]
         for worker in replicas:

@@ -1,4 +1,4 @@
-"""What runs at the sites of waits.py: the coordinator, or a replica whose inner steps only take time.
+"""What runs at the sites of waits.py: a replica whose inner steps only take time.
 
 Runs as a script against the installed package. Takes its job as JSON in argv[1]; prints lines of JSON; ends with its
 input, so also when the benchmark is killed.
@@ -17,19 +17,6 @@ def say(**answer: Any) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def coordinate(job: dict[str, Any]) -> None:
-    """Serves the run until the input ends."""
-    from pccl.coordinator.server import Coordinator
-
-    coordinator = Coordinator(
-        bind=job["coordinator"], run="waits", secret=job["secret"], form_peers=job["peers"], lease_s=10.0
-    )
-    coordinator.start()
-    say(ready=True)
-    sys.stdin.read()
-    coordinator.close()
-
-
 def take_part(job: dict[str, Any]) -> None:
     """Trains in every mode that it is told, and says what that has cost."""
     import torch
@@ -39,7 +26,7 @@ def take_part(job: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     listen = f"{job['address']}:0"
     with pccl.connect(
-        job["coordinator"], run="waits", secret=job["secret"], listen=listen, timeout=60, transport="tcp"
+        job["coordinator"], run=job["run"], secret=job["secret"], listen=listen, timeout=60, transport="tcp"
     ) as comm:
         say(ready=True)
         for line in sys.stdin:
@@ -68,5 +55,4 @@ def timed(comm: Any, told: dict[str, Any], torch: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    task = json.loads(sys.argv[1])
-    (coordinate if task["role"] == "coordinator" else take_part)(task)
+    take_part(json.loads(sys.argv[1]))

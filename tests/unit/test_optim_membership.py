@@ -278,6 +278,9 @@ def test_two_inner_optimizers_share_one_outer() -> None:
     list(steps(model, opt, 0, 0, 2))
     assert (flat(model) != before).all()
     assert len(opt.param_groups) == 2
+    weight = next(model.blocks.parameters())
+    assert opt.state[weight] is inner[1].state[weight]
+    assert set(opt.state) == {parameter for one in inner for parameter in one.state}
 
 
 def test_half_precision_parameters_have_a_float32_theta() -> None:

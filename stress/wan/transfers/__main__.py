@@ -28,6 +28,7 @@ from ..run import main_guard
 from ..topology import parse
 
 SCRIPT = Path(__file__).with_name("worker.py")
+HUB = Path(__file__).parents[1] / "hub.py"
 PORT = 29400
 START_S, FETCH_S, END_S = 120.0, 120.0, 10.0
 PAYLOAD = 1448 / 1500  # of a wire packet, what TCP can carry
@@ -69,6 +70,7 @@ def rows(options: Row, pieces: list[int], rounds: int, settle_s: float) -> Any:
     with Emulator(parse(document(options)), large_packets=True) as wan:
         job = {
             "coordinator": f"tcp://{wan.address('hub')}:{PORT}",
+            "run": "transfers",
             "secret": secrets.token_hex(32),
             "peers": options["sources"] + 1,
             "bytes": options["bytes"],
@@ -76,11 +78,11 @@ def rows(options: Row, pieces: list[int], rounds: int, settle_s: float) -> Any:
             "settle_s": settle_s,
         }
 
-        def start(site: str, role: str) -> Worker:
+        def start(site: str, role: str, script: Path = SCRIPT) -> Worker:
             mine = {**job, "role": role, "address": wan.address(site)}
-            return Worker(wan, site, [sys.executable, str(SCRIPT), json.dumps(mine)], env)
+            return Worker(wan, site, [sys.executable, str(script), json.dumps(mine)], env)
 
-        hub = start("hub", "coordinator")
+        hub = start("hub", "coordinator", HUB)
         hub.answer(time.monotonic() + START_S)
         sources = [start(site, "source") for site in wan.sites if site.startswith("source")]
         target = start("target", "target")

@@ -1,4 +1,4 @@
-"""What runs at the sites: the coordinator, a peer that offers, or one that fetches.
+"""What runs at the sites: a peer that offers, or one that fetches.
 
 Runs as a script against the installed package. Takes its job as JSON in argv[1]; prints lines of JSON; ends with its
 input, so also when the benchmark is killed.
@@ -19,19 +19,6 @@ def say(**answer: Any) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def coordinate(job: dict[str, Any]) -> None:
-    """Serves the run until the input ends."""
-    from pccl.coordinator.server import Coordinator
-
-    coordinator = Coordinator(
-        bind=job["coordinator"], run="wan", secret=job["secret"], min_peers=job["peers"], lease_s=10.0
-    )
-    coordinator.start()
-    say(ready=True)
-    sys.stdin.read()
-    coordinator.close()
-
-
 def take_part(job: dict[str, Any]) -> None:
     """Offers everything in pieces of every size, or fetches it."""
     import pccl
@@ -39,7 +26,7 @@ def take_part(job: dict[str, Any]) -> None:
     data = np.random.default_rng(1).integers(0, 256, job["bytes"], np.uint8)
     listen = f"{job['address']}:0"
     with pccl.connect(
-        job["coordinator"], run="wan", secret=job["secret"], listen=listen, timeout=60, transport="tcp"
+        job["coordinator"], run=job["run"], secret=job["secret"], listen=listen, timeout=60, transport="tcp"
     ) as comm:
         if job["role"] == "source":
             offers = [comm.transfers.offer(f"in {size}", data, chunk_bytes=size) for size in job["pieces"]]
@@ -74,5 +61,4 @@ def timed(comm: Any, sources: list[int], target: Any, data: Any, piece: int) -> 
 
 
 if __name__ == "__main__":
-    task = json.loads(sys.argv[1])
-    (coordinate if task["role"] == "coordinator" else take_part)(task)
+    take_part(json.loads(sys.argv[1]))
