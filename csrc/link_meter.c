@@ -45,7 +45,9 @@ enum {
 #define SPARE_STREAM_BYTES (256u << 10)
 #define SPARE_LEAST_BYTES (128u << 10)
 #define SPARE_US 20000u
-#define FIRST_FLIGHT_BYTES (1u << 20)
+/* Twice what goes in one round while nothing is known of the link: of such ops none shall wait for the acknowledgements of its own
+ * beginning. */
+#define FIRST_FLIGHT_BYTES (2u << 20)
 #define FIRST_FILLER_BYTES (128u << 10)
 #define LEAST_FLIGHT_BYTES (64u << 10)
 

@@ -105,9 +105,9 @@ TEST(a_link_that_is_not_known_begins_with_little)
     cluster_epoch(&c, 1, 0, 0, 3, 3, NULL, 0);
     cluster_run(&c, 2 * SECOND);    /* the round trip is known by then */
     reduce_for(&c, 0, 60 * SECOND / 1000);
-    CHECK(!last_pace && most_held > (512 << 10) && most_held < (1 << 20) + (256 << 10));
+    CHECK(!last_pace && most_held > (1 << 20) && most_held < (2 << 20) + (256 << 10));
     cluster_run(&c, 3 * SECOND);
-    CHECK(cluster_event(&c, 0, PCCL_EVENT_OP, 1) && last_pace && most_held > (1 << 20));
+    CHECK(cluster_event(&c, 0, PCCL_EVENT_OP, 1) && last_pace && most_held > (2 << 20));
     cluster_close(&c);
 }
 
