@@ -23,10 +23,14 @@ from torch import Tensor, nn
 
 from pccl.errors import Closed, CoordinatorLost, Evicted, PcclError
 from pccl.optim.diloco import _assemble
-from pccl.optim.engine import Key, OuterSync
-from pccl.optim.exchange import Header
+from pccl.optim.engine import OuterSync
+from pccl.optim.exchange import Header, Lot
+from pccl.optim.flights import Flights
 from pccl.optim.fragments import Schedule
+from pccl.optim.master import Fragment
+from pccl.optim.modes import Mode
 from pccl.optim.outer import HeavyBall, Nesterov
+from pccl.optim.rounds import Key
 from pccl.optim.settings import resolve
 from pccl.optim.sparse_codec import accumulate
 from pccl.optim.stats import Round
@@ -69,6 +73,7 @@ class Replica:
     comm: SimComm
     run: int  # when all have left, whoever waits begins another
     rounds: dict[Key, Noted] = field(default_factory=dict)
+    means: dict[int, Tensor] = field(default_factory=dict)  # of fragments, as they landed last
     states: dict[tuple[int, str], str] = field(default_factory=dict)  # by position, and what has landed before it
     entered: int = -1  # the position after that; -1: not yet
     holds: bool = False  # the state
@@ -110,6 +115,8 @@ class Training:
         parameters, comm = _parameters(peer.index), replica.comm
         sync = _assemble(parameters, comm, _config(self.options, self.timeout_s), lambda steps: 1.0)
         sync.on_round.append(lambda done: _note(replica, sync, done))
+        if isinstance(sync.rounds, Flights):
+            sync.rounds._mode = _Watched(sync.rounds._mode, sync, replica.means)
         comm.synced = lambda report: _synced(replica, sync, report.entries_received)
         await drive_sim(comm, sync.enter())
         replica.run = self._run(peer, sync.position)
@@ -132,9 +139,21 @@ class Training:
         return next((one.run for one in reversed(mates) if one.entered >= 0), peer.index)
 
 
+class _Watched:
+    """A mode, with a copy of every mean that comes to it."""
+
+    def __init__(self, mode: Mode, sync: OuterSync, means: dict[int, Tensor]) -> None:
+        self.sent, self.shared = mode.sent, mode.shared
+        self._mode, self._sync, self._means = mode, sync, means
+
+    def landed(self, fragment: Fragment, lot: Lot, fresh: Tensor | None, world: int) -> None:
+        self._means[self._sync.fragments.index(fragment)] = lot.mean.clone()
+        self._mode.landed(fragment, lot, fresh, world)
+
+
 def _note(replica: Replica, sync: OuterSync, done: Round) -> None:
     key = (done.fragment, done.number)
-    mean = sync._flights[key].lot.mean.clone()
+    mean = replica.means.pop(done.fragment, torch.zeros(sync.fragments[done.fragment].numel))
     replica.rounds[key] = Noted(done, mean, _digest(sync, [done.fragment]))
     replica.comm.tell("round", *key)
 
@@ -359,7 +378,7 @@ def _completeness(play: Play, survivors: list[Replica]) -> Iterator[str]:
 
 
 #: What a newcomer is told of what it had no part in.
-_LEARNED = ("theta.", "outer.", "mode.", "position", "landed", "again", "attempt")
+_LEARNED = ("theta.", "outer.", "mode.", "position", "landed", "again", "attempt", "averaged")
 
 
 def _part_of(one: Replica, fragment: int, due: list[int]) -> list[int]:
