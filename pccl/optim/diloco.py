@@ -55,9 +55,10 @@ class DiLoCo(torch.optim.Optimizer):
 
     mode: "diloco" (arXiv 2311.08105); "localsgd"; "streaming" (2501.18512): `fragments` travel in turn, land `overlap`
     inner steps later, and `merge` of the local parameters is kept; "delayed": the mean lands one period late, weakened
-    by `staleness_penalty` (2401.16265); "eager" (2502.12996): with its own fresh part, replicas differ and are averaged
-    every `resync_every` periods; "gossip" (2506.10911): pairs instead of all, constants in `mixing`; "sparse"
-    (2508.15706): `sparse` = (values kept per chunk, chunk, decay of what is left out).
+    by `staleness_penalty` (after 2401.16265; the formula is ours, see modes.Delayed); "eager" (2502.12996): with its
+    own fresh part, replicas differ and are averaged every `resync_every` periods; "gossip" (2506.10911): pairs instead
+    of all, constants in `mixing`; "sparse" (2508.15706): `sparse` = (values kept per chunk, chunk, decay of what is
+    left out).
     outer: makes the outer optimizer (Nesterov, HeavyBall, Average, ClippedMomentum, or any callable of parameters).
     fragments: a number, "strided:3", "sequential:3", "balanced:64MB" or a callable, see fragments.split.
     codec: of the wire, None or "bf16", "fp16", "int8", "e3m0"; sums are float32.

@@ -38,7 +38,7 @@ from pccl.optim.stats import Round, Stats
 __all__ = ["OuterSync", "Use"]
 
 _RETRIES_MAX = 16
-_IDLE = -1
+_IDLE = _NEVER = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ class OuterSync:
         self._again = ""  # the fragment and round that is begun again
         self._flushing = False  # what lands now does so before its event
         self._averaged = _IDLE  # fragments of which the mean is taken, while means are taken
+        self._came_at = _NEVER  # the position at which this peer entered, if amid the others' consensus
         self._attempt = 0
         self._seat = comm.peer_id.hex()  # differs until the first sync, so that all take over one peer's beginnings
 
@@ -97,6 +98,7 @@ class OuterSync:
             yield from self.flush()
             if self._averaged != _IDLE:
                 yield from self._average(0.0)
+                self._came_at = self.position
             return
         if self._averaged != _IDLE:
             yield from self._average(0.0)
@@ -126,7 +128,12 @@ class OuterSync:
 
     def consensus(self) -> Steps[None]:
         """Lands what is in flight, then makes replicas that drift equal: their mean. Every peer calls it after the same
-        number of steps."""
+        number of steps; of who entered amid it, it is done."""
+        if self._came_at == self.position:
+            self._came_at = _NEVER
+            for fragment in self.fragments:
+                fragment.write(fragment.theta)
+            return
         self._averaged = 0
         yield from self.flush()
         yield from self._average(1.0)
@@ -320,6 +327,7 @@ class OuterSync:
         entries = self.entries()
         yield from self._sync(entries, self.fragments, strategy)
         self._adopt(entries)
+        yield from self.rounds.passed()
         return 0
 
     def _settle(self, key: Key, with_tensors: bool) -> Steps[bool]:

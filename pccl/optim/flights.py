@@ -124,6 +124,9 @@ class Flights:
     def shared(self, fragment: Fragment) -> dict[str, Tensor]:
         return self._mode.shared(fragment)
 
+    def passed(self) -> Steps[None]:
+        yield from ()
+
     def own(self, fragment: Fragment) -> dict[str, Tensor]:
         return self.exchange.own(fragment)
 

@@ -1,9 +1,9 @@
 """gossip.py - NoLoCo (arXiv 2506.10911): a round is an exchange with one other replica, and nobody waits for the rest.
 
-In every round the replicas form pairs, as epoch and round decide (gossip_math.py); the two swap Theta and theta -
-Theta, and each moves along the mean of both and towards the other. Replicas stay near each other and are not equal;
-`consensus` averages them in the end. Boundaries, where newcomers enter and take over somebody's Theta, are the only
-points where all wait for all: one in `Use.boundary_every` rounds.
+In every round the replicas form pairs, as round and last boundary decide (gossip_math.py); the two swap Theta and
+theta - Theta, and each moves along the mean of both and towards the other. Replicas stay near each other and are not
+equal; `consensus` averages them in the end. Boundaries, where newcomers enter and take over somebody's Theta, are the
+only points where all wait for all: one in `Use.boundary_every` rounds.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Pairs:
         self._timeout_s, self._alone_too, self._shards = timeout_s, alone_too, shards
         self._momentum: dict[int, Tensor] = {}
         self._meetings: dict[Key, _Meeting] = {}
+        self._epoch, self._peers = comm.epoch, comm.peers  # of the last boundary, whoever has died since
 
     def look_ahead(self, index: int) -> None:
         """A round lands in the step in which it is sent."""
@@ -83,8 +84,8 @@ class Pairs:
 
     def arrive(self, key: Key) -> Steps[int]:
         place = key[1] * len(self._fragments) + key[0]
-        partner = gossip_math.partner(self._comm.peers, self._comm.epoch, place, self._comm.peer_id)
-        if partner is not None:
+        partner = gossip_math.partner(self._peers, self._epoch, place, self._comm.peer_id)
+        if partner is not None and partner in self._comm.peers:
             yield from self._swap(key, self._meetings[key], partner)
         return 0
 
@@ -119,6 +120,12 @@ class Pairs:
 
     def shared(self, fragment: Fragment) -> dict[str, Tensor]:
         return {"momentum": self._momentum.setdefault(id(fragment), torch.zeros(fragment.numel))}
+
+    def passed(self) -> Steps[None]:
+        """Who forms pairs: those who take part in one more op, which is the same for all of them."""
+        here = torch.zeros(1, dtype=torch.uint8)
+        met = yield self._comm.all_gather(here, tag="pccl.optim.pairs", async_op=True, timeout=self._timeout_s)
+        self._epoch, self._peers = met.epoch, met.peers
 
     def own(self, fragment: Fragment) -> dict[str, Tensor]:
         return {}

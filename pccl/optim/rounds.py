@@ -49,6 +49,9 @@ class Rounds(Protocol):
     def shared(self, fragment: Fragment) -> dict[str, Tensor]:
         """Tensors beside Theta and the outer state that newcomers need, shared."""
 
+    def passed(self) -> Steps[None]:
+        """All have become equal at a boundary: agrees on what the rounds until the next one rest on."""
+
     def own(self, fragment: Fragment) -> dict[str, Tensor]:
         """What this replica keeps from round to round, for its checkpoint; shared."""
 
