@@ -23,7 +23,8 @@ from pccl.optim.sparse_codec import ErrorFeedback, accumulate, payload_bytes
 
 __all__ = ["Dense", "Exchange", "Header", "Lot", "Radial", "Sparse"]
 
-_HEADER = struct.Struct("<dI?3xQ")
+_HEADER = struct.Struct("<dII")
+_FINITE = 1 << 31  # beside the steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +41,17 @@ class Header:
 
     def pack(self) -> Tensor:
         """As bytes; the same number on every peer."""
-        data = _HEADER.pack(self.weight, self.steps, self.finite, self.replica) + struct.pack(
-            f"<{len(self.norms)}d", *self.norms
-        )
+        head = _HEADER.pack(self.weight, self.steps | (_FINITE if self.finite else 0), self.replica)
+        data = head + struct.pack(f"<{len(self.norms)}d", *self.norms)
         return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
     @classmethod
     def unpack(cls, row: Tensor) -> Header:
         """From bytes of `pack`."""
         data = bytes(row.numpy())
-        weight, steps, finite, replica = _HEADER.unpack_from(data)
+        weight, steps, replica = _HEADER.unpack_from(data)
         norms = struct.unpack(f"<{(len(data) - _HEADER.size) // 8}d", data[_HEADER.size :])
-        return cls(weight, steps, finite, replica, norms)
+        return cls(weight, steps & ~_FINITE, bool(steps & _FINITE), replica, norms)
 
 
 @dataclass(slots=True)

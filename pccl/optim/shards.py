@@ -28,7 +28,7 @@ OVER, FAILED, APART, DONE = range(4)
 
 
 class Shards(Protocol):
-    """`replica`: a number that all shards of a replica have, and no other replica."""
+    """`replica`: a number of 32 bits that all shards of a replica have, drawn by chance."""
 
     @property
     def replica(self) -> int: ...
@@ -44,7 +44,7 @@ class Whole:
     """A replica in one process: nobody to ask."""
 
     def __init__(self, peer_id: bytes) -> None:
-        self.replica = int.from_bytes(peer_id[:7], "little")
+        self.replica = int.from_bytes(peer_id[:4], "little")
 
     def weigh(self, weight: float, finite: bool) -> Steps[tuple[float, bool]]:
         yield from ()
@@ -63,7 +63,7 @@ class Mesh:
         self._size = 1
         for group in self._groups:
             self._size *= dist.get_world_size(group)
-        own = torch.tensor([int.from_bytes(secrets.token_bytes(7), "little")], dtype=torch.int64)
+        own = torch.tensor([int.from_bytes(secrets.token_bytes(4), "little")], dtype=torch.int64)
         self.replica = int(self._reduced(own, dist.ReduceOp.MIN)[0])
 
     def weigh(self, weight: float, finite: bool) -> Steps[tuple[float, bool]]:
