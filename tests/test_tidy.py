@@ -170,6 +170,9 @@ def test_the_engine_names_no_transport() -> None:
     assert not found
 
 
+NATIVE = ("pccl/_native.py", "pccl/_codecs.py")
+
+
 def test_only_native_knows_the_extension() -> None:
     found = []
     for path in PYTHON_FILES:
@@ -179,7 +182,7 @@ def test_only_native_knows_the_extension() -> None:
                 modules = [node.module or "", *(alias.name for alias in node.names)]
             elif isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
-            if any(module.split(".")[-1] == "_core" for module in modules) and name(path) != "pccl/_native.py":
+            if any(module.split(".")[-1] == "_core" for module in modules) and name(path) not in NATIVE:
                 found.append(f"{name(path)}:{node.lineno}")
     assert not found
 

@@ -5,7 +5,8 @@
 `DiLoCo` wraps an inner optimizer, `DiLoCo.attach` follows one that a trainer owns; `LocalComm(n)` simulates n replicas
 in one process. Needs torch (`pip install pccl[torch]`). Which files decide what: settings.py (what arguments mean),
 fragments.py (which parameters travel when), master.py (outer parameters and their optimizer), exchange.py (how deltas
-become a mean), modes.py and gossip.py (what is done with it), engine.py (rounds, newcomers, failures), checkpoint.py.
+become a mean), modes.py (what is done with it), flights.py and gossip.py (rounds of all, of two), engine.py (when,
+newcomers, failures), shards.py (FSDP2), checkpoint.py.
 """
 
 from pccl.optim.averages import recommended

@@ -34,7 +34,7 @@ def save(sync: OuterSync) -> dict[str, Any]:
         "theta": {name: view.clone() for fragment in sync.fragments for name, view in fragment.theta_by_name().items()},
         "state": {name: _copy(value) for fragment in sync.fragments for name, value in fragment.outer_state().items()},
         "mode": [
-            {name: value.clone() for name, value in sync.mode.shared(fragment).items()} for fragment in sync.fragments
+            {name: value.clone() for name, value in sync.rounds.shared(fragment).items()} for fragment in sync.fragments
         ],
     }
 
@@ -58,7 +58,7 @@ def load(sync: OuterSync, saved: dict[str, Any]) -> None:
         for name, view in fragment.theta_by_name().items():
             view.copy_(saved["theta"][name])
         fragment.load_outer_state(saved["state"])
-        for name, value in sync.mode.shared(fragment).items():
+        for name, value in sync.rounds.shared(fragment).items():
             value.copy_(mode[name])
         fragment.write(fragment.theta)
     sync.resume(saved["position"], saved["step"], saved["landed"], saved["crossed"])
@@ -69,7 +69,7 @@ def save_own(sync: OuterSync) -> dict[str, Any]:
     parameters = [torch.empty(fragment.numel) for fragment in sync.fragments]
     for fragment, flat in zip(sync.fragments, parameters, strict=True):
         fragment.read(flat)
-    kept = [{name: tensor.clone() for name, tensor in sync.exchange.own(f).items()} for f in sync.fragments]
+    kept = [{name: tensor.clone() for name, tensor in sync.rounds.own(f).items()} for f in sync.fragments]
     return {"parameters": parameters, "inner_steps": list(sync.inner_steps), "exchange": kept}
 
 
@@ -77,7 +77,7 @@ def load_own(sync: OuterSync, saved: dict[str, Any]) -> None:
     """Takes over what `save_own` made, after `load`."""
     for fragment, flat, kept in zip(sync.fragments, saved["parameters"], saved["exchange"], strict=True):
         fragment.write(flat)
-        for name, tensor in sync.exchange.own(fragment).items():
+        for name, tensor in sync.rounds.own(fragment).items():
             tensor.copy_(kept[name])
     sync.inner_steps = list(saved["inner_steps"])
 

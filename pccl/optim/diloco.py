@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from pccl.errors import ArgumentError
 from pccl.optim import checkpoint
 from pccl.optim.engine import OuterSync, Use
+from pccl.optim.flights import Flights
 from pccl.optim.fragments import Schedule, Spec, split
-from pccl.optim.gossip import GossipSync, Mixing
+from pccl.optim.gossip import Mixing, Pairs
 from pccl.optim.line import Comm, Steps, drive
 from pccl.optim.local import LocalComm
 from pccl.optim.master import Fragment, Named, OuterFactory, named_parameters
+from pccl.optim.rounds import Rounds
 from pccl.optim.settings import Config, ModeName, OnFailure, Weight, resolve
+from pccl.optim.shards import shards_of
 from pccl.optim.stats import Round, Stats
 
 __all__ = ["DiLoCo"]
@@ -47,13 +50,15 @@ class DiLoCo(torch.optim.Optimizer):
 
     inner: a torch optimizer, or several (Muon and AdamW). model: a module, or (name, parameter) pairs; names must be
     equal on all replicas. Parameters may be of any floating dtype, on any device, and DTensors: then every shard index
-    needs a communicator of its own group.
+    needs a communicator of its own group, and the shards of a replica decide alike over their device mesh: a replica
+    counts in a round with all of its shards or with none, and weighs what they weigh on average.
 
     mode: "diloco" (arXiv 2311.08105); "localsgd"; "streaming" (2501.18512): `fragments` travel in turn, land `overlap`
     inner steps later, and `merge` of the local parameters is kept; "delayed": the mean lands one period late, weakened
-    by `staleness_penalty` (2401.16265); "eager" (2502.12996): with its own fresh part, replicas differ and are averaged
-    every `resync_every` periods; "gossip" (2506.10911): pairs instead of all, constants in `mixing`; "sparse"
-    (2508.15706): `sparse` = (values kept per chunk, chunk, decay of what is left out).
+    by `staleness_penalty` (after 2401.16265; the formula is ours, see modes.Delayed); "eager" (2502.12996): with its
+    own fresh part, replicas differ and are averaged every `resync_every` periods; "gossip" (2506.10911): pairs instead
+    of all, constants in `mixing`; "sparse" (2508.15706): `sparse` = (values kept per chunk, chunk, decay of what is
+    left out).
     outer: makes the outer optimizer (Nesterov, HeavyBall, Average, ClippedMomentum, or any callable of parameters).
     fragments: a number, "strided:3", "sequential:3", "balanced:64MB" or a callable, see fragments.split.
     codec: of the wire, None or "bf16", "fp16", "int8", "e3m0"; sums are float32.
@@ -255,7 +260,7 @@ class _States(Mapping[Tensor, Any]):
 
 
 def _assemble(parameters: list[Named], comm: Comm, config: Config, weigh: Callable[[int], float]) -> OuterSync:
-    """Fragments, schedule and engine of a configuration."""
+    """Fragments, schedule, rounds and engine of a configuration."""
     sizes = [(name, parameter.numel() * 4) for name, parameter in parameters]
     fragments = [Fragment([parameters[i] for i in part], config.outer) for part in split(config.fragments, sizes)]
     schedule = Schedule(config.every, len(fragments), config.overlap)
@@ -265,8 +270,12 @@ def _assemble(parameters: list[Named], comm: Comm, config: Config, weigh: Callab
         boundary_every=config.boundary_every,
         drifting=config.drifting,
         resync_every=config.resync_every,
-        weigh=weigh,
     )
+    shards = shards_of((parameter for _, parameter in parameters), comm.peer_id)
+    rounds: Rounds
     if config.mixing is not None:
-        return GossipSync(comm, fragments, schedule, config.mixing, use)
-    return OuterSync(comm, fragments, schedule, config.exchange, config.algorithm, use)
+        alone_too = config.on_failure != "raise"
+        rounds = Pairs(comm, fragments, config.mixing, config.timeout_s, alone_too, shards)
+    else:
+        rounds = Flights(comm, fragments, config.exchange, config.algorithm, weigh, config.timeout_s, shards)
+    return OuterSync(comm, fragments, schedule, rounds, use, shards)

@@ -23,32 +23,35 @@ from pccl.optim.sparse_codec import ErrorFeedback, accumulate, payload_bytes
 
 __all__ = ["Dense", "Exchange", "Header", "Lot", "Radial", "Sparse"]
 
-_HEADER = struct.Struct("<dI?3x")
+_HEADER = struct.Struct("<dII")
+_FINITE = 1 << 31  # beside the steps
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
     """What a peer says of its contribution. `weight` 0.0: it does not count. `steps`: inner steps that are in it.
-    `finite`: False if it was left out for a NaN or an infinity. `norms`: per tensor, where the aggregation wants them.
-    """
+    `finite`: False if it was left out for a NaN or an infinity. `replica`: the number that its shards have in common.
+    `norms`: per tensor, where the aggregation wants them."""
 
     weight: float
     steps: int
     finite: bool
+    replica: int
     norms: tuple[float, ...] = ()
 
     def pack(self) -> Tensor:
         """As bytes; the same number on every peer."""
-        data = _HEADER.pack(self.weight, self.steps, self.finite) + struct.pack(f"<{len(self.norms)}d", *self.norms)
+        head = _HEADER.pack(self.weight, self.steps | (_FINITE if self.finite else 0), self.replica)
+        data = head + struct.pack(f"<{len(self.norms)}d", *self.norms)
         return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
     @classmethod
     def unpack(cls, row: Tensor) -> Header:
         """From bytes of `pack`."""
         data = bytes(row.numpy())
-        weight, steps, finite = _HEADER.unpack_from(data)
+        weight, steps, replica = _HEADER.unpack_from(data)
         norms = struct.unpack(f"<{(len(data) - _HEADER.size) // 8}d", data[_HEADER.size :])
-        return cls(weight, steps, finite, norms)
+        return cls(weight, steps & ~_FINITE, bool(steps & _FINITE), replica, norms)
 
 
 @dataclass(slots=True)

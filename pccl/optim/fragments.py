@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal, NamedTuple
 
-from pccl.cli._units import parse_bytes
 from pccl.errors import ArgumentError
+from pccl.units import parse_bytes
 
 __all__ = ["Event", "Kind", "Schedule", "Spec", "split"]
 

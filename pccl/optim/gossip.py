@@ -1,9 +1,9 @@
 """gossip.py - NoLoCo (arXiv 2506.10911): a round is an exchange with one other replica, and nobody waits for the rest.
 
-In every round the replicas form pairs, as epoch and round decide (gossip_math.py); the two swap Theta and theta -
-Theta, and each moves along the mean of both and towards the other. Replicas stay near each other and are not equal;
-`consensus` averages them in the end. Boundaries, where newcomers enter and take over somebody's Theta, are the only
-points where all wait for all: one in `Use.boundary_every` rounds.
+In every round the replicas form pairs, as round and last boundary decide (gossip_math.py); the two swap Theta and
+theta - Theta, and each moves along the mean of both and towards the other. Replicas stay near each other and are not
+equal; `consensus` averages them in the end. Boundaries, where newcomers enter and take over somebody's Theta, are the
+only points where all wait for all: one in `Use.boundary_every` rounds.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pccl.errors import Evicted, PeerLost
+from pccl.errors import Evicted, PcclError, PeerLost
 from pccl.optim import gossip_math
-from pccl.optim.engine import Key, OuterSync, Use
-from pccl.optim.exchange import Dense, Lot
-from pccl.optim.fragments import Schedule
+from pccl.optim.flights import compare
 from pccl.optim.line import Comm, Steps
 from pccl.optim.master import Fragment
+from pccl.optim.rounds import AGAIN, Key, fresh_delta
+from pccl.optim.shards import Shards
 from pccl.optim.stats import Round
 
-__all__ = ["GossipSync", "Mixing"]
+__all__ = ["Mixing", "Pairs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,84 +39,119 @@ class Mixing:
         gossip_math.check_stable(self.alpha, self.gamma, 2)
 
 
-class _Momentum:
-    """The Mode of gossip: keeps a momentum for every fragment."""
+@dataclass(slots=True)
+class _Meeting:
+    """Of one round: [2 n + 1] numbers, Theta, theta - Theta and 1.0 if the latter counts, of both; who they are."""
 
-    def __init__(self) -> None:
-        self._of: dict[int, Tensor] = {}
+    own: Tensor
+    other: Tensor | None = None
+    partner: bytes = b""
+    results: tuple[Any, ...] = ()
 
-    def sent(self, fragment: Fragment, lot: Lot, is_first: bool, world: int) -> None:
-        raise AssertionError("gossip sends nothing to all")
 
-    landed = sent
+class Pairs:
+    """See the header; a Rounds. Where a partner is lost, or does not come in time, this replica has the round to
+    itself; with `alone_too` False it is an error if none came in time."""
+
+    def __init__(
+        self,
+        comm: Comm,
+        fragments: list[Fragment],
+        mixing: Mixing,
+        timeout_s: float | None,
+        alone_too: bool,
+        shards: Shards,
+    ) -> None:
+        self._comm, self._fragments, self._mixing = comm, fragments, mixing
+        self._timeout_s, self._alone_too, self._shards = timeout_s, alone_too, shards
+        self._momentum: dict[int, Tensor] = {}
+        self._meetings: dict[Key, _Meeting] = {}
+        self._epoch, self._peers = comm.epoch, comm.peers  # of the last boundary, whoever has died since
+
+    def look_ahead(self, index: int) -> None:
+        """A round lands in the step in which it is sent."""
+
+    def send(self, key: Key, steps: int) -> Steps[None]:
+        fragment = self._fragments[key[0]]
+        delta, finite = fresh_delta(fragment)
+        _, finite = yield from self._shards.weigh(1.0, finite)
+        change = -delta if finite else torch.zeros_like(delta)
+        fragment.give(delta)
+        self._meetings[key] = _Meeting(torch.cat([fragment.theta, change, torch.tensor([float(finite)])]))
+
+    def again(self, key: Key, attempt: int) -> None:
+        raise AssertionError("a round of two is never begun again")
+
+    def arrive(self, key: Key) -> Steps[int]:
+        place = key[1] * len(self._fragments) + key[0]
+        partner = gossip_math.partner(self._peers, self._epoch, place, self._comm.peer_id)
+        if partner is not None and partner in self._comm.peers:
+            yield from self._swap(key, self._meetings[key], partner)
+        return 0
+
+    def land(self, key: Key, step: int, attempt: int) -> Round:
+        fragment, met = self._fragments[key[0]], self._meetings.pop(key)
+        both = [met.own] if met.other is None else [met.own, met.other]
+        thetas, changes = [one[: fragment.numel] for one in both], [one[fragment.numel : -1] for one in both]
+        counted = [change for change, one in zip(changes, both, strict=True) if one[-1]]
+        change = _mean(counted) if counted else torch.zeros(fragment.numel)
+        momentum, mixing = self.shared(fragment)["momentum"], self._mixing
+        gossip_math.update(fragment.theta, momentum, change, _mean(thetas), mixing.alpha, mixing.beta, mixing.gamma)
+        fragment.write(fragment.theta)
+        delta_norm, mean_norm, cosine = compare(changes[0], change)
+        peers = [self._comm.peer_id] if met.other is None else [self._comm.peer_id, met.partner]
+        return Round(
+            fragment=key[0],
+            number=key[1],
+            step=step,
+            epoch=self._comm.epoch,
+            peers=tuple(sorted(peers)),
+            excluded=tuple(peer for peer, one in zip(peers, both, strict=True) if not one[-1]),
+            retries=0,
+            bytes_sent=sum(result.bytes_sent for result in met.results),
+            bytes_received=sum(result.bytes_received for result in met.results),
+            delta_norm=delta_norm,
+            mean_norm=mean_norm,
+            cosine=cosine,
+        )
+
+    def drop(self, key: Key) -> None:
+        self._meetings.pop(key)
 
     def shared(self, fragment: Fragment) -> dict[str, Tensor]:
-        return {"momentum": self._of.setdefault(id(fragment), torch.zeros(fragment.numel))}
+        return {"momentum": self._momentum.setdefault(id(fragment), torch.zeros(fragment.numel))}
 
+    def passed(self) -> Steps[None]:
+        """Who forms pairs: those who take part in one more op, which is the same for all of them."""
+        here = torch.zeros(1, dtype=torch.uint8)
+        met = yield self._comm.all_gather(here, tag="pccl.optim.pairs", async_op=True, timeout=self._timeout_s)
+        self._epoch, self._peers = met.epoch, met.peers
 
-class GossipSync(OuterSync):
-    """See the header. A partner that is lost in the exchange leaves this replica to itself for the round."""
+    def own(self, fragment: Fragment) -> dict[str, Tensor]:
+        return {}
 
-    def __init__(self, comm: Comm, fragments: list[Fragment], schedule: Schedule, mixing: Mixing, use: Use) -> None:
-        super().__init__(comm, fragments, schedule, Dense(None), _Momentum(), use)  # type: ignore[arg-type]
-        self._mixing = mixing
-
-    def _send(self, key: Key) -> None:
-        """Nothing is sent ahead: Theta and the change travel together."""
-
-    def _land(self, key: Key, with_tensors: bool) -> Steps[bool]:
-        index, number = key
-        fragment = self.fragments[index]
-        delta = fragment.delta()
-        own = torch.stack([fragment.theta, -delta])
-        fragment.give(delta)
-        place = number * len(self.fragments) + index
-        partner = gossip_math.partner(self.comm.peers, self.comm.epoch, place, self.comm.peer_id)
-        other, results = (yield from self._swap(key, own, partner)) if partner is not None else (None, [])
-        mean = own if other is None else (own + other) / 2
-        momentum = self.mode.shared(fragment)["momentum"]
-        alpha, beta, gamma = self._mixing.alpha, self._mixing.beta, self._mixing.gamma
-        gossip_math.update(fragment.theta, momentum, mean[1], mean[0], alpha, beta, gamma)
-        fragment.write(fragment.theta)
-        self._tell(key, own[1], mean[1], () if other is None or partner is None else (partner,), results)
-        self._pass(key)
-        return False
-
-    def _swap(self, key: Key, own: Tensor, partner: bytes) -> Steps[tuple[Tensor | None, list[Any]]]:
-        """The partner's Theta and change; None if it is gone."""
-        other = torch.empty_like(own)
-        options = {"tag": f"pccl.optim.{key[0]}.{key[1]}", "async_op": True, "timeout": self.use.timeout_s}
-        results, lost = [], False
+    def _swap(self, key: Key, met: _Meeting, partner: bytes) -> Steps[None]:
+        """Both send and both receive; what has not come from a partner is not there."""
+        other = torch.empty_like(met.own)
+        options = {"tag": f"pccl.optim.{key[0]}.{key[1]}", "async_op": True, "timeout": self._timeout_s}
+        results, failed, pending = [], list[PcclError](), []
         try:
-            pending = [self.comm.send(own, partner, **options), self.comm.recv(other, partner, **options)]
-        except PeerLost as error:
-            if isinstance(error, Evicted):
-                raise
-            return None, []
+            pending.append(self._comm.send(met.own, partner, **options))
+            pending.append(self._comm.recv(other, partner, **options))
+        except AGAIN as error:
+            failed.append(error)
         for work in pending:
             try:
                 results.append((yield work))
-            except PeerLost as error:
-                if isinstance(error, Evicted):
-                    raise
-                lost = True
-        return None if lost else other, results
+            except AGAIN as error:
+                failed.append(error)
+        for reason in failed:
+            if isinstance(reason, Evicted) or not (self._alone_too or isinstance(reason, PeerLost)):
+                raise reason
+        met.results = tuple(results)
+        if not failed:
+            met.other, met.partner = other, partner
 
-    def _tell(self, key: Key, delta: Tensor, mean: Tensor, others: tuple[bytes, ...], results: list[Any]) -> None:
-        size, mean_size = float(delta.norm()), float(mean.norm())
-        self._count(
-            Round(
-                fragment=key[0],
-                number=key[1],
-                step=self.step,
-                epoch=self.comm.epoch,
-                peers=tuple(sorted((self.comm.peer_id, *others))),
-                excluded=(),
-                retries=0,
-                bytes_sent=sum(result.bytes_sent for result in results),
-                bytes_received=sum(result.bytes_received for result in results),
-                delta_norm=size,
-                mean_norm=mean_size,
-                cosine=float(torch.dot(delta, mean)) / (size * mean_size) if size and mean_size else 0.0,
-            )
-        )
+
+def _mean(parts: list[Tensor]) -> Tensor:
+    return parts[0].clone() if len(parts) == 1 else (parts[0] + parts[1]) / 2

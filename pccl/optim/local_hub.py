@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from pccl import _native
+from pccl._codecs import encoded_bytes, quantized
 from pccl._native import Kind, RedOp
-from pccl.errors import Closed, Timeout, error_of
+from pccl.errors import Closed, Timeout
 from pccl.runtime import Runtime
 from pccl.transfer.target import Bytes
 from pccl.types import (
@@ -398,7 +399,7 @@ def _all_reduce(peers: Sequence[bytes], requests: Sequence[OpRequest], spans: Se
         result = inputs[0]
     elif first.codec and _in_one_round(first, len(requests)):
         result = np.empty_like(inputs[0])
-        _fold(result, [_quantized(first.codec, data) for data in inputs], first)
+        _fold(result, [quantized(first.codec, data) for data in inputs], first)
     elif first.codec:
         result = np.empty_like(inputs[0])
         for owner, (start, end) in enumerate(itertools.pairwise(spans)):
@@ -414,9 +415,9 @@ def _all_reduce(peers: Sequence[bytes], requests: Sequence[OpRequest], spans: Se
 def _reduce_span(result: Bytes, inputs: Sequence[Bytes], owner: int, request: OpRequest) -> None:
     """One span of the mesh: its owner folds its own values and what it decodes of the others', and encodes the sum."""
     if result.size:
-        heard = [data if rank == owner else _quantized(request.codec, data) for rank, data in enumerate(inputs)]
+        heard = [data if rank == owner else quantized(request.codec, data) for rank, data in enumerate(inputs)]
         _fold(result, heard, request)
-        result[:] = _quantized(request.codec, result)
+        result[:] = quantized(request.codec, result)
 
 
 def _reduce_scatter(peers: Sequence[bytes], requests: Sequence[OpRequest], spans: Sequence[int]) -> None:
@@ -467,27 +468,7 @@ def _fold(result: Bytes, inputs: Sequence[Bytes], request: OpRequest) -> None:
     _native.reduce(result, inputs, dtype=request.dtype, redop=RedOp(request.redop), count=count, divisor=len(inputs))
 
 
-# -- codecs and traffic ----------------------------------------------------------------------------------------------
-
-_ffi, _lib = _native.ffi, _native.lib  # type: ignore[attr-defined]
-
-
-def _quantized(codec: int, values: Bytes) -> Bytes:
-    """Float32 values as they are after a journey: encoded and decoded by the engine's kernels."""
-    count = values.size // _FLOAT_BYTES
-    encoded = np.empty(_encoded_bytes(codec, count), np.uint8)
-    decoded = np.empty_like(values)
-    pointers = [_ffi.from_buffer(memory) for memory in (values, encoded, decoded)]
-    status = _lib.pccl_codec_encode(_ffi.NULL, codec, pointers[0], count, pointers[1])
-    if status == Status.OK:
-        status = _lib.pccl_codec_decode(_ffi.NULL, codec, pointers[1], encoded.size, pointers[2], count)
-    if status != Status.OK:
-        raise error_of(status, f"codec {codec}: {_native.err_name(status)}")
-    return decoded
-
-
-def _encoded_bytes(codec: int, count: int) -> int:
-    return int(_lib.pccl_codec_bytes(codec, count))
+# -- spans and traffic -----------------------------------------------------------------------------------------------
 
 
 def _equal_spans(count: int, peers: int) -> list[int]:
@@ -501,7 +482,7 @@ def _in_one_round(request: OpRequest, peers: int) -> bool:
 
 
 def _wire_bytes(request: OpRequest, count: int) -> int:
-    return _encoded_bytes(request.codec, count) if request.codec else count * _ITEM_BYTES[request.dtype]
+    return encoded_bytes(request.codec, count) if request.codec else count * _ITEM_BYTES[request.dtype]
 
 
 def _traffic(request: OpRequest, rank: int, own: bytes, spans: Sequence[int]) -> tuple[int, int]:

@@ -48,9 +48,11 @@ class Blend:
 class Delayed:
     """One period late: what a replica did in a period is only in its delta, and it begins the next one from Theta.
 
-    `penalty` weakens stale means as in CO2 (arXiv 2401.16265, section 3.2, with means instead of parameters): the mean
-    is divided by 1 + penalty * |mean - last| / |last|, where `last` is the mean of the round before; all of that is the
-    same on every peer.
+    `penalty` weakens stale means after the idea of CO2 (arXiv 2401.16265): there the mean is divided by a number that
+    grows with the gap between a stale and a fresh estimate. Which number is taken here is our own choice, not the
+    paper's: 1 + penalty * |mean - last| / |last|, lengths over a whole fragment, `last` the mean of the round before,
+    1 in the first round. It needs nothing but means, so it is the same on every peer and costs no byte; penalty 0 is
+    the plain mode.
     """
 
     def __init__(self, penalty: float = 0.0) -> None:

@@ -37,6 +37,11 @@ _PREFIX = "pccl.optim."
 Tell = Callable[..., None]
 
 
+def is_delta(tag: str) -> bool:
+    """Not a header, nor what travels at boundaries and in a consensus."""
+    return tag.startswith(_PREFIX) and tag.rsplit(".", 1)[1] != "head" and tag.split(".")[2].isdecimal()
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
     """One wait of a replica, in virtual seconds."""
@@ -113,6 +118,7 @@ class SimComm:
 
     def send(self, tensor: Tensor, to: bytes, *, tag: str, async_op: bool, timeout: float | None = None) -> _Pending:
         assert async_op
+        self.note(tag, "sent")
         seconds = timeout or OP_TIMEOUT_S
         return _Pending(self, self.peer.send(tensor.numpy(), to, tag=tag, timeout=seconds), lambda _: None, seconds)
 
@@ -135,8 +141,8 @@ class SimComm:
         return report
 
     def note(self, tag: str, what: str) -> None:
-        """Tells it of a delta: what, fragment, round, attempt."""
-        if tag.startswith(_PREFIX) and not tag.endswith(".head"):
+        """Tells it of a delta: what, fragment, round, and the attempt where there may be several."""
+        if is_delta(tag):
             self.tell(what, *map(int, tag.removeprefix(_PREFIX).split(".")))
 
 

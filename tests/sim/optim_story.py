@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import takewhile
 from random import Random
@@ -18,15 +18,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from sim.optim_replica import PAUSE_S, SimComm, drive_sim
+from sim.optim_replica import PAUSE_S, SimComm, drive_sim, is_delta
 from torch import Tensor, nn
 
 from pccl.errors import Closed, CoordinatorLost, Evicted, PcclError
 from pccl.optim.diloco import _assemble
-from pccl.optim.engine import Key, OuterSync
-from pccl.optim.exchange import Header
+from pccl.optim.engine import OuterSync
+from pccl.optim.exchange import Header, Lot
+from pccl.optim.flights import Flights
 from pccl.optim.fragments import Schedule
+from pccl.optim.master import Fragment
+from pccl.optim.modes import Mode
 from pccl.optim.outer import HeavyBall, Nesterov
+from pccl.optim.rounds import Key
 from pccl.optim.settings import resolve
 from pccl.optim.sparse_codec import accumulate
 from pccl.optim.stats import Round
@@ -40,6 +44,7 @@ SIZES = (7, 9)  # of the parameters, a fragment each where there are two
 STEP_S = 0.01
 DELAY_S = 0.001
 LEASE_S = 1.0
+GOSSIP_BOUNDARY_EVERY = 2
 GRACE_S = 1.0  # after its deadline, until the coordinator's word is everywhere
 SPARSE = (2, 16, 0.9)
 
@@ -49,7 +54,14 @@ MODES: dict[str, dict[str, Any]] = {
     "streaming_full": {"mode": "streaming", "fragments": 2, "overlap": "full"},
     "delayed": {"mode": "delayed", "outer": HeavyBall(0.5, 0.3)},
     "sparse": {"mode": "sparse", "sparse": SPARSE},
+    "eager": {"mode": "eager", "resync_every": 2},
+    "gossip": {"mode": "gossip"},
+    "diloco_local": {"mode": "diloco", "on_failure": "local"},
+    "diloco_raise": {"mode": "diloco", "on_failure": "raise"},
+    "streaming_local": {"mode": "streaming", "fragments": 2, "overlap": 1, "on_failure": "local"},
+    "streaming_raise": {"mode": "streaming", "fragments": 2, "overlap": 1, "on_failure": "raise"},
 }
+DRIFTING = ("eager", "gossip")  # replicas are equal in the end only, by consensus()
 
 
 @dataclass
@@ -69,6 +81,7 @@ class Replica:
     comm: SimComm
     run: int  # when all have left, whoever waits begins another
     rounds: dict[Key, Noted] = field(default_factory=dict)
+    means: dict[int, Tensor] = field(default_factory=dict)  # of fragments, as they landed last
     states: dict[tuple[int, str], str] = field(default_factory=dict)  # by position, and what has landed before it
     entered: int = -1  # the position after that; -1: not yet
     holds: bool = False  # the state
@@ -85,6 +98,7 @@ class Training:
 
     def __init__(self, cluster: Cluster, mode: str, timeout_s: float | None) -> None:
         self.cluster, self.options, self.timeout_s = cluster, MODES[mode], timeout_s
+        self.drifts = mode in DRIFTING
         self.waits_for_all = cluster.options.min_peers > 1  # who leaves stops the others
         self.replicas: list[Replica] = []
 
@@ -105,24 +119,33 @@ class Training:
             replica.end = replica.end or "out"
         except PcclError as error:
             replica.end = repr(error)
+            if self.options.get("on_failure") == "raise":
+                await peer.leave()
 
     async def _train(self, peer: SimPeer, replica: Replica, tell: Callable[..., None]) -> None:
         parameters, comm = _parameters(peer.index), replica.comm
         sync = _assemble(parameters, comm, _config(self.options, self.timeout_s), lambda steps: 1.0)
         sync.on_round.append(lambda done: _note(replica, sync, done))
+        if isinstance(sync.rounds, Flights):
+            sync.rounds._mode = _Watched(sync.rounds._mode, sync, replica.means)
         comm.synced = lambda report: _synced(replica, sync, report.entries_received)
         await drive_sim(comm, sync.enter())
         replica.run = self._run(peer, sync.position)
-        _state(replica, sync)
+        replica.entered = sync.position
+        self._state(replica, sync)
         while sync.step < STEPS:
             await peer.compute(STEP_S * (0.5 + peer.random.random()))
             tell("step", sync.step + 1)
             for number, (_, parameter) in enumerate(parameters):
                 parameter.data -= 0.1 * _gradient(peer.index, sync.step, number)
             await drive_sim(comm, sync.stepped())
-            _state(replica, sync)
-        await drive_sim(comm, sync.flush())
+            self._state(replica, sync)
+        await drive_sim(comm, sync.consensus() if self.drifts else sync.flush())
         _state(replica, sync)
+
+    def _state(self, replica: Replica, sync: OuterSync) -> None:
+        if not self.drifts:
+            _state(replica, sync)
 
     def _run(self, peer: SimPeer, position: int) -> int:
         """Who begins together is a run, named by the first of them; who comes later is of the others' run."""
@@ -132,10 +155,23 @@ class Training:
         return next((one.run for one in reversed(mates) if one.entered >= 0), peer.index)
 
 
+class _Watched:
+    """A mode, with a copy of every mean that comes to it."""
+
+    def __init__(self, mode: Mode, sync: OuterSync, means: dict[int, Tensor]) -> None:
+        self.sent, self.shared = mode.sent, mode.shared
+        self._mode, self._sync, self._means = mode, sync, means
+
+    def landed(self, fragment: Fragment, lot: Lot, fresh: Tensor | None, world: int) -> None:
+        self._means[self._sync.fragments.index(fragment)] = lot.mean.clone()
+        self._mode.landed(fragment, lot, fresh, world)
+
+
 def _note(replica: Replica, sync: OuterSync, done: Round) -> None:
     key = (done.fragment, done.number)
-    mean = sync._flights[key].lot.mean.clone()
-    replica.rounds[key] = Noted(done, mean, _digest(sync, [done.fragment]))
+    mean = replica.means.pop(done.fragment, torch.zeros(sync.fragments[done.fragment].numel))
+    state = "" if sync.use.drifting else _digest(sync, [done.fragment])
+    replica.rounds[key] = Noted(done, mean, state)
     replica.comm.tell("round", *key)
 
 
@@ -148,9 +184,7 @@ def _synced(replica: Replica, sync: OuterSync, repaired: tuple[str, ...]) -> Non
 
 
 def _state(replica: Replica, sync: OuterSync) -> None:
-    """After `enter` and after every inner step: equal on all that are at the same position."""
-    if replica.entered < 0:
-        replica.entered = sync.position
+    """Equal on all that are at the same position: after every inner step, or in the end."""
     landed = repr(sorted(sync.landed))
     replica.states[sync.position, landed] = _digest(sync, list(range(len(sync.fragments))))
 
@@ -174,7 +208,8 @@ def _config(options: dict[str, Any], timeout_s: float | None) -> Any:
         "outer": None, "fragments": None, "overlap": None, "merge": 0.0, "codec": None, "aggregate": "mean",
         "mixing": None, "sparse": None, "staleness_penalty": 0.0, "resync_every": None, "on_failure": "retry",
     }  # fmt: skip
-    return resolve(every=EVERY, timeout=timeout_s, **{**defaults, **options})
+    config = resolve(every=EVERY, timeout=timeout_s, **{**defaults, **options})
+    return replace(config, boundary_every=min(config.boundary_every, GOSSIP_BOUNDARY_EVERY))
 
 
 def _digest(sync: OuterSync, fragments: list[int]) -> str:
@@ -242,11 +277,15 @@ class Play:
         elif self.phase == "inner":
             what, after_s = (victim, "step", random.randint(2, STEPS - 4)), random.uniform(0.0, STEP_S / 2)
         elif self.phase == "flushing":
-            what, after_s = (victim, "step", STEPS), random.uniform(0.0, 5 * DELAY_S)
+            what, after_s = (
+                (victim, "step", STEPS),
+                random.uniform(0.0, (2 if self.fault == "too_few" else 5) * DELAY_S),
+            )
         else:
             first, last = _WINDOWS[self.phase]
             word = {"reduced": "reduced", "stepped": "round"}.get(self.phase, "sent")
-            what, after_s = (victim, word, fragment, number), random.uniform(first, last)
+            place = () if self.mode == "gossip" else (fragment, number)  # not everybody has a partner in every round
+            what, after_s = (victim, word, *place), random.uniform(first, last)
         self.faults.when("replica", *what, then=self._strike, after_s=after_s)
 
     def _join(self) -> None:
@@ -290,7 +329,8 @@ class Play:
 
     def _too_few(self) -> None:
         self.faults.crash(self.victim)
-        self.faults.at(0.3, self._join)
+        if MODES[self.mode].get("on_failure") != "raise":
+            self.faults.at(0.3, self._join)
 
 
 #: Seconds after a fragment was sent, its mean had come, or the outer step was made.
@@ -315,12 +355,18 @@ def findings(play: Play) -> list[str]:
     for run in {one.run for one in training.replicas}:
         replicas = [one for one in training.replicas if one.run == run]
         survivors = [one for one in replicas if one.end == "done"]
-        found += [*_agreement(replicas), *_completeness(play, survivors), *_means(play, replicas),
+        agreement = _pairs(replicas) if play.mode == "gossip" else [*_agreement(replicas), *_means(play, replicas)]
+        found += [*agreement, *_equality(replicas), *_completeness(play, survivors),
                   *_newcomers(replicas), *_waits(play, survivors)]  # fmt: skip
     return found
 
 
 def _ends(play: Play) -> Iterator[str]:
+    if MODES[play.mode].get("on_failure") == "raise":
+        alive = [one for one in play.training.replicas if play.cluster.nodes[one.index].alive]
+        if len({one.end.split("(")[0] for one in alive}) > 1:
+            yield f"not all end alike: {[one.end for one in alive]}"
+        return
     for one in play.training.replicas:
         node = play.cluster.nodes[one.index]
         hung = play.fault == "hang" and one.index == play.victim
@@ -329,28 +375,54 @@ def _ends(play: Play) -> Iterator[str]:
 
 
 def _agreement(replicas: list[Replica]) -> Iterator[str]:
-    """Whoever has a round, has the same; whoever is at a position, holds the same."""
+    """Whoever has a round, has the same."""
     rounds: dict[Key, set[object]] = defaultdict(set)
-    states: dict[object, set[str]] = defaultdict(set)
     for one in replicas:
         for key, noted in one.rounds.items():
             done = noted.done
             rounds[key].add((done.peers, done.epoch, done.excluded, noted.state, noted.mean.numpy().tobytes()))
+    yield from (f"round {key} is not the same on all" for key, found in rounds.items() if len(found) > 1)
+
+
+def _pairs(replicas: list[Replica]) -> Iterator[str]:
+    """Whoever has met another in a round, was met by it, if that has come to the end."""
+    done = {one.comm.peer_id: one for one in replicas if one.end == "done"}
+    for own, one in done.items():
+        for key, noted in one.rounds.items():
+            for peer in noted.done.peers:
+                if peer in done and peer != own and own not in done[peer].rounds[key].done.peers:
+                    yield f"replica {one.index} has met one in round {key} that has not met it"
+    pairs = sum(len(noted.done.peers) == 2 for one in replicas for noted in one.rounds.values())
+    if len(replicas) >= PEERS and not pairs:
+        yield "nobody has met anybody"
+
+
+def _equality(replicas: list[Replica]) -> Iterator[str]:
+    """Whoever is at a position, holds the same."""
+    states: dict[object, set[str]] = defaultdict(set)
+    for one in replicas:
         for place, state in one.states.items():
             states[place].add(state)
-    yield from (f"round {key} is not the same on all" for key, found in rounds.items() if len(found) > 1)
     yield from (f"at position {place} not all hold the same" for place, found in states.items() if len(found) > 1)
 
 
 def _completeness(play: Play, survivors: list[Replica]) -> Iterator[str]:
     """Every round that was due is committed on everybody who was there, in order, and nothing was ever repaired."""
-    due = _due(play)
+    due, on_failure = _due(play), play.training.options.get("on_failure", "retry")
+    first = [one for one in survivors if not one.entered]
+    dropped = {
+        of: {number for _, number in due} - {n for one in first for f, n in one.rounds if f == of} for of, _ in due
+    }
     for one in survivors:
         for fragment in {key[0] for key in due}:
             numbers = [number for of, number in one.rounds if of == fragment]
             wanted = sorted(number for of, number in due if of == fragment)
-            if one.entered > 0:  # it misses what it found in flight
+            if play.mode == "gossip":
+                wanted = [number for number in wanted if numbers and number >= (numbers[0] if one.entered > 0 else 0)]
+            elif one.entered > 0:  # it misses what it found in flight
                 wanted = _part_of(one, fragment, wanted)
+            if on_failure != "retry":
+                wanted = [number for number in wanted if number not in dropped[fragment]]
             if numbers != wanted:
                 yield f"replica {one.index} has rounds {numbers} of fragment {fragment}, not {wanted}"
         learned = _LEARNED if one.entered > 0 else ()
@@ -359,7 +431,7 @@ def _completeness(play: Play, survivors: list[Replica]) -> Iterator[str]:
 
 
 #: What a newcomer is told of what it had no part in.
-_LEARNED = ("theta.", "outer.", "mode.", "position", "landed", "again", "attempt")
+_LEARNED = ("theta.", "outer.", "mode.", "position", "landed", "again", "attempt", "averaged")
 
 
 def _part_of(one: Replica, fragment: int, due: list[int]) -> list[int]:
@@ -399,7 +471,7 @@ def _means(play: Play, replicas: list[Replica]) -> Iterator[str]:
     for one in replicas:
         payloads: dict[Key, set[bytes]] = defaultdict(set)
         for tag, data in one.comm.sent.items():
-            if tag.startswith("pccl.optim") and not tag.endswith(".head"):
+            if is_delta(tag):
                 payloads[_key(tag)].add(data)
         if changed := [key for key, found in payloads.items() if len(found) > 1]:
             yield f"replica {one.index} did not send the same deltas again: {changed}"
@@ -412,9 +484,8 @@ def _key(tag: str) -> Key:
 
 def _first(one: Replica, key: Key) -> tuple[bytes, float]:
     """What a replica put in when it first sent a fragment, and its weight."""
-    tags = [tag for tag in one.comm.sent if tag.startswith("pccl.optim") and _key(tag) == key]
-    head, payload = (next(tag for tag in tags if tag.endswith(".head") is is_head) for is_head in (True, False))
-    return one.comm.sent[payload], _header(one, head).weight
+    payload = next(tag for tag in one.comm.sent if is_delta(tag) and _key(tag) == key)
+    return one.comm.sent[payload], _header(one, f"{payload}.head").weight
 
 
 def _header(one: Replica, tag: str) -> Header:

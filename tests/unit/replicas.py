@@ -67,3 +67,15 @@ def run(peers: int, body: Callable[[LocalCommunicator, int], Any]) -> list[Any]:
     """body(comm, place) on every replica."""
     with LocalComm(peers, op_timeout=TIMEOUT_S) as comms:
         return comms.run(lambda comm: body(comm, comm.rank))
+
+
+def door_of(comms: LocalComm) -> threading.Event:
+    """Set when somebody waits to enter."""
+    event, entered = threading.Event(), comms._hub.entered
+
+    def tell(*arguments: Any) -> None:
+        event.set()
+        entered(*arguments)
+
+    comms._hub.entered = tell  # type: ignore[method-assign]
+    return event

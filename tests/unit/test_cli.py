@@ -17,8 +17,9 @@ from pccl import messages
 from pccl.cli import COMMANDS, bench, bench_worker, main, status
 from pccl.cli._fleet import LineReader
 from pccl.cli._run_options import read_secret
-from pccl.cli._units import ListOf, format_age, format_bytes, format_ms, parse_bytes
+from pccl.cli._units import ListOf, format_age, format_bytes, format_ms
 from pccl.cli.launch import Steps, default_min_peers, peer_environment, run_boundary
+from pccl.units import parse_bytes
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_sparse_moves_by_what_was_sent_and_keeps_the_rest() -> None:
             gradients(model, 1000 * place + step)
             did += 0.1 * torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
             opt.step()
-        kept = torch.cat([opt._sync.exchange.unsent(f).state for f in opt._sync.fragments])  # type: ignore[attr-defined]
+        kept = torch.cat([opt._sync.rounds.exchange.unsent(f).state for f in opt._sync.fragments])  # type: ignore[attr-defined]
         return begin - theta(opt), kept, did
 
     results = run(3, body)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from unit.replicas import TIMEOUT_S, Model, flat, gradients, replica, run, steps, theta
+from unit.replicas import TIMEOUT_S, Model, door_of, flat, gradients, replica, run, steps, theta
 
-from pccl.errors import ArgumentError, Closed
+from pccl.errors import ArgumentError, Cancelled, Closed
 from pccl.optim import Average, DiLoCo, LocalComm
 
 MODES: list[dict[str, Any]] = [
@@ -20,18 +20,6 @@ MODES: list[dict[str, Any]] = [
     {"mode": "delayed", "staleness_penalty": 1.0},
     {"mode": "sparse", "sparse": (4, 64, 0.9)},
 ]
-
-
-def door_of(comms: LocalComm) -> threading.Event:
-    """Set when somebody waits to enter."""
-    event, entered = threading.Event(), comms._hub.entered
-
-    def tell(*arguments: Any) -> None:
-        event.set()
-        entered(*arguments)
-
-    comms._hub.entered = tell  # type: ignore[method-assign]
-    return event
 
 
 def named(options: dict[str, Any]) -> str:
@@ -304,3 +292,78 @@ def test_a_closed_communicator_is_an_error_of_the_step_and_the_step_was_made() -
         with pytest.raises(Closed):
             opt.step()
     assert not torch.equal(flat(model), before)
+
+
+@pytest.mark.parametrize("options", [{"mode": "eager", "resync_every": 0}, {"mode": "gossip"}], ids=named)
+def test_a_consensus_that_a_peer_fails_is_done_by_the_survivors(options: dict[str, Any]) -> None:
+    """One of three never comes to it: the others' deadline passes, and it dies. The mean is that of the survivors."""
+    failed = threading.Event()
+
+    def body(comm: Any, place: int) -> tuple[Tensor, Tensor]:
+        model, opt = replica(comm, 2, timeout=0.5, **options)
+        list(steps(model, opt, place, 0, 5))
+        opt.flush()
+        before = theta(opt)
+        if place == 2:
+            assert failed.wait(TIMEOUT_S)
+            comm.die()
+            return before, before
+        give_up = opt._sync._give_up
+
+        def told(*arguments: Any) -> None:
+            failed.set()
+            give_up(*arguments)
+
+        opt._sync._give_up = told  # type: ignore[method-assign]
+        opt.consensus()
+        assert torch.equal(flat(model), theta(opt))
+        return before, theta(opt)
+
+    one, two, _ = run(3, body)
+    assert failed.is_set()
+    assert not torch.equal(one[0], two[0])
+    assert torch.equal(one[1], (one[0] + two[0]) / 2)
+    assert torch.equal(two[1], one[1])
+
+
+def test_who_enters_amid_a_consensus_ends_with_the_mean_and_adds_nothing() -> None:
+    """It fails, a newcomer waits at the door, and enters at the boundary before the second attempt."""
+    with LocalComm(2, op_timeout=TIMEOUT_S) as comms:
+        at_the_door, failed, results = door_of(comms), threading.Event(), {}
+
+        def newcomer() -> None:
+            assert failed.wait(TIMEOUT_S)
+            comm = comms.join()
+            model, opt = replica(comm, 2, seed=9, mode="eager", resync_every=0)
+            opt.consensus()  # is done, as its first step of all
+            results["new"] = (theta(opt), flat(model))
+            comm.close()
+
+        def body(comm: Any) -> tuple[Tensor, Tensor]:
+            model, opt = replica(comm, 2, mode="eager", resync_every=0)
+            list(steps(model, opt, comm.rank, 0, 5))
+            opt.flush()
+            before, sums = theta(opt), opt._sync._sum
+
+            def failing(*arguments: Any) -> Any:
+                if failed.is_set():
+                    return (yield from sums(*arguments))
+                yield from ()
+                barrier.wait(TIMEOUT_S)
+                failed.set()
+                assert at_the_door.wait(TIMEOUT_S)
+                raise Cancelled("by the test")
+
+            opt._sync._sum = failing  # type: ignore[method-assign]
+            opt.consensus()
+            return before, theta(opt)
+
+        barrier = threading.Barrier(2)
+        thread = threading.Thread(target=newcomer)
+        thread.start()
+        one, two = comms.run(body)
+        thread.join(TIMEOUT_S)
+    assert torch.equal(one[1], (one[0] + two[0]) / 2)
+    assert torch.equal(two[1], one[1])
+    assert torch.equal(results["new"][0], one[1])
+    assert torch.equal(results["new"][1], one[1])

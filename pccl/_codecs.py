@@ -1,0 +1,36 @@
+"""The codecs of the wire in Python's words: csrc/codec.h on numpy memory, without an engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pccl._core import ffi, lib
+from pccl._native import err_name
+from pccl.errors import error_of
+from pccl.types import Status
+
+__all__ = ["encoded_bytes", "quantized"]
+
+_FLOAT_BYTES = 4
+
+
+def encoded_bytes(codec: int, count: int) -> int:
+    """What `count` float32 values take on the wire; 0 for an unknown codec."""
+    return int(lib.pccl_codec_bytes(codec, count))
+
+
+def quantized(codec: int, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Float32 values, given as contiguous bytes, as they are after a journey: encoded and decoded again, as new bytes.
+    Raises ArgumentError for an unknown codec."""
+    count = values.size // _FLOAT_BYTES
+    encoded = np.empty(encoded_bytes(codec, count), np.uint8)
+    decoded = np.empty_like(values)
+    source, wire, target = (ffi.from_buffer(memory) for memory in (values, encoded, decoded))
+    status = lib.pccl_codec_encode(ffi.NULL, codec, source, count, wire)
+    if status == Status.OK:
+        status = lib.pccl_codec_decode(ffi.NULL, codec, wire, encoded.size, target, count)
+    if status != Status.OK:
+        raise error_of(status, f"codec {codec}: {err_name(status)}")
+    return decoded
