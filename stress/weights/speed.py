@@ -2,9 +2,9 @@
 
     python -m stress.weights.speed [--mib 256] [--density 0.01] [--rounds 7] [--json]
 
-Dense bytes of bfloat16 weights per second: what a trainer has, not what is sent. Synthetic steps (synthetic.py), in blocks of BLOCK_ELEMENTS,
-by one thread and by two. The best of `rounds`, which take turns, so that all see the same machine. Decoding goes on from the old state
-every time. Exit code 1 when a bound is not kept.
+Dense bytes of bfloat16 weights per second: what a trainer has, not what is sent. Synthetic steps (synthetic.py), in
+blocks of BLOCK_ELEMENTS, by one thread and by two. The best of `rounds`, which take turns, so that all see the same
+machine. Decoding goes on from the old state every time. Exit code 1 when a bound is not kept.
 """
 
 from __future__ import annotations

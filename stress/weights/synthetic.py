@@ -1,7 +1,7 @@
 """synthetic.py - pairs of states like those of an AdamW step, of any size and density, without training.
 
-Weights are normal, of 0.02, in bfloat16. A weight changes with a chance that doubles with every exponent that it is smaller by, because AdamW
-moves all weights by about the same; nine in ten changes are by one, as in real traces.
+Weights are normal, of 0.02, in bfloat16. A weight changes with a chance that doubles with every exponent that it is
+smaller by, because AdamW moves all weights by about the same; nine in ten changes are by one, as in real traces.
 """
 
 from __future__ import annotations

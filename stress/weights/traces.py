@@ -2,10 +2,11 @@
 
     python -m stress.weights.traces [--out build/traces] [--side 384] [--steps 60]
 
-The model learns the source of Python's standard library, byte by byte: first for a while at a usual rate, so that its weights are
-no longer noise; then, for every rate of RATES, a fresh AdamW with float32 masters takes `steps` steps on single pieces of text, whose
-gradients are mostly noise, as those of reinforcement learning are, and the last STATES states are kept: all parameters, one after the
-other, as the bits of bfloat16. Nothing is downloaded. Files that are there already are left alone.
+The model learns the source of Python's standard library, byte by byte: first for a while at a usual rate, so that its
+weights are no longer noise; then, for every rate of RATES, a fresh AdamW with float32 masters takes `steps` steps on
+single pieces of text, whose gradients are mostly noise, as those of reinforcement learning are, and the last STATES
+states are kept: all parameters, one after the other, as the bits of bfloat16. Nothing is downloaded. Files that are
+there already are left alone.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from torch.nn import functional
 
 __all__ = ["RATES", "load", "make"]
 
-RATES = (1e-6, 3e-6, 1e-5)
+RATES = (5e-7, 2e-6, 8e-6)
 STATES = 4
 CONTEXT = 128
-WARM_BATCH = 4
+WARM_BATCH = 2
 LAYERS = 6
-WARM_STEPS = 100
-WARM_RATE = 3e-4
+WARM_STEPS = 60
+WARM_RATE = 1e-3
 
 
 class Block(nn.Module):
