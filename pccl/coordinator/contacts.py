@@ -57,7 +57,11 @@ class Contacts:
         self.spoke(peer)
 
     def spoke(self, peer: bytes) -> None:
-        """A peer has said something else; what it seeks it would have said before."""
+        """A peer has said something else; what it seeks it would have said before. What it was told before its first
+        word to this coordinator may have found no connection.
+        """
+        if peer not in self._spoke:
+            self.forget(peer)
         self._spoke.add(peer)
         if len(self._spoke) > SPOKE_MAX:
             self._spoke = {peer for peer in self._spoke if self._find(peer) is not None}

@@ -148,3 +148,11 @@ def test_two_that_cannot_be_dialled_are_told_so() -> None:
         group.members[peer].inbound = False
     world.seek(A, C, D)
     assert "dialled" in world.peers[A].missing[C] and world.peers[A].way_to(D) is Way.LINK
+
+
+def test_who_was_told_before_it_was_back_is_told_again() -> None:
+    world = World().restarted()
+    told = world.say(A, world.peers[A].seek([C]))
+    assert C in told, "and the message is lost: it has no connection yet"
+    assert world.say(C, beat()).keys() == {C}
+    assert world.say(C, beat()) == {}
