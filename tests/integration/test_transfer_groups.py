@@ -89,36 +89,40 @@ def no_longer_linked(comm: pccl.Communicator, peer: bytes) -> None:
         threading.Event().wait(0.02)
 
 
+def reducing(comm: pccl.Communicator, until: threading.Event) -> Callable[[], int]:
+    """All-reduces of its group, boundary after boundary, until both of its peers see the event; how many."""
+
+    def body() -> int:
+        rounds, more = 0, True
+        while more:
+            total = comm.all_reduce(np.full(MIB, comm.rank + 1.0, np.float32)).tensor
+            assert (total == 3.0).all()
+            more = comm.all_reduce(np.array([float(until.is_set())], np.float32)).tensor[0] < 2.0
+            comm.advance()
+            rounds += 1
+        return rounds
+
+    return body
+
+
+def move(mine: pccl.Communicator, other: pccl.Communicator, seed: int) -> None:
+    offer = other.transfers.offer(f"theirs {seed}", content(seed))
+    for _ in range(3):
+        got = mine.transfers.fetch(f"theirs {seed}", sources=other.peer_id).wait().tensor
+        assert np.array_equal(got, content(seed))
+    offer.withdraw()
+    taken = other.transfers.accept(f"mine {seed}")
+    mine.transfers.push(f"mine {seed}", content(seed + 1), to=other.peer_id).wait()
+    assert np.array_equal(taken.wait().tensor, content(seed + 1))
+    assert other.peer_id in linked(mine) and mine.peer_id in linked(other)
+
+
 @pytest.mark.parametrize("transport", ["tcp", "auto", "tls"])
 def test_both_ways_while_each_group_reduces(cluster: Any, transport: str) -> None:
     coordinator = cluster.coordinator(2)
     with groups(coordinator.address, 2, 2, secret=cluster.secret, transport=transport) as made:
         moved = threading.Event()
         epochs = [[comm.epoch for comm in group] for group in made]
-
-        def reduce(comm: pccl.Communicator) -> Callable[[], int]:
-            def body() -> int:
-                rounds, more = 0, True
-                while more:
-                    total = comm.all_reduce(np.full(MIB, comm.rank + 1.0, np.float32)).tensor
-                    assert (total == 3.0).all()
-                    more = not comm.all_reduce(np.array([float(moved.is_set())], np.float32)).tensor.all()
-                    comm.advance()
-                    rounds += 1
-                return rounds
-
-            return body
-
-        def move(mine: pccl.Communicator, other: pccl.Communicator, seed: int) -> None:
-            offer = other.transfers.offer(f"theirs {seed}", content(seed))
-            for _ in range(3):
-                got = mine.transfers.fetch(f"theirs {seed}", sources=other.peer_id).wait().tensor
-                assert np.array_equal(got, content(seed))
-            offer.withdraw()
-            taken = other.transfers.accept(f"mine {seed}")
-            mine.transfers.push(f"mine {seed}", content(seed + 1), to=other.peer_id).wait()
-            assert np.array_equal(taken.wait().tensor, content(seed + 1))
-            assert other.peer_id in linked(mine) and mine.peer_id in linked(other)
 
         def both_ways() -> None:
             (a, b), (c, d) = made
@@ -127,7 +131,7 @@ def test_both_ways_while_each_group_reduces(cluster: Any, transport: str) -> Non
             finally:
                 moved.set()
 
-        *rounds, _ = at_once(*(reduce(comm) for group in made for comm in group), both_ways)
+        *rounds, _ = at_once(*(reducing(comm, moved) for group in made for comm in group), both_ways)
         assert min(rounds) > 1
         assert [[comm.epoch for comm in group] for group in made] == epochs, "membership is what it was"
         for comm, other in ((made[0][0], made[1][0]), (made[1][1], made[0][1])):
