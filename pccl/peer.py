@@ -46,6 +46,7 @@ class Peer:
         self._failed: OrderedDict[OpName, m.Pending] = OrderedDict()
         self._acquainted: set[bytes] = set()
         self._contacts = Contacts(identity.peer)
+        self._sought = float("-inf")
 
     # -- facts ------------------------------------------------------------------------------------------------
 
@@ -99,9 +100,8 @@ class Peer:
         self._line_reporter.forget()
         self._looked = float("-inf")
         self._do(now, s.Connected())
-        again = self._contacts.again()
-        if again is not None and self.state in _ALIVE:
-            self._seek_first(again)
+        if self.state in _ALIVE:
+            self._seek_again(now)
 
     def on_rejected(self, now: float, reason: str) -> None:
         """The coordinator refuses the handshake."""
@@ -131,6 +131,8 @@ class Peer:
     def on_tick(self, now: float) -> None:
         """Time has passed."""
         self._do(now, s.Tick())
+        if self.state in _ALIVE and now - self._sought >= self.session.lease_s:
+            self._seek_again(now)
 
     def advance(self, now: float) -> int | None:
         """The new boundary, or None if it must wait: ask again after the next message."""
@@ -274,8 +276,14 @@ class Peer:
         for member in step.opened:
             self._engine.acquaint(member, step.streams)
 
-    def _seek_first(self, again: m.Seek) -> None:
-        """A coordinator that has heard a Heartbeat takes it that this peer seeks nobody."""
+    def _seek_again(self, now: float) -> None:
+        """Its answer tells all that may have been lost. Before a Heartbeat: a coordinator that has heard one takes it
+        that this peer seeks nobody.
+        """
+        self._sought = now
+        again = self._contacts.again()
+        if again is None:
+            return
         joins = [i for i, message in enumerate(self.outbox) if isinstance(message, m.Join)]
         self.outbox.insert(joins[-1] + 1 if joins else 0, again)
 

@@ -120,8 +120,6 @@ class Contacts:
         if (said is None and not contacts and not missing) or (said and said.content == (contacts, missing)):
             return []
         self._said[peer] = _Said((contacts, missing))
-        if seek is None and not contacts:
-            del self._said[peer]
         number = 0 if seek is None else seek.seek
         return [Send(peer, m.Contacts(m.VERSION, number, contacts, missing, STREAMS, found[1].inbound))]
 

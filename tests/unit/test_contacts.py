@@ -3,6 +3,7 @@ what it is told."""
 
 from __future__ import annotations
 
+from unit.fake_engine import FakeEngine
 from unit.group_table import A, B, C, D, V, join
 
 from pccl import messages as m
@@ -11,6 +12,8 @@ from pccl.coordinator.events import Effect, Send
 from pccl.coordinator.run import Run
 from pccl.coordinator.settings import Settings
 from pccl.coordinator.snapshot import GroupState
+from pccl.peer import Peer
+from pccl.types import Identity
 
 GROUP = {A: 0, B: 0, C: 1, D: 1}
 STRANGER = bytes([9] * 16)
@@ -156,3 +159,26 @@ def test_who_was_told_before_it_was_back_is_told_again() -> None:
     assert C in told, "and the message is lost: it has no connection yet"
     assert world.say(C, beat()).keys() == {C}
     assert world.say(C, beat()) == {}
+
+
+def test_a_link_that_its_end_was_not_heard_of_is_found_by_the_next_seek() -> None:
+    world = World()
+    world.seek(A, C)
+    kept = dict(world.peers[C]._links)
+    world.seek(A)
+    world.peers[C]._links = kept  # the message was lost
+    assert world.say(C, world.peers[C].again()).keys() == {C}
+    assert not world.numbers(C)
+
+
+def test_a_peer_with_such_links_asks_again_every_lease() -> None:
+    engine = FakeEngine()
+    peer = Peer(Identity(A, "run", 0, ("10.0.0.1:1",), "host1", 1), engine, {}.get)
+    peer.start(0.0)
+    peer.on_message(0.0, m.Welcome(V, 2.0, 1, 0))
+    peer.on_tick(0.1)
+    assert not any(isinstance(message, m.Seek) for message in peer.outbox), "it has none"
+    peer.seek(frozenset([C]))
+    for now in (0.5, 1.5, 2.5, 3.0, 4.6):
+        peer.on_tick(now)
+    assert [message.peers for message in peer.outbox if isinstance(message, m.Seek)] == [(C,)] * 3
