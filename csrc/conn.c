@@ -167,7 +167,7 @@ static uint32_t place_for(const struct conn *c, const struct link *link)
     return still && c->index < link->streams ? c->index : link->streams;
 }
 
-void conn_adopt(struct conn *c, struct link *link)
+static void adopt(struct conn *c, struct link *link)
 {
     uint32_t place = place_for(c, link);
     if (place == link->streams) {
@@ -184,6 +184,18 @@ void conn_adopt(struct conn *c, struct link *link)
     c->state = CONN_OPEN;
     conn_want(c, TRANSPORT_READ);
     link_stream_open(link, c);
+}
+
+void conn_meet(struct conn *c, struct link *link)
+{
+    if (c->incarnation == link->incarnation) {
+        adopt(c, link);
+    } else if (c->incarnation < link->incarnation) {
+        conn_fail(c, PCCL_CAUSE_NONE, 0);
+    } else {
+        c->state = CONN_STRANGER;
+        conn_want(c, 0);
+    }
 }
 
 void conn_on_ready(struct conn *c, unsigned what)

@@ -56,7 +56,8 @@ struct conn {
     uint32_t index;            /* position in link->conns; before it has one: what its dialler says */
     enum conn_state state;
     pccl_peer_id peer;         /* who is at the other end: whom we dialled, or who proved itself */
-    uint32_t detour_epoch;     /* accepted: the detour it is for, 0: the link */
+    uint32_t detour_epoch;     /* accepted: the detour it is for, 0: the link, */
+    uint64_t incarnation;      /* and which of the links that there have been */
     unsigned interest;
     char host[56];             /* accepted: from where; "": unknown */
     uint64_t deadline_ns;      /* of the handshake; of a relayed stream: when it has been still for too long */
@@ -115,8 +116,9 @@ void conn_detach(struct conn *c, const struct sender *owner);
 struct payload conn_copy_payload(struct conn *c, struct payload payload, uint32_t bytes);
 /* If the frame being read is `link_seq`, throw the rest of it away (a second copy is arriving elsewhere). */
 void conn_discard_seq(struct conn *c, uint32_t link_seq);
-/* A stranger found its link. */
-void conn_adopt(struct conn *c, struct link *link);
+/* A proven stream and the link to its peer: joins it, is closed if it is of an earlier link between the two, and waits if it is of a later
+ * one, which we have not been told of yet. */
+void conn_meet(struct conn *c, struct link *link);
 void conn_free(struct conn *c);
 void conn_want(struct conn *c, unsigned interest);
 

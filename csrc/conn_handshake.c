@@ -66,6 +66,8 @@ static void set_purpose(const struct conn *c, struct hello *hello)
     } else if (c->link->detour_epoch) {
         hello->purpose = HELLO_RELAYED;
         hello->epoch = c->link->detour_epoch;
+    } else {
+        hello->incarnation = c->link->incarnation;
     }
 }
 
@@ -176,9 +178,10 @@ static void proven(struct conn *c)
     }
     c->index = hello.stream;
     c->detour_epoch = hello.purpose == HELLO_RELAYED ? hello.epoch : 0;
+    c->incarnation = hello.incarnation;
     struct link *l = link_find(c->engine, &c->peer, c->detour_epoch);
     if (l) {
-        conn_adopt(c, l);
+        conn_meet(c, l);
     } else if (c->detour_epoch && c->detour_epoch < epoch_oldest(c->engine)) {
         conn_fail(c, PCCL_CAUSE_NONE, 0);
     } else {

@@ -232,6 +232,10 @@ static void close_unwanted_links(pccl_engine *e, int at_once)
 void epoch_acquaint(pccl_engine *e, const pccl_member *member, uint32_t streams)
 {
     struct link *l = link_find(e, &member->id, 0);
+    if (l && l->incarnation < member->incarnation && !epoch_member(e, &member->id, NULL)) {
+        link_close(l); /* the other side has closed it, or will: another one comes in its place */
+        l = NULL;
+    }
     if (!l)
         l = link_want(e, member, streams);
     ASSERT(l);

@@ -136,7 +136,7 @@ static void adopt_strangers(struct link *l)
     for (struct conn *c = l->engine->conns, *next; c; c = next) {
         next = c->next;
         if (c->state == CONN_STRANGER && peer_id_compare(&c->peer, &l->id) == 0 && c->detour_epoch == l->detour_epoch)
-            conn_adopt(c, l);
+            conn_meet(c, l);
     }
 }
 
@@ -154,6 +154,7 @@ static struct link *link_new(pccl_engine *e, const pccl_member *member, uint32_t
     memcpy(l->address, member->address, sizeof l->address);
     l->address[sizeof l->address - 1] = 0;
     l->dial = member->dial;
+    l->incarnation = member->incarnation;
     l->streams = l->wanted = streams;
     l->slots = slots;
     l->redial_at_ns = l->ack_at_ns = l->look_at_ns = l->tail_at_ns = NEVER;

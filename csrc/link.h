@@ -135,6 +135,7 @@ struct link {
     pccl_peer_id id;
     pccl_peer_id via;          /* of a detour: the relay that is dialled instead */
     int dial_via;              /* of a detour: the relay is dialled, else called */
+    uint64_t incarnation;      /* which of the links that the two have had: both ends take streams of this one only */
     uint32_t detour_epoch;     /* 0: the link itself; else a detour, whose streams are relayed: frames of that epoch only */
     uint64_t linger_until_ns;  /* of a detour whose epoch is over; 0: it is not */
     char address[80];          /* what is dialled */

@@ -180,7 +180,8 @@ void wire_encode_hello(const struct hello *h, uint8_t b[WIRE_HELLO_BYTES])
     put32(b + 80, h->streams);
     put16(b + 84, h->purpose);
     put16(b + 86, h->hops);
-    memcpy(b + 88, h->nonce, WIRE_NONCE_BYTES);
+    put64(b + 88, h->incarnation);
+    memcpy(b + 96, h->nonce, WIRE_NONCE_BYTES);
     seal(b, STAGE_HELLO, WIRE_HELLO_BYTES);
 }
 
@@ -190,7 +191,8 @@ static pccl_err check_hello(const struct hello *h)
     int relay = h->purpose == HELLO_RELAY, targeted = memcmp(&h->target, &nobody, sizeof nobody) != 0;
     if (h->streams == 0 || h->stream >= h->streams || h->purpose >= HELLO_PURPOSE_END)
         return PCCL_EPROTO;
-    if (relay != targeted || (!relay && h->hops) || (h->purpose >= HELLO_RELAYED && !h->epoch))
+    if (relay != targeted || (!relay && h->hops) || (h->purpose >= HELLO_RELAYED && !h->epoch) ||
+        (h->purpose != HELLO_DIRECT && h->incarnation))
         return PCCL_EPROTO;
     return PCCL_OK;
 }
@@ -209,7 +211,8 @@ pccl_err wire_decode_hello(const uint8_t b[WIRE_HELLO_BYTES], struct hello *hell
     h.streams = get32(b + 80);
     h.purpose = get16(b + 84);
     h.hops = get16(b + 86);
-    memcpy(h.nonce, b + 88, WIRE_NONCE_BYTES);
+    h.incarnation = get64(b + 88);
+    memcpy(h.nonce, b + 96, WIRE_NONCE_BYTES);
     if (check_hello(&h) != PCCL_OK)
         return PCCL_EPROTO;
     *hello_p = h;

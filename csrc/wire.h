@@ -12,7 +12,7 @@ enum {
     WIRE_HEADER_BYTES = 64,
     WIRE_PAYLOAD_BYTES_MAX = 1 << 20,
     WIRE_PROBE_BYTES_MAX = 64 << 10,
-    WIRE_HELLO_BYTES = 124,
+    WIRE_HELLO_BYTES = 132,
     WIRE_CHALLENGE_BYTES = 76,
     WIRE_PROOF_BYTES = 44,
     WIRE_READY_BYTES = 12,
@@ -120,6 +120,7 @@ struct hello {
     pccl_peer_id dialler, acceptor, target;  /* target: all 0 but for a RELAY */
     uint32_t epoch, stream, streams;
     uint16_t purpose, hops;
+    uint64_t incarnation;      /* of a DIRECT: which of the links that these two have had, one after the other; else 0 */
     uint8_t nonce[WIRE_NONCE_BYTES];
 };
 

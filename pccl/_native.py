@@ -621,6 +621,7 @@ def _c_members(members: Sequence[MemberConfig]) -> Any:
         raw.region = member.region
         raw.streams = member.streams
         raw.via = 0 if member.via is None else 1 + member.via
+        raw.incarnation = member.incarnation
         raw.dial = member.dial
         raw.address = _fitting(member.address, 80, "address")
     return array

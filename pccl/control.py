@@ -5,7 +5,7 @@ holds it while it names and submits an op, so that no op is named at one boundar
 belong to the loop's thread alone: what other threads want sent waits in the Peer's outbox until the loop is woken.
 
 Callbacks, without the lock: `on_op` for every op that ended; on the loop's thread `on_view` for every new epoch, and
-`on_error` once, when `error` is there.
+`on_error` once, when `error` is there, and `on_contacts` when links to peers of other groups have come or gone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from pccl import messages as m
+from pccl.contacts import Way
 from pccl.endpoints import Endpoints
 from pccl.errors import (
     Closed,
@@ -71,6 +72,7 @@ class Control:
         wire: int = WIRE_VERSION,
         guest: bool = False,
         on_error: Callable[[PcclError], None] | None = None,
+        on_contacts: Callable[[], None] | None = None,
     ) -> None:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
@@ -81,6 +83,7 @@ class Control:
         self._on_op = on_op
         self._on_view = on_view
         self._on_error = on_error
+        self._on_contacts = on_contacts
         addresses = tuple(advertise) if advertise else (local_address(self._endpoints.current, engine.port),)
         identity = Identity(
             peer=engine.peer_id,
@@ -220,6 +223,17 @@ class Control:
         with self.lock:
             self._peer.fault(time.monotonic(), token, kind)
             self._wake()
+
+    def seek(self, peers: frozenset[bytes]) -> None:
+        """Transfers name these peers of other groups, and no others."""
+        with self.lock:
+            self._peer.seek(peers)
+            self._wake()
+
+    def way_to(self, peer: bytes) -> Way:
+        """Whether there is a link to a peer."""
+        with self.lock:
+            return self._peer.way_to(peer)
 
     def leave(self, timeout: float | None = None) -> bool:
         """Leaves gracefully. False if the coordinator did not say Goodbye in time."""
@@ -367,6 +381,8 @@ class Control:
         if isinstance(message, m.Welcome) and message.notice:
             _log.warning("%s: %s", who(self._peer.session.identity), message.notice)
         self._act(lambda now: self._peer.on_message(now, message))
+        if isinstance(message, m.Contacts) and self._on_contacts is not None:
+            self._on_contacts()
 
     def _on_monitor(self, frames: list[zmq.Frame]) -> None:
         event, _ = monitor_event(frames)

@@ -87,6 +87,7 @@ def connect(settings: Settings) -> Communicator:
             runtime.on_view,
             guest=not settings.enter,
             on_error=runtime.transfers.on_error,
+            on_contacts=runtime.transfers.on_contacts,
         )
 
     runtime = Runtime(settings, engine, control_of, run_keys.data)

@@ -23,6 +23,7 @@ TEXT_MAX: Final = 400
 TOKEN_CHARS_MAX: Final = 1024
 LINKS_MAX: Final = 1024
 PAIRS_MAX: Final = 1 << 16
+CONTACTS_MAX: Final = 1024
 BOUNDARY_MAX: Final = 1 << 31  # that an epoch may begin at: nobody counts from there beyond what fits
 
 PeerId = Annotated[bytes, Meta(min_length=PEER_ID_BYTES, max_length=PEER_ID_BYTES)]
@@ -34,6 +35,8 @@ Reason = Annotated[str, Meta(max_length=4 * TEXT_MAX)]
 U8 = Annotated[int, Meta(ge=0, lt=1 << 8)]
 U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U64 = Annotated[int, Meta(ge=0)]  # msgpack itself stops at 2**64
+#: Which of the links that two peers have had one is.
+LinkNumber = Annotated[int, Meta(ge=1, lt=1 << 62)]
 Boundary = Annotated[int, Meta(ge=0, le=BOUNDARY_MAX)]
 Small = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
@@ -111,6 +114,13 @@ class Member(Part, frozen=True):
     weight: U32 = 0
     region: Annotated[int, Meta(ge=0, lt=1 << 16)] = 0
     inbound: bool = True
+
+
+class Contact(Part, frozen=True):
+    """A peer of another group, and the incarnation of the link to it."""
+
+    member: Member
+    number: LinkNumber
 
 
 class Plan(Part, frozen=True):
@@ -263,6 +273,16 @@ class OpFault(Message, frozen=True):
     theirs: Text
 
 
+class Seek(Message, frozen=True):
+    """Transfers name these peers, in whatever group, and no others. `links`: those to peers of other groups that the
+    sender has, with their numbers. `seek` counts its changes of mind.
+    """
+
+    seek: U32
+    peers: Annotated[tuple[PeerId, ...], Meta(max_length=CONTACTS_MAX)]
+    links: Annotated[tuple[tuple[PeerId, LinkNumber], ...], Meta(max_length=MEMBERS_MAX)]
+
+
 class ProbeReply(Message, frozen=True):
     """ "I am alive"."""
 
@@ -339,6 +359,19 @@ class Acquaint(Message, frozen=True):
     """
 
     peers: Annotated[tuple[Member, ...], Meta(max_length=MEMBERS_MAX)]
+    streams: Annotated[int, Meta(ge=1, le=STREAMS_LIMIT)]
+    inbound: bool
+    incarnation: U32 = 0
+
+
+class Contacts(Message, frozen=True):
+    """Keep links for transfers to these peers of other groups, and no others. `missing`: of those that the receiver
+    seeks since `seek`, who cannot be had, and why. `inbound`: whether the receiver can be dialled.
+    """
+
+    seek: U32
+    contacts: Annotated[tuple[Contact, ...], Meta(max_length=MEMBERS_MAX)]
+    missing: Annotated[tuple[tuple[PeerId, Text], ...], Meta(max_length=CONTACTS_MAX)]
     streams: Annotated[int, Meta(ge=1, le=STREAMS_LIMIT)]
     inbound: bool
     incarnation: U32 = 0
@@ -423,15 +456,18 @@ class Status(Message, frozen=True):
 
 
 ToCoordinator = (
-    Join | Heartbeat | Held | Frozen | Suspect | Healed | OpFault | ProbeReply | Leave | StatusRequest | KeysRequest
+    Join | Heartbeat | Held | Frozen | Suspect | Healed | OpFault | Seek | ProbeReply | Leave | StatusRequest
+    | KeysRequest
 )  # fmt: skip
 ToPeer = (
-    Welcome | Refused | Keys | Ack | Acquaint | Hold | Release | Freeze | Epoch | Probe | Measure | Evicted | Goodbye
-    | Status
+    Welcome | Refused | Keys | Ack | Acquaint | Contacts | Hold | Release | Freeze | Epoch | Probe | Measure | Evicted
+    | Goodbye | Status
 )  # fmt: skip
 
 #: What only the present incarnation of a coordinator may say: a peer that has heard a later one ignores it.
-Word = Welcome | Ack | Acquaint | Hold | Release | Freeze | Epoch | Probe | Measure | Evicted | Goodbye
+Word = (
+    Welcome | Ack | Acquaint | Contacts | Hold | Release | Freeze | Epoch | Probe | Measure | Evicted | Goodbye
+)  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
 _to_coordinator: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToCoordinator)

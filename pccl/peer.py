@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pccl import messages as m
 from pccl import session as s
 from pccl.achieved import Stopwatch
+from pccl.contacts import Contacts, Way
 from pccl.errors import PcclError
 from pccl.measure import LineReporter, LinkReporter
 from pccl.refusals import Refusals
@@ -21,6 +22,8 @@ from pccl.types import Engine, EpochView, Event, EventKind, Identity, OpInfo, Op
 LOOK_GAP_S = 0.1
 VERDICTS_MAX = 65536
 FAILED_MAX = 1024
+
+_ALIVE = (s.State.JOINING, s.State.MEMBER, s.State.FROZEN)
 
 Describe = Callable[[int], "OpInfo | None"]
 
@@ -42,6 +45,8 @@ class Peer:
         self._verdicts: OrderedDict[OpName, tuple[int, str]] = OrderedDict()
         self._failed: OrderedDict[OpName, m.Pending] = OrderedDict()
         self._acquainted: set[bytes] = set()
+        self._contacts = Contacts(identity.peer)
+        self._sought = float("-inf")
 
     # -- facts ------------------------------------------------------------------------------------------------
 
@@ -95,6 +100,8 @@ class Peer:
         self._line_reporter.forget()
         self._looked = float("-inf")
         self._do(now, s.Connected())
+        if self.state in _ALIVE:
+            self._seek_again(now)
 
     def on_rejected(self, now: float, reason: str) -> None:
         """The coordinator refuses the handshake."""
@@ -103,6 +110,9 @@ class Peer:
     def on_message(self, now: float, message: m.ToPeer) -> None:
         """The coordinator has spoken."""
         self._do(now, message)
+        stale = isinstance(message, m.Word) and 0 < message.incarnation < self.session.incarnation
+        if isinstance(message, m.Contacts) and self.state in _ALIVE and not stale:
+            self._keep_contacts(message)
 
     def on_engine(self, now: float, events: Iterable[Event]) -> list[Event]:
         """Takes the engine's events; gives back those of ops that ended, and of transfers."""
@@ -121,6 +131,8 @@ class Peer:
     def on_tick(self, now: float) -> None:
         """Time has passed."""
         self._do(now, s.Tick())
+        if self.state in _ALIVE and now - self._sought >= self.session.lease_s:
+            self._seek_again(now)
 
     def advance(self, now: float) -> int | None:
         """The new boundary, or None if it must wait: ask again after the next message."""
@@ -135,6 +147,20 @@ class Peer:
     def enter(self, now: float) -> None:
         """A guest so far, it wants to be a member."""
         self._do(now, s.Enter())
+
+    def seek(self, peers: frozenset[bytes]) -> None:
+        """Transfers name these peers of other groups, and no others."""
+        message = self._contacts.seek(peers)
+        if message is not None:
+            self.outbox.append(message)
+
+    def way_to(self, peer: bytes) -> Way:
+        """Whether there is a link to a peer."""
+        views = (self.view(), self.session.view(m.BOUNDARY_MAX))
+        members = (member.id for view in views if view is not None for member in view.members)
+        if peer in members or peer in (self.session.acquaintances or ()):
+            return Way.GROUP
+        return self._contacts.way_to(peer)
 
     def leave(self, now: float, reason: str = "closed by the user") -> None:
         """Leaves gracefully: CLOSED once the coordinator has said Goodbye."""
@@ -242,6 +268,24 @@ class Peer:
             if member.id not in self._acquainted:
                 self._engine.acquaint(member, effect.streams)
         self._acquainted = wanted
+
+    def _keep_contacts(self, said: m.Contacts) -> None:
+        step = self._contacts.heard(said)
+        for peer in step.closed:
+            self._engine.unacquaint(peer)
+        for member in step.opened:
+            self._engine.acquaint(member, step.streams)
+
+    def _seek_again(self, now: float) -> None:
+        """Its answer tells all that may have been lost. Before a Heartbeat: a coordinator that has heard one takes it
+        that this peer seeks nobody.
+        """
+        self._sought = now
+        again = self._contacts.again()
+        if again is None:
+            return
+        joins = [i for i, message in enumerate(self.outbox) if isinstance(message, m.Join)]
+        self.outbox.insert(joins[-1] + 1 if joins else 0, again)
 
     def _keep_verdicts(self, effect: s.Configure) -> None:
         """Kept for the communicator until the op's event comes, or until it calls an op that has failed elsewhere."""

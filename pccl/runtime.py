@@ -27,6 +27,7 @@ from pccl import _native
 from pccl import messages as m
 from pccl.buffers import Buffer
 from pccl.config import Settings
+from pccl.contacts import Way
 from pccl.control import Control
 from pccl.errors import (
     ArgumentError,
@@ -191,6 +192,14 @@ class Runtime:
             )
         return view.participants(self.control.boundary)
 
+    def way_to(self, peer: bytes) -> Way:
+        """Whether there is a link to a peer."""
+        return self.control.way_to(peer)
+
+    def seek(self, peers: frozenset[bytes]) -> None:
+        """Transfers name these peers of other groups, and no others."""
+        self.control.seek(peers)
+
     def depot(self) -> Depot:
         """What is kept of this peer's state for others; made when it is first asked for."""
         from pccl.sharing.depot import Depot
@@ -304,7 +313,8 @@ class Runtime:
             op.work._resolve(None, self._error(op, event))
 
     def on_view(self, view: EpochView) -> None:
-        """A new epoch: nothing to do, ops ask when they are called."""
+        """A new epoch: ops ask when they are called; who was sought elsewhere may be a member now."""
+        self.transfers.on_contacts()
         log.debug("epoch %d: %d peers%s", view.epoch, len(view.members), ", too few" if view.paused else "")
 
     def _result(self, op: Op, event: Event) -> Result:

@@ -135,7 +135,8 @@ class MemberConfig:
     """One member of an epoch as the engine wants it (pccl_member). `dial`: this side dials; `address` "": self.
 
     `weight`: its share of a large mesh all-reduce, all 0 for equal ones. `streams` of the link to it, 0: the epoch's.
-    `via`: rank of the member through which it is reached, None: directly.
+    `via`: rank of the member through which it is reached, None: directly. `incarnation`: which of the links that the
+    two have had it is, 0 for that of their epochs.
     """
 
     id: bytes
@@ -146,6 +147,7 @@ class MemberConfig:
     region: int = 0
     streams: int = 0
     via: int | None = None
+    incarnation: int = 0
 
 
 @dataclass(slots=True, frozen=True)

@@ -122,6 +122,7 @@ typedef struct {
     uint16_t region;      /* members of one region are close to each other (two-level all-reduce) */
     uint16_t streams;     /* TCP connections of the link to it; 0: the epoch's */
     uint16_t via;         /* there is no link to it: 1 + rank of the member through which it is reached; 0: there is */
+    uint64_t incarnation; /* which of the links that the two have had this one is; 0: that of their epochs */
     uint8_t dial;         /* 1: this side dials it; 0: it dials us, also for detours when we ask it to */
     char address[80];     /* where its engine listens: "host:port" with a numeric host; "" for self */
 } pccl_member;
@@ -430,7 +431,8 @@ pccl_err pccl_engine_cancel_fetch(pccl_engine *engine, uint64_t token);
  * limited; what they and fetches of higher priorities send counts against the cap of PCCL_PRIORITY_LOW, which has what is left. */
 pccl_err pccl_engine_limit(pccl_engine *engine, int priority, uint64_t bytes_per_s);
 /* Keeps a link to a peer for transfers, whether it is in an epoch or not (its `since`, `weight`, `region` and `via` mean nothing). Both sides
- * must ask for it, and one of them must dial. A link that an epoch has made keeps its number of streams. */
+ * must ask for it with the same incarnation, and one of them must dial; streams of another incarnation do not join it. A link of a lower
+ * one is closed, and its fetches end with PCCL_EPEER. A link that an epoch has made is kept, with its number of streams. */
 pccl_err pccl_engine_acquaint(pccl_engine *engine, const pccl_member *member, uint32_t streams);
 /* The end of that. The link is closed, and fetches over it end with PCCL_EPEER, unless an epoch or a Hold needs it. */
 pccl_err pccl_engine_unacquaint(pccl_engine *engine, const pccl_peer_id *peer);

@@ -9,9 +9,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from pccl import messages as m
-from pccl.coordinator.events import Dialled, Disconnected, Effect, From, Reconnected, Send, Tick
+from pccl.coordinator.contacts import Contacts
+from pccl.coordinator.events import Dialled, Disconnected, Effect, Event, From, Reconnected, Send, Tick
 from pccl.coordinator.membership import Membership
-from pccl.coordinator.roster import REMEMBERED_MAX
+from pccl.coordinator.roster import REMEMBERED_MAX, Peer
 from pccl.coordinator.settings import Settings
 from pccl.coordinator.snapshot import GroupState
 from pccl.errors import ProtocolError
@@ -37,6 +38,7 @@ class Run:
         self._started = now
         self._make = make
         self._home: OrderedDict[bytes, int] = OrderedDict()
+        self._contacts = Contacts(self._find)
 
     def restore(self, now: float, states: Iterable[GroupState]) -> list[Effect]:
         """Takes up the groups of another process."""
@@ -79,29 +81,43 @@ class Run:
             if isinstance(message, m.Leave):
                 return [Send(peer, m.Goodbye(m.VERSION))]
             return [Send(peer, m.Evicted(m.VERSION, STRANGER))]
-        return self.groups[group].handle(now, From(peer, message))
+        if isinstance(message, m.Seek):
+            self._contacts.seek(self.incarnation, peer, message)
+        elif isinstance(message, m.Heartbeat):
+            self._contacts.spoke(peer)
+        return self._handle(now, group, From(peer, message))
 
     def disconnected(self, now: float, peer: bytes) -> list[Effect]:
         """The control connection of a peer was closed."""
-        group = self._home.get(peer)
-        return [] if group is None else self.groups[group].handle(now, Disconnected(peer))
+        return self._handle(now, self._home.get(peer), Disconnected(peer))
 
     def reconnected(self, now: float, peer: bytes) -> list[Effect]:
         """A peer whose control connection was closed has a new one."""
-        group = self._home.get(peer)
-        return [] if group is None else self.groups[group].handle(now, Reconnected(peer))
+        self._contacts.forget(peer)
+        return self._handle(now, self._home.get(peer), Reconnected(peer))
 
     def dialled(self, now: float, peer: bytes, address: str | None) -> list[Effect]:
         """A dial-back has ended."""
-        group = self._home.get(peer)
-        return [] if group is None else self.groups[group].handle(now, Dialled(peer, address))
+        return self._handle(now, self._home.get(peer), Dialled(peer, address))
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed."""
         effects: list[Effect] = []
         for _, group in sorted(self.groups.items()):
             effects += group.handle(now, Tick())
-        return effects
+        return effects + self._contacts.news(self.incarnation)
+
+    def _handle(self, now: float, group: int | None, event: Event) -> list[Effect]:
+        effects = [] if group is None else self.groups[group].handle(now, event)
+        return effects + self._contacts.news(self.incarnation)
+
+    def _find(self, peer: bytes) -> tuple[int, Peer] | None:
+        """The group in which a peer is, or waits to be."""
+        group = self._home.get(peer)
+        if group is None:
+            return None
+        found = self.groups[group].members.get(peer) or self.groups[group].waiting.get(peer)
+        return None if found is None else (group, found)
 
     def next_deadline(self) -> float | None:
         """When `tick` is due; None: not before something happens."""

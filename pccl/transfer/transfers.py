@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from pccl import _native
 from pccl.arguments import PRIORITIES, PriorityName, choice
+from pccl.contacts import Way
 from pccl.errors import ArgumentError, Closed, PcclError
 from pccl.transfer.accept import Acceptance, Acceptances, receipt_of
 from pccl.transfer.fetch import Fetch, FetchResult
@@ -61,6 +62,12 @@ class Host(Protocol):
     def participants(self) -> tuple[bytes, ...]:
         """The peers of the epoch, in the order of their ranks."""
 
+    def way_to(self, peer: bytes) -> Way:
+        """Whether there is a link to a peer."""
+
+    def seek(self, peers: frozenset[bytes]) -> None:
+        """Transfers name these peers of other groups, and no others."""
+
 
 @dataclass(slots=True, frozen=True)
 class Wish:
@@ -94,7 +101,7 @@ class Transfers:
     def __init__(self, host: Host) -> None:
         self._host = host
         self.offers = Offers(host)
-        self._worker = Worker(self.offers, self._on_over)
+        self._worker = Worker(self.offers, host, self._on_over)
         self._acceptances = Acceptances(self.offers)
         self._entries: dict[int, _Entry] = {}
         self._numbers = itertools.count(1)
@@ -135,7 +142,8 @@ class Transfers:
 
         `into`: contiguous writable memory of exactly the offer's size, which belongs to the fetch until it is done; of
         an offer of several arrays one for all, or a list of such of their sizes; None: a uint8 numpy array is made.
-        `sources`: ranks or ids of peers. Faster ones carry more; chunks of one that is lost, silent or wrong move to
+        `sources`: ranks or ids of peers; ids also of peers of other groups, to which links are made while transfers
+        name them. Faster ones carry more; chunks of one that is lost, silent or wrong move to
         the others; one that does not offer the name yet is asked again. `generation`, `digest` (of `Offer.digest`):
         what must be offered; without them it is the newest that the sources offer when the fetch begins, and if they
         differ in it, what most of them offer. `have`: chunks that `into` holds already (`Fetch.have()`); they are
@@ -211,9 +219,10 @@ class Transfers:
         """Gives the bytes of an array to a peer that accepts the name, now or within `timeout`.
 
         `array`, `generation`, `chunk_bytes`: as of `offer`; the memory must not be written to until the Push is done.
-        `to`: rank or id of the peer. Blocks while it reads all of the array, to take the digests (about 10 GB/s); then
-        returns. The Push ends well when the peer has everything, verified. `timeout`: seconds until it ends with
-        Timeout, whatever the other side does (default: the communicator's `op_timeout`).
+        `to`: rank or id of the peer, the id also of one of another group. Blocks while it reads all of the array, to
+        take the digests (about 10 GB/s); then returns. The Push ends well when the peer has everything, verified.
+        `timeout`: seconds until it ends with Timeout, whatever the other side does (default: the communicator's
+        `op_timeout`).
 
         Raises ArgumentError (this name is being pushed to that peer already; an argument is wrong), TypeError, Closed.
         """
@@ -282,6 +291,10 @@ class Transfers:
             self.offers.on_asked(event)
         else:
             self.offers.on_withdrawn(event)
+
+    def on_contacts(self) -> None:
+        """Links to peers of other groups have come or gone; on the control thread."""
+        self._worker.look()
 
     def on_error(self, error: PcclError) -> None:
         """The control plane gave up: every transfer ends with that, for the others know this peer no more."""
@@ -372,7 +385,7 @@ class Transfers:
             return self._entries.pop(self._number_of.pop(task))
 
     def _source_ids(self, sources: Sequence[Peer] | Peer, what: str = "sources") -> tuple[bytes, ...]:
-        """Ids, each once. A rank must exist; an id may be of a peer that is not in the epoch, if there is a link."""
+        """Ids, each once. A rank must exist; an id may be of any peer of the run."""
         given = [sources] if isinstance(sources, int | bytes) else list(sources)
         ids: dict[bytes, None] = {}
         for source in given:

@@ -17,6 +17,7 @@ from pccl import _native
 from pccl.errors import Closed, PcclError, ResourceError
 from pccl.transfer.job import Job
 from pccl.transfer.manifest import Manifest
+from pccl.transfer.named import Links, Named
 from pccl.transfer.offers import Offer, Offers, log
 from pccl.transfer.schedule import Path
 from pccl.transfer.target import Bytes
@@ -46,8 +47,9 @@ class _RelayOf:
 class Worker:
     """The thread and its tasks; also their Port. `on_over` is called on the thread when a task is over."""
 
-    def __init__(self, offers: Offers, on_over: Callable[[Task], None]) -> None:
+    def __init__(self, offers: Offers, links: Links, on_over: Callable[[Task], None]) -> None:
         self._offers = offers
+        self._named = Named(links, self._end_ask)
         self._on_over = on_over
         self._queue: queue.SimpleQueue[Callable[[], Task | None] | Event | None] = queue.SimpleQueue()
         self.paths: dict[bytes, Path] = {}
@@ -80,6 +82,11 @@ class Worker:
         """A FETCH event."""
         self._queue.put(event)
 
+    def look(self) -> None:
+        """Links may have come or gone."""
+        if self._thread is not None:
+            self._queue.put(self._named.look)
+
     def give_up(self, error: PcclError) -> None:
         """Ends all tasks with an error, also those to come."""
 
@@ -109,6 +116,7 @@ class Worker:
             if touched is None:
                 break
             now = time.monotonic()
+            self._named.tick(now)
             touched |= {task for task, at in self._deadlines.items() if at <= now}
             for task in touched & self._tasks:
                 self._guarded(task, lambda task=task: self._pump(task))  # type: ignore[misc]
@@ -118,7 +126,7 @@ class Worker:
 
     def _take(self) -> set[Task] | None:
         """Waits for something to happen, and takes what has; None at the end."""
-        wake_at = min(self._deadlines.values(), default=float("inf"))
+        wake_at = min(self._named.deadline(), *self._deadlines.values(), float("inf"))
         timeout = None if wake_at == float("inf") else max(0.0, wake_at - time.monotonic())
         touched: set[Task] = set()
         try:
@@ -173,6 +181,7 @@ class Worker:
     def _finish(self, task: Task) -> None:
         self._tasks.discard(task)
         self._deadlines.pop(task, None)
+        self._named.over(task, time.monotonic())
         self._on_over(task)
 
     # -- Port --
@@ -183,20 +192,28 @@ class Worker:
         """See Port. An ask that the engine refuses ends like any other."""
         token = next(self._tokens)
         self._of[token] = task
-        left_s = max(0.0, task.deadline_at - time.monotonic())
-        deadline_ns = _native.now_ns() + int(left_s * 1e9)
-        try:
-            self._offers.host.engine.fetch(
-                _native.FetchRequest(peer, key, generation, ((*span, address),), token, priority, deadline_ns)
-            )
-        except (Closed, ResourceError) as error:
-            status = Status.ECLOSED if isinstance(error, Closed) else Status.ENOMEM
-            self._queue.put(Event(kind=EventKind.FETCH, status=status, token=token))
+
+        def go() -> None:
+            left_s = max(0.0, task.deadline_at - time.monotonic())
+            deadline_ns = _native.now_ns() + int(left_s * 1e9)
+            try:
+                self._offers.host.engine.fetch(
+                    _native.FetchRequest(peer, key, generation, ((*span, address),), token, priority, deadline_ns)
+                )
+            except (Closed, ResourceError) as error:
+                self._end_ask(token, Status.ECLOSED if isinstance(error, Closed) else Status.ENOMEM)
+
+        self._named.ask(task, peer, token, go)
         return token
 
     def cancel(self, token: int) -> None:
         """See Port."""
-        self._offers.quietly("cancel_fetch", token)
+        if not self._named.cancel(token):
+            self._offers.quietly("cancel_fetch", token)
+
+    def _end_ask(self, token: int, status: Status) -> None:
+        """One that the engine has not taken."""
+        self._queue.put(Event(kind=EventKind.FETCH, status=status, token=token))
 
     def relay(self, job: Job, manifest: Manifest, parts: Sequence[Bytes]) -> _RelayOf:
         """See Port."""

@@ -213,7 +213,7 @@ static void open_pipe(uint32_t node)
     c->peer = id_of(node);
     c->state = CONN_STRANGER;
     if (l)
-        conn_adopt(c, l);
+        conn_meet(c, l);
     else
         conn_want(c, 0);
 }

@@ -112,9 +112,10 @@ TEST(a_fetch_that_waits_for_the_region_lets_others_pass)
 
 /* -- peers of other groups -------------------------------------------------------------------------------------------------- */
 
-static void acquaint(uint32_t node, uint32_t with)
+/* The link of the two of this incarnation. */
+static void acquaint(uint32_t node, uint32_t with, uint64_t incarnation)
 {
-    pccl_member m = {.id = node_id(with), .dial = node < with};
+    pccl_member m = {.id = node_id(with), .dial = node < with, .incarnation = incarnation};
     snprintf(m.address, sizeof m.address, "sim:%u", with);
     CHECK_EQ_INT(pccl_engine_acquaint(c.engines[node], &m, 2), PCCL_OK);
     c.wake_ns[node] = 0;
@@ -127,11 +128,11 @@ TEST(peers_of_two_groups_fetch_once_both_are_acquainted)
     cluster_epoch(&c, 1, 0, 0, 1, 1, NULL, 0);
     cluster_epoch(&c, 1, 0, 0, 2, 2, NULL, 0);
     offer(1);
-    acquaint(1, 0);
+    acquaint(1, 0, 1);
     fetch_all(1);
     cluster_run(&c, SECOND);
     CHECK_EQ_INT(status_of(1), -1);
-    acquaint(0, 1);
+    acquaint(0, 1, 1);
     cluster_run(&c, SECOND);
     CHECK_EQ_INT(status_of(1), PCCL_OK);
     CHECK_EQ_BYTES(target, source, BYTES);
@@ -151,6 +152,85 @@ TEST(peers_of_two_groups_fetch_once_both_are_acquainted)
     cluster_run(&c, SECOND);
     CHECK_EQ_INT(status_of(4), PCCL_EPEER);
     cluster_close(&c);
+}
+
+/* -- a link that is closed and opened anew ---------------------------------------------------------------------------------- */
+
+static uint32_t streams_of(uint32_t node)
+{
+    const struct link *l = c.engines[node]->links;
+    return l ? l->open : 0;
+}
+
+static void open_strangers(void)
+{
+    fill();
+    cluster_open(&c, 2, 1, "sim", 0);
+    offer(1);
+    acquaint(0, 1, 1);
+    acquaint(1, 0, 1);
+    fetch_all(1);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+}
+
+/* One end has closed it and opened the next: its streams wait until the other end does. `first`: 0 dials, 1 is dialled. */
+static void one_end_is_ahead(uint32_t first)
+{
+    open_strangers();
+    acquaint(first, 1 - first, 2);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(streams_of(1), 0);
+    fetch_all(2);
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(2), -1);
+    acquaint(1 - first, first, 1);   /* told again what is true no more */
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(2), -1);
+    acquaint(1 - first, first, 2);
+    memset(target, 0, sizeof target);
+    fetch_all(3);
+    cluster_run(&c, 5 * SECOND);
+    CHECK_EQ_INT(status_of(2), first == 1 ? PCCL_OK : PCCL_EPEER);
+    CHECK_EQ_INT(status_of(3), PCCL_OK);
+    CHECK_EQ_BYTES(target, source, BYTES);
+    CHECK_EQ_INT(streams_of(0), 2);
+    CHECK_EQ_INT(streams_of(1), 2);
+    expect_nothing_left();
+    cluster_close(&c);
+}
+
+TEST(streams_of_the_next_link_wait_for_it)
+{
+    one_end_is_ahead(0);
+    one_end_is_ahead(1);
+}
+
+TEST(what_is_on_its_way_on_an_earlier_link_does_not_reach_the_next)
+{
+    uint64_t random = 11;
+    for (int round = 0; round < 60; round++) {
+        uint64_t told[2] = {1, 1}, token = 1;
+        open_strangers();
+        while (told[0] < 6 || told[1] < 6) {   /* both go from one to the next in their own time, with asks and pieces on their way */
+            uint32_t node = test_random(&random) % 2;
+            set_paths(1 + test_random(&random) % (40 * MS), 20000000);
+            if (told[node] < 6)
+                acquaint(node, 1 - node, ++told[node]);
+            fetch_part(0, BYTES / 8, NORMAL, 0, ++token);
+            cluster_run(&c, test_random(&random) % (60 * MS));
+        }
+        memset(target, 0, sizeof target);
+        fetch_all(++token);
+        cluster_run(&c, 10 * SECOND);
+        CHECK_EQ_INT(status_of(token), PCCL_OK);
+        CHECK_EQ_BYTES(target, source, BYTES);
+        for (uint64_t t = 2; t < token; t++)
+            CHECK(status_of(t) == PCCL_OK || status_of(t) == PCCL_EPEER);
+        CHECK_EQ_INT(stats_of(0).transfers_served, 0);
+        expect_nothing_left();
+        cluster_close(&c);
+    }
 }
 
 TEST_MAIN("transfer links")

@@ -300,6 +300,8 @@ static struct hello random_hello(void)
     if (hello.purpose == HELLO_RELAY) {
         random_bytes(hello.target.bytes, sizeof hello.target.bytes);
         hello.hops = (uint16_t)test_random(&seed);
+    } else if (hello.purpose == HELLO_DIRECT) {
+        hello.incarnation = test_random(&seed);
     }
     return hello;
 }
@@ -429,17 +431,18 @@ TEST(handshake_fields_out_of_range)
 /* A target and hops belong to what is to be relayed, an epoch to what has been, a number there to what was called for. */
 TEST(purposes_out_of_range)
 {
-    static const struct { uint16_t purpose, hops; uint8_t target; uint32_t epoch; int fine; } cases[] = {
-        {HELLO_DIRECT, 0, 0, 0, 1}, {HELLO_DIRECT, 0, 0, 7, 1}, {HELLO_DIRECT, 0, 1, 0, 0}, {HELLO_DIRECT, 1, 0, 0, 0},
-        {HELLO_RELAY, 0, 1, 0, 1}, {HELLO_RELAY, UINT16_MAX, 1, 7, 1}, {HELLO_RELAY, 0, 0, 0, 0}, {HELLO_RELAY, 1, 0, 7, 0},
-        {HELLO_RELAYED, 0, 0, 7, 1}, {HELLO_RELAYED, 0, 0, 0, 0}, {HELLO_RELAYED, 0, 1, 7, 0}, {HELLO_RELAYED, 1, 0, 7, 0},
-        {HELLO_CALLED, 0, 0, 7, 1}, {HELLO_CALLED, 0, 0, 0, 0}, {HELLO_CALLED, 0, 1, 7, 0}, {HELLO_CALLED, 1, 0, 7, 0},
-        {HELLO_PURPOSE_END, 0, 0, 7, 0}, {UINT16_MAX, 0, 0, 7, 0},
+    static const struct { uint16_t purpose, hops; uint8_t target; uint32_t epoch; int fine; uint64_t incarnation; } cases[] = {
+        {HELLO_DIRECT, 0, 0, 0, 1, 0}, {HELLO_DIRECT, 0, 0, 7, 1, 0}, {HELLO_DIRECT, 0, 1, 0, 0, 0}, {HELLO_DIRECT, 1, 0, 0, 0, 0},
+        {HELLO_RELAY, 0, 1, 0, 1, 0}, {HELLO_RELAY, UINT16_MAX, 1, 7, 1, 0}, {HELLO_RELAY, 0, 0, 0, 0, 0}, {HELLO_RELAY, 1, 0, 7, 0, 0},
+        {HELLO_RELAYED, 0, 0, 7, 1, 0}, {HELLO_RELAYED, 0, 0, 0, 0, 0}, {HELLO_RELAYED, 0, 1, 7, 0, 0}, {HELLO_RELAYED, 1, 0, 7, 0, 0},
+        {HELLO_CALLED, 0, 0, 7, 1, 0}, {HELLO_CALLED, 0, 0, 0, 0, 0}, {HELLO_CALLED, 0, 1, 7, 0, 0}, {HELLO_CALLED, 1, 0, 7, 0, 0},
+        {HELLO_PURPOSE_END, 0, 0, 7, 0, 0}, {UINT16_MAX, 0, 0, 7, 0, 0},
+        {HELLO_DIRECT, 0, 0, 7, 1, 9}, {HELLO_RELAY, 0, 1, 0, 0, 9}, {HELLO_RELAYED, 0, 0, 7, 0, 9}, {HELLO_CALLED, 0, 0, 7, 0, 9},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         uint8_t bytes[WIRE_HELLO_BYTES];
         struct hello hello = {.stream = 3, .streams = 4, .purpose = cases[i].purpose, .hops = cases[i].hops,
-                              .epoch = cases[i].epoch, .target.bytes = {[15] = cases[i].target}};
+                              .epoch = cases[i].epoch, .incarnation = cases[i].incarnation, .target.bytes = {[15] = cases[i].target}};
         wire_encode_hello(&hello, bytes);
         CHECK_EQ_INT(decode_hello(bytes), cases[i].fine ? PCCL_OK : PCCL_EPROTO);
     }
@@ -456,10 +459,12 @@ TEST(hello_layout)
     memset(hello.acceptor.bytes, 'a', 16);
     memset(hello.target.bytes, 't', 16);
     memset(hello.nonce, 'n', 32);
+    hello.incarnation = 0x3837363534333231;
     wire_encode_hello(&hello, bytes);
     CHECK_EQ_BYTES(bytes, "PCCL\1\0\1\0rrrrrrrrrrrrrrrrddddddddddddddddaaaaaaaaaaaaaaaatttttttttttttttt", 72);
     CHECK_EQ_BYTES(bytes + 72, middle, sizeof middle);
-    CHECK_EQ_BYTES(bytes + 88, "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn", 32);
+    CHECK_EQ_BYTES(bytes + 88, "12345678", 8);
+    CHECK_EQ_BYTES(bytes + 96, "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn", 32);
 }
 
 /* Every input of a proof is bound by it: key, HELLO, both nonces, and the side that makes it. */

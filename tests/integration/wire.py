@@ -16,7 +16,7 @@ from pccl._native import crc32c
 
 VERSION = 1
 HELLO, CHALLENGE, PROOF, READY = 1, 2, 3, 4
-SIZES = {HELLO: 124, CHALLENGE: 76, PROOF: 44, READY: 12}
+SIZES = {HELLO: 132, CHALLENGE: 76, PROOF: 44, READY: 12}
 DIRECT, RELAY, RELAYED = range(3)
 NOBODY = bytes(16)
 DATA, GRANT, FIN, ACK, PING, PONG, VOID = range(1, 8)
@@ -39,9 +39,10 @@ def hello(
     purpose: int = DIRECT,
     target: bytes = NOBODY,
     hops: int = 0,
+    incarnation: int = 0,
 ) -> bytes:
     """A HELLO of epoch 1."""
-    numbers = struct.pack("<IIIHH", 1, stream, streams, purpose, hops)
+    numbers = struct.pack("<IIIHHQ", 1, stream, streams, purpose, hops, incarnation)
     return message(HELLO, run + dialler + acceptor + target + numbers + secrets.token_bytes(32), version)
 
 

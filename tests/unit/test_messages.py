@@ -17,6 +17,7 @@ from pccl.types import Status
 peers = st.binary(min_size=16, max_size=16)
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
+numbers = st.integers(1, 2**62 - 1)
 boundaries = st.integers(0, m.BOUNDARY_MAX)
 keys32 = st.binary(min_size=32, max_size=32)
 text = st.text(st.characters(codec="utf-8"), max_size=60)
@@ -25,9 +26,8 @@ addresses = st.builds("{}:{}".format, st.sampled_from(["10.0.0.1", "[::1]", "sim
 ops = st.builds(m.OpRef, u32, u64, u32)
 needs = st.lists(peers, max_size=2).map(tuple)
 pending = st.builds(m.Pending, ops, st.booleans(), st.booleans(), needs, text, st.booleans())
-members = st.lists(
-    st.builds(m.Member, peers, boundaries, addresses, text, u32, st.integers(0, 65535)), min_size=1, max_size=4
-).map(tuple)
+member = st.builds(m.Member, peers, boundaries, addresses, text, u32, st.integers(0, 65535))
+members = st.lists(member, min_size=1, max_size=4).map(tuple)
 reports = st.lists(st.builds(m.LinkReport, peers, u32, u64, u32), max_size=3).map(tuple)
 triples = st.lists(st.tuples(u32, u32, u32), max_size=3).map(tuple)
 plans = st.builds(
@@ -70,6 +70,7 @@ TO_COORDINATOR = st.one_of(
     st.builds(m.Suspect, one, peers, st.integers(0, 6), st.integers(-5, 200), u32),
     st.builds(m.Healed, one, peers),
     st.builds(m.OpFault, one, kinds, ops, u32, peers | st.just(b""), text, text),
+    st.builds(m.Seek, one, u32, st.lists(peers, max_size=3).map(tuple), st.lists(st.tuples(peers, numbers)).map(tuple)),
     st.builds(m.ProbeReply, one, u32),
     st.builds(m.Leave, one, text),
     st.builds(m.StatusRequest, one, text),
@@ -82,6 +83,15 @@ TO_PEER = st.one_of(
     st.builds(m.Ack, one, u32, u32),
     st.builds(m.Hold, one, u32, u32, st.integers(1, 64), members),
     st.builds(m.Acquaint, one, members, st.integers(1, 64), st.booleans()),
+    st.builds(
+        m.Contacts,
+        one,
+        u32,
+        st.lists(st.builds(m.Contact, member, numbers), max_size=3).map(tuple),
+        st.lists(st.tuples(peers, text), max_size=3).map(tuple),
+        st.integers(1, 64),
+        st.booleans(),
+    ),
     st.builds(m.Release, one, u32),
     st.builds(m.Freeze, one, u32, u32),
     st.builds(m.Epoch, one, u32, boundaries, u32, members, plans, verdicts, text, u32, reals, triples, triples),
@@ -104,8 +114,8 @@ def test_messages_to_a_peer_come_back(message: m.ToPeer) -> None:
 
 
 def test_every_message_is_covered() -> None:
-    assert len(get_args(m.ToCoordinator)) == 11
-    assert len(get_args(m.ToPeer)) == 14
+    assert len(get_args(m.ToCoordinator)) == 12
+    assert len(get_args(m.ToPeer)) == 15
 
 
 def decode_both(data: bytes) -> None:

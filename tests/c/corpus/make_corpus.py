@@ -229,10 +229,13 @@ def wire_inputs() -> list[bytes]:
             "<IIIBBHIIQIIQQII", 0, 7, 64 if kind in (1, 13) else 0, kind, 0, 1, 2, 3, 4, 5, 6, desc, 0, 9, 8
         )
         out.append(bytes([1]) + head)
-    hellos = ((0, 1, 0, 0), (3, 4, 0, 0), (4, 4, 0, 0), (0, 1, 1, 3), (0, 1, 2, 0), (0, 1, 3, 0), (0, 1, 4, 0))
-    for stream, streams, purpose, hops in hellos:
+    hellos = (
+        *((0, 1, 0, 0, 0), (3, 4, 0, 0, 0), (4, 4, 0, 0, 0), (0, 1, 1, 3, 0), (0, 1, 2, 0, 0), (0, 1, 3, 0, 0)),
+        *((0, 1, 4, 0, 0), (0, 1, 0, 0, 1 << 32 | 5), (0, 1, 0, 0, 2**64 - 1), (0, 1, 2, 0, 7)),
+    )
+    for stream, streams, purpose, hops, incarnation in hellos:
         target = bytes([7] * 16 if purpose == 1 else 16)
-        numbers = struct.pack("<IIIHH", 1, stream, streams, purpose, hops)
+        numbers = struct.pack("<IIIHHQ", 1, stream, streams, purpose, hops, incarnation)
         out.append(bytes([3]) + b"PCCL\1\0\1\0" + bytes(48) + target + numbers + bytes(36))
     return out
 
