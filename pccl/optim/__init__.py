@@ -5,7 +5,8 @@
 `DiLoCo` wraps an inner optimizer, `DiLoCo.attach` follows one that a trainer owns; `LocalComm(n)` simulates n replicas
 in one process. Needs torch (`pip install pccl[torch]`). Which files decide what: settings.py (what arguments mean),
 fragments.py (which parameters travel when), master.py (outer parameters and their optimizer), exchange.py (how deltas
-become a mean), modes.py and gossip.py (what is done with it), engine.py (rounds, newcomers, failures), checkpoint.py.
+become a mean), modes.py and gossip.py (what is done with it), engine.py (rounds, newcomers, failures), checkpoint.py,
+trainer.py (what trainers with callbacks need besides).
 """
 
 from pccl.optim.averages import recommended
@@ -14,6 +15,7 @@ from pccl.optim.gossip import Mixing
 from pccl.optim.local import LocalComm
 from pccl.optim.outer import Average, ClippedMomentum, HeavyBall, Nesterov
 from pccl.optim.stats import Round, Stats
+from pccl.optim.trainer import TrainerHooks
 
 __all__ = [
     "Average",
@@ -25,5 +27,6 @@ __all__ = [
     "Nesterov",
     "Round",
     "Stats",
+    "TrainerHooks",
     "recommended",
 ]
