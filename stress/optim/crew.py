@@ -32,6 +32,7 @@ class Told:
     job: Job
     rounds: list[dict[str, Any]] = field(default_factory=list)
     gates: list[int] = field(default_factory=list)
+    watches: list[tuple[int, int, float]] = field(default_factory=list)
     end: dict[str, Any] | None = None
 
 
@@ -71,6 +72,9 @@ class _Process:
                 self.told.end = line["end"]
             elif "gate" in line:
                 self.told.gates.append(line["gate"])
+            elif "watch" in line:
+                step, sent, loss = line["watch"]
+                self.told.watches.append((step, sent, loss))
             else:
                 self.told.rounds.append(line)
 
