@@ -48,7 +48,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     pyplot.rcParams["svg.hashsalt"] = "pccl"
-    chart, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    chart, (left, right) = pyplot.subplots(1, 2, figsize=(15, 5), layout="constrained")
     _curves(left, rows)
     _ends(right, rows)
     for axes in (left, right):
@@ -80,7 +80,7 @@ def _ends(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     axes.axhline(rows[0]["loss"], color=CURVES[PARALLEL], linewidth=0.8, linestyle="--")
     axes.axhline(rows[1]["loss"], color="black", linewidth=0.8, linestyle=":")
     axes.set_title(f"at the end; %: above {PARALLEL}; dotted: the {LONE}")
-    axes.legend(fontsize=6.5, loc="upper right", handlelength=1)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=1)
 
 
 def main() -> int:
