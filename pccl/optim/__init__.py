@@ -6,7 +6,7 @@
 in one process. Needs torch (`pip install pccl[torch]`). Which files decide what: settings.py (what arguments mean),
 fragments.py (which parameters travel when), master.py (outer parameters and their optimizer), exchange.py (how deltas
 become a mean), modes.py (what is done with it), flights.py and gossip.py (rounds of all, of two), engine.py (when,
-newcomers, failures), shards.py (FSDP2), checkpoint.py.
+newcomers, failures), shards.py (FSDP2), checkpoint.py, trainer.py (what trainers with callbacks need besides).
 """
 
 from pccl.optim.averages import recommended
@@ -15,6 +15,7 @@ from pccl.optim.gossip import Mixing
 from pccl.optim.local import LocalComm
 from pccl.optim.outer import Average, ClippedMomentum, HeavyBall, Nesterov
 from pccl.optim.stats import Round, Stats
+from pccl.optim.trainer import TrainerHooks
 
 __all__ = [
     "Average",
@@ -26,5 +27,6 @@ __all__ = [
     "Nesterov",
     "Round",
     "Stats",
+    "TrainerHooks",
     "recommended",
 ]

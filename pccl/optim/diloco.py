@@ -120,14 +120,20 @@ class DiLoCo(torch.optim.Optimizer):
     ) -> Iterator[DiLoCo]:
         """The same for an optimizer that somebody else owns and steps (a trainer): within the block every
         `inner.step()` counts. Options are those of DiLoCo. What is in flight at the end of the block is landed, unless
-        it ends with an exception."""
+        it ends with an exception. Of accelerate's wrapper of an optimizer the steps that it passes on count. A trainer
+        with callbacks needs TrainerHooks besides."""
+        inner = _unwrapped(inner)
         sync = cls(inner, model, comm, **options)
-        hook = inner.register_step_post_hook(lambda *_: sync._stepped())
+        hooks = [
+            inner.register_step_post_hook(lambda *_: sync._stepped()),
+            inner.register_load_state_dict_post_hook(lambda _: sync._share()),
+        ]
         try:
             yield sync
             sync.flush()
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     # -- torch.optim.Optimizer --
 
@@ -201,6 +207,16 @@ class DiLoCo(torch.optim.Optimizer):
                 fragment.write(local)
                 fragment.give(local)
 
+    def skip_step(self) -> None:
+        """Counts an inner step that changed nothing (GradScaler found infinities): replicas that skip different steps
+        stay at one count, and do not wait for each other. Blocks as `step` does."""
+        self._run(self._sync.skipped())
+
+    def restart_from_outer(self) -> None:
+        """The model's parameters become Theta: what somebody has written there since (a checkpoint) is forgotten."""
+        for fragment in self._sync.fragments:
+            fragment.write(fragment.theta)
+
     def flush(self) -> None:
         """Lands all that is in flight: before a checkpoint and at the end. All replicas call it after the same number
         of steps. Blocks."""
@@ -257,6 +273,13 @@ class _States(Mapping[Tensor, Any]):
 
     def __len__(self) -> int:
         return sum(len(one.state) for one in self._inner)
+
+
+def _unwrapped(inner: Inner) -> Inner:
+    """The optimizer that makes the steps: accelerate's wrapper is none that hooks can be registered with."""
+    while isinstance(within := getattr(inner, "optimizer", None), Inner):
+        inner = within
+    return inner
 
 
 def _assemble(parameters: list[Named], comm: Comm, config: Config, weigh: Callable[[int], float]) -> OuterSync:

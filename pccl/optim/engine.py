@@ -109,8 +109,12 @@ class OuterSync:
 
     def stepped(self) -> Steps[None]:
         """An inner step was made: carries out the events that are due."""
-        self.step += 1
         self.inner_steps = [steps + 1 for steps in self.inner_steps]
+        yield from self.skipped()
+
+    def skipped(self) -> Steps[None]:
+        """The same for a step that changed nothing, which no contribution stands for."""
+        self.step += 1
         yield from self._catch_up()
 
     def _catch_up(self) -> Steps[None]:

@@ -1,12 +1,13 @@
 """convergence.py - does every mode of pccl.optim learn as well as it should, with real peers?
 
-    python -m stress.optim.convergence [--modes diloco,streaming] [--seeds 4] [--json]
+    python -m stress.optim.convergence [--modes diloco,streaming] [--seeds 4] [--json] [--watch-every 20]
 
 The task is that of markov.py: 400 steps, 32 sequences a step, spread over the peers, each a process of one thread on
 loopback (peer.py). Per seed, a mode's loss is compared with that of data parallel training on the same batches, in
 percent, and with that of a lone worker on a fourth of them. Intervals are two-sided: a mean below 0 would be too good
 to be true, and a reduction that silently does not take place ends where the lone worker does. After each round the CRC
-of Theta and outer state must be the same on all peers. Exit code 1 when something is missed.
+of Theta and outer state must be the same on all peers. Rows of JSON say what one peer has sent, and with
+--watch-every how the loss fell with that (plot.py draws it). Exit code 1 when something is missed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stress.optim import markov
@@ -79,6 +80,15 @@ ROWS = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What a run came to: `bytes_sent` by one peer, the mean; `watched`: (steps, bytes sent until then, loss)."""
+
+    loss: float
+    bytes_sent: float
+    watched: list[tuple[int, int, float]]
+
+
 @dataclass(slots=True)
 class Score:
     """What came of a row: per seed its loss, its gap to data parallel in percent, that of the lone worker; `wrong`:
@@ -91,6 +101,7 @@ class Score:
     spread: float = 0.0
     retries: int = 0
     wait_s: float = 0.0
+    runs: list[Sent] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     @property
@@ -102,39 +113,47 @@ class Score:
 class Bench:
     """Runs rows; data parallel and lone runs only once for each seed."""
 
-    def __init__(self, crew: Crew) -> None:
-        self._crew = crew
-        self._parallel: dict[tuple[int, int], float] = {}  # by the number of peers and the seed
-        self._lone: dict[int, float] = {}
+    def __init__(self, crew: Crew, watch_every: int = 0) -> None:
+        self._crew, self._watch_every = crew, watch_every
+        self.parallels: dict[tuple[int, int], Sent] = {}  # by the number of peers and the seed
+        self.lones: dict[int, Sent] = {}
         self.wrong: list[str] = []
 
     def parallel(self, peers: int, seed: int) -> float:
         """The loss of that many peers that all-reduce gradients at every step."""
-        if (peers, seed) not in self._parallel:
-            told = self._crew.run([_job("parallel", seed, place, peers) for place in range(peers)])
+        if (peers, seed) not in self.parallels:
+            told = self._crew.run(self._jobs("parallel", seed, peers))
             self.wrong += [f"data parallel, seed {seed}: {what}" for what in disagreements(told)]
-            self._parallel[peers, seed] = loss_of(told)
-        return self._parallel[peers, seed]
+            self.parallels[peers, seed] = sent_by(told)
+        return self.parallels[peers, seed].loss
 
     def lone(self, seed: int) -> float:
         """The loss of one worker on its share of the batches."""
-        if seed not in self._lone:
-            self._lone[seed] = loss_of([self._crew.alone(Job("alone", seed, 0, LONE_SEQUENCES))])
-        return self._lone[seed]
+        if seed not in self.lones:
+            job = Job("alone", seed, 0, LONE_SEQUENCES, watch_every=self._watch_every)
+            self.lones[seed] = sent_by([self._crew.alone(job)])
+        return self.lones[seed].loss
+
+    def _jobs(self, kind: str, seed: int, peers: int, **more: Any) -> list[Job]:
+        """Of a whole run; the first peer watches."""
+        watch = [self._watch_every] + [0] * (peers - 1)
+        return [_job(kind, seed, place, peers, watch_every=watch[place], **more) for place in range(peers)]
 
     def add(self, score: Score, seed: int) -> None:
         """One run of a row."""
         row, base = score.row, self.parallel(score.row.peers, seed)
-        jobs = [_job("diloco", seed, place, row.peers, options=row.options) for place in range(row.peers)]
+        jobs = self._jobs("diloco", seed, row.peers, options=row.options)
         joiner = None
         if row.churn:
             joiner = _job("diloco", seed, row.peers, row.peers, options=row.options)
-            jobs = [_changed(job, place == row.peers - 1) for place, job in enumerate(jobs)]
+            jobs = [replace(job, gates=(JOIN_AT - 1,)) for job in jobs[:-1]]
+            jobs.append(_job("diloco", seed, len(jobs), row.peers, options=row.options, leave_after=LEAVE_AFTER))
         told = self._crew.run(jobs, joiner)
         wrong = disagreements(told, changes=2 * row.churn) + _churn(row, told)
         score.wrong += [f"seed {seed}: {what}" for what in wrong]
         ends = [one.end for one in told if one.end is not None and "loss" in one.end]
-        score.losses.append(loss_of(told))
+        score.runs.append(sent_by(told))
+        score.losses.append(score.runs[-1].loss)
         score.gaps.append(100 * (score.losses[-1] / base - 1))
         score.lone_gaps.append(100 * (self.lone(seed) / base - 1))
         score.spread = max([score.spread, *(end["spread"] for end in ends)])
@@ -142,19 +161,14 @@ class Bench:
         score.wait_s += statistics.fmean(end["wait_s"] for end in ends)
 
 
-def loss_of(told: Sequence[Told]) -> float:
-    """That of the first who has one; whether they are equal is for `disagreements`."""
-    loss: float = next(one.end["loss"] for one in told if one.end is not None and "loss" in one.end)
-    return loss
+def sent_by(told: Sequence[Told]) -> Sent:
+    """The loss is that of the first who has one; whether they are equal is for `disagreements`."""
+    ends = [one.end for one in told if one.end is not None and "loss" in one.end]
+    return Sent(ends[0]["loss"], statistics.fmean(end.get("bytes_sent", 0) for end in ends), told[0].watches)
 
 
 def _job(kind: str, seed: int, place: int, peers: int, **more: Any) -> Job:
     return Job(kind, seed, place, markov.BATCH // peers, **more)
-
-
-def _changed(job: Job, leaves: bool) -> Job:
-    change: dict[str, Any] = {"leave_after": LEAVE_AFTER} if leaves else {"gates": (JOIN_AT - 1,)}
-    return _job(job.kind, job.seed, job.place, markov.BATCH // job.sequences, options=job.options, **change)
 
 
 def _churn(row: Row, told: Sequence[Told]) -> list[str]:
@@ -203,8 +217,18 @@ def line_of(score: Score, why: Sequence[str]) -> dict[str, Any]:
         "mode": score.row.name, "peers": score.row.peers, "loss": round(statistics.fmean(score.losses), 4),
         "gap_percent": round(score.gap, 3), "gap_sd": round(statistics.pstdev(score.gaps), 3),
         "wanted": [0.0, score.row.high], "spread": round(score.spread, 5), "retries": score.retries,
-        "wait_s": round(score.wait_s, 2), "missed": list(why),
+        "wait_s": round(score.wait_s, 2), **_sent(score.runs), "missed": list(why),
     }  # fmt: skip
+
+
+def _sent(runs: Sequence[Sent]) -> dict[str, Any]:
+    """The means over seeds: bytes and losses."""
+    looks = zip(*(run.watched for run in runs), strict=True)
+    watched = [
+        [at[0][0], round(statistics.fmean(one[1] for one in at)), round(statistics.fmean(one[2] for one in at), 4)]
+        for at in looks
+    ]
+    return {"bytes_sent": round(statistics.fmean(run.bytes_sent for run in runs)), "watched": watched}
 
 
 def baselines(bench: Bench, seeds: int) -> list[dict[str, Any]]:
@@ -217,9 +241,10 @@ def baselines(bench: Bench, seeds: int) -> list[dict[str, Any]]:
     rest = {"spread": 0.0, "retries": 0, "wait_s": 0.0}
     return [
         {"mode": "data parallel", "peers": 4, "loss": round(loss, 4), "gap_percent": 0.0, "gap_sd": 0.0,
-         "wanted": [0.0, 0.0], **rest, "missed": wrong},
+         "wanted": [0.0, 0.0], **rest, **_sent([bench.parallels[4, seed] for seed in range(seeds)]), "missed": wrong},
         {"mode": "lone worker", "peers": 1, "loss": round(statistics.fmean(alone), 4), "gap_percent": round(gap, 3),
          "gap_sd": round(statistics.pstdev(gaps), 3), "wanted": list(LONE_GAP), **rest,
+         **_sent([bench.lones[seed] for seed in range(seeds)]),
          "missed": [] if LONE_GAP[0] <= gap <= LONE_GAP[1] else ["the gap is not in the interval"]},
     ]  # fmt: skip
 
@@ -233,11 +258,11 @@ def in_words(line: dict[str, Any]) -> str:
     )
 
 
-def run(rows: Sequence[Row], seeds: int, tell: Callable[[dict[str, Any]], None]) -> list[str]:
+def run(rows: Sequence[Row], seeds: int, tell: Callable[[dict[str, Any]], None], watch_every: int = 0) -> list[str]:
     """All rows, at all seeds, and what they are compared with. Tells each; gives what is wrong with them together."""
     scores: dict[str, Score] = {}
     with Crew() as crew:
-        bench = Bench(crew)
+        bench = Bench(crew, watch_every)
         for line in baselines(bench, seeds):
             tell(line)
         for row in rows:
@@ -248,21 +273,28 @@ def run(rows: Sequence[Row], seeds: int, tell: Callable[[dict[str, Any]], None])
     return [*out_of_order(scores), *bench.wrong]
 
 
+def chosen(modes: Sequence[str]) -> list[Row]:
+    """By names, or by what names begin with where that is none itself."""
+    names = {row.name for row in ROWS}
+    return [row for row in ROWS if any(row.name.startswith(m) and m in (row.name, *({m} - names)) for m in modes)]
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Convergence of every mode, with real peers.")
     parser.add_argument("--modes", default="", help="names of rows, or what they begin with, comma-separated")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--json", action="store_true", help="one line of JSON for each row")
+    parser.add_argument("--watch-every", type=int, default=0, help="steps between two looks at the loss, for plot.py")
     arguments = parser.parse_args()
-    wanted = tuple(arguments.modes.split(","))
+    wanted = chosen(arguments.modes.split(","))
     bad = []
 
     def tell(line: dict[str, Any]) -> None:
         bad.extend(line["missed"])
         print(json.dumps(line) if arguments.json else in_words(line), flush=True)
 
-    together = run([row for row in ROWS if row.name.startswith(wanted)], arguments.seeds, tell)
+    together = run(wanted, arguments.seeds, tell, arguments.watch_every)
     for what in together:
         print(what, file=sys.stderr)
     return 1 if bad or together else 0

@@ -23,6 +23,7 @@ from stress.optim.peer import DRIFTING, PATIENCE_S, Job
 __all__ = ["Crew", "Told", "disagreements"]
 
 SCRIPT = Path(__file__).with_name("peer.py")
+LEASE_S = 30.0  # nobody dies here; a peer that gets no processor for some seconds is none that has died
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class Told:
     job: Job
     rounds: list[dict[str, Any]] = field(default_factory=list)
     gates: list[int] = field(default_factory=list)
+    watches: list[tuple[int, int, float]] = field(default_factory=list)
     end: dict[str, Any] | None = None
 
 
@@ -71,6 +73,9 @@ class _Process:
                 self.told.end = line["end"]
             elif "gate" in line:
                 self.told.gates.append(line["gate"])
+            elif "watch" in line:
+                step, sent, loss = line["watch"]
+                self.told.watches.append((step, sent, loss))
             else:
                 self.told.rounds.append(line)
 
@@ -113,7 +118,7 @@ class Crew:
 
     def run(self, jobs: Sequence[Job], joiner: Job | None = None) -> list[Told]:
         """All jobs together under a coordinator of their own; the joiner enters when all have come to their gate."""
-        with Coordinator(min_peers=1, form_peers=len(jobs)) as coordinator:
+        with Coordinator(min_peers=1, form_peers=len(jobs), lease_s=LEASE_S) as coordinator:
             told = [self._begin(place, job, coordinator) for place, job in enumerate(jobs)]
             if joiner is not None:
                 self._until(lambda: all(one.gates or one.end for one in told))

@@ -1,9 +1,9 @@
 """peer.py - one peer of convergence.py: trains the Gpt of markov.py as its job says, and tells every round.
 
 Runs as a script: `python peer.py`. A line of JSON on standard input is a job (see Job); its lines of JSON on standard
-output are `{"round": [fragment, number], ...}` for each round, `{"gate": step}` where it waits for a line before it
-goes on, and `{"end": ...}` with the loss. Then it waits for the next job, which saves importing torch; each job is a
-membership of its own, in a run of its own. It judges nothing.
+output are `{"round": [fragment, number], ...}` for each round, `{"watch": [step, bytes sent, loss]}`, `{"gate": step}`
+where it waits for a line before it goes on, and `{"end": ...}` with the loss. Then it waits for the next job, which
+saves importing torch; each job is a membership of its own, in a run of its own. It judges nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ class Job:
 
     `kind`: "alone", "parallel" (gradients are all-reduced at every step) or "diloco" (with `options`, see
     `options_of`). `address`: the coordinator's. `place`: whose data it reads, `sequences` per step. `gates`: steps
-    before which it waits for a line. `leave_after`: so many steps, then it leaves the run; 0: never.
+    before which it waits for a line. `leave_after`: so many steps, then it leaves the run; 0: never. `watch_every`:
+    steps between two looks at the loss; 0: none.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Job:
     options: dict[str, Any] = field(default_factory=dict)
     gates: tuple[int, ...] = ()
     leave_after: int = 0
+    watch_every: int = 0
 
 
 def say(**facts: Any) -> None:
@@ -96,6 +99,12 @@ class Trainer:
             say(gate=step)
             sys.stdin.readline()
 
+    def watch(self, step: int, sent: int, outer: AbstractContextManager[None] | None = None) -> None:
+        """Tells the loss after so many steps, that of Theta where there is one."""
+        if self.job.watch_every and step % self.job.watch_every == 0:
+            with outer or nullcontext():
+                say(watch=[step, sent, markov.evaluate(self.model)])
+
 
 # -- the three kinds ---------------------------------------------------------------------------------------------------
 
@@ -106,6 +115,7 @@ def alone(trainer: Trainer, comm: None) -> dict[str, Any]:
         trainer.gradients(step)
         markov.clip(trainer.model)
         trainer.inner.step()
+        trainer.watch(step + 1, 0)
     return {"loss": markov.evaluate(trainer.model)}
 
 
@@ -118,6 +128,7 @@ def parallel(trainer: Trainer, comm: pccl.Communicator) -> dict[str, Any]:
         sent += comm.all_reduce([parameter.grad for parameter in parameters], op="avg").bytes_sent
         markov.clip(trainer.model)
         trainer.inner.step()
+        trainer.watch(step + 1, sent)
         if (step + 1) % DIGEST_EVERY == 0:
             say(round=[0, step // DIGEST_EVERY], step=step + 1, peers=comm.world_size, digest=crc(*parameters))
     return {"loss": markov.evaluate(trainer.model), "bytes_sent": sent}
@@ -134,6 +145,7 @@ def diloco(trainer: Trainer, comm: pccl.Communicator) -> dict[str, Any]:
         markov.clip(trainer.model)
         opt.step()
         opt.add_tokens(trainer.job.sequences * markov.CONTEXT)
+        trainer.watch(opt.global_step, opt.stats.bytes_sent, opt.outer_params())
         if opt.global_step == trainer.job.leave_after:
             return {"left": opt.global_step}
     opt.flush()

@@ -99,8 +99,8 @@ def test_a_guest_fetches_while_members_go_on_and_then_receives_only_what_changed
             ours["w"][0] += 1
             ours["step"] += 1
             guest.all_reduce(over, op="max", tag="over")
-            guest.advance()
-            if not over[0]:
+            if not over[0]:  # else the members may have left
+                guest.advance()
                 assert guest.sync_state(ours).source is None
         finish(threads, failures)
     assert worlds == {2, 3}

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
     with Crew() as crew:
-        yield Bench(crew)
+        yield Bench(crew, watch_every=200)
 
 
 def score(bench: Bench, name: str) -> Score:
@@ -48,6 +48,10 @@ def test_data_parallel_learns_and_beats_a_lone_worker(bench: Bench) -> None:
     assert bench.wrong == []
     assert PARALLEL_LOSS[0] <= together <= PARALLEL_LOSS[1]
     assert LONE_GAP[0] <= 100 * (alone / together - 1) <= LONE_GAP[1]
+    steps, sent, losses = zip(*bench.parallels[4, SEED].watched, strict=True)
+    every_step = 4 * 29_856 * 2 * 3 // 4  # bytes that each of four sends
+    assert (steps, sent) == ((200, 400), (200 * every_step, 400 * every_step))
+    assert losses[0] > losses[1] == together
 
 
 @pytest.mark.parametrize("name", ["diloco", "streaming-churn"])

@@ -166,11 +166,16 @@ def test_nobody_accepts_and_nobody_pushes(cluster: Any) -> None:
 
 
 def test_only_those_that_may_push_do(cluster: Any) -> None:
+    at_the_door = threading.Event()  # who comes after the other's end finds nobody that accepts
+
     def push(comm: pccl.Communicator, rank: int) -> None:
-        work = comm.transfers.push("a", content(1000, rank), to=0, timeout=20)
         if rank == 2:
-            work.wait()
+            assert at_the_door.wait(20)
+            comm.transfers.push("a", content(1000, rank), to=0, timeout=20).wait()
             return
+        work = comm.transfers.push("a", content(1000, rank), to=0, timeout=20)
+        wait_until(lambda: work._job._ticket is not None)
+        at_the_door.set()
         with pytest.raises(TransferError, match="other content"):
             work.wait()
 

@@ -242,6 +242,65 @@ def test_attach_counts_the_steps_of_somebody_elses_optimizer() -> None:
     assert all(torch.equal(one[0], other) for one, other in zip(attached, wrapped, strict=True))
 
 
+class Passing(torch.optim.Optimizer):
+    """Passes every second step on, and has no hooks of its own: as accelerate's while it accumulates."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer, self.calls = optimizer, 0
+
+    def step(self, closure: Any = None) -> None:
+        self.calls += 1
+        if self.calls % 2 == 0:
+            self.optimizer.step(closure)
+
+
+def test_attach_counts_what_a_wrapper_passes_on() -> None:
+    model = Model()
+    outer = Passing(torch.optim.SGD(model.parameters(), lr=0.1))
+    with DiLoCo.attach(outer, model, None, every=3) as sync:
+        for step in range(6):
+            gradients(model, step)
+            outer.step()
+        assert sync.global_step == 3
+        assert sync.stats.rounds == 1
+
+
+def test_a_loaded_state_of_an_attached_optimizer_is_seen() -> None:
+    model = Model()
+    inner = torch.optim.AdamW(model.parameters(), lr=0.1)
+    with DiLoCo.attach(inner, model, None, every=3) as sync:
+        gradients(model, 0)
+        inner.step()
+        inner.load_state_dict(inner.state_dict())
+        assert sync.state is inner.state
+        assert sync.param_groups is inner.param_groups
+
+
+@pytest.mark.parametrize("options", MODES, ids=named)
+def test_skipped_steps_count_and_weigh_nothing(options: dict[str, Any]) -> None:
+    """A replica that skips all of its steps of a period leaves the mean to the other, and nobody waits for it."""
+
+    def body(comm: Any, place: int) -> tuple[Tensor, int]:
+        model, opt = replica(comm, 6, **options)
+        for step in range(12):
+            gradients(model, 1000 * place + step)
+            opt.skip_step() if place else opt.step()
+        opt.flush()
+        return theta(opt), opt.global_step
+
+    def alone() -> Tensor:
+        model, opt = replica(None, 6, **options)
+        list(steps(model, opt, 0, 0, 12))
+        opt.flush()
+        return theta(opt)
+
+    one, two = run(2, body)
+    assert one[1] == two[1] == 12
+    assert torch.equal(one[0], two[0])
+    if options["mode"] != "sparse":  # the other one's error feedback is its own
+        assert torch.equal(one[0], alone())
+
+
 def _wrapped(comm: Any, place: int) -> Tensor:
     model, opt = replica(comm, 3)
     list(steps(model, opt, place, 0, 7))
