@@ -1,4 +1,4 @@
-"""The C engine in Python's words: the only importer of pccl._core.
+"""The C engine in Python's words: the only importer of pccl._core (weights/codec.py has `ffi` and `lib` from here).
 
 Nothing here decides anything. `Engine` owns one handle and turns arguments into the structs of csrc/include/pccl_api.h,
 and return codes into the exceptions of pccl/errors.py. No call blocks: whoever waits does so on `Engine.event_fd` or on
@@ -61,8 +61,10 @@ __all__ = [
     "crc32c",
     "describe_op",
     "err_name",
+    "ffi",
     "hmac_sha256",
     "kernels",
+    "lib",
     "now_ns",
     "pin",
     "read_desc",

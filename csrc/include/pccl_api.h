@@ -456,6 +456,57 @@ pccl_err pccl_codec_decode(const char *isa, int codec, const void *src, uint64_t
 uint32_t pccl_crc32c(uint32_t crc, const void *data, uint64_t bytes);
 void pccl_hmac_sha256(const uint8_t *key, uint64_t key_bytes, const uint8_t *data, uint64_t bytes, uint8_t mac[32]);
 
+/* -- deltas of weights ------------------------------------------------------------------------------------------ */
+
+/* How a block says what changed; csrc/delta.h explains them, docs/delta.md has the bytes. */
+typedef enum {
+    PCCL_DELTA_ZERO = 0, PCCL_DELTA_RAW = 1, PCCL_DELTA_ABS = 2, PCCL_DELTA_DIFF_A = 3, PCCL_DELTA_DIFF_B = 4,
+    PCCL_DELTA_DENSE_ULP = 5, PCCL_DELTA_FORM_COUNT = 6
+} pccl_delta_form;
+
+typedef struct {
+    uint32_t size;              /* sizeof(pccl_delta_info) as the caller knows it */
+    uint32_t form;
+    uint32_t width;             /* bytes of an element: 1, 2 or 4 */
+    uint32_t elements;
+    uint32_t changed;           /* of them; what the block says of itself */
+    uint64_t before, after;     /* digests of the whole block; 0 in forms that need no base */
+} pccl_delta_info;
+
+/* All of these take `isa` (NULL: the best one) and are pure: any number at once, as long as each has its own `work`, of
+ * pccl_delta_work() bytes, aligned to 8, whose contents mean nothing. They return PCCL_EINVAL for arguments that are wrong, PCCL_EPROTO for a
+ * malformed block, PCCL_EMISMATCH for a block whose base is not the given state; then nothing was written but `work` and `block`. */
+
+/* The most elements of a block. */
+uint32_t pccl_delta_elements_max(void);
+/* The most bytes of a block of any form; 0 if there is no such block. */
+uint64_t pccl_delta_bound(uint32_t elements, uint32_t width);
+/* Bytes of working memory; few of its pages are touched where little changed. */
+uint64_t pccl_delta_work(uint32_t elements, uint32_t width);
+/* The digest of a state, as in pccl_delta_info. */
+pccl_err pccl_delta_digest(const char *isa, const void *state, uint32_t elements, uint32_t width, uint64_t *digest_p);
+/* What takes `old` to `new`, in the smallest of the forms in the mask `forms` (1 << form; `zero` only where nothing changed);
+ * block: room for pccl_delta_bound(). PCCL_EINVAL: also if no form of the mask can say it. */
+pccl_err pccl_delta_encode(const char *isa, const void *old_state, const void *new_state, uint32_t elements, uint32_t width,
+                           uint32_t forms, void *work, void *block, uint64_t *bytes_p);
+/* Reads the header alone. */
+pccl_err pccl_delta_describe(const void *block, uint64_t bytes, pccl_delta_info *info);
+/* Takes the state from before to after. */
+pccl_err pccl_delta_decode(const char *isa, const void *block, uint64_t bytes, void *state, uint32_t elements, uint32_t width, void *work);
+/* Ascending places and new values of what changes (raw: of all elements); room for as many as the header says (raw: for all).
+ * `state` may be NULL for zero, raw and abs. */
+pccl_err pccl_delta_patch(const char *isa, const void *block, uint64_t bytes, const void *state, uint32_t elements, uint32_t width,
+                          void *work, uint32_t *places, void *values);
+/* One block that does what first and then second do: of zero, diff_a and dense_ulp among themselves, abs on abs, anything but diff_b on raw,
+ * raw on anything. PCCL_EINVAL for other pairs, and if they have different elements; PCCL_EMISMATCH if second does not build on first. */
+pccl_err pccl_delta_fold(const char *isa, const void *first, uint64_t first_bytes, const void *second, uint64_t second_bytes, void *work,
+                         void *block, uint64_t *bytes_p);
+/* The way back. `state` is the one before; NULL will do for zero, diff_a and dense_ulp. PCCL_EINVAL: it is needed. */
+pccl_err pccl_delta_invert(const char *isa, const void *in, uint64_t in_bytes, const void *state, void *work, void *block,
+                           uint64_t *bytes_p);
+/* A diff_b block as diff_a, with the state before; other forms come back as they are. */
+pccl_err pccl_delta_as_a(const char *isa, const void *in, uint64_t in_bytes, const void *state, void *work, void *block, uint64_t *bytes_p);
+
 /* -- the simulated network (transport "sim") --------------------------------------------------------------------- */
 
 /* One direction between two nodes. */

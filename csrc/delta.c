@@ -1,0 +1,274 @@
+/* delta.c - blocks from outside and back: arguments, headers, which kernels this machine uses; encode, decode and patch. */
+#include "delta.h"
+
+#include "delta_block.h"
+#include "delta_word.h"
+#include "err.h"
+#include "reduce.h"
+
+static const struct isa {
+    const char *name;
+    delta_kernels *kernels;
+} isas[] = {
+#if defined(__x86_64__)
+    {"avx512", &delta_kernels_avx512},
+    {"avx2", &delta_kernels_avx2},
+#endif
+    {"scalar", &delta_kernels_scalar},
+};
+
+enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
+
+/* The vectors that work here reduce.h knows; bits are asked for besides. */
+static int works(const char *name)
+{
+    int has_bits = 1;
+#if defined(__x86_64__)
+    has_bits = strcmp(name, "scalar") == 0 ||
+               (__builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt"));
+#endif
+    return has_bits && reduce_kernel_isa(name, PCCL_FLOAT32, PCCL_SUM) != NULL;
+}
+
+/* Where the best that works has no kernels of ours, the scalar ones do. */
+delta_kernels *delta_kernels_of(const char *isa)
+{
+    const char *name = isa != NULL ? isa : reduce_isa();
+    for (size_t i = 0; i < ISA_COUNT; i++)
+        if (strcmp(name, isas[i].name) == 0 && works(name))
+            return isas[i].kernels;
+    if (isa == NULL)
+        return &delta_kernels_scalar;
+    err_set("no such kernels here: '%s'", isa);
+    return NULL;
+}
+
+/* -- sizes --------------------------------------------------------------------------------------------------------- */
+
+/* log2 of a width; -1 if there is none such. */
+static int shift_of(uint32_t width)
+{
+    return width == 1 ? 0 : width == 2 ? 1 : width == 4 ? 2 : -1;
+}
+
+static int is_size(uint32_t elements, uint32_t width)
+{
+    return elements <= DELTA_ELEMENTS_MAX && shift_of(width) >= 0;
+}
+
+uint32_t pccl_delta_elements_max(void)
+{
+    return DELTA_ELEMENTS_MAX;
+}
+
+/* Places take a bit of each element at most (Rice's order 0 is a bitmap), signs and the places of exceptions too, magnitudes no more
+ * than their own bits: less than width + 1 bytes. Numbers and orders: less than 16 bytes for each class. */
+uint64_t pccl_delta_bound(uint32_t elements, uint32_t width)
+{
+    return is_size(elements, width) ? (uint64_t)elements * (width + 1) + 16 * DELTA_CLASSES_MAX + DELTA_HEADER_MAX + 64 : 0;
+}
+
+static uint64_t list_bytes(uint32_t elements)
+{
+    return ((uint64_t)elements * 4 + 64) & ~(uint64_t)7;
+}
+
+static uint64_t buffer_bytes(uint32_t elements, uint32_t width)
+{
+    return (pccl_delta_bound(elements, width) + 2 * BITS_SLACK_BYTES) & ~(uint64_t)7;
+}
+
+enum { LISTS = 8, BUFFERS = 3 };
+
+uint64_t pccl_delta_work(uint32_t elements, uint32_t width)
+{
+    return is_size(elements, width) ? LISTS * list_bytes(elements) + BUFFERS * buffer_bytes(elements, width) : 0;
+}
+
+struct delta_work delta_work_at(void *memory, uint32_t elements, unsigned shift)
+{
+    uint32_t *list[LISTS];
+    for (size_t i = 0; i < LISTS; i++)
+        list[i] = (uint32_t *)((uint8_t *)memory + i * list_bytes(elements));
+    uint8_t *buffers = (uint8_t *)memory + LISTS * list_bytes(elements);
+    uint64_t room = buffer_bytes(elements, 1u << shift);
+    return (struct delta_work){.lists = {{list[0], list[1], 0}, {list[2], list[3], 0}, {list[4], list[5], 0}},
+                               .spare = {list[6], list[7]},
+                               .drafts = {buffers, buffers + room},
+                               .body = buffers + 2 * room};
+}
+
+/* -- headers ------------------------------------------------------------------------------------------------------- */
+
+pccl_err delta_malformed(const char *what)
+{
+    err_set("malformed delta block: %s", what);
+    return PCCL_EPROTO;
+}
+
+/* A number of at most 28 bits, 7 in each byte; NULL if there is none. */
+static const uint8_t *get_varint(const uint8_t *at, const uint8_t *end, uint32_t *value)
+{
+    *value = 0;
+    for (unsigned i = 0; i < 28; i += 7, at++) {
+        if (at == end)
+            return NULL;
+        *value |= (uint32_t)(*at & 127) << i;
+        if (*at < 128)
+            return at + 1;
+    }
+    return NULL;
+}
+
+pccl_err delta_parse(const void *bytes, uint64_t count, struct delta_block *block)
+{
+    const uint8_t *at = bytes, *end = at + count;
+    pccl_delta_info *info = &block->info;
+    *block = (struct delta_block){.info = {.size = sizeof *info}};
+    if (count < 1)
+        return delta_malformed("no bytes");
+    block->shift = *at >> 4;
+    info->form = *at++ & 15;
+    if (info->form >= PCCL_DELTA_FORM_COUNT || block->shift > 2)
+        return delta_malformed("unknown form or width");
+    info->width = 1u << block->shift;
+    at = get_varint(at, end, &info->elements);
+    if (at != NULL && info->form != PCCL_DELTA_ZERO)
+        at = get_varint(at, end, &info->changed);
+    if (at == NULL || info->elements > DELTA_ELEMENTS_MAX || info->changed > info->elements)
+        return delta_malformed("counts are cut off or out of range");
+    if (delta_has_digests(info->form)) {
+        if (end - at < 16)
+            return delta_malformed("digests are cut off");
+        info->before = bits_load(at), info->after = bits_load(at + 8);
+        at += 16;
+    }
+    block->body = at;
+    block->body_bytes = (uint64_t)(end - at);
+    if (block->body_bytes > pccl_delta_bound(info->elements, info->width))
+        return delta_malformed("too long");
+    uint64_t raw_bytes = info->form == PCCL_DELTA_RAW ? (uint64_t)info->elements << block->shift : 0;
+    if (info->form <= PCCL_DELTA_RAW && block->body_bytes != raw_bytes)
+        return delta_malformed("it is not of the length that its elements take");
+    return PCCL_OK;
+}
+
+pccl_err pccl_delta_describe(const void *block, uint64_t bytes, pccl_delta_info *info)
+{
+    struct delta_block b;
+    if (info->size != sizeof *info) {
+        err_set("pccl_delta_info of %u bytes", (unsigned)info->size);
+        return PCCL_EINVAL;
+    }
+    pccl_err err = delta_parse(block, bytes, &b);
+    if (err == PCCL_OK)
+        *info = b.info;
+    return err;
+}
+
+/* -- encode -------------------------------------------------------------------------------------------------------- */
+
+static pccl_err refuse_size(uint32_t elements, uint32_t width)
+{
+    err_set("no delta block has %u elements of %u bytes", (unsigned)elements, (unsigned)width);
+    return PCCL_EINVAL;
+}
+
+pccl_err pccl_delta_digest(const char *isa, const void *state, uint32_t elements, uint32_t width, uint64_t *digest_p)
+{
+    delta_kernels *k = delta_kernels_of(isa);
+    if (k == NULL)
+        return PCCL_EINVAL;
+    if (!is_size(elements, width))
+        return refuse_size(elements, width);
+    *digest_p = k->digest(&(struct delta_span){state, elements, (unsigned)shift_of(width)});
+    return PCCL_OK;
+}
+
+pccl_err pccl_delta_encode(const char *isa, const void *old_state, const void *new_state, uint32_t elements, uint32_t width,
+                           uint32_t forms, void *memory, void *block, uint64_t *bytes_p)
+{
+    delta_kernels *k = delta_kernels_of(isa);
+    if (k == NULL)
+        return PCCL_EINVAL;
+    if (!is_size(elements, width))
+        return refuse_size(elements, width);
+    unsigned shift = (unsigned)shift_of(width);
+    struct delta_work work = delta_work_at(memory, elements, shift);
+    struct delta_source source = {.old = {old_state, elements, shift}, .new = new_state, .changes = work.lists[0]};
+    uint64_t digests[2];
+    k->scan(&source.old, new_state, &source.changes, digests);
+    source.before = digests[0], source.after = digests[1];
+    uint64_t bytes = delta_write(k, &source, forms, &work, block);
+    if (bytes == 0) {
+        err_set("none of the forms in mask 0x%x says that %u elements changed", (unsigned)forms, (unsigned)source.changes.count);
+        return PCCL_EINVAL;
+    }
+    *bytes_p = bytes;
+    return PCCL_OK;
+}
+
+/* -- decode and patch ---------------------------------------------------------------------------------------------- */
+
+/* The block, of so many elements; its changes in lists[0], unless it is raw. */
+static pccl_err open_block(delta_kernels *k, const void *block, uint64_t bytes, const void *state, uint32_t elements, uint32_t width,
+                           void *memory, struct delta_block *b, struct delta_changes *changes)
+{
+    if (k == NULL)
+        return PCCL_EINVAL;
+    pccl_err err = delta_parse(block, bytes, b);
+    if (err != PCCL_OK)
+        return err;
+    if (b->info.elements != elements || b->info.width != width) {
+        err_set("a delta block of %u elements of %u bytes, for %u of %u", (unsigned)b->info.elements, (unsigned)b->info.width,
+                (unsigned)elements, (unsigned)width);
+        return PCCL_EINVAL;
+    }
+    if (state == NULL && delta_has_digests(b->info.form) && elements > 0) {
+        err_set("this form of a delta block needs the old values");
+        return PCCL_EINVAL;
+    }
+    struct delta_work work = delta_work_at(memory, elements, b->shift);
+    *changes = work.lists[0];
+    return b->info.form == PCCL_DELTA_RAW ? PCCL_OK : delta_read(k, b, state, &work, changes);
+}
+
+pccl_err pccl_delta_decode(const char *isa, const void *block, uint64_t bytes, void *state, uint32_t elements, uint32_t width, void *work)
+{
+    struct delta_block b;
+    struct delta_changes c;
+    pccl_err err = open_block(delta_kernels_of(isa), block, bytes, state, elements, width, work, &b, &c);
+    if (err != PCCL_OK)
+        return err;
+    if (b.info.form == PCCL_DELTA_RAW && elements > 0)
+        memcpy(state, b.body, b.body_bytes);
+    else if (b.info.form == PCCL_DELTA_ABS)
+        for (uint32_t i = 0; i < c.count; i++)
+            element_set(state, b.shift, c.place[i], c.step[i]);
+    else
+        for (uint32_t i = 0; i < c.count; i++)
+            element_set(state, b.shift, c.place[i], element_of(state, b.shift, c.place[i]) + c.step[i]);
+    return PCCL_OK;
+}
+
+pccl_err pccl_delta_patch(const char *isa, const void *block, uint64_t bytes, const void *state, uint32_t elements, uint32_t width,
+                          void *work, uint32_t *places, void *values)
+{
+    struct delta_block b;
+    struct delta_changes c;
+    pccl_err err = open_block(delta_kernels_of(isa), block, bytes, state, elements, width, work, &b, &c);
+    if (err != PCCL_OK)
+        return err;
+    if (b.info.form == PCCL_DELTA_RAW) {
+        for (uint32_t i = 0; i < elements; i++)
+            places[i] = i;
+        memcpy(values, b.body, b.body_bytes);
+        return PCCL_OK;
+    }
+    for (uint32_t i = 0; i < c.count; i++) {
+        uint32_t old = b.info.form == PCCL_DELTA_ABS ? 0 : element_of(state, b.shift, c.place[i]);
+        places[i] = c.place[i];
+        element_set(values, b.shift, i, old + c.step[i]);
+    }
+    return PCCL_OK;
+}

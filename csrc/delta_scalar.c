@@ -1,0 +1,59 @@
+/* delta_scalar.c - the loops of delta for every machine: nothing beyond what the compiler assumes of all of them. */
+#include "delta_isa.h"
+
+#define ISA_TARGET
+#define ISA_KERNELS delta_kernels_scalar
+
+#include "delta_word.h"
+
+ISA_INLINE uint64_t changed_64(const uint8_t *old, const uint8_t *new, unsigned shift)
+{
+    uint64_t mask = 0;
+    for (unsigned i = 0; i < 64; i += 8u >> shift) {
+        uint64_t differ = bits_load(old + ((size_t)i << shift)) ^ bits_load(new + ((size_t)i << shift));
+        for (unsigned j = 0; differ; j++, differ = shift == 0 ? differ >> 8 : shift == 1 ? differ >> 16 : differ >> 32)
+            mask |= (uint64_t)((differ & bits_mask(8u << shift)) != 0) << (i + j);
+    }
+    return mask;
+}
+
+ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64])
+{
+    for (uint32_t i = 0; i < 64; i++)
+        classes[i] = (uint8_t)class_of(element_of(at, shift, i), shift, how);
+}
+
+ISA_INLINE void masks_64(const uint8_t classes[64], uint32_t count, uint64_t *masks, uint32_t *counts)
+{
+    for (uint32_t c = 0; c < count; c++)
+        masks[c] = 0, counts[c] = 0;
+    for (uint32_t i = 0; i < 64; i++) {
+        masks[classes[i]] |= (uint64_t)1 << i;
+        counts[classes[i]]++;
+    }
+}
+
+ISA_INLINE uint32_t reaches(const uint32_t *count, const uint32_t *left)
+{
+    uint32_t found = 0;
+    for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++)
+        found |= (uint32_t)(count[c] > left[c]) << c;
+    return found;
+}
+
+ISA_INLINE uint64_t nth_bit(uint64_t mask, uint32_t n)
+{
+    while (n-- > 0)
+        mask &= mask - 1;
+    return mask & (0 - mask);
+}
+
+ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < words; i++)
+        sum += digest_word(bits_load(at + 8 * i), first + i);
+    return sum;
+}
+
+#include "delta_template.h"

@@ -1,0 +1,227 @@
+/* delta_template.h - the loops of delta_isa.h, compiled once per instruction set.
+ *
+ * The includer defines ISA_TARGET (function attributes that switch the instruction set on), ISA_KERNELS (the name of the table), and before
+ * that these functions of 64 elements:
+ *   changed_64    a bit for each that differs
+ *   classify_64   their classes, as bytes
+ *   masks_64      a bit for each that is of a class, for all classes; how many these are
+ *   reaches       a bit for each class of which `count` is greater than `left`
+ *   digest_words  the digest of so many whole words, the first of which has number `first` */
+
+enum { GROUP = 64, TILE_GROUPS = 32, TILE = GROUP * TILE_GROUPS };
+
+#include "delta_group.h"
+
+/* The digest of `bytes` that begin with word `first`; only the last ones of a block may be no multiple of 8. */
+ISA_INLINE uint64_t digest_bytes(const uint8_t *at, size_t bytes, uint64_t first)
+{
+    size_t words = bytes / 8;
+    uint64_t sum = digest_words(at, words, first), last = 0;
+    if (bytes % 8) {
+        memcpy(&last, at + 8 * words, bytes % 8);
+        sum += digest_word(last, first + words);
+    }
+    return sum;
+}
+
+ISA_TARGET static uint64_t digest(const struct delta_span *span)
+{
+    return digest_bytes(span->at, (size_t)span->count << span->shift, 0);
+}
+
+/* -- what changed -------------------------------------------------------------------------------------------------- */
+
+ISA_INLINE uint32_t take(const uint8_t *old, const uint8_t *new, unsigned shift, uint32_t i, struct delta_changes *found, uint32_t n)
+{
+    uint32_t step = element_of(new, shift, i) - element_of(old, shift, i);
+    found->place[n] = i;
+    found->step[n] = step & (uint32_t)bits_mask(8u << shift);
+    return step != 0;
+}
+
+ISA_INLINE void scan_elements(const uint8_t *old, const uint8_t *new, uint32_t count, unsigned shift, struct delta_changes *found,
+                              uint64_t digests[2])
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < count; i += TILE) {
+        uint32_t end = count - i < TILE ? count : i + TILE, at = i;
+        size_t from = (size_t)i << shift, bytes = (size_t)(end - i) << shift;
+        digests[0] += digest_bytes(old + from, bytes, from / 8);
+        digests[1] += digest_bytes(new + from, bytes, from / 8);
+        for (; end - at >= GROUP; at += GROUP) {
+            uint64_t mask = changed_64(old + ((size_t)at << shift), new + ((size_t)at << shift), shift);
+            for (; mask; mask &= mask - 1)
+                n += take(old, new, shift, at + (uint32_t)__builtin_ctzll(mask), found, n);
+        }
+        for (; at < end; at++)
+            n += take(old, new, shift, at, found, n);
+    }
+    found->count = n;
+}
+
+ISA_TARGET static void scan(const struct delta_span *old, const uint8_t *new, struct delta_changes *found, uint64_t digests[2])
+{
+    digests[0] = digests[1] = 0;
+    if (old->shift == 0)
+        scan_elements(old->at, new, old->count, 0, found, digests);
+    else if (old->shift == 1)
+        scan_elements(old->at, new, old->count, 1, found, digests);
+    else
+        scan_elements(old->at, new, old->count, 2, found, digests);
+}
+
+/* -- classes ------------------------------------------------------------------------------------------------------- */
+
+/* TILE elements: each one's class; the elements of a group that are of a class, and how many those are. */
+struct tile {
+    uint64_t masks[TILE_GROUPS][DELTA_CLASSES_MAX];
+    uint32_t counts[TILE_GROUPS][DELTA_CLASSES_MAX];
+    uint8_t classes[TILE];
+    uint32_t groups;
+};
+
+ISA_INLINE void tile_group(struct tile *t, const uint8_t *at, unsigned shift, const struct delta_classes *how)
+{
+    uint32_t g = t->groups++;
+    classify_64(at, shift, how, t->classes + g * GROUP);
+    masks_64(t->classes + g * GROUP, how->count, t->masks[g], t->counts[g]);
+}
+
+/* The tile from an element on; what lies behind the last element is of no class. */
+ISA_INLINE void tile_fill(struct tile *t, const struct delta_span *old, unsigned shift, uint32_t from, const struct delta_classes *how)
+{
+    uint32_t end = old->count - from < TILE ? old->count : from + TILE;
+    t->groups = 0;
+    for (; end - from >= GROUP; from += GROUP)
+        tile_group(t, old->at + ((size_t)from << shift), shift, how);
+    if (from == end)
+        return;
+    uint8_t rest[GROUP * 4] = {0};
+    memcpy(rest, old->at + ((size_t)from << shift), (size_t)(end - from) << shift);
+    tile_group(t, rest, shift, how);
+    uint32_t g = t->groups - 1;
+    for (uint32_t c = 0; c < how->count; c++) {
+        t->masks[g][c] &= bits_mask(end - from);
+        t->counts[g][c] = (uint32_t)__builtin_popcountll(t->masks[g][c]);
+    }
+}
+
+ISA_INLINE void rank_elements(const struct delta_span *old, unsigned shift, const struct delta_classes *how,
+                              const struct delta_changes *changes, struct delta_class *classes)
+{
+    struct tile t;
+    uint32_t i = 0;
+    memset(t.counts, 0, sizeof t.counts);
+    for (uint32_t at = 0; at < old->count; at += TILE) {
+        tile_fill(&t, old, shift, at, how);
+        for (uint32_t g = 0; g < t.groups; g++) {
+            for (; i < changes->count && changes->place[i] < at + (g + 1) * GROUP; i++) {
+                uint32_t place = changes->place[i] - at;
+                struct delta_class *class = &classes[t.classes[place]];
+                uint64_t before = t.masks[g][t.classes[place]] & bits_mask(place % GROUP);
+                class->changes.place[class->changes.count] = class->elements + (uint32_t)__builtin_popcountll(before);
+                class->changes.step[class->changes.count++] = changes->step[i];
+            }
+            for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++)
+                classes[c].elements += t.counts[g][c];
+        }
+    }
+}
+
+ISA_TARGET static void rank(const struct delta_span *old, const struct delta_classes *how, const struct delta_changes *changes,
+                            struct delta_class classes[DELTA_CLASSES_MAX])
+{
+    if (old->shift == 0)
+        rank_elements(old, 0, how, changes, classes);
+    else if (old->shift == 1)
+        rank_elements(old, 1, how, changes, classes);
+    else
+        rank_elements(old, 2, how, changes, classes);
+}
+
+/* -- from ranks to places ------------------------------------------------------------------------------------------ */
+
+/* How far a class has got: changes that are placed; elements until the next one. */
+struct progress {
+    uint32_t left[DELTA_CLASSES_MAX];
+    uint32_t placed[DELTA_CLASSES_MAX];
+    uint32_t passed[DELTA_CLASSES_MAX]; /* steps that have been taken over */
+};
+
+/* The elements of a group that change: those of one class. */
+ISA_INLINE uint64_t place_class(const struct delta_class *class, uint64_t mask, uint32_t count, uint32_t *left, uint32_t *placed)
+{
+    const struct delta_changes *c = &class->changes;
+    uint64_t found = 0;
+    while (*left < count) {
+        found |= nth_bit(mask, *left);
+        uint32_t next = ++*placed;
+        *left = next < c->count ? *left + (c->place[next] - c->place[next - 1]) : UINT32_MAX;
+    }
+    return found;
+}
+
+ISA_INLINE void place_group(const struct tile *t, uint32_t g, const struct delta_class *classes, struct progress *p,
+                            struct delta_changes *out, uint32_t at)
+{
+    uint64_t found = 0;
+    for (uint32_t reached = reaches(t->counts[g], p->left); reached; reached &= reached - 1) {
+        uint32_t c = (uint32_t)__builtin_ctz(reached);
+        found |= place_class(&classes[c], t->masks[g][c], t->counts[g][c], &p->left[c], &p->placed[c]);
+    }
+    for (; found; found &= found - 1) {
+        uint32_t i = (uint32_t)__builtin_ctzll(found), c = t->classes[g * GROUP + i];
+        out->place[out->count] = at + i;
+        out->step[out->count++] = classes[c].changes.step[p->passed[c]++];
+    }
+    for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++)
+        p->left[c] -= t->counts[g][c];
+}
+
+ISA_INLINE int place_elements(const struct delta_span *old, unsigned shift, const struct delta_classes *how,
+                              struct delta_class *classes, struct delta_changes *out, uint64_t *digest_p)
+{
+    struct tile t;
+    struct progress p = {0};
+    uint32_t expected = 0;
+    for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++) {
+        expected += classes[c].changes.count;
+        p.left[c] = classes[c].changes.count > 0 ? classes[c].changes.place[0] : UINT32_MAX;
+    }
+    memset(t.counts, 0, sizeof t.counts);
+    *digest_p = 0, out->count = 0;
+    for (uint32_t at = 0; at < old->count; at += TILE) {
+        size_t from = (size_t)at << shift, bytes = (size_t)(old->count - at < TILE ? old->count - at : TILE) << shift;
+        *digest_p += digest_bytes(old->at + from, bytes, from / 8);
+        tile_fill(&t, old, shift, at, how);
+        for (uint32_t g = 0; g < t.groups; g++) {
+            place_group(&t, g, classes, &p, out, at + g * GROUP);
+            for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++)
+                classes[c].elements += t.counts[g][c];
+        }
+    }
+    return out->count == expected;
+}
+
+ISA_TARGET static int place(const struct delta_span *old, const struct delta_classes *how, struct delta_class classes[DELTA_CLASSES_MAX],
+                            struct delta_changes *placed, uint64_t *digest_p)
+{
+    if (old->shift == 0)
+        return place_elements(old, 0, how, classes, placed, digest_p);
+    if (old->shift == 1)
+        return place_elements(old, 1, how, classes, placed, digest_p);
+    return place_elements(old, 2, how, classes, placed, digest_p);
+}
+
+delta_kernels ISA_KERNELS = {
+    .digest = digest,
+    .scan = scan,
+    .rank = rank,
+    .place = place,
+    .put_places = put_places,
+    .get_places = get_places,
+    .put_group = put_group,
+    .get_group = get_group,
+    .put_dense = put_dense,
+    .get_dense = get_dense,
+};
