@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from pccl.errors import ArgumentError
-from pccl.weights.digests import STRONG_BYTES, strong
+from pccl.weights.digests import strong
 from pccl.weights.errors import DamageError
 
 __all__ = ["CERTIFICATE_BYTES", "Certificate", "SigningKey", "Version", "base_lineage", "state_digest"]
@@ -64,9 +64,7 @@ class Certificate:
 
     def encode(self) -> bytes:
         """As CERTIFICATE_BYTES."""
-        return _FORM.pack(
-            _MAGIC, self.run, self.epoch, self.version, self.before, self.schema, self.state, self.root
-        )
+        return _FORM.pack(_MAGIC, self.run, self.epoch, self.version, self.before, self.schema, self.state, self.root)
 
     @classmethod
     def decode(cls, data: bytes) -> Certificate:

@@ -24,6 +24,7 @@ from pccl.weights.schema import Schema
 __all__ = ["fold", "in_order", "made_of", "plain"]
 
 Block = tuple[int, bytes]
+After = Callable[[int], np.ndarray[Any, Any] | None]
 
 
 def in_order(pool: Executor, work: Callable[..., Any], items: Iterable[Any], ahead: int = 8) -> Iterator[Any]:
@@ -49,8 +50,8 @@ def made_of(
     return b"".join([*parts, end]), manifest
 
 
-def fold(pieces: Sequence[Payload], pool: Executor, schema: Schema, state: np.ndarray[Any, Any] | None) -> bytes:
-    """One payload that does what all do, one after the other. `state`: the arena at the end, if it is at hand.
+def fold(pieces: Sequence[Payload], pool: Executor, after: After | None = None) -> bytes:
+    """One payload that does what all do, one after the other. `after`: gives a block's state at the end, or None.
 
     DamageError if a piece is damaged.
     """
@@ -62,9 +63,8 @@ def fold(pieces: Sequence[Payload], pool: Executor, schema: Schema, state: np.nd
     def one(number: int) -> Block:
         parts = [p.block(where[number]) for p, where in zip(pieces, places, strict=True) if number in where]
         folded = reduce(codec.fold, parts)
-        if state is not None:
-            folded = smallest(folded, schema.block_view(state, schema.blocks[number]))
-        return number, folded
+        state = None if after is None else after(number)
+        return number, folded if state is None else smallest(folded, state)
 
     touched = sorted(set().union(*places))
     blocks = (b for b in in_order(pool, one, touched) if codec.describe(b[1]).codec != Codec.ZERO)

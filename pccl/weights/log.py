@@ -1,7 +1,7 @@
 """log.py - the durable log of deltas: what was published, and the folds that make catching up cheap.
 
-A directory. `d000000000007.pccl` leads from version 6 to 7, as it was sent; `p000000000007.pccl` is the same in a form that
-folds, where that is another one; `f000000000004-000000000008.pccl` is a fold of the ladder, or, from 0, what pruned
+A directory. `d000000000007.pccl` leads from version 6 to 7, as it was sent; `p000000000007.pccl` is the same in a form
+that folds, where that is another one; `f000000000004-000000000008.pccl` is a fold of the ladder, or, from 0, what pruned
 deltas have left. Files are whole or not there. Any thread; one writer.
 """
 
@@ -12,12 +12,13 @@ import threading
 from concurrent.futures import Executor
 from pathlib import Path
 
+from pccl.weights import codec
 from pccl.weights.certificate import Version
+from pccl.weights.codec import Codec
 from pccl.weights.errors import DamageError, LineageError, LogError
 from pccl.weights.files import TEMPORARY, mapped, remove, write_whole
 from pccl.weights.fold import fold
 from pccl.weights.payload import Payload
-from pccl.weights.schema import Schema
 
 __all__ = ["DeltaLog"]
 
@@ -38,6 +39,7 @@ class DeltaLog:
         self._sizes: dict[int, int] = {}
         self._folds: set[tuple[int, int]] = set()
         self.tip = Version(0, b"")
+        self.settled = self.tip  # the newest that folds can lead to
 
     def __repr__(self) -> str:
         return f"<pccl.weights.DeltaLog {self.directory}, {self.tip}>"
@@ -63,6 +65,7 @@ class DeltaLog:
             for version in sorted(deltas):
                 self._take(version)
             self._folds = {(a, b) for a, b in self._folds if b <= self.tip.version}
+            self.settled = self.tip if self._is_plain() else self.version(self.tip.version - 1)
 
     # -- what is there --
 
@@ -118,38 +121,55 @@ class DeltaLog:
             self._sizes[at.version] = len(data)
             self.tip = at
 
-    def add_plain(self, version: int, data: bytes) -> None:
-        """The form of a delta that folds."""
-        write_whole(self.directory / f"p{version:012d}.pccl", [data])
+    def settle(self, data: bytes | None) -> None:
+        """The form of the next delta that folds, None if it is what was appended: from now on folds can lead to it."""
+        version = self.settled.version + 1
+        if data is not None:
+            write_whole(self.directory / f"p{version:012d}.pccl", [data])
+        self.settled = self.version(version)
 
-    def tend(self, schema: Schema, pool: Executor) -> None:
+    def restart(self, data: bytes, payload: Payload) -> None:
+        """Begins anew with a fold from the base: what was known in between is not any more."""
+        at = payload.manifest.at
+        write_whole(self._fold_path(0, at.version), [data])
+        with self._lock:
+            for version in self._sizes:
+                remove(self._delta_path(version))
+                remove(self.directory / f"p{version:012d}.pccl")
+            for a, b in self._folds - {(0, at.version)}:
+                remove(self._fold_path(a, b))
+            self._sizes, self._folds = {}, {(0, at.version)}
+            self._lineages = {0: self._lineages[0], at.version: at.lineage}
+            self.tip = self.settled = at
+
+    def tend(self, pool: Executor) -> None:
         """Builds the rungs of the ladder that the tip completes, and prunes. After each append, at leisure."""
-        tip, size = self.tip.version, 2
-        while tip % size == 0:
-            self._build(tip - size, tip, schema, pool)
+        tip, size = self.settled.version, 2
+        while tip and tip % size == 0:
+            self._build(tip - size, tip, pool)
             size *= 2
         if self.keep_bytes is not None:
-            self._prune(schema, pool)
+            self._prune(pool)
 
-    def _build(self, start: int, end: int, schema: Schema, pool: Executor) -> None:
+    def _build(self, start: int, end: int, pool: Executor) -> None:
         with self._lock:
             if (start, end) in self._folds or start not in self._lineages:
                 return
-        write_whole(self._fold_path(start, end), [fold(self.pieces(start, end), pool, schema, None)])
+        write_whole(self._fold_path(start, end), [fold(self.pieces(start, end), pool)])
         with self._lock:
             self._folds.add((start, end))
 
-    def _prune(self, schema: Schema, pool: Executor) -> None:
+    def _prune(self, pool: Executor) -> None:
         with self._lock:
             kept, until, most = 0, 0, self.keep_bytes or 0
             for version in sorted(self._sizes, reverse=True):
                 kept += self._sizes[version]
-                if kept > most and version != self.tip.version:
+                if kept > most and version < self.settled.version:
                     until = version
                     break
         if not until:
             return
-        self._build(0, until, schema, pool)
+        self._build(0, until, pool)
         with self._lock:
             old = [version for version in self._sizes if version <= until]
             for version in old:
@@ -175,6 +195,14 @@ class DeltaLog:
                     self.tip = payload.manifest.at
                     self._lineages[end] = self.tip.lineage
                 return
+
+    def _is_plain(self) -> bool:
+        """Whether the tip folds as it is: the writer of its other form may have died before that was written."""
+        tip = self.tip.version
+        if tip not in self._sizes or self._plain_path(tip) != self._delta_path(tip):
+            return True
+        blocks = self._load(self._delta_path(tip)).blocks()
+        return all(codec.describe(block).codec != Codec.DIFF_B for _, block in blocks)
 
     def _take(self, version: int) -> None:
         if version <= self.tip.version:  # a prune that was interrupted

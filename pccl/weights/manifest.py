@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 
 import msgspec
 import xxhash
@@ -130,7 +131,11 @@ class Manifest:
             wire = _decoder.decode(data)
         except (msgspec.MsgspecError, ValueError) as error:
             raise DamageError(f"a manifest cannot be read: {error}") from error
-        if wire.form != FORMAT or len(wire.base_lineage) != STRONG_BYTES or len(wire.signature) not in (0, SIGNATURE_BYTES):
+        if (
+            wire.form != FORMAT
+            or len(wire.base_lineage) != STRONG_BYTES
+            or len(wire.signature) not in (0, SIGNATURE_BYTES)
+        ):
             raise DamageError(f"no manifest of format {FORMAT}")
         if len(wire.leaves) != len(wire.ends) * STRONG_BYTES or len(wire.digests) % QUICK_BYTES:
             raise DamageError("a manifest has hashes of another number than chunks")
@@ -199,7 +204,7 @@ RECORD = struct.Struct("<II")
 
 def _records(wire: _Wire) -> tuple[Record, ...]:
     """Their places follow from their sizes; chunks must end where records do."""
-    if len(wire.blocks) != len(wire.sizes) or any(a >= b for a, b in zip(wire.blocks, wire.blocks[1:], strict=False)):
+    if len(wire.blocks) != len(wire.sizes) or any(a >= b for a, b in pairwise(wire.blocks)):
         raise DamageError("a manifest's blocks are out of order")
     at, found, places = PRELUDE_BYTES, [], {PRELUDE_BYTES}
     for block, nbytes in zip(wire.blocks, wire.sizes, strict=True):
@@ -209,7 +214,7 @@ def _records(wire: _Wire) -> tuple[Record, ...]:
         at += RECORD.size + nbytes
         places.add(at)
     ends = wire.ends
-    ordered = all(a < b for a, b in zip(ends, ends[1:], strict=False))
+    ordered = all(a < b for a, b in pairwise(ends))
     if not ends or ends[0] != PRELUDE_BYTES or ends[-1] != at or not ordered or not places.issuperset(ends):
         raise DamageError("a manifest's chunks are not made of its records")
     return tuple(found)

@@ -144,4 +144,3 @@ class Reader:
             start = self._at + RECORD.size
             self._at, self._last = start + size, block
             yield block, bytes(self._memory[start : start + size])
-

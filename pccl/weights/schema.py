@@ -23,7 +23,7 @@ __all__ = ["ALIGN", "Block", "Schema", "Span", "Tensor"]
 
 PACK_BELOW = BLOCK_ELEMENTS // 4
 ALIGN = 64
-_UINT = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
+_UINT: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
 _ITEMSIZE = {
     **dict.fromkeys(("float64", "int64", "uint64", "complex64"), 8),
     **dict.fromkeys(("float32", "int32", "uint32"), 4),
