@@ -1,8 +1,8 @@
 """log.py - the durable log of deltas: what was published, and the folds that make catching up cheap.
 
 A directory. `d000000000007.pccl` leads from version 6 to 7, as it was sent; `p000000000007.pccl` is the same in a form
-that folds, where that is another one; `f000000000004-000000000008.pccl` is a fold of the ladder, or, from 0, what pruned
-deltas have left. Files are whole or not there. Any thread; one writer.
+that folds, where that is another one; `f000000000004-000000000008.pccl` is a fold of the ladder, or, from 0,
+what pruned deltas have left. Files are whole or not there. Any thread; one writer.
 """
 
 from __future__ import annotations

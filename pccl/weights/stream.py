@@ -114,8 +114,8 @@ class StreamOut:
 
 class StreamIn:
     """A stream that is fetched. Callbacks come on the thread of transfers: `on_slot(stream, index, slot)` with each
-    verified slot, whole; `on_grown()` when more of the payload is there from its beginning on (`contiguous`, `complete`);
-    `on_failed(why)` once, when no source is left.
+    verified slot, whole; `on_grown` when more of the payload is there from its beginning on (`contiguous`, `complete`);
+    `on_failed` once, when no source is left.
     """
 
     def __init__(

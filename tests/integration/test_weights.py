@@ -65,7 +65,7 @@ def step(state: dict[str, np.ndarray[Any, Any]], seed: int, share: float = 0.01)
     for array in state.values():
         flat = array.reshape(-1)
         where = rng.choice(flat.size, max(1, int(flat.size * share)), replace=False)
-        flat[where] += rng.choice(np.array([1, 2, 300], flat.dtype), where.size)
+        flat[where] += rng.choice(np.array([1, 2, 200], flat.dtype), where.size)
 
 
 def equals(shadow: Any, state: dict[str, np.ndarray[Any, Any]]) -> bool:
