@@ -94,7 +94,6 @@ class Upstream:
         self.tips: Inbox | None = None
         self.answers: Inbox | None = None
         self.bell: Any = None
-        self.lost = False
 
 
 class Follow:
@@ -197,7 +196,10 @@ class Follow:
         def lost() -> None:
             self.tell(lambda: self._on_lost(source))
 
-        source.tips = Inbox(self._transfers, peer, tip_line(self._name), told, lost)
+        def absent() -> None:
+            self.tell(lambda: self._on_absent(source))
+
+        source.tips = Inbox(self._transfers, peer, tip_line(self._name), told, absent, lost)
         return source
 
     def _close_source(self, source: Upstream) -> None:
@@ -218,8 +220,14 @@ class Follow:
         self._advance()
 
     def _on_lost(self, source: Upstream) -> None:
-        source.lost, source.tip = True, None
         self._close_source(source)
+        self._on_absent(source)
+
+    def _on_absent(self, source: Upstream) -> None:
+        """It serves nothing any more, or not yet."""
+        if source.tip is None:
+            return
+        source.tip = None
         if self._asked is not None and self._asked[0] == source.peer:
             self._asked = None
         self._advance()
@@ -234,7 +242,7 @@ class Follow:
                 self.tell(lambda: self._on_answer(source, decode(Answer, data)))
 
             source.answers = Inbox(
-                self._transfers, source.peer, answer_line(self._name, self._me()), told, lambda: None
+                self._transfers, source.peer, answer_line(self._name, self._me()), told, lambda: None, lambda: None
             )
 
         def ended(status: Status) -> None:
@@ -253,10 +261,12 @@ class Follow:
         return self._transfers.peer_id
 
     def _current(self) -> Upstream | None:
-        """The first that is there and has a way from here."""
+        """The first that is there, is not behind, and has a way from here."""
+        least = self._sink.have().version
         for peer in self._order:
             source = self._sources.get(peer)
-            if source is not None and source.tip is not None and peer not in self._refused:
+            tip = None if source is None or peer in self._refused else source.tip
+            if tip is not None and tip.version >= least:
                 return source
         return None
 
@@ -269,7 +279,7 @@ class Follow:
         assert source.tip is not None
         self._ring(source)
         tip, have = source.tip, self._sink.have()
-        if self._stream is not None or tip.version < have.version:
+        if self._stream is not None:
             return
         near = tip.version - have.version <= LIVE_KEPT
         if tip.at == have or (near and tip.version > have.version and self._no_live != have.lineage):
@@ -316,9 +326,6 @@ class Follow:
         try:
             self._sink.grown(stream)
             payload = Payload(stream.memory.data[: stream.total])
-            have = self._sink.have()
-            if payload.base != have:
-                raise DamageError(f"a payload from {payload.base} came for {have}")
             self._sink.take(stream, payload)
         except DamageError as error:
             self._drop()

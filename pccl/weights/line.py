@@ -98,8 +98,8 @@ class Outbox:
 
 
 class Inbox:
-    """Follows the line of another peer. `told(data)` and `lost()` are called on the thread of transfers; `lost` means
-    that the peer is gone. `tend(now)` must be called now and then: a line that is not there is looked for again.
+    """Follows the line of another peer. `told(data)`, `absent()` and `lost()` are called on the thread of transfers;
+    `absent`: the line is no more, or not yet; `lost`: the peer is gone. `tend(now)` must be called now and then: a line that is not there is looked for again.
     """
 
     def __init__(
@@ -108,19 +108,20 @@ class Inbox:
         peer: bytes,
         name: str,
         told: Callable[[bytes], None],
+        absent: Callable[[], None],
         lost: Callable[[], None],
     ) -> None:
         self._transfers = transfers
         self._peer = peer
         self._name = name
         self._told = told
+        self._absent = absent
         self._lost = lost
         self._number = 0
         self._tries = 0
         self._again_at: float | None = 0.0
         self._read: Any = None
         self._open = True
-        self.heard = False
 
     def tend(self, now: float) -> float:
         """Looks again if it is time; gives when that will be."""
@@ -161,12 +162,16 @@ class Inbox:
         if found is not None:
             number, data = found
             if number > self._number:
-                self._number, self._tries, self.heard = number, 0, True
+                self._number, self._tries = number, 0
                 self._told(data)
             self._ask(_next_key(self._name), self._number + 1)
         elif status == Status.ETIMEOUT and self._number:
             self._ask(_next_key(self._name), self._number + 1)
         else:
+            if status == Status.EGONE and generation != _NOW:
+                self._number = 0
+            elif status == Status.EGONE:
+                self._absent()
             self._look_again()
 
     def _look_again(self) -> None:

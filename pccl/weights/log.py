@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import Executor
 from pathlib import Path
 
+from pccl.errors import ArgumentError
 from pccl.weights import codec
 from pccl.weights.certificate import Version
 from pccl.weights.codec import Codec
@@ -48,6 +49,8 @@ class DeltaLog:
         """Takes up what is there; `base` is where it must begin. LineageError if it begins elsewhere; LogError, if it
         cannot be read; DamageError if a file is not what it was.
         """
+        if base.version:
+            raise ArgumentError(f"a log begins with version 0, not {base}")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             names = sorted(path.name for path in self.directory.iterdir())

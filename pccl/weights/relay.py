@@ -160,13 +160,13 @@ class Relay:
 
     def take(self, stream: StreamIn, payload: Payload) -> None:
         """See Sink."""
+        if payload.base != self.have():
+            raise DamageError(f"a payload from {payload.base} came for {self.have()}")
         payload.manifest.check(self.schema, self._pubkey)
         payload.check_chunks()
         data = bytes(payload.data)
         kept = Payload(data)
         if not payload.manifest.is_delta:
-            if payload.base != self._zero:
-                raise DamageError(f"a relay was sent a fold from {payload.base}")
             self._restart(data, kept)
             return
         self.log.append(data, kept)
@@ -178,6 +178,8 @@ class Relay:
         self._settle(kept)
 
     def _restart(self, data: bytes, payload: Payload) -> None:
+        if payload.base != self._zero:
+            raise DamageError(f"a relay was sent a fold from {payload.base}")
         if self._shadow is not None and self._shadow.at == self._zero:
             self._move(payload, check=True)
         elif self._shadow is not None:

@@ -200,7 +200,7 @@ class Source:
             self._queue.put(lambda: self._forget(peer))
 
         answers = Outbox(self._transfers, answer_line(self._name, peer), Answer(0, "", 0, "").encode())
-        inbox = Inbox(self._transfers, peer, state_line(self._name), told, lost)
+        inbox = Inbox(self._transfers, peer, state_line(self._name), told, lambda: None, lost)
         self._followers[peer] = Follower(peer, inbox, answers)
 
     def _forget(self, peer: bytes) -> None:

@@ -73,6 +73,8 @@ class Stage:
         the payload may lack chunks that it does not want.
         """
         manifest = payload.manifest
+        if payload.base != self.base:
+            raise DamageError(f"a payload from {payload.base} came for {self.base}")
         schema = self._shadow.schema
         manifest.check(schema, public)
         places = {record.block: record for record in manifest.records}
