@@ -62,20 +62,18 @@ ISA_INLINE __m256i fields_32(const uint8_t *at, unsigned shift, unsigned low)
     return shift == 1 ? pack(x[0], x[1], 0) : pack(pack_words(x[0], x[1]), pack_words(x[2], x[3]), 0);
 }
 
-ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64])
+ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64], uint64_t *masks,
+                            uint32_t *counts)
 {
+    __m256i x[2];
     for (unsigned i = 0; i < 2; i++) {
-        __m256i x = _mm256_subs_epu8(fields_32(at + (((size_t)32 << shift) * i), shift, how->low), _mm256_set1_epi8((char)how->base));
-        _mm256_storeu_si256((__m256i *)(classes + 32 * i), _mm256_min_epu8(x, _mm256_set1_epi8((char)(how->count - 1))));
+        x[i] = _mm256_subs_epu8(fields_32(at + (((size_t)32 << shift) * i), shift, how->low), _mm256_set1_epi8((char)how->base));
+        x[i] = _mm256_min_epu8(x[i], _mm256_set1_epi8((char)(how->count - 1)));
+        _mm256_storeu_si256((__m256i *)classes + i, x[i]);
     }
-}
-
-ISA_INLINE void masks_64(const uint8_t classes[64], uint32_t count, uint64_t *masks, uint32_t *counts)
-{
-    __m256i a = load(classes), b = load(classes + 32);
-    for (uint32_t c = 0; c < count; c++) {
-        __m256i x = _mm256_set1_epi8((char)c);
-        masks[c] = bytes_mask(_mm256_cmpeq_epi8(a, x)) | bytes_mask(_mm256_cmpeq_epi8(b, x)) << 32;
+    for (uint32_t c = 0; c < how->count; c++) {
+        __m256i same = _mm256_set1_epi8((char)c);
+        masks[c] = bytes_mask(_mm256_cmpeq_epi8(x[0], same)) | bytes_mask(_mm256_cmpeq_epi8(x[1], same)) << 32;
         counts[c] = (uint32_t)_mm_popcnt_u64(masks[c]);
     }
 }
@@ -106,6 +104,7 @@ ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first
     const __m256i step = _mm256_set1_epi64x((long long)(4 * digest_key));
     size_t i = 0;
     for (; i + 4 <= words; i += 4) {
+        __builtin_prefetch(at + 8 * i + DIGEST_AHEAD);
         __m256i x = load(at + 8 * i), y = _mm256_xor_si256(x, key);
         sum = _mm256_add_epi64(sum, _mm256_mul_epu32(y, _mm256_srli_epi64(y, 32)));
         swapped = _mm256_add_epi64(swapped, _mm256_shuffle_epi32(x, 0xb1));

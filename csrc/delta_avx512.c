@@ -25,36 +25,37 @@ ISA_INLINE uint64_t changed_64(const uint8_t *old, const uint8_t *new, unsigned 
            (uint64_t)_mm512_cmpneq_epi32_mask(a[2], b[2]) << 32 | (uint64_t)_mm512_cmpneq_epi32_mask(a[3], b[3]) << 48;
 }
 
-/* The fields of a vector of elements, as bytes at `out`. */
-ISA_INLINE void fields(const uint8_t *at, unsigned shift, unsigned low, uint8_t *out)
+/* The classes' bits of 64 elements, as bytes. */
+ISA_INLINE __m512i fields_64(const uint8_t *at, unsigned shift, unsigned low)
 {
-    __m512i x = _mm512_loadu_si512(at);
     __m128i by = _mm_cvtsi32_si128((int)low);
     if (shift == 0)
-        _mm512_storeu_si512(out, _mm512_and_si512(_mm512_srl_epi16(x, by), _mm512_set1_epi8((char)bits_mask(7 - low))));
-    else if (shift == 1)
-        _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi16_epi8(_mm512_and_si512(_mm512_srl_epi16(x, by),
-                                                                                  _mm512_set1_epi16((short)bits_mask(15 - low)))));
-    else
-        _mm_storeu_si128((__m128i *)out, _mm512_cvtepi32_epi8(_mm512_and_si512(_mm512_srl_epi32(x, by),
-                                                                               _mm512_set1_epi32((int)bits_mask(31 - low)))));
-}
-
-ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64])
-{
-    for (unsigned i = 0; i < 1u << shift; i++)
-        fields(at + 64 * i, shift, how->low, classes + (64 >> shift) * i);
-    __m512i x = _mm512_subs_epu8(_mm512_loadu_si512(classes), _mm512_set1_epi8((char)how->base));
-    _mm512_storeu_si512(classes, _mm512_min_epu8(x, _mm512_set1_epi8((char)(how->count - 1))));
-}
-
-ISA_INLINE void masks_64(const uint8_t classes[64], uint32_t count, uint64_t *masks, uint32_t *counts)
-{
-    __m512i x = _mm512_loadu_si512(classes);
-    for (uint32_t c = 0; c < count; c++) {
-        masks[c] = _mm512_cmpeq_epi8_mask(x, _mm512_set1_epi8((char)c));
-        counts[c] = (uint32_t)_mm_popcnt_u64(masks[c]);
+        return _mm512_and_si512(_mm512_srl_epi16(_mm512_loadu_si512(at), by), _mm512_set1_epi8((char)bits_mask(7 - low)));
+    if (shift == 1) {
+        __m512i mask = _mm512_set1_epi16((short)bits_mask(15 - low));
+        __m512i a = _mm512_and_si512(_mm512_srl_epi16(_mm512_loadu_si512(at), by), mask);
+        __m512i b = _mm512_and_si512(_mm512_srl_epi16(_mm512_loadu_si512(at + 64), by), mask);
+        return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(a)), _mm512_cvtepi16_epi8(b), 1);
     }
+    __m512i x = _mm512_setzero_si512(), mask = _mm512_set1_epi32((int)bits_mask(31 - low));
+    x = _mm512_inserti32x4(x, _mm512_cvtepi32_epi8(_mm512_and_si512(_mm512_srl_epi32(_mm512_loadu_si512(at), by), mask)), 0);
+    x = _mm512_inserti32x4(x, _mm512_cvtepi32_epi8(_mm512_and_si512(_mm512_srl_epi32(_mm512_loadu_si512(at + 64), by), mask)), 1);
+    x = _mm512_inserti32x4(x, _mm512_cvtepi32_epi8(_mm512_and_si512(_mm512_srl_epi32(_mm512_loadu_si512(at + 128), by), mask)), 2);
+    return _mm512_inserti32x4(x, _mm512_cvtepi32_epi8(_mm512_and_si512(_mm512_srl_epi32(_mm512_loadu_si512(at + 192), by), mask)), 3);
+}
+
+/* Four classes at a time: those beyond the last have no elements. */
+ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64], uint64_t *masks,
+                            uint32_t *counts)
+{
+    __m512i x = _mm512_subs_epu8(fields_64(at, shift, how->low), _mm512_set1_epi8((char)how->base));
+    x = _mm512_min_epu8(x, _mm512_set1_epi8((char)(how->count - 1)));
+    _mm512_storeu_si512(classes, x);
+    for (uint32_t c = 0; c < how->count; c += 4)
+        for (uint32_t j = c; j < c + 4; j++) {
+            masks[j] = _mm512_cmpeq_epi8_mask(x, _mm512_set1_epi8((char)j));
+            counts[j] = (uint32_t)_mm_popcnt_u64(masks[j]);
+        }
 }
 
 ISA_INLINE uint32_t reaches(const uint32_t *count, const uint32_t *left)
@@ -74,6 +75,7 @@ ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first
     const __m512i step = _mm512_set1_epi64((long long)(8 * digest_key));
     size_t i = 0;
     for (; i + 8 <= words; i += 8) {
+        __builtin_prefetch(at + 8 * i + DIGEST_AHEAD);
         __m512i x = _mm512_loadu_si512(at + 8 * i), y = _mm512_xor_si512(x, key);
         sum = _mm512_add_epi64(sum, _mm512_mul_epu32(y, _mm512_srli_epi64(y, 32)));
         swapped = _mm512_add_epi64(swapped, _mm512_shuffle_epi32(x, _MM_PERM_CDAB));

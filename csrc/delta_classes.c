@@ -3,7 +3,7 @@
 #include "delta_block.h"
 #include "delta_word.h"
 
-enum { FIELDS = 256, SAMPLES = 1 << 15, FRACTION_BITS = 16 };
+enum { FIELDS = 256, SAMPLES = 1 << 12, FRACTION_BITS = 16 };
 
 /* The lowest bit of exponents: e4m3 and e5m2; bfloat16 and float16; float32. */
 static const struct {

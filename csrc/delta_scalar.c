@@ -17,19 +17,16 @@ ISA_INLINE uint64_t changed_64(const uint8_t *old, const uint8_t *new, unsigned 
     return mask;
 }
 
-ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64])
+ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64], uint64_t *masks,
+                            uint32_t *counts)
 {
-    for (uint32_t i = 0; i < 64; i++)
-        classes[i] = (uint8_t)class_of(element_of(at, shift, i), shift, how);
-}
-
-ISA_INLINE void masks_64(const uint8_t classes[64], uint32_t count, uint64_t *masks, uint32_t *counts)
-{
-    for (uint32_t c = 0; c < count; c++)
-        masks[c] = 0, counts[c] = 0;
+    memset(masks, 0, how->count * sizeof masks[0]);
+    memset(counts, 0, how->count * sizeof counts[0]);
     for (uint32_t i = 0; i < 64; i++) {
-        masks[classes[i]] |= (uint64_t)1 << i;
-        counts[classes[i]]++;
+        uint32_t c = class_of(element_of(at, shift, i), shift, how);
+        classes[i] = (uint8_t)c;
+        masks[c] |= (uint64_t)1 << i;
+        counts[c]++;
     }
 }
 

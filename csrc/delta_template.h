@@ -3,8 +3,7 @@
  * The includer defines ISA_TARGET (function attributes that switch the instruction set on), ISA_KERNELS (the name of the table), and before
  * that these functions of 64 elements:
  *   changed_64    a bit for each that differs
- *   classify_64   their classes, as bytes
- *   masks_64      a bit for each that is of a class, for all classes; how many these are
+ *   classify_64   their classes, as bytes; and for all classes a bit for each that is of it, and how many these are
  *   reaches       a bit for each class of which `count` is greater than `left`
  *   digest_words  the digest of so many whole words, the first of which has number `first` */
 
@@ -83,8 +82,7 @@ struct tile {
 ISA_INLINE void tile_group(struct tile *t, const uint8_t *at, unsigned shift, const struct delta_classes *how)
 {
     uint32_t g = t->groups++;
-    classify_64(at, shift, how, t->classes + g * GROUP);
-    masks_64(t->classes + g * GROUP, how->count, t->masks[g], t->counts[g]);
+    classify_64(at, shift, how, t->classes + g * GROUP, t->masks[g], t->counts[g]);
 }
 
 /* The tile from an element on; what lies behind the last element is of no class. */
@@ -106,26 +104,33 @@ ISA_INLINE void tile_fill(struct tile *t, const struct delta_span *old, unsigned
     }
 }
 
+ISA_INLINE void count_group(const struct tile *t, uint32_t g, uint32_t passed[DELTA_CLASSES_MAX])
+{
+    for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++)
+        passed[c] += t->counts[g][c];
+}
+
 ISA_INLINE void rank_elements(const struct delta_span *old, unsigned shift, const struct delta_classes *how,
                               const struct delta_changes *changes, struct delta_class *classes)
 {
     struct tile t;
-    uint32_t i = 0;
+    uint32_t i = 0, passed[DELTA_CLASSES_MAX] = {0};
     memset(t.counts, 0, sizeof t.counts);
     for (uint32_t at = 0; at < old->count; at += TILE) {
         tile_fill(&t, old, shift, at, how);
         for (uint32_t g = 0; g < t.groups; g++) {
             for (; i < changes->count && changes->place[i] < at + (g + 1) * GROUP; i++) {
-                uint32_t place = changes->place[i] - at;
-                struct delta_class *class = &classes[t.classes[place]];
-                uint64_t before = t.masks[g][t.classes[place]] & bits_mask(place % GROUP);
-                class->changes.place[class->changes.count] = class->elements + (uint32_t)__builtin_popcountll(before);
-                class->changes.step[class->changes.count++] = changes->step[i];
+                uint32_t place = changes->place[i] - at, c = t.classes[place];
+                uint64_t before = t.masks[g][c] & bits_mask(place % GROUP);
+                struct delta_changes *ranked = &classes[c].changes;
+                ranked->place[ranked->count] = passed[c] + (uint32_t)__builtin_popcountll(before);
+                ranked->step[ranked->count++] = changes->step[i];
             }
-            for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++)
-                classes[c].elements += t.counts[g][c];
+            count_group(&t, g, passed);
         }
     }
+    for (uint32_t c = 0; c < how->count; c++)
+        classes[c].elements = passed[c];
 }
 
 ISA_TARGET static void rank(const struct delta_span *old, const struct delta_classes *how, const struct delta_changes *changes,
@@ -145,7 +150,7 @@ ISA_TARGET static void rank(const struct delta_span *old, const struct delta_cla
 struct progress {
     uint32_t left[DELTA_CLASSES_MAX];
     uint32_t placed[DELTA_CLASSES_MAX];
-    uint32_t passed[DELTA_CLASSES_MAX]; /* steps that have been taken over */
+    uint32_t taken[DELTA_CLASSES_MAX]; /* steps that have been put in order */
 };
 
 /* The elements of a group that change: those of one class. */
@@ -172,7 +177,7 @@ ISA_INLINE void place_group(const struct tile *t, uint32_t g, const struct delta
     for (; found; found &= found - 1) {
         uint32_t i = (uint32_t)__builtin_ctzll(found), c = t->classes[g * GROUP + i];
         out->place[out->count] = at + i;
-        out->step[out->count++] = classes[c].changes.step[p->passed[c]++];
+        out->step[out->count++] = classes[c].changes.step[p->taken[c]++];
     }
     for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++)
         p->left[c] -= t->counts[g][c];
@@ -183,7 +188,7 @@ ISA_INLINE int place_elements(const struct delta_span *old, unsigned shift, cons
 {
     struct tile t;
     struct progress p = {0};
-    uint32_t expected = 0;
+    uint32_t expected = 0, passed[DELTA_CLASSES_MAX] = {0};
     for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++) {
         expected += classes[c].changes.count;
         p.left[c] = classes[c].changes.count > 0 ? classes[c].changes.place[0] : UINT32_MAX;
@@ -196,10 +201,11 @@ ISA_INLINE int place_elements(const struct delta_span *old, unsigned shift, cons
         tile_fill(&t, old, shift, at, how);
         for (uint32_t g = 0; g < t.groups; g++) {
             place_group(&t, g, classes, &p, out, at + g * GROUP);
-            for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++)
-                classes[c].elements += t.counts[g][c];
+            count_group(&t, g, passed);
         }
     }
+    for (uint32_t c = 0; c < how->count; c++)
+        classes[c].elements = passed[c];
     return out->count == expected;
 }
 

@@ -6,6 +6,9 @@
 
 #define ISA_INLINE ISA_TARGET static inline __attribute__((always_inline))
 
+/* Bytes: digests come before all else that is done with a tile, and fetch the next one. */
+enum { DIGEST_AHEAD = 4096 };
+
 static const uint64_t digest_key = 0x9e3779b97f4a7c15u;
 
 static inline uint64_t digest_word(uint64_t x, uint64_t i)
