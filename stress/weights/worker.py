@@ -80,10 +80,10 @@ def trainer(comm: Any, job: dict[str, Any], scratch: Path) -> None:
             new = tiles[number % 2][where].view(ml_dtypes.bfloat16)
             for tensor, place in zip(state, places, strict=True):
                 tensor.reshape(-1)[place] = new
-            sent, at = comm.stats["transfer_sent_bytes"], time.monotonic()
+            sent, at = comm.stats()["transfer_sent_bytes"], time.monotonic()
             ticket = pub.publish(pairs)
             stats = ticket.wait("all", 120)
-            sent = comm.stats["transfer_sent_bytes"] - sent
+            sent = comm.stats()["transfer_sent_bytes"] - sent
             while pub.log.settled != pub.log.tip:
                 time.sleep(0.005)
             digest = digest_of(pub._baseline.arena)

@@ -1,4 +1,4 @@
-"""A history of weights without a network: a small schema, states, the payloads between them, and crashes while writing."""
+"""A history of weights without a network: a small schema, states, the payloads between them, crashes while writing."""
 
 from __future__ import annotations
 
