@@ -16,7 +16,7 @@ from pccl.weights.manifest import PRELUDE_BYTES, RECORD, Manifest, Prelude, Reco
 
 __all__ = ["CHUNK_BYTES", "Payload", "Reader", "Writer"]
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18  # what must be encoded before any of it goes
 
 
 class Writer:

@@ -6,6 +6,7 @@ of at least PACK_BELOW elements has blocks of its own; smaller neighbours of one
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -170,11 +171,13 @@ class Schema:
         return [self.tensors[span.tensor].name for span in self.blocks[block].spans]
 
     def flat(self, tensor: int, value: Any) -> np.ndarray[Any, Any]:
-        """A tensor or array of the user's as flat unsigned integers: a view if it is contiguous. SchemaError if it is
-        not what the schema says.
+        """A tensor or array of the user's as flat unsigned integers: a view if it is contiguous, which keeps its memory
+        alive. SchemaError if it is not what the schema says.
         """
         of = self.tensors[tensor]
-        data, shape, _ = byte_view(value, writable=False, what=of.name)
+        data, shape, owner = byte_view(value, writable=False, what=of.name)
+        if not isinstance(owner, np.ndarray):  # torch: the view above does not hold what it looks at
+            data = owner.reshape(-1).view(sys.modules["torch"].uint8).numpy()
         dtype = describe_dtype(value)
         if dtype != of.dtype or tuple(shape) != of.shape:
             raise SchemaError(f"{of.name!r} is {dtype} {tuple(shape)}, the schema says {of.dtype} {of.shape}")

@@ -116,7 +116,8 @@ def frozen(trainer: Any, address: str, rows: State, directory: Path) -> dict[str
     file = directory / "base.npy"
     np.save(file, np.array(rows[0]))
     with Publisher(trainer, schema, base=named(rows[0]), log=DeltaLog(directory / "frozen"), name="frozen") as pub:
-        command = [sys.executable, __file__, "--follow", address, trainer.peer_id.hex(), str(file)]
+        module = [sys.executable, "-m", "stress.weights.catch_up"]
+        command = [*module, "--follow", address, trainer.peer_id.hex(), str(file)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert process.stdin is not None and process.stdout is not None
         process.stdout.readline()
@@ -171,20 +172,25 @@ def main() -> None:
         follow(*arguments.follow)
         return
     rows = states(arguments.traces, arguments.side, max(MISSED) + 1)
-    coordinator = Coordinator(min_peers=1, secret=SECRET)
+    coordinator = Coordinator(min_peers=1, secret=SECRET, lease_s=WAIT_S)  # who is stopped stays in the run
     coordinator.start()
-    found = []
+    good = True
+
+    def show(row: dict[str, Any]) -> None:
+        nonlocal good
+        good &= row["ok"]
+        text = json.dumps(row) if arguments.json else "  ".join(f"{key} {value}" for key, value in row.items())
+        print(text, flush=True)
+
     settings = {"secret": SECRET, "listen": "127.0.0.1:0", "timeout": 60}
     with tempfile.TemporaryDirectory() as scratch:
         with pccl.connect(coordinator.address, **settings) as trainer:
             with pccl.connect(coordinator.address, enter=False, **settings) as worker:
                 for missed in MISSED:
-                    found.append(caught_up(trainer, worker, rows, missed, Path(scratch)))
-            found.append(frozen(trainer, coordinator.address, rows, Path(scratch)))
+                    show(caught_up(trainer, worker, rows, missed, Path(scratch)))
+            show(frozen(trainer, coordinator.address, rows, Path(scratch)))
     coordinator.close()
-    for row in found:
-        print(json.dumps(row) if arguments.json else "  ".join(f"{key} {value}" for key, value in row.items()))
-    sys.exit(not all(row["ok"] for row in found))
+    sys.exit(not good)
 
 
 if __name__ == "__main__":

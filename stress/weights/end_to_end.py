@@ -52,7 +52,7 @@ class Crew:
         env |= {"RES_OPTIONS": "timeout:1 attempts:1", "OMP_NUM_THREADS": "1"}
         job = {
             "coordinator": f"tcp://{wan.address('hub')}:{PORT}", "run": "weights", "secret": secrets.token_hex(32),
-            "peers": 1 + regions, "mib": options["mib"], "density": options["density"],
+            "peers": 1 + regions, "mib": options["mib"], "density": options["density"], "codecs": options["codecs"],
         }  # fmt: skip
 
         def start(site: str, role: str, script: Path = SCRIPT) -> Worker:
@@ -135,6 +135,7 @@ def measured(options: Row, regions: int, workers: int, rounds: int) -> Row:
 )
 @click.option("--loss", type=click.FloatRange(0, 0.5), default=0.0, show_default=True, help="Of packets.")
 @click.option("--mib", type=click.IntRange(8), default=2048, show_default=True, help="MiB of bf16 weights.")
+@click.option("--codecs", type=click.Choice(["fast", "auto"]), default="fast", show_default=True, help="Of encode.")
 @click.option("--density", type=click.FloatRange(0, 1), default=0.008, show_default=True)
 @click.option("--regions", type=click.IntRange(0, 8), multiple=True, default=[0], show_default=True)
 @click.option("--workers", type=click.IntRange(1, 8), default=2, show_default=True, help="Of each region.")

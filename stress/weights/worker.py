@@ -68,7 +68,8 @@ def trainer(comm: Any, job: dict[str, Any], scratch: Path) -> None:
     where = np.flatnonzero(tiles[0] != tiles[1])
     places = [(where + 97 * number) % tiles[0].size for number in range(len(state))]
     pairs = list(zip((tensor.name for tensor in schema.tensors), state, strict=True))
-    with Publisher(comm, schema, base=pairs, log=DeltaLog(scratch, keep_bytes=1 << 28)) as pub:
+    log = DeltaLog(scratch, keep_bytes=1 << 28)
+    with Publisher(comm, schema, base=pairs, log=log, codecs=job["codecs"]) as pub:
         say(id=comm.peer_id.hex())
         for number, line in enumerate(sys.stdin):
             told = json.loads(line)
@@ -121,6 +122,7 @@ def main(job: dict[str, Any]) -> None:
     """Connects: trainer and relays as members, receivers as guests."""
     listen = f"{job['address']}:0"
     settings = {"run": job["run"], "secret": job["secret"], "listen": listen, "timeout": 120, "transport": "tcp"}
+    settings["congestion"] = "bbr"  # others begin anew from ten packets after each pause between two versions
     with tempfile.TemporaryDirectory() as scratch:
         with pccl.connect(job["coordinator"], enter=job["role"] != "receiver", **settings) as comm:
             {"trainer": trainer}.get(job["role"], follow)(comm, job, Path(scratch))

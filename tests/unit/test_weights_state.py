@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from unit.weights_chain import KEY, POOL, SCHEMA, Chain, Crash, crashes_after
 
+from pccl.cli.weights import command
 from pccl.errors import ArgumentError
 from pccl.weights import codec
 from pccl.weights.certificate import SigningKey, Version
 from pccl.weights.codec import DeltaError
 from pccl.weights.errors import DamageError, LineageError, SchemaError
 from pccl.weights.fold import fold, plain
+from pccl.weights.gather import gather
 from pccl.weights.log import DeltaLog
 from pccl.weights.payload import Payload, Reader
 from pccl.weights.schema import PACK_BELOW, Schema, Tensor
@@ -80,6 +84,19 @@ def test_every_element_is_in_one_block_and_tensors_are_in_one_piece(sizes: list[
         assert [i for i, _ in spans] == sorted(i for i, _ in spans)
         assert sum(stop - start for start, stop in spans) == schema.tensors[tensor].elements
     assert Schema.decode(schema.encode()) == schema
+
+
+def test_what_is_gathered_lives_as_long_as_it_is_needed() -> None:
+    """The user's tensors may go when `publish` has returned."""
+    torch = pytest.importorskip("torch")
+    schema = Schema([Tensor("x", (5_000_000,), "bfloat16"), Tensor("y", (30, 40), "bfloat16")])
+    ones = {"x": torch.full((5_000_000,), 1.0, dtype=torch.bfloat16), "y": torch.ones(40, 30).bfloat16().T}
+    parts = gather(schema, ones)
+    del ones
+    others = [torch.zeros(5_000_000, dtype=torch.bfloat16) for _ in range(3)]
+    arena = np.zeros(schema.arena_bytes, np.uint8)
+    assert all((parts.block(number, arena) == 0x3F80).all() for number in parts.touched())
+    assert len(others) == 3 and parts.touched() == [0, 1, 2]
 
 
 # -- one payload --
@@ -360,3 +377,23 @@ def test_a_damaged_journal_or_record_of_a_shadow_is_found(tmp_path: Path) -> Non
         with pytest.raises(DamageError):
             FileShadow(tmp_path / "w", SCHEMA)
         meta[place] ^= 1
+
+
+# -- the command line --
+
+
+def test_inspect_shows_a_payload_and_finds_damage(tmp_path: Path) -> None:
+    chain = chain_of(2)
+    file = tmp_path / "d.pccl"
+    file.write_bytes(chain.payloads[1])
+    seen = CliRunner().invoke(command, ["inspect", str(file), "--blocks", "--key", KEY.public.hex()])
+    assert seen.exit_code == 0, seen.output
+    assert "delta" in seen.output and "2 of lineage" in seen.output and "right" in seen.output
+    told = json.loads(CliRunner().invoke(command, ["inspect", str(file), "--json"]).output)
+    assert told["blocks"] == f"{len(SCHEMA.blocks)} of {len(SCHEMA.blocks)}" and told["changed"] > 0
+    other = CliRunner().invoke(command, ["inspect", str(file), "--key", SigningKey().public.hex()])
+    assert isinstance(other.exception, DamageError)
+    damaged = bytearray(chain.payloads[1])
+    damaged[200] ^= 1
+    file.write_bytes(damaged)
+    assert isinstance(CliRunner().invoke(command, ["inspect", str(file)]).exception, DamageError)
