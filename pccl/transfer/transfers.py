@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,11 +19,12 @@ from pccl.transfer.job import Job
 from pccl.transfer.manifest import check_generation, check_name
 from pccl.transfer.offers import Offer, Offers, writable
 from pccl.transfer.push import Push, PushJob, PushResult
+from pccl.transfer.read import Read
 from pccl.transfer.receipt import NO_ROOT, pushed_name
-from pccl.transfer.target import Into, Target
+from pccl.transfer.target import Bytes, Into, Target
 from pccl.transfer.task import Task
 from pccl.transfer.worker import Worker, _RelayOf
-from pccl.types import PEER_ID_BYTES, Event, EventKind
+from pccl.types import PEER_ID_BYTES, Event, EventKind, Status
 
 __all__ = ["Transfers"]
 
@@ -108,6 +109,11 @@ class Transfers:
         self._number_of: dict[Task, int] = {}
         self._lock = threading.Lock()
 
+    @property
+    def peer_id(self) -> bytes:
+        """This peer."""
+        return self._host.peer_id
+
     # -- what users call --
 
     def offer(self, name: str, array: Any, *, generation: int = 1, chunk_bytes: int | None = None) -> Offer:
@@ -168,6 +174,36 @@ class Transfers:
         """Fetches into a target of the caller's making; what it does not want is not fetched. See `fetch`."""
         self._host.check()
         return self._begin_fetch(self._job(name, target, tuple(sources), wish, seconds), None, target, None)
+
+    def read(
+        self,
+        peer: bytes,
+        key: bytes,
+        generation: int,
+        offset: int,
+        memory: Bytes,
+        done: Callable[[Status], None],
+        *,
+        priority: PriorityName,
+        seconds: float,
+    ) -> Read:
+        """Reads bytes of a region (`Offers.offer_region`) that a peer offers, or waits there until it has them. See
+        Read.
+        """
+        self._host.check()
+        number, deadline_at = choice("priority", priority, PRIORITIES), time.monotonic() + seconds
+        task = Read(self._worker, peer, key, generation, offset, memory, done, priority=number, deadline_at=deadline_at)
+        self._worker.begin(task)
+        return task
+
+    def cancel_read(self, task: Read) -> None:
+        """Ends a read soon; `done` still follows, unless it was called already. Does not block."""
+
+        def step() -> Task:
+            task.cancel()
+            return task
+
+        self._worker.tell(step)
 
     def accept(
         self,
@@ -361,6 +397,9 @@ class Transfers:
             raise
 
     def _on_over(self, task: Task) -> None:
+        if isinstance(task, Read):
+            task.done(Status.ECLOSED if task.status is None else task.status)
+            return
         entry = self._forget(task)
         if isinstance(task, PushJob):
             of = task.manifest

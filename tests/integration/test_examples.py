@@ -98,3 +98,10 @@ def test_short_demo(tmp_path: Path) -> None:
     assert len(set(verdict["state_digests"].values())) == 1
     assert verdict["loss_last"] < 0.8 * verdict["loss_first"]
     assert Path(verdict["png"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_rl_weight_sync(tmp_path: Path) -> None:
+    output = run(tmp_path, sys.executable, EXAMPLES / "06_rl_weight_sync.py", "--local")
+    assert output.count(" everywhere") == 12
+    assert "east-2 is killed" in output and "east-2 begins at version 3" in output
+    assert "4 workers" in output and "done: 12 versions in " in output

@@ -1,0 +1,367 @@
+"""follow.py - the fetching side of a receiver and of a relay: which source, which stream, and what when one fails.
+
+One thread decides. It follows the tips of all sources, fetches from the first that is there, and has one payload in
+flight: the next delta, asked for before it exists, when it is up to date; else one that leads from where it is to the
+tip. What is done with payloads is for the `Sink` to say.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from pccl.errors import Closed, PcclError
+from pccl.transfer.transfers import Transfers
+from pccl.types import Status
+from pccl.weights.certificate import Version
+from pccl.weights.errors import DamageError, LineageError, SchemaError
+from pccl.weights.line import Inbox, Outbox
+from pccl.weights.payload import Payload
+from pccl.weights.records import (
+    WANTS_NOTHING,
+    Answer,
+    State,
+    Tip,
+    answer_line,
+    decode,
+    live_stream,
+    state_line,
+    tip_line,
+)
+from pccl.weights.source import LIVE_KEPT, bell_key, live_slots
+from pccl.weights.stream import StreamIn
+
+__all__ = ["Follow", "Sink"]
+
+log = logging.getLogger("pccl.weights")
+
+IDLE_S = 0.5
+BELL_S = 600.0
+#: So many payloads in a row that were no good, and the user is told.
+FAILURES_MAX = 4
+
+Step = Callable[[], None]
+
+
+class Sink(Protocol):
+    """What becomes of payloads. All but `on_slot` are called on the thread of the Follow."""
+
+    role: str
+
+    def have(self) -> Version:
+        """The newest that is here: payloads must lead on from it."""
+
+    def committed(self) -> int:
+        """The version that is served from here."""
+
+    def below(self) -> tuple[int, int]:
+        """See State."""
+
+    def wants(self) -> int:
+        """What to ask for when the next delta is not enough."""
+
+    def on_slot(self, stream: StreamIn, index: int, slot: np.ndarray[Any, Any]) -> None:
+        """A verified slot; on the thread of transfers."""
+
+    def grown(self, stream: StreamIn) -> None:
+        """More of the payload is there."""
+
+    def take(self, stream: StreamIn, payload: Payload) -> None:
+        """All of it is there. A PcclError: it is no good, and nothing has changed."""
+
+    def dropped(self) -> None:
+        """The stream that was in flight will not be completed."""
+
+    def lineage_lost(self, error: LineageError) -> bool:
+        """No source knows where this side is. True: it has begun anew; False: it gives up."""
+
+    def failed(self, error: PcclError) -> None:
+        """It cannot go on; nothing more will come."""
+
+
+class Upstream:
+    """One source, as it is known here."""
+
+    def __init__(self, peer: bytes) -> None:
+        self.peer = peer
+        self.tip: Tip | None = None
+        self.tips: Inbox | None = None
+        self.answers: Inbox | None = None
+        self.bell: Any = None
+
+
+class Follow:
+    """See the header. `upstream`: gives the ids of sources, the best first; asked again and again."""
+
+    def __init__(
+        self, transfers: Transfers, name: str, schema: Any, upstream: Callable[[], Sequence[bytes]], sink: Sink
+    ) -> None:
+        self._transfers, self._name, self._schema = transfers, name, schema
+        self._upstream, self._sink = upstream, sink
+        self._queue: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
+        self._sources: dict[bytes, Upstream] = {}
+        self._order: list[bytes] = []
+        self._refused: set[bytes] = set()  # sources that have no way from here
+        self._stream: StreamIn | None = None
+        self._no_live: bytes | None = None
+        self._number = 0
+        self._asked: tuple[bytes, int] | None = None
+        self._failures = 0
+        self._over = False
+        self._line = Outbox(transfers, state_line(name), self._state(WANTS_NOTHING).encode())
+        self._thread = threading.Thread(target=self._run, name="pccl-weights-follow", daemon=True)
+        self._thread.start()
+
+    # -- any thread --
+
+    def tell(self, step: Step) -> None:
+        """Runs a step on the thread."""
+        self._queue.put(step)
+
+    def moved(self) -> None:
+        """What this side has committed, or has below it, has changed."""
+        self.tell(self._show)
+
+    def close(self) -> None:
+        """Fetches nothing more; returns when nothing is under way."""
+        self._queue.put(None)
+        self._thread.join()
+
+    # -- the thread --
+
+    def _run(self) -> None:
+        wait = 0.0
+        while True:
+            try:
+                step = self._queue.get(timeout=wait)
+                if step is None:
+                    break
+                self._guarded(step)
+            except queue.Empty:
+                self._guarded(self._look)
+            now = time.monotonic()
+            due = [i.tend(now) - now for s in self._sources.values() for i in (s.tips, s.answers) if i is not None]
+            wait = max(0.001, min([IDLE_S, *due]))
+        self._end()
+
+    def _guarded(self, step: Step) -> None:
+        if self._over:
+            return
+        try:
+            step()
+        except Closed:
+            self._over = True
+        except PcclError as error:
+            self._give_up(error)
+        except Exception as error:
+            log.exception("following failed")
+            self._give_up(PcclError(f"following failed: {error!r}"))
+
+    def _give_up(self, error: PcclError) -> None:
+        self._drop()
+        self._over = True
+        self._sink.failed(error)
+
+    def _end(self) -> None:
+        self._drop()
+        for source in self._sources.values():
+            self._close_source(source)
+        self._line.post(State("gone", 0, b"", 0, 0, 0, (0, 0)).encode())
+        self._line.close()
+
+    # -- sources --
+
+    def _look(self) -> None:
+        """Whether there are new sources; every IDLE_S."""
+        self._order = list(self._upstream())
+        for peer in self._order:
+            if peer not in self._sources:
+                self._sources[peer] = self._meet(peer)
+        for peer in [peer for peer in self._sources if peer not in self._order]:
+            self._close_source(self._sources.pop(peer))
+        self._advance()
+
+    def _meet(self, peer: bytes) -> Upstream:
+        source = Upstream(peer)
+
+        def told(data: bytes) -> None:
+            self.tell(lambda: self._on_tip(source, data))
+
+        def lost() -> None:
+            self.tell(lambda: self._on_lost(source))
+
+        def absent() -> None:
+            self.tell(lambda: self._on_absent(source))
+
+        source.tips = Inbox(self._transfers, peer, tip_line(self._name), told, absent, lost)
+        return source
+
+    def _close_source(self, source: Upstream) -> None:
+        for inbox in (source.tips, source.answers):
+            if inbox is not None:
+                inbox.close()
+        if source.bell is not None:
+            self._transfers.cancel_read(source.bell)
+            source.bell = None
+
+    def _on_tip(self, source: Upstream, data: bytes) -> None:
+        tip = decode(Tip, data)
+        if tip.schema != self._schema.hash:
+            raise SchemaError(f"the source serves weights of another schema than {self._schema!r}", peer=source.peer)
+        source.tip = tip
+        self._refused.discard(source.peer)
+        self._ring(source)
+        self._advance()
+
+    def _on_lost(self, source: Upstream) -> None:
+        self._close_source(source)
+        self._on_absent(source)
+
+    def _on_absent(self, source: Upstream) -> None:
+        """It serves nothing any more, or not yet."""
+        if source.tip is None:
+            return
+        source.tip = None
+        if self._asked is not None and self._asked[0] == source.peer:
+            self._asked = None
+        self._advance()
+
+    def _ring(self, source: Upstream) -> None:
+        """Lets the source know of this peer, and listens to its answers."""
+        if source.bell is not None or self._current() is not source:
+            return
+        if source.answers is None:
+
+            def told(data: bytes) -> None:
+                self.tell(lambda: self._on_answer(source, decode(Answer, data)))
+
+            source.answers = Inbox(
+                self._transfers, source.peer, answer_line(self._name, self._me()), told, lambda: None, lambda: None
+            )
+
+        def ended(status: Status) -> None:
+            if status in (Status.ETIMEOUT, Status.EGONE):
+                self.tell(lambda: self._rung(source))
+
+        memory = np.empty(1, np.uint8)
+        source.bell = self._transfers.read(
+            source.peer, bell_key(self._name), 1, 0, memory, ended, priority="high", seconds=BELL_S
+        )
+
+    def _rung(self, source: Upstream) -> None:
+        source.bell = None
+
+    def _me(self) -> bytes:
+        return self._transfers.peer_id
+
+    def _current(self) -> Upstream | None:
+        """The first that is there, is not behind, and has a way from here."""
+        least = self._sink.have().version
+        for peer in self._order:
+            source = self._sources.get(peer)
+            tip = None if source is None or peer in self._refused else source.tip
+            if tip is not None and tip.version >= least:
+                return source
+        return None
+
+    # -- what to fetch --
+
+    def _advance(self) -> None:
+        source = self._current()
+        if source is None:
+            return
+        assert source.tip is not None
+        self._ring(source)
+        tip, have = source.tip, self._sink.have()
+        if self._stream is not None:
+            return
+        near = tip.version - have.version <= LIVE_KEPT
+        if tip.at == have or (near and tip.version > have.version and self._no_live != have.lineage):
+            self._open(live_stream(self._name, have), have.version + 1, live_slots(self._schema), self._ready(source))
+        elif self._asked is None:
+            self._number += 1
+            self._asked = (source.peer, self._number)
+            self._show()
+
+    def _ready(self, first: Upstream) -> list[bytes]:
+        """Sources of a live stream: the current one, and the others after it."""
+        others = [p for p in self._order if p != first.peer and (s := self._sources.get(p)) and s.tip is not None]
+        return [first.peer, *others]
+
+    def _open(self, name: str, generation: int, slots: int, sources: Sequence[bytes]) -> None:
+        self._stream = StreamIn(
+            self._transfers, name, generation, slots, sources,
+            on_grown=lambda stream: self.tell(lambda: self._on_grown(stream)),
+            on_failed=lambda stream, why: self.tell(lambda: self._on_failed(stream, why)),
+            on_slot=self._sink.on_slot,
+        )  # fmt: skip
+
+    def _on_answer(self, source: Upstream, answer: Answer) -> None:
+        if self._asked != (source.peer, answer.number):
+            return
+        self._asked = None
+        if answer.error:
+            self._refused.add(source.peer)
+            if self._current() is None:
+                error = LineageError(answer.error, peer=source.peer)
+                if not self._sink.lineage_lost(error):
+                    raise error
+                self._refused.clear()
+            self._advance()
+        elif answer.stream and self._stream is None:
+            self._open(answer.stream, 1, answer.slots, [source.peer])
+
+    def _on_grown(self, stream: StreamIn) -> None:
+        if stream is not self._stream:
+            return
+        if not stream.complete:
+            self._sink.grown(stream)
+            return
+        try:
+            self._sink.grown(stream)
+            payload = Payload(stream.memory.data[: stream.total])
+            self._sink.take(stream, payload)
+        except DamageError as error:
+            self._drop()
+            self._no_live = self._sink.have().lineage
+            self._failures += 1
+            log.warning("weights: a payload is refused: %s", error)
+            if self._failures >= FAILURES_MAX:
+                raise
+            self._advance()
+            return
+        self._failures = 0
+        self._stream = None
+        self._show()
+        self._advance()
+
+    def _on_failed(self, stream: StreamIn, why: str) -> None:
+        if stream is not self._stream:
+            return
+        log.info("weights: %s is not to be had: %s", stream.name, why)
+        self._no_live = self._sink.have().lineage
+        self._drop()
+        self.tell(self._advance)
+
+    def _drop(self) -> None:
+        if self._stream is not None:
+            self._stream.cancel()
+            self._stream = None
+            self._sink.dropped()
+
+    # -- what others hear --
+
+    def _show(self) -> None:
+        asked = self._asked is not None
+        self._line.post(self._state(self._sink.wants() if asked else WANTS_NOTHING).encode())
+
+    def _state(self, wants: int) -> State:
+        sink = self._sink
+        have = sink.have()
+        return State(sink.role, have.version, have.lineage, sink.committed(), wants, self._number, sink.below())

@@ -1,0 +1,146 @@
+"""payload.py - a payload being made, and one being read: prelude, records in chunks, manifest, trailer. Pure.
+
+`Writer` gives the bytes as they come to be, so that they can be sent before there is an end; `Reader` takes them in any
+portions and gives whole chunks, before it can know whether they are right: the manifest at the end says that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pccl.weights.certificate import Certificate, Version
+from pccl.weights.digests import leaf, merkle_root
+from pccl.weights.errors import DamageError
+from pccl.weights.manifest import PRELUDE_BYTES, RECORD, Manifest, Prelude, Record, Trailer
+
+__all__ = ["CHUNK_BYTES", "Payload", "Reader", "Writer"]
+
+CHUNK_BYTES = 1 << 18  # what must be encoded before any of it goes
+
+
+class Writer:
+    """Makes a payload. What the calls give, in order, is its bytes."""
+
+    def __init__(self, prelude: Prelude) -> None:
+        self.prelude = prelude
+        self._ends: list[int] = []
+        self._leaves: list[bytes] = []
+        self._records: list[Record] = []
+        self._open: list[bytes] = []
+        self._at = 0
+        self._open_bytes = 0
+
+    def begin(self) -> bytes:
+        """First."""
+        data = self.prelude.encode()
+        self._open, self._open_bytes = [data], len(data)
+        return self._close()
+
+    def add(self, block: int, encoded: bytes) -> bytes:
+        """One more block, in their order. Gives what can go: nothing, a chunk, or two."""
+        out = b""
+        if self._open_bytes + RECORD.size + len(encoded) > CHUNK_BYTES:
+            out = self._close()
+        place = self._at + self._open_bytes + RECORD.size
+        self._records.append(Record(block, place, len(encoded)))
+        self._open += [RECORD.pack(block, len(encoded)), encoded]
+        self._open_bytes += RECORD.size + len(encoded)
+        return out + self._close() if self._open_bytes >= CHUNK_BYTES else out
+
+    def close_chunks(self) -> bytes:
+        """No more blocks."""
+        return self._close()
+
+    @property
+    def root(self) -> bytes:
+        """Of the chunks that are closed."""
+        return merkle_root(self._leaves)
+
+    def end(self, digests: Sequence[bytes], certificate: Certificate, signature: bytes) -> tuple[bytes, Manifest]:
+        """The last bytes."""
+        manifest = Manifest(
+            self.prelude.base, tuple(self._ends), tuple(self._records), tuple(self._leaves), tuple(digests),
+            certificate, signature,
+        )  # fmt: skip
+        encoded = manifest.encode()
+        return encoded + Trailer.encode(encoded), manifest
+
+    def _close(self) -> bytes:
+        if not self._open_bytes:
+            return b""
+        data = b"".join(self._open)
+        self._at += len(data)
+        self._ends.append(self._at)
+        self._leaves.append(leaf(data))
+        self._open, self._open_bytes = [], 0
+        return data
+
+
+class Payload:
+    """A whole payload in memory (bytes, memoryview, memory map), with its manifest. DamageError if it is none; what the
+    chunks hold is checked by `check_chunk` or `check_chunks`.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.data = memoryview(data)
+        self.manifest_at, self.manifest = Trailer.manifest_of(self.data)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all of it."""
+        return len(self.data)
+
+    @property
+    def base(self) -> Version:
+        """Where it applies."""
+        return self.manifest.base
+
+    def check_chunk(self, chunk: int) -> None:
+        """DamageError if a chunk is not what the manifest says."""
+        start, end = self.manifest.span(chunk)
+        if leaf(self.data[start:end]) != self.manifest.leaves[chunk]:
+            raise DamageError(f"chunk {chunk} of version {self.manifest.certificate.version} is damaged")
+
+    def check_chunks(self) -> None:
+        """All of them."""
+        for chunk in range(len(self.manifest.ends)):
+            self.check_chunk(chunk)
+
+    def block(self, record: Record) -> bytes:
+        """An encoded block; what stands before it must be its heading."""
+        heading = bytes(self.data[record.offset - RECORD.size : record.offset])
+        if RECORD.unpack(heading) != (record.block, record.nbytes):
+            raise DamageError(f"block {record.block} is not where the manifest says")
+        return bytes(self.data[record.offset : record.offset + record.nbytes])
+
+    def blocks(self) -> Iterator[tuple[int, bytes]]:
+        """(number, encoded) of every record."""
+        for record in self.manifest.records:
+            yield record.block, self.block(record)
+
+
+class Reader:
+    """Finds records in a payload that is still coming. The memory must hold what `grow` says, from its beginning."""
+
+    def __init__(self, memory: Any) -> None:
+        self._memory = memoryview(memory)
+        self._at = PRELUDE_BYTES
+        self._last = -1
+        self.prelude: Prelude | None = None
+
+    def grow(self, nbytes: int, blocks: int) -> Iterator[tuple[int, bytes]]:
+        """So many bytes are there: gives the records that are whole and new. What is no record of one of `blocks`
+        blocks, in order, is the manifest, or damage: the end says which.
+        """
+        if self.prelude is None:
+            if nbytes < PRELUDE_BYTES:
+                return
+            self.prelude = Prelude.decode(bytes(self._memory[:PRELUDE_BYTES]))
+        while self._at + RECORD.size <= nbytes:
+            block, size = RECORD.unpack(self._memory[self._at : self._at + RECORD.size])
+            if not self._last < block < blocks or self._at + RECORD.size + size > nbytes:
+                return
+            start = self._at + RECORD.size
+            self._at, self._last = start + size, block
+            yield block, bytes(self._memory[start : start + size])
