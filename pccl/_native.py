@@ -1,4 +1,4 @@
-"""The C engine in Python's words: the only importer of pccl._core beside _codecs.py (weights/codec.py has it from here).
+"""The C engine in Python's words: the only importer of pccl._core beside _codecs.py.
 
 Nothing here decides anything. `Engine` owns one handle and turns arguments into the structs of csrc/include/pccl_api.h,
 and return codes into the exceptions of pccl/errors.py. No call blocks: whoever waits does so on `Engine.event_fd` or on

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,32 @@ class Crash(BaseException):
     """The process is gone."""
 
 
+class _File:
+    """One that is written to, as far as `spend` says."""
+
+    def __init__(self, path: Path, spend: Callable[[int], int]) -> None:
+        self._file, self._spend = path.open("wb"), spend
+
+    def write(self, data: Any) -> None:
+        view = memoryview(data).cast("B")
+        done = self._spend(len(view))
+        self._file.write(view[:done])
+        if done < len(view):
+            raise Crash
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+
 @contextlib.contextmanager
 def crashes_after(budget: int, monkeypatch: Any) -> Iterator[list[int]]:
     """So many bytes are written, and steps on names made (16 each), and then nothing any more. Gives what is left."""
@@ -111,29 +137,6 @@ def crashes_after(budget: int, monkeypatch: Any) -> Iterator[list[int]]:
         done = min(cost, max(0, left[0]))
         left[0] -= cost
         return done
-
-    class File:
-        def __init__(self, path: Path) -> None:
-            self._file = path.open("wb")
-
-        def write(self, data: Any) -> None:
-            view = memoryview(data).cast("B")
-            done = spend(len(view))
-            self._file.write(view[:done])
-            if done < len(view):
-                raise Crash
-
-        def __enter__(self) -> Any:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self._file.close()
-
-        def flush(self) -> None:
-            self._file.flush()
-
-        def fileno(self) -> int:
-            return self._file.fileno()
 
     replace, unlink = os.replace, Path.unlink
 
@@ -147,9 +150,8 @@ def crashes_after(budget: int, monkeypatch: Any) -> Iterator[list[int]]:
 
     real_open = open
     with monkeypatch.context() as patch:
-        patch.setattr(
-            files, "open", lambda path, mode: File(path) if mode == "wb" else real_open(path, mode), raising=False
-        )
+        opened = lambda path, mode: _File(path, spend) if mode == "wb" else real_open(path, mode)  # noqa: E731
+        patch.setattr(files, "open", opened, raising=False)
         patch.setattr(files.os, "replace", step(replace))
         patch.setattr(Path, "unlink", step(unlink))
         yield left
