@@ -62,7 +62,8 @@ uint32_t pccl_delta_elements_max(void)
 }
 
 /* Places take a bit of each element at most (Rice's order 0 is a bitmap), signs and the places of exceptions too, magnitudes no more
- * than their own bits: less than width + 1 bytes. Numbers and orders: less than 16 bytes for each class. */
+ * than their own bits; steps of all elements two more than those: less than width + 1 bytes. Numbers and orders: less than 16 bytes for
+ * each class. */
 uint64_t pccl_delta_bound(uint32_t elements, uint32_t width)
 {
     return is_size(elements, width) ? (uint64_t)elements * (width + 1) + 16 * DELTA_CLASSES_MAX + DELTA_HEADER_MAX + 64 : 0;

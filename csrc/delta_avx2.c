@@ -78,13 +78,14 @@ ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delt
     }
 }
 
-/* Counts are at most 64: greater, unsigned, is not "at most or equal". */
-ISA_INLINE uint32_t reaches(const uint32_t *count, const uint32_t *left)
+/* Greater, unsigned, is not "least of both and equal". */
+ISA_INLINE uint32_t pass(const uint32_t *counts, const uint32_t *next, uint32_t *passed)
 {
     uint32_t found = 0;
     for (unsigned i = 0; i < 2; i++) {
-        __m256i n = _mm256_loadu_si256((const __m256i *)count + i), l = _mm256_loadu_si256((const __m256i *)left + i);
-        __m256i not = _mm256_cmpeq_epi32(_mm256_min_epu32(n, l), n);
+        __m256i x = _mm256_add_epi32(load((const uint8_t *)(passed + 8 * i)), load((const uint8_t *)(counts + 8 * i)));
+        _mm256_storeu_si256((__m256i *)(passed + 8 * i), x);
+        __m256i not = _mm256_cmpeq_epi32(_mm256_min_epu32(x, load((const uint8_t *)(next + 8 * i))), x);
         found |= (~(uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(not)) & 255u) << 8 * i;
     }
     return found;

@@ -58,9 +58,11 @@ ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delt
         }
 }
 
-ISA_INLINE uint32_t reaches(const uint32_t *count, const uint32_t *left)
+ISA_INLINE uint32_t pass(const uint32_t *counts, const uint32_t *next, uint32_t *passed)
 {
-    return _mm512_cmpgt_epu32_mask(_mm512_loadu_si512(count), _mm512_loadu_si512(left));
+    __m512i x = _mm512_add_epi32(_mm512_loadu_si512(passed), _mm512_loadu_si512(counts));
+    _mm512_storeu_si512(passed, x);
+    return _mm512_cmpgt_epu32_mask(x, _mm512_loadu_si512(next));
 }
 
 ISA_INLINE uint64_t nth_bit(uint64_t mask, uint32_t n)

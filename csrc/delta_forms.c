@@ -87,8 +87,8 @@ static void put_b(delta_kernels *k, const struct delta_source *s, const struct d
 
 static void put_dense(delta_kernels *k, const struct delta_source *s, const struct delta_work *work, struct bit_writer *w)
 {
-    (void)work;
-    k->put_dense(w, &s->changes, s->old.count, 8u << s->old.shift);
+    struct delta_group g = group_of(&s->changes, s->old.count, s->old.shift, work);
+    k->put_dense(w, &g);
 }
 
 /* In the order in which they are tried; of equal ones the first wins. */
@@ -205,7 +205,7 @@ static pccl_err read_others(delta_kernels *k, const struct delta_block *b, const
     else if (b->info.form == PCCL_DELTA_DIFF_A)
         is_good = k->get_group(r, &g);
     else if (b->info.form == PCCL_DELTA_DENSE_ULP)
-        is_good = k->get_dense(r, changes, b->info.elements, 8u << b->shift);
+        is_good = k->get_dense(r, &g);
     if (!is_good)
         return delta_malformed("no list of changes");
     if (state == NULL || !delta_has_digests(b->info.form))

@@ -132,21 +132,23 @@ ISA_TARGET static uint64_t golomb_bits(const uint32_t *list, uint32_t count, uns
     return bits;
 }
 
-ISA_TARGET static unsigned golomb_order(const uint32_t *list, uint32_t count, unsigned bits)
+/* The best order for a list and so many zeros besides, among those that two worse ones in a row do not hide. In no case does a number of
+ * so many bits take more than two above them: the last order sees to that. */
+ISA_TARGET static unsigned golomb_order(const uint32_t *list, uint32_t count, uint32_t zeros, unsigned bits)
 {
-    unsigned order = 0;
-    for (uint64_t best = golomb_bits(list, count, 0); order < bits - 1; order++) {
-        uint64_t next = golomb_bits(list, count, order + 1);
-        if (next >= best)
-            break;
-        best = next;
+    unsigned found = 0;
+    uint64_t best = UINT64_MAX;
+    for (unsigned order = 0; order < bits && order <= found + 2; order++) {
+        uint64_t next = golomb_bits(list, count, order) + (uint64_t)zeros * (order + 1);
+        if (next < best)
+            best = next, found = order;
     }
-    return order;
+    return best < golomb_bits(list, count, bits - 1) + (uint64_t)zeros * bits ? found : bits - 1;
 }
 
 ISA_TARGET static void put_golombs(struct bit_writer *w, const uint32_t *list, uint32_t count, unsigned bits)
 {
-    unsigned order = golomb_order(list, count, bits);
+    unsigned order = golomb_order(list, count, 0, bits);
     bits_put(w, order, 5);
     for (uint32_t i = 0; i < count; i++)
         bits_put_golomb(w, list[i], order);
@@ -217,44 +219,34 @@ ISA_INLINE uint32_t zigzag(uint32_t step, unsigned bits)
     return (step << 1 ^ (0u - (step >> (bits - 1)))) & (uint32_t)bits_mask(bits);
 }
 
-ISA_TARGET static uint64_t dense_bits(const struct delta_changes *c, uint32_t elements, unsigned bits, unsigned order)
+ISA_TARGET static void put_dense(struct bit_writer *w, struct delta_group *g)
 {
-    uint64_t total = (uint64_t)elements * (order + 1);
+    const struct delta_changes *c = &g->changes;
     for (uint32_t i = 0; i < c->count; i++)
-        total += 2 * bits_log2(((uint64_t)zigzag(c->step[i], bits) >> order) + 1);
-    return total;
-}
-
-ISA_TARGET static void put_dense(struct bit_writer *w, const struct delta_changes *c, uint32_t elements, unsigned bits)
-{
-    unsigned order = 0;
-    for (uint64_t best = dense_bits(c, elements, bits, 0); order < bits - 1; order++) {
-        uint64_t next = dense_bits(c, elements, bits, order + 1);
-        if (next >= best)
-            break;
-        best = next;
-    }
+        g->spare[i] = zigzag(c->step[i], g->bits);
+    unsigned order = golomb_order(g->spare, c->count, g->universe - c->count, g->bits);
     bits_put(w, order, 5);
-    for (uint32_t i = 0, next = 0; next < elements; next++) {
+    for (uint32_t i = 0, next = 0; next < g->universe; next++) {
         int is_changed = i < c->count && c->place[i] == next;
-        bits_put_golomb(w, is_changed ? zigzag(c->step[i], bits) : 0, order);
+        bits_put_golomb(w, is_changed ? g->spare[i] : 0, order);
         i += (uint32_t)is_changed;
     }
 }
 
 /* As many changes as are known to be. */
-ISA_TARGET static int get_dense(struct bit_reader *r, struct delta_changes *c, uint32_t elements, unsigned bits)
+ISA_TARGET static int get_dense(struct bit_reader *r, struct delta_group *g)
 {
+    const struct delta_changes *c = &g->changes;
     unsigned order = (unsigned)bits_get(r, 5);
-    uint32_t found = 0;
-    for (uint32_t i = 0; i < elements; i++) {
+    uint32_t found = 0, mask = (uint32_t)bits_mask(g->bits);
+    for (uint32_t i = 0; i < g->universe; i++) {
         uint64_t x = bits_get_golomb(r, order);
-        if (x > bits_mask(bits) || !bits_are_good(r) || (x > 0 && found == c->count))
+        if (x > mask || !bits_are_good(r) || (x > 0 && found == c->count))
             return 0;
         if (x == 0)
             continue;
         c->place[found] = i;
-        c->step[found++] = ((uint32_t)x >> 1 ^ (0u - ((uint32_t)x & 1))) & (uint32_t)bits_mask(bits);
+        c->step[found++] = ((uint32_t)x >> 1 ^ (0u - ((uint32_t)x & 1))) & mask;
     }
     return found == c->count;
 }

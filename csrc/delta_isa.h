@@ -55,8 +55,8 @@ typedef const struct delta_kernels {
     void (*put_group)(struct bit_writer *w, struct delta_group *group);
     int (*get_group)(struct bit_reader *r, struct delta_group *group);
     /* The steps of all elements, those that are 0 among them. */
-    void (*put_dense)(struct bit_writer *w, const struct delta_changes *changes, uint32_t elements, unsigned bits);
-    int (*get_dense)(struct bit_reader *r, struct delta_changes *changes, uint32_t elements, unsigned bits);
+    void (*put_dense)(struct bit_writer *w, struct delta_group *group);
+    int (*get_dense)(struct bit_reader *r, struct delta_group *group);
 } delta_kernels;
 
 extern delta_kernels delta_kernels_scalar;

@@ -30,11 +30,13 @@ ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delt
     }
 }
 
-ISA_INLINE uint32_t reaches(const uint32_t *count, const uint32_t *left)
+ISA_INLINE uint32_t pass(const uint32_t *counts, const uint32_t *next, uint32_t *passed)
 {
     uint32_t found = 0;
-    for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++)
-        found |= (uint32_t)(count[c] > left[c]) << c;
+    for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++) {
+        passed[c] += counts[c];
+        found |= (uint32_t)(passed[c] > next[c]) << c;
+    }
     return found;
 }
 

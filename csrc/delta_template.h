@@ -4,7 +4,7 @@
  * that these functions of 64 elements:
  *   changed_64    a bit for each that differs
  *   classify_64   their classes, as bytes; and for all classes a bit for each that is of it, and how many these are
- *   reaches       a bit for each class of which `count` is greater than `left`
+ *   pass          adds `counts` to `passed`; a bit for each class of which that is now more than `next`
  *   digest_words  the digest of so many whole words, the first of which has number `first` */
 
 enum { GROUP = 64, TILE_GROUPS = 32, TILE = GROUP * TILE_GROUPS };
@@ -104,12 +104,6 @@ ISA_INLINE void tile_fill(struct tile *t, const struct delta_span *old, unsigned
     }
 }
 
-ISA_INLINE void count_group(const struct tile *t, uint32_t g, uint32_t passed[DELTA_CLASSES_MAX])
-{
-    for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++)
-        passed[c] += t->counts[g][c];
-}
-
 ISA_INLINE void rank_elements(const struct delta_span *old, unsigned shift, const struct delta_classes *how,
                               const struct delta_changes *changes, struct delta_class *classes)
 {
@@ -126,7 +120,7 @@ ISA_INLINE void rank_elements(const struct delta_span *old, unsigned shift, cons
                 ranked->place[ranked->count] = passed[c] + (uint32_t)__builtin_popcountll(before);
                 ranked->step[ranked->count++] = changes->step[i];
             }
-            count_group(&t, g, passed);
+            (void)pass(t.counts[g], passed, passed);
         }
     }
     for (uint32_t c = 0; c < how->count; c++)
@@ -146,23 +140,24 @@ ISA_TARGET static void rank(const struct delta_span *old, const struct delta_cla
 
 /* -- from ranks to places ------------------------------------------------------------------------------------------ */
 
-/* How far a class has got: changes that are placed; elements until the next one. */
+/* How far all classes have got: elements that are passed, the rank of the next change, changes that are placed, and steps that are put in
+ * order. */
 struct progress {
-    uint32_t left[DELTA_CLASSES_MAX];
-    uint32_t placed[DELTA_CLASSES_MAX];
-    uint32_t taken[DELTA_CLASSES_MAX]; /* steps that have been put in order */
+    uint32_t passed[DELTA_CLASSES_MAX], next[DELTA_CLASSES_MAX];
+    uint32_t placed[DELTA_CLASSES_MAX], taken[DELTA_CLASSES_MAX];
 };
 
-/* The elements of a group that change: those of one class. */
-ISA_INLINE uint64_t place_class(const struct delta_class *class, uint64_t mask, uint32_t count, uint32_t *left, uint32_t *placed)
+/* The elements of a group that change, of one class. */
+ISA_INLINE uint64_t place_class(const struct delta_changes *ranked, uint64_t mask, uint32_t first, uint32_t end, uint32_t *next_p,
+                                uint32_t *placed)
 {
-    const struct delta_changes *c = &class->changes;
     uint64_t found = 0;
-    while (*left < count) {
-        found |= nth_bit(mask, *left);
-        uint32_t next = ++*placed;
-        *left = next < c->count ? *left + (c->place[next] - c->place[next - 1]) : UINT32_MAX;
+    uint32_t next = *next_p, i = *placed;
+    while (next < end) {
+        found |= nth_bit(mask, next - first);
+        next = ++i < ranked->count ? ranked->place[i] : UINT32_MAX;
     }
+    *next_p = next, *placed = i;
     return found;
 }
 
@@ -170,17 +165,15 @@ ISA_INLINE void place_group(const struct tile *t, uint32_t g, const struct delta
                             struct delta_changes *out, uint32_t at)
 {
     uint64_t found = 0;
-    for (uint32_t reached = reaches(t->counts[g], p->left); reached; reached &= reached - 1) {
-        uint32_t c = (uint32_t)__builtin_ctz(reached);
-        found |= place_class(&classes[c], t->masks[g][c], t->counts[g][c], &p->left[c], &p->placed[c]);
+    for (uint32_t reached = pass(t->counts[g], p->next, p->passed); reached; reached &= reached - 1) {
+        uint32_t c = (uint32_t)__builtin_ctz(reached), end = p->passed[c];
+        found |= place_class(&classes[c].changes, t->masks[g][c], end - t->counts[g][c], end, &p->next[c], &p->placed[c]);
     }
     for (; found; found &= found - 1) {
         uint32_t i = (uint32_t)__builtin_ctzll(found), c = t->classes[g * GROUP + i];
         out->place[out->count] = at + i;
         out->step[out->count++] = classes[c].changes.step[p->taken[c]++];
     }
-    for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++)
-        p->left[c] -= t->counts[g][c];
 }
 
 ISA_INLINE int place_elements(const struct delta_span *old, unsigned shift, const struct delta_classes *how,
@@ -188,10 +181,10 @@ ISA_INLINE int place_elements(const struct delta_span *old, unsigned shift, cons
 {
     struct tile t;
     struct progress p = {0};
-    uint32_t expected = 0, passed[DELTA_CLASSES_MAX] = {0};
+    uint32_t expected = 0;
     for (uint32_t c = 0; c < DELTA_CLASSES_MAX; c++) {
         expected += classes[c].changes.count;
-        p.left[c] = classes[c].changes.count > 0 ? classes[c].changes.place[0] : UINT32_MAX;
+        p.next[c] = classes[c].changes.count > 0 ? classes[c].changes.place[0] : UINT32_MAX;
     }
     memset(t.counts, 0, sizeof t.counts);
     *digest_p = 0, out->count = 0;
@@ -199,13 +192,11 @@ ISA_INLINE int place_elements(const struct delta_span *old, unsigned shift, cons
         size_t from = (size_t)at << shift, bytes = (size_t)(old->count - at < TILE ? old->count - at : TILE) << shift;
         *digest_p += digest_bytes(old->at + from, bytes, from / 8);
         tile_fill(&t, old, shift, at, how);
-        for (uint32_t g = 0; g < t.groups; g++) {
+        for (uint32_t g = 0; g < t.groups; g++)
             place_group(&t, g, classes, &p, out, at + g * GROUP);
-            count_group(&t, g, passed);
-        }
     }
     for (uint32_t c = 0; c < how->count; c++)
-        classes[c].elements = passed[c];
+        classes[c].elements = p.passed[c];
     return out->count == expected;
 }
 

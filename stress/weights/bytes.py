@@ -69,14 +69,19 @@ def ours(old: State, new: State, one: Codec) -> int:
     return 8 * nbytes
 
 
-def gap16(old: State, new: State) -> int:
-    """Bits of gaps and xors as NeMo-RL's kind of refit sends them."""
-    places = np.flatnonzero(old != new)
+def gaps16(places: State) -> State:
+    """How many elements lie between changes; what is 0xffff or more goes on in the next item."""
     gaps = np.diff(places, prepend=-1) - 1
     jumps = gaps // 0xFFFF
     out = np.full(len(gaps) + int(jumps.sum()), 0xFFFF, np.uint16)
     out[np.arange(len(gaps)) + np.cumsum(jumps)] = gaps % 0xFFFF
-    return zstd(out) + zstd((old ^ new)[places])
+    return out
+
+
+def gap16(old: State, new: State) -> int:
+    """Bits of gaps and xors, as NeMo-RL's kind of refit sends them."""
+    places = np.flatnonzero(old != new)
+    return zstd(gaps16(places)) + zstd((old ^ new)[places])
 
 
 def zstd(data: State) -> int:

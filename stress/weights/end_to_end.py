@@ -118,7 +118,8 @@ def row_of(options: Row, regions: int, rounds: list[Row]) -> Row:
         "rounds": len(rounds), "bytes": int(size), "changed": middle("changed"),
         "bits_per_changed": round(8 * size / middle("changed"), 2), "below_dense": round(dense / size, 1),
         "last_s": round(last_s, 3), "link_s": round(link_s, 3), "encode_s": round(encode_s, 3),
-        "durable_s": round(middle("durable_s"), 3), "stage_s": round(middle("stage_s"), 3), "commit_s": round(middle("commit_s"), 3),
+        "durable_s": round(middle("durable_s"), 3), "stage_s": round(middle("stage_s"), 3),
+        "commit_s": round(middle("commit_s"), 3),
         "bound_s": round(bound_s, 3), "payloads_sent": round(middle("sent_bytes") / size, 2),
         **{f"{name}_s": round(nbytes * 8 / bits_per_s + options["rtt_ms"] / 2e3, 3) for name, nbytes in others.items()},
     }  # fmt: skip

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 __all__ = ["RATES", "load", "make"]
 
-RATES = (5e-7, 2e-6, 8e-6)
+RATES = (6e-7, 2e-6, 6.5e-6)
 STATES = 4
 CONTEXT = 128
 WARM_BATCH = 2
@@ -108,7 +108,7 @@ def bits(model: Gpt) -> np.ndarray[Any, Any]:
 
 def file_of(directory: Path, rate: float) -> Path:
     """Where the states of a rate are."""
-    return directory / f"adamw-{rate:.0e}.npy"
+    return directory / f"adamw-{rate:.1e}.npy"
 
 
 def make(directory: Path, side: int = 384, steps: int = 60) -> None:
@@ -126,13 +126,13 @@ def make(directory: Path, side: int = 384, steps: int = 60) -> None:
         model.load_state_dict(start)
         states = deque((bits(model) for _ in train(model, data, rate, steps, 1, seed=2)), STATES)
         np.save(file_of(directory, rate), np.stack(states))
-        print(f"rate {rate:.0e}: {np.mean(states[-1] != states[-2]):.2%} change in the last step", flush=True)
+        print(f"rate {rate:.1e}: {np.mean(states[-1] != states[-2]):.2%} change in the last step", flush=True)
 
 
 def load(directory: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     """(name, states as rows) of every rate."""
     for rate in RATES:
-        yield f"AdamW lr {rate:.0e}", np.load(file_of(directory, rate), mmap_mode="r")
+        yield f"AdamW lr {rate:.1e}", np.load(file_of(directory, rate), mmap_mode="r")
 
 
 def main() -> None:

@@ -213,6 +213,23 @@ TEST(every_step_of_small_elements_and_the_extreme_ones_of_all)
                 check_single_step(width, odd[i], odd[j]);
 }
 
+/* Steps of which every order of the Golomb code but the last makes the worst. */
+TEST(steps_by_powers_of_two_fit_the_bound)
+{
+    for (uint32_t width = 1; width <= 4; width *= 2)
+        for (uint32_t bit = 1; bit < 8 * width; bit++) {
+            fill(ANY, width, 5000, bit);
+            for (uint32_t i = 0; i < 5000; i++)
+                put(new_state, width, i, get(old_state, width, i) + (i % 3 == 2 ? 0 : 1u << bit));
+            for (uint32_t form = PCCL_DELTA_RAW; form < FORMS; form++) {
+                uint64_t bytes = encode_all(old_state, new_state, 5000, width, 1u << form, block);
+                CHECK(bytes <= pccl_delta_bound(5000, width));
+                CHECK(form < PCCL_DELTA_DIFF_A || bytes <= 5000 * (width + 1));
+                check_decode(block, bytes, old_state, new_state, 5000, width);
+            }
+        }
+}
+
 /* -- blocks of blocks ---------------------------------------------------------------------------------------------- */
 
 static void check_fold(uint32_t width, uint32_t count, uint32_t percent, uint32_t first_forms, uint32_t second_forms, uint64_t seed)
