@@ -101,6 +101,33 @@ class Crash(BaseException):
     """The process is gone."""
 
 
+class File:
+    """One that is being written to, as far as the budget goes."""
+
+    def __init__(self, path: Path, spend: Any) -> None:
+        self._spend = spend
+        self._file = path.open("wb")
+
+    def write(self, data: Any) -> None:
+        view = memoryview(data).cast("B")
+        done = self._spend(len(view))
+        self._file.write(view[:done])
+        if done < len(view):
+            raise Crash
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+
 @contextlib.contextmanager
 def crashes_after(budget: int, monkeypatch: Any) -> Iterator[list[int]]:
     """So many bytes are written, and steps on names made (16 each), and then nothing any more. Gives what is left."""
@@ -111,29 +138,6 @@ def crashes_after(budget: int, monkeypatch: Any) -> Iterator[list[int]]:
         done = min(cost, max(0, left[0]))
         left[0] -= cost
         return done
-
-    class File:
-        def __init__(self, path: Path) -> None:
-            self._file = path.open("wb")
-
-        def write(self, data: Any) -> None:
-            view = memoryview(data).cast("B")
-            done = spend(len(view))
-            self._file.write(view[:done])
-            if done < len(view):
-                raise Crash
-
-        def __enter__(self) -> Any:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self._file.close()
-
-        def flush(self) -> None:
-            self._file.flush()
-
-        def fileno(self) -> int:
-            return self._file.fileno()
 
     replace, unlink = os.replace, Path.unlink
 
@@ -148,7 +152,10 @@ def crashes_after(budget: int, monkeypatch: Any) -> Iterator[list[int]]:
     real_open = open
     with monkeypatch.context() as patch:
         patch.setattr(
-            files, "open", lambda path, mode: File(path) if mode == "wb" else real_open(path, mode), raising=False
+            files,
+            "open",
+            lambda path, mode: File(path, spend) if mode == "wb" else real_open(path, mode),
+            raising=False,
         )
         patch.setattr(files.os, "replace", step(replace))
         patch.setattr(Path, "unlink", step(unlink))
