@@ -72,6 +72,7 @@ class Receiver:
         self._pubkey = pubkey
         self._owned = None if filter is None else shadow.schema.blocks_of(filter)
         self._pool = ThreadPoolExecutor(threads, "pccl-weights")
+        shadow.pool = self._pool
         self._ready = threading.Condition()
         self._commit_lock = threading.Lock()
         self._staged: tuple[Staged, UpdateStats] | None = None
@@ -136,6 +137,8 @@ class Receiver:
             self._closed = True
             self._ready.notify_all()
         self._follow.close()
+        with self._commit_lock:
+            self.shadow.pool = None
         self._pool.shutdown()
 
     # -- commit --

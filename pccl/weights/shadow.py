@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class Shadow:
         self.at: Version | None = None
         self.digests: tuple[bytes, ...] = ()
         self.arena: Array = np.empty(0, np.uint8)
+        self.pool: Executor | None = None  # writes blocks side by side, if there is one
 
     def tensor(self, name: str) -> Array:
         """A tensor's elements at the committed version, as unsigned integers in its shape where the width allows it."""
@@ -91,8 +93,12 @@ class Shadow:
         self.arena = np.empty(0, np.uint8)
 
     def _write(self, patches: Mapping[int, tuple[Array, Array]]) -> None:
-        for number, (indices, values) in patches.items():
+        def one(item: tuple[int, tuple[Array, Array]]) -> None:
+            number, (indices, values) = item
             self.block(number)[indices] = values
+
+        for _ in map(one, patches.items()) if self.pool is None else self.pool.map(one, patches.items()):
+            pass
 
 
 class MemoryShadow(Shadow):

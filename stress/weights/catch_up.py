@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,9 +154,10 @@ def follow(address: str, source: str, file: str) -> None:
     shadow = shadow_of(schema, rows)
     with pccl.connect(address, secret=SECRET, listen="127.0.0.1:0", timeout=60, enter=False) as comm:
         with Receiver(comm, shadow, upstream=[bytes.fromhex(source)], name="frozen") as rx:
+            threading.Thread(target=lambda: (sys.stdin.read(), rx.close()), daemon=True).start()
             print(json.dumps([0, ""]), flush=True)
-            while True:
-                with rx.next().commit():
+            for update in rx.updates():
+                with update.commit():
                     pass
                 print(json.dumps([rx.version, hash_of(shadow.tensor("all"))]), flush=True)
 

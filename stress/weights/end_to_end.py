@@ -86,7 +86,12 @@ class Crew:
         wrong = [answer for answer in found if answer["digest"] != told["digest"]]
         if wrong:
             raise WorkerError(f"version {told['version']}: a receiver has other bytes")
-        return {**told, "seconds": [answer["at"] - told["at"] for answer in found], "stage_s": found[0]["stage_s"]}
+        return {
+            **told,
+            "seconds": [answer["at"] - told["at"] for answer in found],
+            "stage_s": found[0]["stage_s"],
+            "commit_s": found[0]["commit_s"],
+        }
 
     def close(self) -> None:
         """All of them end."""
@@ -114,6 +119,7 @@ def row_of(options: Row, regions: int, rounds: list[Row]) -> Row:
         "bits_per_changed": round(8 * size / middle("changed"), 2), "below_dense": round(dense / size, 1),
         "last_s": round(last_s, 3), "link_s": round(link_s, 3), "encode_s": round(encode_s, 3),
         "durable_s": round(middle("durable_s"), 3), "stage_s": round(middle("stage_s"), 3),
+        "commit_s": round(middle("commit_s"), 3),
         "bound_s": round(bound_s, 3), "payloads_sent": round(middle("sent_bytes") / size, 2),
         **{f"{name}_s": round(nbytes * 8 / bits_per_s + options["rtt_ms"] / 2e3, 3) for name, nbytes in others.items()},
     }  # fmt: skip

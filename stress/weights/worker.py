@@ -115,7 +115,13 @@ def follow(comm: Any, job: dict[str, Any], scratch: Path) -> None:
             with update.commit():
                 pass
             at = time.monotonic()
-            say(at=at, version=rx.version, digest=digest_of(shadow.arena), stage_s=update.stats.stage_s)
+            say(
+                at=at,
+                version=rx.version,
+                digest=digest_of(shadow.arena),
+                stage_s=update.stats.stage_s,
+                commit_s=update.stats.commit_s,
+            )
 
 
 def main(job: dict[str, Any]) -> None:

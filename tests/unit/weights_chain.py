@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,12 @@ class Crash(BaseException):
     """The process is gone."""
 
 
-class _File:
-    """One that is written to, as far as `spend` says."""
+class File:
+    """One that is being written to, as far as the budget goes."""
 
-    def __init__(self, path: Path, spend: Callable[[int], int]) -> None:
-        self._file, self._spend = path.open("wb"), spend
+    def __init__(self, path: Path, spend: Any) -> None:
+        self._spend = spend
+        self._file = path.open("wb")
 
     def write(self, data: Any) -> None:
         view = memoryview(data).cast("B")
@@ -150,8 +151,12 @@ def crashes_after(budget: int, monkeypatch: Any) -> Iterator[list[int]]:
 
     real_open = open
     with monkeypatch.context() as patch:
-        opened = lambda path, mode: _File(path, spend) if mode == "wb" else real_open(path, mode)  # noqa: E731
-        patch.setattr(files, "open", opened, raising=False)
+        patch.setattr(
+            files,
+            "open",
+            lambda path, mode: File(path, spend) if mode == "wb" else real_open(path, mode),
+            raising=False,
+        )
         patch.setattr(files.os, "replace", step(replace))
         patch.setattr(Path, "unlink", step(unlink))
         yield left
