@@ -258,13 +258,14 @@ static void add_window(struct link *l, uint64_t bytes, uint64_t ns, int overflow
     m->last_ns = ns;
 }
 
-/* Nothing was learned, except of a link that grows: it takes what there is. */
+/* Nothing was learned, except of a link that grows and always had more to send: it takes what there is. One that ran dry may carry any
+ * amount: were it known by what little it was given, it would be paced at that, and short ops would never show it to be more. */
 static void skip_window(struct meter *m)
 {
     m->last_ns = 0;
     if (m->known || !m->windows)
         return;
-    m->flat_windows += m->window_begin_ns != 0;
+    m->flat_windows += m->window_begin_ns != 0 && !m->window_gap;
     look_for_end_of_growth(m, 0);
     summarize(m);
 }
