@@ -99,7 +99,8 @@ class Outbox:
 
 class Inbox:
     """Follows the line of another peer. `told(data)`, `absent()` and `lost()` are called on the thread of transfers;
-    `absent`: the line is no more, or not yet; `lost`: the peer is gone. `tend(now)` must be called now and then: a line that is not there is looked for again.
+    `absent`: the line is no more, or not yet; `lost`: the peer is gone. `tend(now)` must be called now and then: a line
+    that is not there is looked for again.
     """
 
     def __init__(

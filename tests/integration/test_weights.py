@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from integration.conftest import SECRET
 from integration.weights_model import SCHEMA, digest_of, equals, loaded, step, tensors, weights
 
@@ -19,7 +18,6 @@ import pccl
 from pccl.errors import Timeout
 from pccl.weights import (
     DeltaLog,
-    FileShadow,
     LineageError,
     LogError,
     Publisher,
@@ -28,11 +26,11 @@ from pccl.weights import (
     SchemaError,
     ShardSpec,
     SigningKey,
-    base,
     files,
 )
 
 WAIT_S = 60.0
+
 
 class Run:
     """A coordinator, and peers that come and go; every one is closed at the end."""
@@ -132,9 +130,7 @@ def test_through_a_chain_of_relays(run: Any, tmp_path: Path) -> None:
     state = weights()
     trainer, near, far, worker = net.comms
     pub = net.keep(Publisher(trainer, SCHEMA, base=tensors(state), log=DeltaLog(tmp_path / "t")))
-    one = net.keep(
-        Relay(near, SCHEMA, base=loaded(state), log=DeltaLog(tmp_path / "1"), upstream=[trainer.peer_id])
-    )
+    one = net.keep(Relay(near, SCHEMA, base=loaded(state), log=DeltaLog(tmp_path / "1"), upstream=[trainer.peer_id]))
     two = net.keep(Relay(far, SCHEMA, base=one._zero, log=DeltaLog(tmp_path / "2"), upstream=[near.peer_id]))
     shadow = loaded(state)
     rx = net.keep(Receiver(worker, shadow, upstream=[far.peer_id]))
@@ -222,9 +218,7 @@ def test_nobody_waits_for_a_receiver_but_max_staleness(run: Any, tmp_path: Path)
     net = run(2)
     state = weights()
     shadow = loaded(state)
-    pub = net.keep(
-        Publisher(net.comms[0], SCHEMA, base=tensors(state), log=DeltaLog(tmp_path), max_staleness=3)
-    )
+    pub = net.keep(Publisher(net.comms[0], SCHEMA, base=tensors(state), log=DeltaLog(tmp_path), max_staleness=3))
     rx = net.keep(Receiver(net.comms[1], shadow, upstream=[net.comms[0].peer_id]))
     first = rx_is_known(pub)
     assert first == (1, 0)
@@ -378,9 +372,7 @@ def test_receivers_that_are_killed_at_any_time(run: Any, tmp_path: Path) -> None
     rng = np.random.default_rng(7)
     key = SigningKey()
     state = weights()
-    pub = net.keep(
-        Publisher(net.comms[0], SCHEMA, base=tensors(state), log=DeltaLog(tmp_path / "log"), sign=key)
-    )
+    pub = net.keep(Publisher(net.comms[0], SCHEMA, base=tensors(state), log=DeltaLog(tmp_path / "log"), sign=key))
     digests = {0: digest_of(state)}
     peers: list[Peer] = []
     for _ in range(5):

@@ -1,7 +1,7 @@
 """A receiver in a process of its own: `weights_peer.py ADDRESS SECRET SOURCE SHADOW PUBKEY`, to be killed at any time.
 
-Commits whatever comes into a FileShadow and prints, for each commit, the version and a digest of all weights; before that
-those it begins with. Ends with its standard input.
+Commits whatever comes into a FileShadow and prints, for each commit, the version and a digest of all weights; before
+that those it begins with. Ends with its standard input.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ def main() -> None:
         print(shadow.at.version, digest_of({t.name: shadow.tensor(t.name) for t in SCHEMA.tensors}), flush=True)
 
     say()
-    with pccl.connect(
-        address, secret=secret, listen="127.0.0.1:0", timeout=60.0, transport="tcp", enter=False
-    ) as comm:
+    with pccl.connect(address, secret=secret, listen="127.0.0.1:0", timeout=60.0, transport="tcp", enter=False) as comm:
         with Receiver(comm, shadow, upstream=[bytes.fromhex(source)], pubkey=bytes.fromhex(pubkey)) as rx:
             threading.Thread(target=lambda: (sys.stdin.read(), rx.close()), daemon=True).start()
             for update in rx.updates():

@@ -1,4 +1,4 @@
-"""A history of weights without a network: a small schema, states, the payloads between them, and crashes while writing."""
+"""A history of weights without a network: a small schema, states, the payloads between them, crashes while writing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class Chain:
             view[where] = self.rng.integers(0, 256, where.size).astype(view.dtype)
         old, before = self.arenas[-1], self.tip
         blocks = [
-            (b.number, codec.encode(SCHEMA.block_view(old, b), SCHEMA.block_view(new, b), codecs)) for b in SCHEMA.blocks
+            (b.number, codec.encode(SCHEMA.block_view(old, b), SCHEMA.block_view(new, b), codecs))
+            for b in SCHEMA.blocks
         ]
         blocks = [(number, data) for number, data in blocks if codec.describe(data).codec != codec.Codec.ZERO]
         digests = digests_of(new)
@@ -113,7 +114,7 @@ def crashes_after(budget: int, monkeypatch: Any) -> Iterator[list[int]]:
 
     class File:
         def __init__(self, path: Path) -> None:
-            self._file = open(path, "wb")
+            self._file = path.open("wb")
 
         def write(self, data: Any) -> None:
             view = memoryview(data).cast("B")

@@ -1,0 +1,342 @@
+"""Weights for rollout workers in two regions: what changed in a step, and nothing else.
+
+A trainer takes AdamW steps on a small bf16 model, on tasks whose reward it only samples, as GRPO does. Each region has
+a relay and two rollout workers behind it. One worker is killed and comes back to its shadow; one comes late. In the end
+all of them hold the trainer's very bytes.
+
+    python examples/06_rl_weight_sync.py              80 ms and 100 Mbit/s apart, if this host lets us (stress/wan)
+    python examples/06_rl_weight_sync.py --local      without a network between them
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+import pccl
+from pccl.coordinator.server import Coordinator
+from pccl.weights import DeltaLog, FileShadow, MemoryShadow, Publisher, Receiver, Relay, Schema, SigningKey, base
+
+WAIT_S = 60.0
+PORT = 29400
+SITES = ("hub", "trainer", "east", "west")
+Popen = Callable[[str, list[str]], "subprocess.Popen[str]"]
+
+
+def policy(width: int = 512) -> torch.nn.Module:
+    """The public base: the same on every machine."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Embedding(512, width)]
+    for _ in range(4):
+        layers += [torch.nn.Linear(width, 4 * width), torch.nn.GELU(), torch.nn.Linear(4 * width, width)]
+    return torch.nn.Sequential(*layers, torch.nn.Linear(width, 64)).bfloat16()
+
+
+def elements(model: torch.nn.Module) -> dict[str, np.ndarray[Any, Any]]:
+    """The weights as flat unsigned integers, in the model's own memory."""
+    return {name: value.view(torch.int16).numpy().view("u2").reshape(-1) for name, value in model.state_dict().items()}
+
+
+def digest(weights: dict[str, np.ndarray[Any, Any]]) -> str:
+    """Of all bytes."""
+    return xxhash.xxh3_128_hexdigest(b"".join(array.tobytes() for array in weights.values()))[:12]
+
+
+def say(**what: Any) -> None:
+    """One line of JSON."""
+    print(json.dumps(what), flush=True)
+
+
+# -- the trainer --
+
+
+class Trainer:
+    """fp32 masters, bf16 weights, and the loss of a group of sampled answers weighed by their advantage."""
+
+    def __init__(self) -> None:
+        self.model = policy()
+        self.masters = [parameter.detach().float().requires_grad_() for parameter in self.model.parameters()]
+        self.adamw = torch.optim.AdamW(self.masters, lr=2e-6, weight_decay=0.0)
+
+    def step(self) -> None:
+        """One step of GRPO's kind: questions, eight answers to each, their rewards against the group's mean."""
+        questions = torch.randint(0, 512, (16, 4))
+        logits = self.model(questions).float().mean(1)
+        answers = torch.distributions.Categorical(logits=logits).sample((8,))
+        rewards = (answers == questions.sum(1) % 64).float()
+        advantage = (rewards - rewards.mean(0)) + 0.1 * torch.randn_like(rewards)
+        chosen = torch.log_softmax(logits, -1).expand(8, -1, -1).gather(-1, answers[..., None])[..., 0]
+        self.model.zero_grad()
+        (-(advantage * chosen).mean()).backward()
+        for master, parameter in zip(self.masters, self.model.parameters(), strict=True):
+            master.grad = parameter.grad.float()
+        self.adamw.step()
+        with torch.no_grad():
+            for master, parameter in zip(self.masters, self.model.parameters(), strict=True):
+                parameter.copy_(master)
+
+
+# -- what runs at the sites, each in a process of its own; all end with their input --
+
+
+def hub(options: dict[str, Any]) -> None:
+    """The coordinator; no weights pass through it."""
+    with Coordinator(bind=options["coordinator"], secret=options["secret"], min_peers=3):
+        say(ready=True)
+        sys.stdin.read()
+
+
+def train(comm: pccl.Communicator, options: dict[str, Any]) -> None:
+    """A step and a version for each line of input."""
+    trainer = Trainer()
+    weights = trainer.model.state_dict()
+    key = SigningKey(bytes.fromhex(options["key"]))
+    log = DeltaLog(options["scratch"])
+    with Publisher(comm, Schema.of(weights), base=weights, log=log, sign=key) as pub:
+        say(id=comm.peer_id.hex())
+        for _ in sys.stdin:
+            trainer.step()
+            ticket = pub.publish(weights)
+            stats = ticket.wait("durable", WAIT_S)
+            facts = {"bytes": stats.bytes, "dense": stats.dense_bytes, "changed": stats.changed}
+            say(version=ticket.version, digest=digest(elements(trainer.model)), **facts)
+
+
+def relay(comm: pccl.Communicator, options: dict[str, Any]) -> None:
+    """Passes on what comes, and answers for its region."""
+    weights = policy().state_dict()
+    zero = MemoryShadow(Schema.of(weights))
+    base.fill(zero, weights)
+    say(id=comm.peer_id.hex())
+    upstream, key = [bytes.fromhex(sys.stdin.readline())], bytes.fromhex(options["public"])
+    with Relay(comm, zero.schema, base=zero, log=DeltaLog(options["scratch"]), upstream=upstream, pubkey=key):
+        sys.stdin.read()
+
+
+def worker(comm: pccl.Communicator, options: dict[str, Any]) -> None:
+    """An engine that stands still only while patches are written to it."""
+    engine = policy()
+    shadow = FileShadow(Path(options["scratch"]) / "weights", Schema.of(engine.state_dict()))
+    if shadow.at is None:
+        base.fill(shadow, engine.state_dict())
+    flat = elements(engine)
+    for number, tensor in enumerate(shadow.schema.tensors):
+        flat[tensor.name][:] = shadow.schema.view(shadow.arena, number)
+    say(begins_at=shadow.at.version)
+    upstream, key = [bytes.fromhex(sys.stdin.readline())], bytes.fromhex(options["public"])
+    with Receiver(comm, shadow, upstream=upstream, pubkey=key) as rx:
+        threading.Thread(target=lambda: (sys.stdin.read(), rx.close()), daemon=True).start()
+        for update in rx.updates():
+            patches = list(update.patches())
+            with update.commit():
+                began = time.perf_counter()  # here the engine is paused
+                for patch in patches:
+                    flat[patch.name][patch.index] = patch.values
+                pause_s = time.perf_counter() - began
+            say(version=rx.version, bytes=update.stats.bytes, pause_ms=pause_s * 1e3, digest=digest(flat))
+
+
+def take_part(role: str, options: dict[str, Any]) -> None:
+    """Trainer and relays are members of the run; workers are guests, who come and go without anybody noticing."""
+    torch.set_num_threads(1)
+    if role == "hub":
+        hub(options)
+        return
+    settings = {"secret": options["secret"], "listen": options["listen"], "timeout": WAIT_S, "transport": "tcp"}
+    with pccl.connect(options["coordinator"], enter=role != "worker", **settings) as comm:
+        {"trainer": train, "relay": relay, "worker": worker}[role](comm, options)
+
+
+# -- the stage --
+
+
+class Process:
+    """One of them. `said`: what it said after its first line."""
+
+    def __init__(self, popen: Popen, site: str, role: str, options: dict[str, Any]) -> None:
+        self.name = f"{role} {options['name']}"
+        self.process = popen(site, [sys.executable, __file__, "--role", role, json.dumps(options)])
+        self.first: dict[str, Any] | None = None
+        self.said: list[dict[str, Any]] = []
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._news:
+                if self.first is None:
+                    self.first = json.loads(line)
+                else:
+                    self.said.append(json.loads(line))
+                self._news.notify_all()
+
+    def begun(self) -> dict[str, Any]:
+        """Its first line."""
+        self._wait(lambda: self.first is not None)
+        assert self.first is not None
+        return self.first
+
+    def wait_for(self, version: int) -> dict[str, Any]:
+        """What it said of that version, or of a later one."""
+        self._wait(lambda: bool(self.said) and self.said[-1]["version"] >= version)
+        return self.said[-1]
+
+    def _wait(self, true: Callable[[], bool]) -> None:
+        with self._news:
+            if not self._news.wait_for(true, WAIT_S):
+                raise SystemExit(f"{self.name} does not answer")
+
+    def tell(self, line: str) -> None:
+        """A line of input."""
+        assert self.process.stdin is not None
+        print(line, file=self.process.stdin, flush=True)
+
+    def kill(self) -> None:
+        """At once."""
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        """At its own pace."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait(WAIT_S)
+
+
+@contextlib.contextmanager
+def stage(local: bool) -> Iterator[tuple[Popen, dict[str, str], bool]]:
+    """How to start a process at a site, the sites' addresses, and whether they are one."""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from stress.wan.emulator import Emulator
+    from stress.wan.namespaces import why_not
+    from stress.wan.topology import parse
+
+    if local or why_not():
+        print("on this machine, with no network in between", flush=True)
+        yield lambda site, command: subprocess.Popen(command, **pipes), dict.fromkeys(SITES, "127.0.0.1"), True
+        return
+    sites: dict[str, Any] = {**{site: {} for site in SITES[1:]}, SITES[0]: {"role": "coordinator"}}
+    with Emulator(parse({"name": "rl", "sites": sites, "defaults": {"rtt_ms": 80, "rate_mbit": 100}})) as wan:
+        print("sites are 80 ms and 100 Mbit/s apart", flush=True)
+        addresses = {site: wan.address(site) for site in SITES}
+        yield lambda site, command: wan.popen(site, command, cwd="/", **pipes), addresses, False
+
+
+def free_port(local: bool) -> int:
+    """For the coordinator."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1]) if local else PORT
+
+
+class Show:
+    """The whole of it: a trainer, two relays in a chain, two workers behind each, and what befalls them."""
+
+    def __init__(self, popen: Popen, addresses: dict[str, str], scratch: Path, local: bool) -> None:
+        key = bytes(range(1, 33))
+        self._popen, self._addresses, self._scratch = popen, addresses, scratch
+        self._common = {
+            "coordinator": f"tcp://{addresses['hub']}:{free_port(local)}", "secret": "an example",
+            "key": key.hex(), "public": SigningKey(key).public.hex(),
+        }  # fmt: skip
+        self._all: list[Process] = []
+        self._start("hub", "hub", "hub").begun()
+        self.trainer, east, west = (
+            self._start(site, "relay" if site != "trainer" else site, site) for site in ("trainer", "east", "west")
+        )
+        ids = {process.name: process.begun()["id"] for process in (self.trainer, east, west)}
+        east.tell(ids[self.trainer.name])
+        west.tell(ids[east.name])
+        self._relays = {"east": ids[east.name], "west": ids[west.name]}
+        self.workers: dict[str, Process] = {}
+
+    def _start(self, site: str, role: str, name: str) -> Process:
+        """A process; what it keeps is kept by its name."""
+        kept = self._scratch / f"{role}-{name}"
+        kept.mkdir(exist_ok=True)
+        mine = {"name": name, "listen": f"{self._addresses[site]}:0", "scratch": str(kept)}
+        process = Process(self._popen, site, role, {**self._common, **mine})
+        self._all.append(process)
+        return process
+
+    def worker(self, name: str) -> None:
+        """Comes, or comes back, and follows its region's relay."""
+        site = name.split("-")[0]
+        process = self.workers[name] = self._start(site, "worker", name)
+        version = process.begun()["begins_at"]
+        process.tell(self._relays[site])
+        print(f"{name} begins at version {version}", flush=True)
+
+    def step(self, version: int) -> dict[str, Any]:
+        """One version, at all workers that are there."""
+        self.trainer.tell("step")
+        told = self.trainer.wait_for(version)
+        found = {name: process.wait_for(version) for name, process in self.workers.items()}
+        equal = all(answer["digest"] == told["digest"] for answer in found.values())
+        pauses = " ".join(f"{answer['pause_ms']:.1f}" for answer in found.values())
+        bits = 8 * told["bytes"] / max(1, told["changed"])
+        print(
+            f"version {version}: {told['bytes']} bytes for {told['changed']} changes ({bits:.1f} bits each), "
+            f"{told['dense'] / told['bytes']:.0f} x below dense; {len(found)} workers, pauses {pauses} ms, "
+            f"{told['digest']} {'everywhere' if equal else 'NOT EVERYWHERE'}",
+            flush=True,
+        )
+        if not equal:
+            raise SystemExit("a worker has other bytes")
+        return told
+
+    def close(self) -> None:
+        """All of them end."""
+        for process in reversed(self._all):
+            process.end()
+
+
+def main() -> None:
+    """Twelve versions; one worker is killed and misses three, one comes after eight."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--local", action="store_true")
+    parser.add_argument("--role", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.role:
+        take_part(options.role[0], json.loads(options.role[1]))
+        return
+    with tempfile.TemporaryDirectory() as scratch, stage(options.local) as (popen, addresses, local):
+        show = Show(popen, addresses, Path(scratch), local)
+        for name in ("east-1", "east-2", "west-1"):
+            show.worker(name)
+        sent = dense = 0
+        for version in range(1, options.steps + 1):
+            told = show.step(version)
+            sent, dense = sent + told["bytes"], dense + told["dense"]
+            if version == options.steps // 4:
+                show.workers.pop("east-2").kill()
+                print("east-2 is killed", flush=True)
+            elif version == options.steps // 2:
+                show.worker("east-2")
+            elif version == options.steps * 2 // 3:
+                show.worker("west-2")
+        show.close()
+    print(f"done: {options.steps} versions in {sent} bytes, {dense / sent:.0f} x below dense", flush=True)
+
+
+if __name__ == "__main__":
+    main()
