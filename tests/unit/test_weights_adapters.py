@@ -1,4 +1,4 @@
-"""Engines that take updates: bit for bit, in place, all work before the pause; what an engine does not know is named."""
+"""Engines that take updates: bit for bit, in place, work before the pause; what an engine does not know is named."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -256,7 +255,7 @@ def test_an_engine_loads_what_changed(follower: Follower, hold: bool) -> None:
 def test_what_a_loader_does_not_know_is_named(follower: Follower) -> None:
     model = Loads(follower.engine(), [])
     del model.tensors["c"]
-    with pytest.raises(EngineError, match="does not take 'c'.*KeyError"):
+    with pytest.raises(EngineError, match=r"does not take 'c'.*KeyError"):
         install(follower.update(), LoaderAdapter(model.load_weights))
     with pytest.raises(EngineError, match="no tensor 'b'"):
         install(follower.update(), LoaderAdapter(lambda named: {name for name, _ in named} - {"b"}, knows=True))

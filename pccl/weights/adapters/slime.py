@@ -28,7 +28,7 @@ from pccl.weights.adapters.directory import SHARD_BYTES, write_checkpoint
 from pccl.weights.adapters.engine import Apply
 from pccl.weights.adapters.safetensors import INDEX, Entry, write_index, write_tensors
 from pccl.weights.errors import DamageError, LogError
-from pccl.weights.files import TEMPORARY, write_whole
+from pccl.weights.files import TEMPORARY, sync_directory, write_whole
 from pccl.weights.update import Update
 
 __all__ = ["PREFIX", "SlimeAdapter"]
@@ -94,6 +94,8 @@ class SlimeAdapter:
         def apply() -> None:
             if beside.exists():
                 os.replace(beside, made)
+                if self._durable:
+                    sync_directory(self.root)
             self._show(number + 1)
 
         return apply
