@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from unit.weights_chain import SCHEMA, Chain
 from unit.weights_update import Follower, bits, holds
 
-from pccl.weights import WeightsError
+from pccl.weights import Schema, Tensor, WeightsError
 from pccl.weights.adapters import EngineError, install, scatter
 from pccl.weights.adapters.loader import LoaderAdapter
 from pccl.weights.adapters.module import ModuleAdapter
@@ -169,6 +170,20 @@ def test_an_ignored_tensor_may_be_missing(follower: Follower) -> None:
     del engine["c"]
     install(follower.update(), ModuleAdapter(engine, ignore=["c"]))
     assert follower.shadow.at.version == 1
+
+
+def test_a_tensor_that_nobody_keeps_is_kept_while_it_is_read() -> None:
+    named = ((name, torch.full((100, 100), float(n)).t()) for n, name in enumerate("abcdefgh"))
+    schema = Schema(Tensor(name, (100, 100), "float32") for name in "abcdefgh")
+    flat = [schema.flat(n, value) for n, (_, value) in enumerate(named)]
+    noise = [torch.full((100, 100), 99.0) for _ in range(50)]
+    assert [set(part.view(np.float32)) for part in flat] == [{float(n)} for n in range(8)] and noise
+    assert schema.flat(0, flat[0].view(np.float32).reshape(100, 100)).ctypes.data == flat[0].ctypes.data
+    alive = weakref.ref(value := torch.zeros(3))
+    held = Schema([Tensor("x", (3,), "float32")]).flat(0, value.t())
+    storage = value.untyped_storage().data_ptr()
+    del value
+    assert held.ctypes.data == storage and not held.any() and alive() is None
 
 
 # -- scatter --
