@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,3 +164,65 @@ def test_vllm_workers_follow(cluster: Any, tmp_path: Path, checkpoint: Path) -> 
         worker.shutdown()
     pub.close()
     comm.close()
+
+
+def taker(model: Model) -> Any:
+    return lambda name, tensor: model.named[name].copy_(tensor)
+
+
+def test_verl_rollouts_follow_and_join_late(cluster: Any, tmp_path: Path, checkpoint: Path) -> None:
+    from verl.checkpoint_engine.base import CheckpointEngineRegistry, update_weights
+
+    from pccl.weights.adapters import verl
+
+    verl.register()
+    coordinator = cluster.coordinator(1)
+    settings = {"coordinator": coordinator.address, "secret": SECRET, "base": str(checkpoint), "listen": "127.0.0.1:0"}
+
+    def new(**more: Any) -> Any:
+        return CheckpointEngineRegistry.new("pccl", bucket_size=1 << 20, **settings, **more)
+
+    trainers = [new(is_master=True, log=str(tmp_path / "log")), new(is_master=False)]
+    state = weights()
+    models = [Model(state), Model(state)]
+    rollouts = [new(shadow=str(tmp_path / "shadow"))]
+    for number in range(1, 5):
+        if number == 3:
+            rollouts.append(new())
+        step(state, number)
+        servers = [taker(model) for model in models[: len(rollouts)]]
+        given = as_torch(state)
+        asyncio.run(update_weights("pccl", trainers, rollouts, lambda given=given: iter(given.items()), servers))
+        assert all(model.holds(state) for model in models[: len(rollouts)])
+
+    def breaks(name: str, tensor: Any) -> None:
+        raise RuntimeError("the server fell over")
+
+    step(state, 5)
+    given = as_torch(state)
+    with pytest.raises(RuntimeError, match="fell over"):
+        asyncio.run(update_weights("pccl", trainers, rollouts[:1], lambda: iter(given.items()), [breaks]))
+    assert rollouts[0]._following.receiver.version == 4
+    for engine in [*rollouts, *trainers]:
+        engine.close()
+
+
+def test_verl_says_what_is_wrong(checkpoint: Path) -> None:
+    from pccl.errors import ArgumentError
+    from pccl.weights import ShardSpec
+    from pccl.weights.adapters import verl
+
+    made = verl.engine_class()
+    settings = {"coordinator": "127.0.0.1:1", "secret": SECRET, "base": str(checkpoint)}
+    with pytest.raises(ArgumentError, match="log"):
+        made(is_master=True, **settings).prepare()
+    with pytest.raises(EngineError, match="master"):
+        made.build_topology(2, 2, [{}, {}, {}, {}])
+    with pytest.raises(TypeError, match="adress"):
+        made(adress="x", **settings)
+    other = made(**settings)
+    other.init_process_group(role="trainer", world_size=2, master={})
+    with pytest.raises(EngineError, match="'embed' came as a shard of one of 2"):
+        asyncio.run(other.send_weights([("embed", torch.zeros(1), ShardSpec(0))]))
+    with pytest.raises(EngineError, match="prepare"):
+        asyncio.run(made(is_master=True, **settings).send_weights([]))
