@@ -59,120 +59,120 @@ class _Trainer:
         self.comm.close()
 
 
+class _Engine:
+    """`bucket_size`, `is_master`: verl's. `log`: the trainer's directory of deltas. `shadow`: of a rollout, a file
+    of its own. The rest: Settings.
+    """
+
+    def __init__(
+        self,
+        bucket_size: int = 0,
+        is_master: bool = False,
+        *,
+        log: str = "",
+        send_timeout_s: float = 600.0,
+        **kwargs: Any,
+    ) -> None:
+        self._settings, self._log, self._timeout_s = Settings(**kwargs), log, send_timeout_s
+        self._is_master = is_master
+        self._trainer: _Trainer | None = None
+        self._following: Following | None = None
+        self._world_size = 1
+        self._wanted: int | None = None
+
+    def prepare(self) -> dict[str, Any]:
+        """Of rank 0 of the trainer: where to follow, and which version comes next."""
+        if not self._is_master:
+            return {}
+        if self._trainer is None:
+            if not self._log:
+                raise ArgumentError("log: the trainer needs a directory for its deltas")
+            self._trainer = _Trainer(self._settings, self._log)
+        trainer = self._trainer
+        return {
+            "source": trainer.comm.peer_id.hex(),
+            "pubkey": trainer.key.public.hex(),
+            "version": trainer.publisher.tip.version + 1,
+        }
+
+    @classmethod
+    def build_topology(
+        cls, trainer_world_size: int, rollout_world_size: int, metadata: list[dict[str, Any]]
+    ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+        """Everyone follows rank 0 of the trainer. EngineError if that has not prepared."""
+        master = next((one for one in metadata if one), None)
+        if master is None:
+            raise EngineError("no rank of the trainer is the master: nobody publishes")
+
+        def to_all(role: str, size: int) -> dict[str, list[Any]]:
+            return {"role": [role] * size, "world_size": [size] * size, "master": [master] * size}
+
+        return to_all("trainer", trainer_world_size), to_all("rollout", rollout_world_size)
+
+    def init_process_group(self, role: str, world_size: int, master: dict[str, Any]) -> None:
+        """Joins, the first time."""
+        self._world_size = world_size
+        if role == "rollout":
+            self._wanted = master["version"]
+            if self._following is None:
+                found = {"source": master["source"], "pubkey": master["pubkey"]}
+                self._following = Following(Settings(**(vars(self._settings) | found)))
+
+    async def send_weights(self, weights: Iterable[tuple[Any, ...]]) -> None:
+        """Publishes (name, tensor), or (name, local shard, ShardSpec) where the trainer is one rank; returns when
+        the version is durable. Tensors on a device are copied.
+        """
+        if not self._is_master:
+            for item in weights:
+                self._refuse_shards(item)
+            return
+        trainer = self._trainer
+        if trainer is None:
+            raise EngineError("prepare has not been called")
+        ticket = await asyncio.to_thread(lambda: trainer.publisher.publish(self._on_host(weights)))
+        await asyncio.to_thread(ticket.wait, "durable", self._timeout_s)
+
+    async def receive_weights(self) -> AsyncIterator[tuple[str, Any]]:
+        """(name, tensor) of what changed; committed when all have been taken."""
+        following = self._following
+        if following is None or self._wanted is None:
+            raise EngineError("init_process_group has not been called")
+        while following.receiver.version < self._wanted:
+            update: Update = await asyncio.to_thread(following.receiver.next, self._timeout_s)
+            if update.version < self._wanted:
+                continue
+            with update.commit():
+                for named in changed_tensors(update):
+                    yield named
+
+    def finalize(self) -> None:
+        """Nothing: the next step needs it all."""
+
+    def close(self) -> None:
+        """Leaves. The log and the shadow's file stay."""
+        for part in (self._trainer, self._following):
+            if part is not None:
+                part.close()
+        self._trainer = self._following = None
+
+    def _on_host(self, weights: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        for item in weights:
+            self._refuse_shards(item)
+            name, tensor, *place = item
+            device = getattr(getattr(tensor, "device", None), "type", "cpu")
+            yield name, tensor if device == "cpu" else tensor.detach().cpu(), *place
+
+    def _refuse_shards(self, item: tuple[Any, ...]) -> None:
+        if len(item) > 2 and self._world_size > 1:
+            raise EngineError(
+                f"{item[0]!r} came as a shard of one of {self._world_size} trainer ranks: "
+                "only rank 0 publishes, give it whole tensors"
+            )
+
+
 @cache
 def engine_class() -> Any:
     """The class for verl's registry."""
     from verl.checkpoint_engine.base import CheckpointEngine
 
-    class PcclCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
-        """`bucket_size`, `is_master`: verl's. `log`: the trainer's directory of deltas. `shadow`: of a rollout, a file
-        of its own. The rest: Settings.
-        """
-
-        def __init__(
-            self,
-            bucket_size: int = 0,
-            is_master: bool = False,
-            *,
-            log: str = "",
-            send_timeout_s: float = 600.0,
-            **kwargs: Any,
-        ) -> None:
-            self._settings, self._log, self._timeout_s = Settings(**kwargs), log, send_timeout_s
-            self._is_master = is_master
-            self._trainer: _Trainer | None = None
-            self._following: Following | None = None
-            self._world_size = 1
-            self._wanted: int | None = None
-
-        def prepare(self) -> dict[str, Any]:
-            """Of rank 0 of the trainer: where to follow, and which version comes next."""
-            if not self._is_master:
-                return {}
-            if self._trainer is None:
-                if not self._log:
-                    raise ArgumentError("log: the trainer needs a directory for its deltas")
-                self._trainer = _Trainer(self._settings, self._log)
-            trainer = self._trainer
-            return {
-                "source": trainer.comm.peer_id.hex(),
-                "pubkey": trainer.key.public.hex(),
-                "version": trainer.publisher.tip.version + 1,
-            }
-
-        @classmethod
-        def build_topology(
-            cls, trainer_world_size: int, rollout_world_size: int, metadata: list[dict[str, Any]]
-        ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-            """Everyone follows rank 0 of the trainer. EngineError if that has not prepared."""
-            master = next((one for one in metadata if one), None)
-            if master is None:
-                raise EngineError("no rank of the trainer is the master: nobody publishes")
-            sizes = {"trainer": trainer_world_size, "rollout": rollout_world_size}
-            trainer, rollout = (
-                {"role": [role] * size, "world_size": [size] * size, "master": [master] * size}
-                for role, size in sizes.items()
-            )
-            return trainer, rollout
-
-        def init_process_group(self, role: str, world_size: int, master: dict[str, Any]) -> None:
-            """Joins, the first time."""
-            self._world_size = world_size
-            if role == "rollout":
-                self._wanted = master["version"]
-                if self._following is None:
-                    found = {"source": master["source"], "pubkey": master["pubkey"]}
-                    self._following = Following(Settings(**(vars(self._settings) | found)))
-
-        async def send_weights(self, weights: Iterable[tuple[Any, ...]]) -> None:
-            """Publishes (name, tensor), or (name, local shard, ShardSpec) where the trainer is one rank; returns when
-            the version is durable. Tensors on a device are copied.
-            """
-            if not self._is_master:
-                for item in weights:
-                    self._refuse_shards(item)
-                return
-            trainer = self._trainer
-            if trainer is None:
-                raise EngineError("prepare has not been called")
-            ticket = await asyncio.to_thread(lambda: trainer.publisher.publish(self._on_host(weights)))
-            await asyncio.to_thread(ticket.wait, "durable", self._timeout_s)
-
-        async def receive_weights(self) -> AsyncIterator[tuple[str, Any]]:
-            """(name, tensor) of what changed; committed when all have been taken."""
-            following = self._following
-            if following is None or self._wanted is None:
-                raise EngineError("init_process_group has not been called")
-            while following.receiver.version < self._wanted:
-                update: Update = await asyncio.to_thread(following.receiver.next, self._timeout_s)
-                if update.version < self._wanted:
-                    continue
-                with update.commit():
-                    for named in changed_tensors(update):
-                        yield named
-
-        def finalize(self) -> None:
-            """Nothing: the next step needs it all."""
-
-        def close(self) -> None:
-            """Leaves. The log and the shadow's file stay."""
-            for part in (self._trainer, self._following):
-                if part is not None:
-                    part.close()
-            self._trainer = self._following = None
-
-        def _on_host(self, weights: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-            for item in weights:
-                self._refuse_shards(item)
-                name, tensor, *place = item
-                device = getattr(getattr(tensor, "device", None), "type", "cpu")
-                yield name, tensor if device == "cpu" else tensor.detach().cpu(), *place
-
-        def _refuse_shards(self, item: tuple[Any, ...]) -> None:
-            if len(item) > 2 and self._world_size > 1:
-                raise EngineError(
-                    f"{item[0]!r} came as a shard of one of {self._world_size} trainer ranks: "
-                    "only rank 0 publishes, give it whole tensors"
-                )
-
-    return PcclCheckpointEngine
+    return type("PcclCheckpointEngine", (_Engine, CheckpointEngine), {})

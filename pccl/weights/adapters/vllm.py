@@ -62,6 +62,65 @@ def adapter_for(model: Any, schema: Schema) -> Adapter:
     return ModuleAdapter(targets)
 
 
+class _Worker:
+    """One worker's receiver."""
+
+    model: Any
+    _following: Following | None = None
+    _ahead: Ahead | None = None
+
+    @property
+    def version(self) -> int:
+        """The committed one."""
+        return self._followed().receiver.version
+
+    def init_transfer_engine(self, init_info: Any) -> None:
+        """Joins and follows. A worker that is told again keeps what it has."""
+        if self._following is None:
+            following = Following(Settings(**{f.name: getattr(init_info, f.name) for f in fields(Settings)}))
+            self._following = following
+            self._ahead = Ahead(following.receiver, adapter_for(self.model, following.shadow.schema))
+
+    def start_weight_update(self) -> None:
+        """Nothing: the work has been done before."""
+        self._followed()
+
+    def receive_weights(self, update_info: Any) -> None:
+        """Writes the update, and commits it."""
+        following, ahead = self._followed(), self._ahead
+        assert ahead is not None
+        if update_info.version is not None and following.receiver.version == update_info.version:
+            return
+        update, apply = ahead.take(update_info.version, update_info.timeout_s)
+        with update.commit():
+            apply()
+        ahead.done(update)
+
+    def finish_weight_update(self) -> None:
+        """Nothing: what was written is whole."""
+        self._followed()
+
+    def shutdown(self) -> None:
+        """Ends the following; the shadow's file stays."""
+        if self._following is not None and self._ahead is not None:
+            self._following.close()
+            self._ahead.join()
+            self._following = self._ahead = None
+
+    @staticmethod
+    def trainer_send_weights(iterator: Iterable[tuple[str, Any]], trainer_args: Any) -> None:
+        """`trainer_args`: a Publisher, or a dict with one as "publisher"."""
+        publisher = trainer_args["publisher"] if isinstance(trainer_args, dict) else trainer_args
+        if not isinstance(publisher, Publisher):
+            raise ArgumentError(f"trainer_args must be a Publisher, not {type(publisher).__name__}")
+        publisher.publish(iterator).wait("durable")
+
+    def _followed(self) -> Following:
+        if self._following is None:
+            raise EngineError("init_transfer_engine has not been called")
+        return self._following
+
+
 @cache
 def engine_class() -> Any:
     """The class for vLLM's factory."""
@@ -82,62 +141,5 @@ def engine_class() -> Any:
         version: int | None = None
         timeout_s: float = 600.0
 
-    class PcclWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
-        """One worker's receiver."""
-
-        init_info_cls, update_info_cls = PcclInitInfo, PcclUpdateInfo
-        _following: Following | None = None
-        _ahead: Ahead | None = None
-
-        @property
-        def version(self) -> int:
-            """The committed one."""
-            return self._followed().receiver.version
-
-        def init_transfer_engine(self, init_info: PcclInitInfo) -> None:
-            """Joins and follows. A worker that is told again keeps what it has."""
-            if self._following is None:
-                following = Following(Settings(**{f.name: getattr(init_info, f.name) for f in fields(Settings)}))
-                self._following = following
-                self._ahead = Ahead(following.receiver, adapter_for(self.model, following.shadow.schema))
-
-        def start_weight_update(self) -> None:
-            """Nothing: the work has been done before."""
-            self._followed()
-
-        def receive_weights(self, update_info: PcclUpdateInfo) -> None:
-            """Writes the update, and commits it."""
-            following, ahead = self._followed(), self._ahead
-            assert ahead is not None
-            if update_info.version is not None and following.receiver.version == update_info.version:
-                return
-            update, apply = ahead.take(update_info.version, update_info.timeout_s)
-            with update.commit():
-                apply()
-            ahead.done(update)
-
-        def finish_weight_update(self) -> None:
-            """Nothing: what was written is whole."""
-            self._followed()
-
-        def shutdown(self) -> None:
-            """Ends the following; the shadow's file stays."""
-            if self._following is not None and self._ahead is not None:
-                self._following.close()
-                self._ahead.join()
-                self._following = self._ahead = None
-
-        @staticmethod
-        def trainer_send_weights(iterator: Iterable[tuple[str, Any]], trainer_args: Any) -> None:
-            """`trainer_args`: a Publisher, or a dict with one as "publisher"."""
-            publisher = trainer_args["publisher"] if isinstance(trainer_args, dict) else trainer_args
-            if not isinstance(publisher, Publisher):
-                raise ArgumentError(f"trainer_args must be a Publisher, not {type(publisher).__name__}")
-            publisher.publish(iterator).wait("durable")
-
-        def _followed(self) -> Following:
-            if self._following is None:
-                raise EngineError("init_transfer_engine has not been called")
-            return self._following
-
-    return PcclWeightTransferEngine
+    infos = {"init_info_cls": PcclInitInfo, "update_info_cls": PcclUpdateInfo}
+    return type("PcclWeightTransferEngine", (_Worker, WeightTransferEngine), infos)
