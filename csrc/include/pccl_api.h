@@ -509,6 +509,22 @@ pccl_err pccl_delta_invert(const char *isa, const void *in, uint64_t in_bytes, c
 /* A diff_b block as diff_a, with the state before; other forms come back as they are. */
 pccl_err pccl_delta_as_a(const char *isa, const void *in, uint64_t in_bytes, const void *state, void *work, void *block, uint64_t *bytes_p);
 
+/* New values for one tensor: addresses, because there are many and they are made in bulk. */
+typedef struct {
+    uint64_t to;                /* of `elements` elements of `width` bytes: 1, 2 or 4 */
+    uint64_t places;            /* of `count` int64_t, ascending, each once */
+    uint64_t values;            /* of `count` elements */
+    uint64_t count;
+    uint64_t elements;
+    uint32_t width;
+    uint32_t unused;
+} pccl_scatter;
+
+/* Whether all parts may be run; PCCL_EINVAL and the number of the first that may not. Writes nothing. */
+pccl_err pccl_scatter_check(const pccl_scatter *parts, uint64_t count, uint64_t *bad_p);
+/* Writes them. They must have been checked, and their memory must still be there. */
+void pccl_scatter_run(const pccl_scatter *parts, uint64_t count);
+
 /* -- the simulated network (transport "sim") --------------------------------------------------------------------- */
 
 /* One direction between two nodes. */

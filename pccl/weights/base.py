@@ -21,9 +21,9 @@ from pccl.weights.files import mapped
 from pccl.weights.schema import Schema, Tensor
 from pccl.weights.shadow import Shadow
 
-__all__ = ["fill", "load", "safetensors_in", "schema_of", "version_zero"]
+__all__ = ["SAFETENSORS_DTYPES", "fill", "load", "safetensors_in", "schema_of", "version_zero"]
 
-_DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
     "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
@@ -102,7 +102,7 @@ def safetensors_in(directory: str | Path) -> dict[str, tuple[str, tuple[int, ...
             for name, entry in header.items():
                 start, end = entry["data_offsets"]
                 piece = data[8 + size + start : 8 + size + end]
-                made = Tensor(name, tuple(entry["shape"]), _DTYPES[entry["dtype"]])
+                made = Tensor(name, tuple(entry["shape"]), SAFETENSORS_DTYPES[entry["dtype"]])
                 if len(piece) != made.nbytes:
                     raise DamageError(f"{path}: {name!r} has {len(piece)} bytes, not {made.nbytes}")
                 found[name] = (made.dtype, made.shape, piece)

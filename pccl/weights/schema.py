@@ -6,7 +6,6 @@ of at least PACK_BELOW elements has blocks of its own; smaller neighbours of one
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -95,6 +94,14 @@ class Block:
         return self.elements * self.width
 
 
+class _Held:
+    """Memory, for an array that is to keep its owner: a tensor may come from a generator that forgets it."""
+
+    def __init__(self, data: np.ndarray[Any, Any], owner: Any) -> None:
+        self.__array_interface__ = data.__array_interface__
+        self.owner = (data, owner)
+
+
 class Schema:
     """Ordered tensors. Equal schemas have equal hashes, and cut alike."""
 
@@ -171,17 +178,15 @@ class Schema:
         return [self.tensors[span.tensor].name for span in self.blocks[block].spans]
 
     def flat(self, tensor: int, value: Any) -> np.ndarray[Any, Any]:
-        """A tensor or array of the user's as flat unsigned integers: a view if it is contiguous, which keeps its memory
+        """A tensor or array of the user's as flat unsigned integers: a view if it is contiguous, which keeps it
         alive. SchemaError if it is not what the schema says.
         """
         of = self.tensors[tensor]
         data, shape, owner = byte_view(value, writable=False, what=of.name)
-        if not isinstance(owner, np.ndarray):  # torch: the view above does not hold what it looks at
-            data = owner.reshape(-1).view(sys.modules["torch"].uint8).numpy()
         dtype = describe_dtype(value)
         if dtype != of.dtype or tuple(shape) != of.shape:
             raise SchemaError(f"{of.name!r} is {dtype} {tuple(shape)}, the schema says {of.dtype} {of.shape}")
-        return data.view(_UINT[of.width])
+        return np.asarray(_Held(data, owner)).view(_UINT[of.width])
 
     def _find_places(self) -> list[int]:
         places = [0] * len(self.tensors)

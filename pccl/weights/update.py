@@ -83,8 +83,13 @@ class Update:
     @property
     def base_version(self) -> int:
         """What the shadow has committed now: where it begins."""
+        return self.base.version
+
+    @property
+    def base(self) -> Version:
+        """What the shadow has committed now, with the lineage."""
         assert self._shadow.at is not None
-        return self._shadow.at.version
+        return self._shadow.at
 
     @property
     def schema(self) -> Schema:
@@ -100,6 +105,11 @@ class Update:
         """What changes, tensor by tensor, in the order of the schema. Made before the first commit, read any time."""
         return iter(self._patches)
 
+    def owned_names(self) -> list[str]:
+        """Of the tensors that this receiver owns, which `dense` gives, in order."""
+        owned = self._owned_tensors()
+        return [tensor.name for number, tensor in enumerate(self.schema.tensors) if number in owned]
+
     def dense(self, changed_only: bool = False) -> Iterator[tuple[str, Array]]:
         """(name, elements of the tensor at `version`, as unsigned integers, flat) of every tensor that this receiver
         owns; `arrays.as_torch` makes tensors of them. Arrays are copies, one tensor at a time.
@@ -114,6 +124,13 @@ class Update:
             if patch is not None:
                 made[patch.index] = patch.values
             yield tensor.name, made
+
+    def before(self) -> Iterator[tuple[str, Array]]:
+        """(name, elements as they are committed now) of every tensor that changes, in order. Views of the shadow: read
+        them before the commit.
+        """
+        for patch in self._patches:
+            yield patch.name, self.schema.view(self._shadow.arena, patch.tensor)
 
     @contextmanager
     def commit(self) -> Iterator[Update]:
@@ -143,8 +160,9 @@ class Update:
         return Patch(of.name, index, values, of.shape, of.dtype, number)
 
     def _owned_tensors(self) -> set[int]:
-        blocks = self.schema.blocks
-        return {span.tensor for b in blocks if self._owned is None or b.number in self._owned for span in b.spans}
+        if self._owned is None:
+            return set(range(len(self.schema.tensors)))
+        return {span.tensor for block in self.schema.blocks if block.number in self._owned for span in block.spans}
 
 
 def refuse_old(update: Update) -> None:

@@ -1,0 +1,1 @@
+"""A double of vllm.distributed.weight_transfer, by its documentation (v0.25)."""
