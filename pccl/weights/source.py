@@ -21,6 +21,7 @@ import numpy as np
 
 from pccl.errors import PcclError
 from pccl.transfer.manifest import key_of
+from pccl.transfer.offers import FENCE_S
 from pccl.transfer.transfers import Transfers
 from pccl.weights.certificate import Version
 from pccl.weights.errors import LineageError
@@ -103,7 +104,7 @@ class Source:
         self._open_live(deltas.tip)
         self._tip = Outbox(transfers, tip_line(name), self._tip_of(deltas.tip).encode())
         bell = np.zeros(1, np.uint8)
-        transfers.offers.offer_region(bell_key(name), 1, bell, None, whole=False, on_asked=self._on_bell)
+        self._bell = transfers.offers.offer_region(bell_key(name), 1, bell, None, whole=False, on_asked=self._on_bell)
         self._thread = threading.Thread(target=self._run, name="pccl-weights-source", daemon=True)
         self._thread.start()
 
@@ -152,6 +153,7 @@ class Source:
         self._folder.shutdown(wait=True)
         self._tip.close()
         self._transfers.offers.quietly("withdraw", bell_key(self._name), 1)
+        self._bell.gone.wait(FENCE_S)
         for _, stream in self._live:
             stream.close()
         for _, stream, _ in self._folds:
