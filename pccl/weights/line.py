@@ -17,6 +17,7 @@ import numpy as np
 
 from pccl.errors import Closed
 from pccl.transfer.manifest import key_of
+from pccl.transfer.offers import FENCE_S
 from pccl.transfer.transfers import Transfers
 from pccl.types import Status
 from pccl.weights.digests import QUICK_BYTES, quick
@@ -65,8 +66,9 @@ class Outbox:
         self._open = True
         self._next: np.ndarray[Any, Any] = np.zeros(RECORD_BYTES, np.uint8)
         self._now = np.zeros(RECORD_BYTES, np.uint8)
+        self._regions: dict[int, Any] = {}
         self._offer_next()
-        self._offers.offer_region(_now_key(name), _NOW, self._now, None, whole=True, changes=True)
+        self._region = self._offers.offer_region(_now_key(name), _NOW, self._now, None, whole=True, changes=True)
         self.post(data)
 
     def post(self, data: bytes) -> None:
@@ -83,18 +85,23 @@ class Outbox:
             self._offer_next()
             if self._number > KEPT:
                 self._offers.quietly("withdraw", _next_key(self._name), self._number - KEPT)
+                self._regions.pop(self._number - KEPT, None)
 
     def close(self) -> None:
-        """The line is no more."""
+        """The line is no more; when this returns it can be made anew."""
         with self._lock:
             self._open = False
             self._offers.quietly("withdraw", _now_key(self._name), _NOW)
-            for number in range(max(1, self._number - KEPT + 1), self._number + 2):
+            for number in self._regions:
                 self._offers.quietly("withdraw", _next_key(self._name), number)
+            for region in (self._region, *self._regions.values()):
+                region.gone.wait(FENCE_S)
 
     def _offer_next(self) -> None:
         self._next = np.zeros(RECORD_BYTES, np.uint8)
-        self._offers.offer_region(_next_key(self._name), self._number + 1, self._next, None, whole=False)
+        number = self._number + 1
+        key = _next_key(self._name)
+        self._regions[number] = self._offers.offer_region(key, number, self._next, None, whole=False)
 
 
 class Inbox:

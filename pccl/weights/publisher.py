@@ -77,7 +77,7 @@ class Publisher:
         self._unsettled: list[bytes | None] = []
         self._begin(base)
         self._source = Source(
-            comm.transfers, name, schema, log, self._pool, epoch=self.epoch, base=self._zero, block_at=self._block_at
+            comm.transfers, name, schema, log, epoch=self.epoch, base=self._zero, block_at=self._block_at
         )
         self._queue: queue.SimpleQueue[tuple[Ticket, Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="pccl-weights-publisher", daemon=True)

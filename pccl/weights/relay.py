@@ -67,9 +67,7 @@ class Relay:
         self._passed: StreamIn | None = None
         self._anew = False
         self._begin()
-        self._source = Source(
-            comm.transfers, name, schema, log, self._pool, epoch=0, base=zero, block_at=self._block_at
-        )
+        self._source = Source(comm.transfers, name, schema, log, epoch=0, base=zero, block_at=self._block_at)
         self._follow = Follow(comm.transfers, name, schema, sources_of(comm, upstream), self)
         self._source.on_followers = self._follow.moved
 

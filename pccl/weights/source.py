@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from pccl.errors import PcclError
 from pccl.transfer.manifest import key_of
+from pccl.transfer.offers import FENCE_S
 from pccl.transfer.transfers import Transfers
 from pccl.weights.certificate import Version
 from pccl.weights.errors import LineageError
@@ -83,14 +84,15 @@ class Source:
         name: str,
         schema: Schema,
         deltas: DeltaLog,
-        pool: Executor,
         *,
         epoch: int,
         base: Version,
         block_at: Callable[[Version, int], np.ndarray[Any, Any] | None],
     ) -> None:
         self._transfers, self._name, self._schema, self._log = transfers, name, schema, deltas
-        self._pool, self._block_at, self._base = pool, block_at, base
+        self._block_at, self._base = block_at, base
+        # Of its own: a fold may wait for a state that moves, and what moves it needs threads too.
+        self._pool = ThreadPoolExecutor(2, "pccl-weights-ways")
         self.epoch = epoch
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._followers: dict[bytes, Follower] = {}
@@ -103,7 +105,7 @@ class Source:
         self._open_live(deltas.tip)
         self._tip = Outbox(transfers, tip_line(name), self._tip_of(deltas.tip).encode())
         bell = np.zeros(1, np.uint8)
-        transfers.offers.offer_region(bell_key(name), 1, bell, None, whole=False, on_asked=self._on_bell)
+        self._bell = transfers.offers.offer_region(bell_key(name), 1, bell, None, whole=False, on_asked=self._on_bell)
         self._thread = threading.Thread(target=self._run, name="pccl-weights-source", daemon=True)
         self._thread.start()
 
@@ -150,8 +152,10 @@ class Source:
         self._queue.put(None)
         self._thread.join()
         self._folder.shutdown(wait=True)
+        self._pool.shutdown()
         self._tip.close()
         self._transfers.offers.quietly("withdraw", bell_key(self._name), 1)
+        self._bell.gone.wait(FENCE_S)
         for _, stream in self._live:
             stream.close()
         for _, stream, _ in self._folds:

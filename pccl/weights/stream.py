@@ -18,6 +18,7 @@ import xxhash
 
 from pccl.errors import Closed
 from pccl.transfer.manifest import key_of
+from pccl.transfer.offers import FENCE_S
 from pccl.transfer.transfers import Transfers
 from pccl.types import Status
 
@@ -72,7 +73,7 @@ class StreamOut:
         self._slots = slots
         self._index = self._used = 0
         self.sent_bytes = 0
-        self._offers.offer_region(self._key, generation, self._memory, None, whole=False)
+        self._region = self._offers.offer_region(self._key, generation, self._memory, None, whole=False)
 
     def write(self, data: bytes) -> None:
         """More of the payload; whole slots go at once."""
@@ -96,8 +97,9 @@ class StreamOut:
         self._extend(index)
 
     def close(self) -> None:
-        """It is offered no more."""
+        """It is offered no more; when this returns it can be offered anew."""
         self._offers.quietly("withdraw", self._key, self._generation)
+        self._region.gone.wait(FENCE_S)
 
     def _seal(self, last: bool) -> None:
         start = self._index * SLOT_BYTES
