@@ -45,9 +45,9 @@ enum {
 #define SPARE_STREAM_BYTES (256u << 10)
 #define SPARE_LEAST_BYTES (128u << 10)
 #define SPARE_US 20000u
-/* Twice what goes in one round while nothing is known of the link: of such ops none shall wait for the acknowledgements of its own
+/* Three times what goes in one round while nothing is known of the link: of such ops none shall wait for the acknowledgements of its own
  * beginning. */
-#define FIRST_FLIGHT_BYTES (2u << 20)
+#define FIRST_FLIGHT_BYTES (3u << 20)
 #define FIRST_FILLER_BYTES (128u << 10)
 #define LEAST_FLIGHT_BYTES (64u << 10)
 
@@ -239,7 +239,6 @@ static void take_reading(struct link *l, uint64_t bytes_per_s, int overflown)
     m->readings++;
     look_for_end_of_growth(m, overflown);
     summarize(m);
-    meter_pace(l);
 }
 
 static uint64_t window_ns(const struct link *l)
@@ -287,6 +286,7 @@ static void end_window(struct link *l, int saturated)
                    (r.packets_again - m->window_again) * 100 > (r.packets - m->window_packets) * OVERFLOW_PERCENT);
     else
         skip_window(m);
+    meter_pace(l);
     int goes_on = in_time && saturated;
     m->window_begin_ns = goes_on ? now_ns : 0;
     m->window_end_ns = goes_on ? now_ns + window_ns(l) : 0;

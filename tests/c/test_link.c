@@ -105,9 +105,9 @@ TEST(a_link_that_is_not_known_begins_with_little)
     cluster_epoch(&c, 1, 0, 0, 3, 3, NULL, 0);
     cluster_run(&c, 2 * SECOND);    /* the round trip is known by then */
     reduce_for(&c, 0, 60 * SECOND / 1000);
-    CHECK(!last_pace && most_held > (1 << 20) && most_held < (2 << 20) + (256 << 10));
+    CHECK(!last_pace && most_held > (1 << 20) && most_held < (3 << 20) + (256 << 10));
     cluster_run(&c, 3 * SECOND);
-    CHECK(cluster_event(&c, 0, PCCL_EVENT_OP, 1) && last_pace && most_held > (2 << 20));
+    CHECK(cluster_event(&c, 0, PCCL_EVENT_OP, 1) && last_pace && most_held > (3 << 20));
     cluster_close(&c);
 }
 
@@ -243,6 +243,24 @@ TEST(an_op_would_not_wait_long_behind_a_probe)
     cluster_run(&c, SECOND);
     CHECK(l->meter.known && !l->probe.bytes);
     CHECK(most_held > RATE / 12 / 2 && most_held < RATE / 12 * 5 / 4 + (256 << 10));
+    cluster_close(&c);
+}
+
+/* Else the next ops, if they are over before anything is read, would go as slowly as filler does at first. */
+TEST(a_probe_that_an_op_cuts_short_leaves_no_slow_pace)
+{
+    struct cluster c;
+    open_pair(&c, 3);
+    pace(&c);
+    cluster_epoch(&c, 1, 0, 0, 3, 3, NULL, 0);
+    cluster_run(&c, 2 * SECOND);
+    measure(&c, 48 << 20);
+    const struct link *l = c.engines[0]->links;
+    for (int i = 0; i < 1000 && !last_pace; i++)
+        cluster_run(&c, SECOND / 200);
+    CHECK(l->probe.bytes && !l->meter.known && last_pace && last_pace < (4 << 20));
+    reduce_for(&c, 0, SECOND / 1000);
+    CHECK(!l->probe.bytes && !l->meter.known && last_pace > (8 << 20));
     cluster_close(&c);
 }
 
