@@ -5,6 +5,9 @@ fetches from the trainer. Versions alternate between two states of `synthetic.py
 time until the last receiver has committed beside (bytes / link + RTT/2) and the part of the encoding that the link did
 not hide; how many payloads the trainer has sent; and what others would send, as time on the link. Exit code 1: a
 receiver had other bytes, or a bound was missed.
+
+All of it runs on this machine, with a copy of the weights for each receiver and two for the trainer: ten of 2 GiB for
+`--regions 4` are too many for 24 GiB, and eight receivers on two cores take as long as their work does.
 """
 
 from __future__ import annotations
