@@ -95,14 +95,19 @@ static pccl_err fold_on_raw(delta_kernels *k, const struct delta_block *raw, con
     return PCCL_OK;
 }
 
+/* The kernels and a block from outside. */
+static pccl_err take(const char *isa, const void *in, uint64_t bytes, delta_kernels **k_p, struct delta_block *b)
+{
+    *k_p = delta_kernels_of(isa);
+    return *k_p != NULL ? delta_parse(in, bytes, b) : PCCL_EINVAL;
+}
+
 pccl_err pccl_delta_fold(const char *isa, const void *first, uint64_t first_bytes, const void *second, uint64_t second_bytes, void *memory,
                          void *block, uint64_t *bytes_p)
 {
+    delta_kernels *k;
     struct delta_block a, b;
-    delta_kernels *k = delta_kernels_of(isa);
-    if (k == NULL)
-        return PCCL_EINVAL;
-    pccl_err err = delta_parse(first, first_bytes, &a);
+    pccl_err err = take(isa, first, first_bytes, &k, &a);
     if (err == PCCL_OK)
         err = delta_parse(second, second_bytes, &b);
     if (err != PCCL_OK)
@@ -142,11 +147,9 @@ static pccl_err invert_values(delta_kernels *k, const struct delta_block *b, con
 pccl_err pccl_delta_invert(const char *isa, const void *in, uint64_t in_bytes, const void *state, void *memory, void *block,
                            uint64_t *bytes_p)
 {
+    delta_kernels *k;
     struct delta_block b;
-    delta_kernels *k = delta_kernels_of(isa);
-    if (k == NULL)
-        return PCCL_EINVAL;
-    pccl_err err = delta_parse(in, in_bytes, &b);
+    pccl_err err = take(isa, in, in_bytes, &k, &b);
     if (err != PCCL_OK)
         return err;
     if (b.info.form == PCCL_DELTA_ZERO)
@@ -169,11 +172,9 @@ pccl_err pccl_delta_invert(const char *isa, const void *in, uint64_t in_bytes, c
 pccl_err pccl_delta_as_a(const char *isa, const void *in, uint64_t in_bytes, const void *state, void *memory, void *block,
                          uint64_t *bytes_p)
 {
+    delta_kernels *k;
     struct delta_block b;
-    delta_kernels *k = delta_kernels_of(isa);
-    if (k == NULL)
-        return PCCL_EINVAL;
-    pccl_err err = delta_parse(in, in_bytes, &b);
+    pccl_err err = take(isa, in, in_bytes, &k, &b);
     if (err != PCCL_OK)
         return err;
     if (b.info.form != PCCL_DELTA_DIFF_B)

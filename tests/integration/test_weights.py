@@ -75,6 +75,12 @@ def run(cluster: Any) -> Any:
         one.close()
 
 
+def pair(net: Run, state: dict[str, Any], shadow: Any, log: Path, **options: Any) -> tuple[Publisher, Receiver]:
+    """A publisher of a state, and one who follows it with a shadow of that."""
+    pub = net.keep(Publisher(net.comms[0], SCHEMA, base=tensors(state), log=DeltaLog(log), **options))
+    return pub, net.keep(Receiver(net.comms[1], shadow, upstream=[net.comms[0].peer_id]))
+
+
 def commit_until(rx: Receiver, version: int) -> list[int]:
     """Versions that were committed, up to this one."""
     seen = []
@@ -169,11 +175,9 @@ def test_a_publisher_that_starts_again_follows_its_log(run: Any, tmp_path: Path)
 
 
 def test_a_full_disk_moves_nothing(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    net = run(2)
     state = weights()
     shadow = loaded(state)
-    pub = net.keep(Publisher(net.comms[0], SCHEMA, base=tensors(state), log=DeltaLog(tmp_path)))
-    rx = net.keep(Receiver(net.comms[1], shadow, upstream=[net.comms[0].peer_id]))
+    pub, rx = pair(run(2), state, shadow, tmp_path)
     step(state, 1)
     pub.publish(tensors(state)).wait("durable", WAIT_S)
     commit_until(rx, 1)
@@ -194,12 +198,10 @@ def test_a_full_disk_moves_nothing(run: Any, tmp_path: Path, monkeypatch: Any) -
 
 
 def test_an_engine_that_raises_leaves_the_version(run: Any, tmp_path: Path) -> None:
-    net = run(2)
     state = weights()
-    before = weights()
     shadow = loaded(state)
-    pub = net.keep(Publisher(net.comms[0], SCHEMA, base=tensors(state), log=DeltaLog(tmp_path)))
-    rx = net.keep(Receiver(net.comms[1], shadow, upstream=[net.comms[0].peer_id]))
+    before = weights()
+    pub, rx = pair(run(2), state, shadow, tmp_path)
     step(state, 1)
     pub.publish(tensors(state))
     update = rx.next(WAIT_S)
@@ -215,11 +217,9 @@ def test_an_engine_that_raises_leaves_the_version(run: Any, tmp_path: Path) -> N
 
 def test_nobody_waits_for_a_receiver_but_max_staleness(run: Any, tmp_path: Path) -> None:
     """One that never commits holds one update, whatever is published; then one commit brings it to the newest."""
-    net = run(2)
     state = weights()
     shadow = loaded(state)
-    pub = net.keep(Publisher(net.comms[0], SCHEMA, base=tensors(state), log=DeltaLog(tmp_path), max_staleness=3))
-    rx = net.keep(Receiver(net.comms[1], shadow, upstream=[net.comms[0].peer_id]))
+    pub, rx = pair(run(2), state, shadow, tmp_path, max_staleness=3)
     first = rx_is_known(pub)
     assert first == (1, 0)
     for number in range(1, 4):
@@ -247,11 +247,9 @@ def commit_soon(rx: Receiver, version: int) -> threading.Thread:
 
 
 def test_a_state_comes_back_as_a_new_version(run: Any, tmp_path: Path) -> None:
-    net = run(2)
     state = weights()
     shadow = loaded(state)
-    pub = net.keep(Publisher(net.comms[0], SCHEMA, base=tensors(state), log=DeltaLog(tmp_path)))
-    rx = net.keep(Receiver(net.comms[1], shadow, upstream=[net.comms[0].peer_id]))
+    pub, rx = pair(run(2), state, shadow, tmp_path)
     kept = {}
     for number in range(1, 6):
         step(state, number)
@@ -263,11 +261,9 @@ def test_a_state_comes_back_as_a_new_version(run: Any, tmp_path: Path) -> None:
 
 
 def test_shards_are_published_where_they_are(run: Any, tmp_path: Path) -> None:
-    net = run(2)
     state = weights()
     shadow = loaded(state)
-    pub = net.keep(Publisher(net.comms[0], SCHEMA, base=tensors(state), log=DeltaLog(tmp_path)))
-    rx = net.keep(Receiver(net.comms[1], shadow, upstream=[net.comms[0].peer_id]))
+    pub, rx = pair(run(2), state, shadow, tmp_path)
     step(state, 1)
     whole = tensors(state)
     parts = [("norm", whole["norm"]), ("bias", whole["bias"]), ("codes", whole["codes"])]
