@@ -65,8 +65,10 @@ class Process:
     told: list[str] = field(default_factory=list)
 
     def tell(self, **order: Any) -> None:
-        """Nobody may be there any more."""
+        """Nobody may be there any more, and its pipe may be closed."""
         assert self.popen.stdin is not None
+        if self.popen.stdin.closed:
+            return
         with contextlib.suppress(OSError):
             self.popen.stdin.write(json.dumps(order).encode() + b"\n")
             self.popen.stdin.flush()
