@@ -23,6 +23,7 @@ from pccl.weights.follow import Follow
 from pccl.weights.payload import Payload, Reader
 from pccl.weights.records import WANTS_FOLD
 from pccl.weights.shadow import Shadow, Staged
+from pccl.weights.share import Share
 from pccl.weights.stage import Stage
 from pccl.weights.stream import StreamIn
 from pccl.weights.update import Update, UpdateStats, refuse_old
@@ -48,7 +49,9 @@ class Receiver:
     `shadow`: begun, at whatever version: loaded from a base (`pccl.weights.base`), or a FileShadow of an earlier life.
     `upstream`: ids or ranks of sources, the best first, or a function that gives ids; None: all peers that can be
     fetched from. `filter`: names of the tensors that this receiver owns; others are neither decoded nor kept right.
-    `pubkey`: the publisher's public key; None: signatures are not looked at. `name`: of the set of weights.
+    `pubkey`: the publisher's public key; None: signatures are not looked at. `serve`: others that follow the same
+    sources may fetch deltas from this receiver, and it from them, when a source fails (docs/weights.md 4); one with a
+    filter has nothing whole to serve, and does not. `name`: of the set of weights.
 
     Raises ArgumentError, DamageError (the shadow is not what was committed).
     """
@@ -63,6 +66,7 @@ class Receiver:
         upstream: Upstream | None = None,
         filter: Callable[[str], bool] | None = None,
         pubkey: bytes | None = None,
+        serve: bool = True,
         threads: int = 2,
         name: str = "weights",
     ) -> None:
@@ -81,6 +85,8 @@ class Receiver:
         self._reader: tuple[StreamIn, Reader] | None = None
         self._error: PcclError | None = None
         self._closed = False
+        self.serves = serve and filter is None
+        self._share = Share(comm.transfers, name, shadow.schema.hash, shadow.at) if self.serves else None
         self._follow = Follow(comm.transfers, name, shadow.schema, sources_of(comm, upstream), self)
 
     def __enter__(self) -> Receiver:
@@ -137,6 +143,8 @@ class Receiver:
             self._closed = True
             self._ready.notify_all()
         self._follow.close()
+        if self._share is not None:
+            self._share.close()
         with self._commit_lock:
             self.shadow.pool = None
         self._pool.shutdown()
@@ -181,8 +189,15 @@ class Receiver:
         """See Sink."""
         return WANTS_FOLD
 
-    def on_slot(self, stream: StreamIn, index: int, slot: np.ndarray[Any, Any]) -> None:
+    def opened(self, name: str, generation: int, slots: int) -> None:
         """See Sink."""
+        if self._share is not None:
+            self._share.open(name, generation, slots)
+
+    def on_slot(self, stream: StreamIn, index: int, slot: np.ndarray[Any, Any]) -> None:
+        """See Sink: passed on at once."""
+        if self._share is not None:
+            self._share.put(stream.name, index, slot)
 
     def grown(self, stream: StreamIn) -> None:
         """See Sink: blocks are decoded as they come."""
@@ -209,12 +224,16 @@ class Receiver:
             )  # fmt: skip
             self._staged = (staged, stats)
             self._ready.notify_all()
+        if self._share is not None:
+            self._share.whole(stream.name, staged.at)
 
     def dropped(self) -> None:
         """See Sink."""
         if self._stage is not None:
             self._stage.cancel()
         self._reader = self._stage = None
+        if self._share is not None:
+            self._share.void()
 
     def lineage_lost(self, error: LineageError) -> bool:
         """See Sink."""

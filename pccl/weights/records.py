@@ -9,10 +9,11 @@ from typing import TypeVar
 
 import msgspec
 
+from pccl.types import PEER_ID_BYTES
 from pccl.weights.certificate import Version
 from pccl.weights.errors import DamageError
 
-__all__ = ["Answer", "State", "Tip"]
+__all__ = ["Answer", "Peers", "State", "Tip"]
 
 
 class _Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -44,7 +45,7 @@ class Tip(_Record):
 class State(_Record):
     """The newest that a follower holds, and whether it wants a way from there. `role`: "receiver", "relay", or "gone".
     `committed`: the version that it serves from. `below`: (followers of followers, the lowest version committed among
-    them). `number`: of its wishes, so that an answer can say which it is to.
+    them). `number`: of its wishes, so that an answer can say which it is to. `serves`: others may have deltas of it.
     """
 
     role: str
@@ -54,6 +55,7 @@ class State(_Record):
     wants: int
     number: int
     below: tuple[int, int]
+    serves: bool
 
     @property
     def at(self) -> Version:
@@ -70,6 +72,19 @@ class Answer(_Record):
     error: str
 
 
+class Peers(_Record):
+    """Who follows a source and serves others of it: ids, PEERS_MAX at most."""
+
+    ids: list[bytes]
+
+    def check(self) -> None:
+        """DamageError if they are no ids."""
+        if len(self.ids) > PEERS_MAX or any(len(one) != PEER_ID_BYTES for one in self.ids):
+            raise DamageError(f"a line of weights names {len(self.ids)} peers, or what is none")
+
+
+PEERS_MAX = 48
+
 #: What a State wants: nothing; one payload to the tip; the next delta as it was published.
 WANTS_NOTHING, WANTS_FOLD, WANTS_DELTA = 0, 1, 2
 
@@ -83,7 +98,7 @@ def decode(kind: type[R], data: bytes) -> R:
 
 
 def tip_line(name: str) -> str:
-    """Of a source."""
+    """Of a source, and of a receiver that serves: the newest that it can be asked for."""
     return f"weights/{name}/tip"
 
 
@@ -95,6 +110,11 @@ def state_line(name: str) -> str:
 def answer_line(name: str, follower: bytes) -> str:
     """Of a source, to one follower."""
     return f"weights/{name}/answer/{follower.hex()}"
+
+
+def peers_line(name: str) -> str:
+    """Of a source."""
+    return f"weights/{name}/peers"
 
 
 def live_stream(name: str, base: Version) -> str:

@@ -40,6 +40,7 @@ class Relay:
     """
 
     role = "relay"
+    serves = False  # as a source, to those who name it as one
 
     def __init__(
         self,
@@ -146,6 +147,9 @@ class Relay:
     def wants(self) -> int:
         """See Sink: all at once when it has nothing, else what was published."""
         return WANTS_FOLD if self.have().version == 0 else WANTS_DELTA
+
+    def opened(self, name: str, generation: int, slots: int) -> None:
+        """See Sink."""
 
     def on_slot(self, stream: StreamIn, index: int, slot: np.ndarray[Any, Any]) -> None:
         """See Sink: passed on at once."""

@@ -29,15 +29,18 @@ from pccl.weights.fold import fold
 from pccl.weights.line import Inbox, Outbox
 from pccl.weights.log import DeltaLog
 from pccl.weights.records import (
+    PEERS_MAX,
     WANTS_DELTA,
     WANTS_NOTHING,
     Answer,
+    Peers,
     State,
     Tip,
     answer_line,
     decode,
     fold_stream,
     live_stream,
+    peers_line,
     state_line,
     tip_line,
 )
@@ -104,6 +107,8 @@ class Source:
         self._closed = False
         self._open_live(deltas.tip)
         self._tip = Outbox(transfers, tip_line(name), self._tip_of(deltas.tip).encode())
+        self._serving: list[bytes] = []
+        self._peers = Outbox(transfers, peers_line(name), Peers([]).encode())
         bell = np.zeros(1, np.uint8)
         self._bell = transfers.offers.offer_region(bell_key(name), 1, bell, None, whole=False, on_asked=self._on_bell)
         self._thread = threading.Thread(target=self._run, name="pccl-weights-source", daemon=True)
@@ -154,6 +159,7 @@ class Source:
         self._folder.shutdown(wait=True)
         self._pool.shutdown()
         self._tip.close()
+        self._peers.close()
         self._transfers.offers.quietly("withdraw", bell_key(self._name), 1)
         self._bell.gone.wait(FENCE_S)
         for _, stream in self._live:
@@ -229,6 +235,10 @@ class Source:
             self._folder.submit(self._answer, follower, state)
 
     def _notify(self) -> None:
+        serving = sorted(f.peer for f in self.followers() if f.state is not None and f.state.serves)[:PEERS_MAX]
+        if serving != self._serving:
+            self._serving = serving
+            self._peers.post(Peers(serving).encode())
         with self.changed:
             self.changed.notify_all()
         self.on_followers()
