@@ -23,6 +23,7 @@ from pccl.weights.certificate import Version
 from pccl.weights.errors import DamageError, LineageError, SchemaError
 from pccl.weights.line import Inbox, Outbox
 from pccl.weights.neighbours import Neighbours
+from pccl.weights.parts import PartsIn
 from pccl.weights.payload import Payload
 from pccl.weights.records import (
     WANTS_NOTHING,
@@ -37,7 +38,7 @@ from pccl.weights.records import (
     tip_line,
 )
 from pccl.weights.source import LIVE_KEPT, bell_key, live_slots
-from pccl.weights.stream import Helpers, StreamIn, nobody
+from pccl.weights.stream import Helpers, Incoming, StreamIn, nobody
 
 __all__ = ["Follow", "Sink"]
 
@@ -57,6 +58,7 @@ class Sink(Protocol):
     """What becomes of payloads. All but `on_slot` are called on the thread of the Follow."""
 
     role: str
+    owned: frozenset[int] | None  # blocks that are wanted; None: all
     serves: bool  # neighbours may fetch from here, and this side from them
 
     def have(self) -> Version:
@@ -74,13 +76,13 @@ class Sink(Protocol):
     def opened(self, name: str, generation: int, slots: int) -> None:
         """A delta is going to be asked for, in a stream of that name."""
 
-    def on_slot(self, stream: StreamIn, index: int, slot: np.ndarray[Any, Any]) -> None:
+    def on_slot(self, stream: Incoming, index: int, slot: np.ndarray[Any, Any]) -> None:
         """A verified slot; on the thread of transfers."""
 
-    def grown(self, stream: StreamIn) -> None:
+    def grown(self, stream: Incoming) -> None:
         """More of the payload is there."""
 
-    def take(self, stream: StreamIn, payload: Payload) -> None:
+    def take(self, stream: Incoming, payload: Payload) -> None:
         """All of it is there. A PcclError: it is no good, and nothing has changed."""
 
     def dropped(self) -> None:
@@ -121,7 +123,7 @@ class Follow:
         self._sources: dict[bytes, Upstream] = {}
         self._order: list[bytes] = []
         self._refused: set[bytes] = set()  # sources that have no way from here
-        self._stream: StreamIn | None = None
+        self._stream: Incoming | None = None
         self._is_live = False
         self._no_live: bytes | None = None
         self._number = 0
@@ -268,7 +270,7 @@ class Follow:
             return
         have = self._sink.have()
         if self._current() is None and self._neighbours.helpers(have)[0]:
-            self._open_live(have, [])
+            self._open_live(have, [], None)
 
     def _ring(self, source: Upstream) -> None:
         """Lets the source know of this peer, and listens to its answers."""
@@ -319,21 +321,34 @@ class Follow:
         tip, have = source.tip, self._sink.have()
         if self._stream is not None:
             return
-        near = tip.version - have.version <= LIVE_KEPT
-        if tip.at == have or (near and tip.version > have.version and self._no_live != have.lineage):
-            self._open_live(have, self._ready(source))
+        if self._sink.owned is not None and tip.at == have:
+            return  # who wants parts waits for the manifest, which says where they are
+        if self._comes_live(tip, have):
+            self._open_live(have, self._ready(source), tip)
         elif self._asked is None:
             self._number += 1
             self._asked = (source.peer, self._number)
             self._show()
+
+    def _comes_live(self, tip: Tip, have: Version) -> bool:
+        """Whether the next delta is to be had as a live stream."""
+        ahead = tip.version - have.version
+        if self._sink.owned is not None:
+            return ahead == 1 and any(tip.sizes) and self._no_live != have.lineage
+        return tip.at == have or (0 < ahead <= LIVE_KEPT and self._no_live != have.lineage)
 
     def _ready(self, first: Upstream) -> list[bytes]:
         """Sources of a live stream: the current one, and the others after it."""
         others = [p for p in self._order if p != first.peer and (s := self._sources.get(p)) and s.tip is not None]
         return [first.peer, *others]
 
-    def _open_live(self, have: Version, sources: Sequence[bytes]) -> None:
+    def _open_live(self, have: Version, sources: Sequence[bytes], tip: Tip | None) -> None:
         name, generation, slots = live_stream(self._name, have), have.version + 1, live_slots(self._schema)
+        if self._sink.owned is not None:
+            assert tip is not None
+            self._open_parts(name, generation, slots, tip.sizes, sources)
+            self._is_live = True
+            return
         self._sink.opened(name, generation, slots)
         self._open(name, generation, slots, sources, lambda: self._neighbours.helpers(have))
 
@@ -348,6 +363,17 @@ class Follow:
             on_slot=self._sink.on_slot,
         )  # fmt: skip
 
+    def _open_parts(
+        self, name: str, generation: int, slots: int, sizes: tuple[int, int], sources: Sequence[bytes]
+    ) -> None:
+        assert self._sink.owned is not None
+        self._is_live = False
+        self._stream = PartsIn(
+            self._transfers, name, generation, slots, sizes, sources, self._sink.owned.__contains__,
+            on_grown=lambda stream: self.tell(lambda: self._on_grown(stream)),
+            on_failed=lambda stream, why: self.tell(lambda: self._on_failed(stream, why)),
+        )  # fmt: skip
+
     def _on_answer(self, source: Upstream, answer: Answer) -> None:
         if self._asked != (source.peer, answer.number):
             return
@@ -360,10 +386,12 @@ class Follow:
                     raise error
                 self._refused.clear()
             self._advance()
-        elif answer.stream and self._stream is None:
+        elif answer.stream and self._stream is None and self._sink.owned is None:
             self._open(answer.stream, 1, answer.slots, [source.peer])
+        elif answer.stream and self._stream is None:
+            self._open_parts(answer.stream, 1, answer.slots, answer.sizes, [source.peer])
 
-    def _on_grown(self, stream: StreamIn) -> None:
+    def _on_grown(self, stream: Incoming) -> None:
         if stream is not self._stream:
             return
         if not stream.complete:
@@ -387,7 +415,7 @@ class Follow:
         self._show()
         self._advance()
 
-    def _on_failed(self, stream: StreamIn, why: str) -> None:
+    def _on_failed(self, stream: Incoming, why: str) -> None:
         if stream is not self._stream:
             return
         log.info("weights: %s is not to be had: %s", stream.name, why)

@@ -243,7 +243,7 @@ class Publisher:
         self._source.live.finish()
         ticket.stats.bytes = len(data)
         ticket.stats.durable_s = time.monotonic() - started
-        self._source.move(self.tip)
+        self._source.move(self.tip, payload.sizes)
         self._advance(ticket, 1)
         try:
             self._settle(payload)

@@ -28,13 +28,16 @@ R = TypeVar("R", bound=_Record)
 
 
 class Tip(_Record):
-    """A source's newest version, that of its base, the hash of the schema, and its publisher's epoch."""
+    """A source's newest version, that of its base, the hash of the schema, and its publisher's epoch. `sizes`: of the
+    delta that led there, see Payload; zeros: it is not served.
+    """
 
     version: int
     lineage: bytes
     base: bytes
     schema: bytes
     epoch: int
+    sizes: tuple[int, int]
 
     @property
     def at(self) -> Version:
@@ -64,11 +67,14 @@ class State(_Record):
 
 
 class Answer(_Record):
-    """A source to one follower: the stream that leads on from where that said it was; or why there is none."""
+    """A source to one follower: the stream that leads on from where that said it was, and the sizes of its payload; or
+    why there is none.
+    """
 
     number: int
     stream: str
     slots: int
+    sizes: tuple[int, int]
     error: str
 
 

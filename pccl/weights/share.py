@@ -83,4 +83,4 @@ class Share:
             one.stream.close()
 
     def _tip(self, at: Version) -> bytes:
-        return Tip(at.version, at.lineage, b"", self._schema, 0).encode()
+        return Tip(at.version, at.lineage, b"", self._schema, 0, (0, 0)).encode()

@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
@@ -24,7 +24,7 @@ from pccl.transfer.offers import FENCE_S
 from pccl.transfer.transfers import Transfers
 from pccl.types import Status
 
-__all__ = ["Helpers", "StreamIn", "StreamOut", "slots_for"]
+__all__ = ["Helpers", "Incoming", "StreamIn", "StreamOut", "slots_for"]
 
 SLOT_BYTES = 1 << 18
 _HEAD = struct.Struct("<QIII4x")
@@ -125,6 +125,30 @@ class StreamOut:
     def _extend(self, index: int) -> None:
         self.sent_bytes += SLOT_BYTES
         self._offers.quietly("extend", self._key, self._generation, index * SLOT_BYTES, SLOT_BYTES)
+
+
+class Incoming(Protocol):
+    """A payload that is being fetched: a StreamIn, or the PartsIn of a filtered receiver."""
+
+    name: str
+    memory: np.ndarray[Any, Any]
+    contiguous: int
+    total: int | None
+    received_bytes: int
+
+    @property
+    def complete(self) -> bool:
+        """All that was asked for is there."""
+
+    @property
+    def stranded_s(self) -> float:
+        """See StreamIn."""
+
+    def cancel(self) -> None:
+        """See StreamIn."""
+
+    def reconsider(self, source: bytes | None = None) -> None:
+        """See StreamIn."""
 
 
 class StreamIn:
