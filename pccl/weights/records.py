@@ -13,7 +13,7 @@ from pccl.types import PEER_ID_BYTES
 from pccl.weights.certificate import Version
 from pccl.weights.errors import DamageError
 
-__all__ = ["Answer", "Peers", "State", "Tip"]
+__all__ = ["Answer", "Part", "Peers", "Round", "State", "Tip"]
 
 
 class _Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -91,6 +91,38 @@ class Peers(_Record):
 
 PEERS_MAX = 48
 
+
+class Round(_Record):
+    """The lead of several publishers: the next version is to follow this one. `attempt`: how many have failed here,
+    `error`: why the last did, `blame`: whose part that was, or empty. `joint`: this version was made of all parts.
+    """
+
+    version: int
+    lineage: bytes
+    attempt: int
+    joint: bool
+    error: str
+    blame: bytes
+
+    @property
+    def key(self) -> tuple[bytes, int]:
+        """What tells rounds apart."""
+        return self.lineage, self.attempt
+
+
+class Part(_Record):
+    """What a publisher that is not the lead has for a round: a stream of so many slots."""
+
+    lineage: bytes
+    attempt: int
+    slots: int
+
+    @property
+    def key(self) -> tuple[bytes, int]:
+        """Of its round."""
+        return self.lineage, self.attempt
+
+
 #: What a State wants: nothing; one payload to the tip; the next delta as it was published.
 WANTS_NOTHING, WANTS_FOLD, WANTS_DELTA = 0, 1, 2
 
@@ -121,6 +153,21 @@ def answer_line(name: str, follower: bytes) -> str:
 def peers_line(name: str) -> str:
     """Of a source."""
     return f"weights/{name}/peers"
+
+
+def round_line(name: str) -> str:
+    """Of the lead."""
+    return f"weights/{name}/round"
+
+
+def part_line(name: str) -> str:
+    """Of a publisher that is not the lead."""
+    return f"weights/{name}/part"
+
+
+def part_stream(name: str, key: tuple[bytes, int]) -> str:
+    """Of such a one, for a round."""
+    return f"{name}/part/{key[0].hex()}/{key[1]}"
 
 
 def live_stream(name: str, base: Version) -> str:

@@ -97,8 +97,6 @@ def test_a_filtered_receiver_that_comes_late_gets_its_part_of_a_fold(run: Any, t
     for number in range(1, 5):
         step(state, number)
         pub.publish(named(state)).wait("durable", WAIT_S)
-    with pub._source.changed:
-        assert pub._source.changed.wait_for(lambda: pub.log.settled == pub.log.tip, WAIT_S)
     rx = net.keep(Receiver(worker, shadow, upstream=[trainer.peer_id], filter=mine, pubkey=KEY.public))
     update = rx.next(WAIT_S)
     with update.commit():
