@@ -40,6 +40,11 @@ class Piece:
     digest: bytes
     encoded: bytes
 
+    @property
+    def place(self) -> Place:
+        """Which elements these are."""
+        return self.block, self.at, self.elements
+
     def is_all_of(self, block: Block) -> bool:
         """Whether no element of the block is missing."""
         return self.elements == block.elements

@@ -173,6 +173,7 @@ class ShardPublisher:
         pieces = list(in_order(self._pool, self._encoded, places(self.schema, news)))
         data = part_of(pieces)
         ticket.stats.bytes, ticket.stats.encode_s = len(data), time.monotonic() - started
+        ticket.stats.dense_bytes = sum(self._view(piece.place).nbytes for piece in pieces)
         ticket.stats.changed = sum(codec.describe(piece.encoded).changed for piece in pieces)
         self._advance(ticket, 0)
         then = self._offer(now, data)
@@ -183,8 +184,8 @@ class ShardPublisher:
                 f"version {now.version + 1} did not come to be: {then.error or 'the lead went on alone'}"
             )
         for piece in pieces:
-            codec.decode(piece.encoded, self._view((piece.block, piece.at, piece.elements)))
-            self._known.add((piece.block, piece.at, piece.elements))
+            codec.decode(piece.encoded, self._view(piece.place))
+            self._known.add(piece.place)
         self._at = then.lineage
         ticket.stats.durable_s = time.monotonic() - started
         self._advance(ticket, 1)
