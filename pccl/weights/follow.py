@@ -126,6 +126,7 @@ class Follow:
         self._stream: Incoming | None = None
         self._is_live = False
         self._no_live: bytes | None = None
+        self._no_help: bytes | None = None
         self._number = 0
         self._asked: tuple[bytes, int] | None = None
         self._failures = 0
@@ -265,12 +266,11 @@ class Follow:
 
     def _on_neighbour(self) -> None:
         """One of them has more to serve than before."""
+        self._no_help = None
         if self._stream is not None:
             self._stream.reconsider()
-            return
-        have = self._sink.have()
-        if self._current() is None and self._neighbours.helpers(have)[0]:
-            self._open_live(have, [], None)
+        else:
+            self._advance()
 
     def _ring(self, source: Upstream) -> None:
         """Lets the source know of this peer, and listens to its answers."""
@@ -313,12 +313,15 @@ class Follow:
     # -- what to fetch --
 
     def _advance(self) -> None:
-        source = self._current()
+        source, have = self._current(), self._sink.have()
         if source is None:
+            alone = self._stream is None and self._no_help != have.lineage
+            if alone and self._neighbours.helpers(have)[0]:
+                self._open_live(have, [], None)
             return
         assert source.tip is not None
         self._ring(source)
-        tip, have = source.tip, self._sink.have()
+        tip = source.tip
         if self._stream is not None:
             return
         if self._sink.owned is not None and tip.at == have:
@@ -420,6 +423,8 @@ class Follow:
             return
         log.info("weights: %s is not to be had: %s", stream.name, why)
         self._no_live = self._sink.have().lineage
+        if self._current() is None:
+            self._no_help = self._no_live
         self._drop()
         self.tell(self._advance)
 

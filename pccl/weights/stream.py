@@ -311,14 +311,19 @@ class StreamIn:
         return self._front > front
 
     def _give_up(self, peer: bytes, status: Status) -> bool:
-        """Goes on with others; True if there are none."""
+        """Goes on with others; True if there are none, or a source has withdrawn the stream of which something is here
+        already: what it makes of that version in the end is another payload.
+        """
         if status == Status.OK:
             self.damaged += 1
             self._strikes[peer] = self._strikes.get(peer, 0) + 1
             if self._strikes[peer] < STRIKES:
                 return False
         self._out.add(peer)
-        if peer in self._asking:
+        if status == Status.EGONE and peer in self._sources and self._done:
+            self._ended = True
+            self._cancel_reads(lambda index, other: True)
+        elif peer in self._asking:
             self._asking = [one for one in self._asking if one != peer]
             if not self._asking:
                 self._choose()

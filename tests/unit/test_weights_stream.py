@@ -96,6 +96,14 @@ def test_a_source_that_comes_back_is_asked_again() -> None:
     assert one.whole()
 
 
+def test_what_its_source_has_withdrawn_is_not_completed_by_others() -> None:
+    """The source begins anew, with another payload: what others have of the old one does not fit."""
+    one = In([RELAY, TRAINER], held=[NEAR], partly=[FAR])
+    one.serve(RELAY, [0])
+    one.reads.take(RELAY).done(Status.EGONE)
+    assert one.failed == ["EGONE"] and not one.reads.asked()
+
+
 def test_who_sends_damaged_slots_again_and_again_is_left() -> None:
     one = In([RELAY], held=[NEAR])
     for _ in range(STRIKES):
@@ -135,7 +143,7 @@ def test_whoever_fails_in_whatever_order_it_is_the_payload_or_a_failure(data: An
         elif what == "damage" and index < len(SLOTS):
             asked.answer(np.roll(SLOTS[index], 1))
         else:
-            asked.done({"lose": Status.EPEER, "late": Status.ETIMEOUT}.get(what, Status.EGONE))
+            asked.done({"lose": Status.EPEER, "damage": Status.EGONE}.get(what, Status.ETIMEOUT))
     assert len(set(one.slots)) == len(one.slots)
     assert one.failed or one.whole()
 
