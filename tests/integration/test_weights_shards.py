@@ -49,9 +49,9 @@ class Rank:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def step(self, number: int) -> None:
+    def tell(self, what: str, number: int) -> None:
         assert self.process.stdin is not None
-        print("step", number, file=self.process.stdin, flush=True)
+        print(what, number, file=self.process.stdin, flush=True)
 
     def kill(self) -> None:
         self.process.kill()
@@ -89,7 +89,7 @@ class Trainer:
         """The lead's part, and those of some others."""
         step(self.state, number)
         for rank in ranks:
-            rank.step(number)
+            rank.tell("step", number)
         return self.pub.publish(shards_of(tensors(self.state), 0))
 
 
@@ -135,6 +135,26 @@ def test_a_rank_that_is_killed_leaves_the_version_and_another_takes_its_place(ne
     assert (one.says(), again.says()) == ("2", "2")
     commit_until(trainer.rx, 2)
     assert equals(trainer.shadow, trainer.state)
+
+
+def test_a_rank_that_is_killed_while_its_part_comes_leaves_the_version(net: Run, tmp_path: Path) -> None:
+    """Its first part, which is all of its shards, at a pace that the test can interrupt."""
+    trainer = Trainer(net, tmp_path)
+    one, two = trainer.ranks
+    two.tell("limit", 1_000_000)
+    assert two.says() == "limited"
+    before = trainer.lead.stats()["transfer_received_bytes"]
+    part = sum(value.nbytes for _, value, *_ in shards_of(tensors(trainer.state), 1))
+    ticket = trainer.step(1, [one, two])
+    news = threading.Event()
+    while trainer.lead.stats()["transfer_received_bytes"] - before < part + 600_000:
+        assert not ticket.done("durable")
+        news.wait(0.01)
+    two.kill()
+    with pytest.raises(PeerLost, match="part of version 1"):
+        ticket.wait("durable", WAIT_S)
+    assert one.says().startswith("failed") and trainer.pub.tip.version == 0
+    assert not list(tmp_path.glob("d*.pccl"))
 
 
 def test_when_the_log_is_full_no_rank_goes_on(net: Run, tmp_path: Path, monkeypatch: Any) -> None:

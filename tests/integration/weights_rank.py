@@ -1,7 +1,8 @@
 """A trainer rank in a process of its own: `weights_rank.py ADDRESS SECRET LEAD RANK GROUP`, to be killed at any time.
 
 Prints its id. For each line "step N" on its standard input it takes the steps of weights_model that it has not taken,
-publishes its shards, and prints how that ended: the version, or "failed" and why. Ends with its input.
+publishes its shards, and prints how that ended: the version, or "failed" and why. "limit N" caps what it sends at so
+many bytes per second, and is answered. Ends with its input.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ def main() -> None:
     with pccl.connect(address, **options) as comm, ShardPublisher(comm, SCHEMA, lead=bytes.fromhex(lead)) as pub:
         print(comm.peer_id.hex(), flush=True)
         for line in sys.stdin:
-            wanted = int(line.split()[1])
+            what, wanted = line.split()[0], int(line.split()[1])
+            if what == "limit":
+                comm.transfers.limit("normal", wanted)
+                print("limited", flush=True)
+                continue
             while taken < wanted:
                 taken += 1
                 step(state, taken)
