@@ -2,7 +2,8 @@
 
 It says which round it is by a line; each of the others shows by a line of its own that its part of that round is
 there. Only with the parts of all, which must hold every element, there is something to publish. A block that one of
-them has whole is passed on as it came; of others the pieces are laid onto the baseline and coded anew.
+them has whole is passed on as it came; of others the pieces are laid onto the baseline and coded anew. All is decoded
+here first: what the lead signs it has seen to be right.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pccl.errors import Closed, PcclError, PeerLost, Timeout
 from pccl.transfer.transfers import Transfers
 from pccl.weights import codec
 from pccl.weights.certificate import Version
-from pccl.weights.codec import Codec, DeltaError
+from pccl.weights.codec import Codec, DeltaError, WrongBaseError
 from pccl.weights.digests import quick
 from pccl.weights.errors import DamageError, SchemaError
 from pccl.weights.gather import Parts, Ready
@@ -213,8 +214,11 @@ class Together:
             return self._early[number].result()
         own, given = self._own.get(number, ()), self._given.get(number, [])
         block, old = self._schema.blocks[number], self._baseline.block(number)
-        if not own and len(given) == 1 and given[0][1].is_all_of(block) and self._passes(old, *given[0]):
-            return given[0][1].encoded, given[0][1].digest
+        if not own and len(given) == 1 and given[0][1].is_all_of(block):
+            peer, piece = given[0]
+            new = self._decoded(old, peer, piece)
+            by_values = codec.describe(piece.encoded).codec in (Codec.RAW, Codec.ABS)
+            return self._encode(number, new) if by_values else (piece.encoded, piece.digest)
         new = old.copy()
         for peer, piece in reversed(given):
             new[piece.at : piece.at + piece.elements] = self._decoded(old, peer, piece)
@@ -229,22 +233,14 @@ class Together:
     def _encode(self, number: int, new: Array) -> Ready:
         return codec.encode(self._baseline.block(number), new, self._codecs), quick(new)
 
-    def _passes(self, old: Array, peer: bytes, piece: Piece) -> bool:
-        """Whether a whole block can go as it came: coded against what is here. False: by values, which are many."""
-        info = codec.describe(piece.encoded)
-        if info.codec in (Codec.RAW, Codec.ABS):
-            return False
-        right = quick(old) == piece.digest if info.codec == Codec.ZERO else codec.digest(old) == info.before
-        if not right:
-            raise DamageError(f"its part of block {piece.block} was made on another state", peer=peer)
-        return True
-
     def _decoded(self, old: Array, peer: bytes, piece: Piece) -> Array:
         made: Array = old[piece.at : piece.at + piece.elements].copy()
         try:
             codec.decode(piece.encoded, made)
+        except WrongBaseError as error:
+            raise DamageError(f"its part of block {piece.block} was made on another state", peer=peer) from error
         except DeltaError as error:
             raise DamageError(f"its part of block {piece.block} cannot be decoded: {error}", peer=peer) from error
         if quick(made) != piece.digest:
-            raise DamageError(f"its part of block {piece.block} was made on another state", peer=peer)
+            raise DamageError(f"its part of block {piece.block} leads to another state than it says", peer=peer)
         return made

@@ -217,6 +217,8 @@ def test_a_part_that_does_not_come_is_waited_for_so_long_and_no_longer(net: Run,
     shards = net.keep(ShardPublisher(other, SCHEMA, lead=lead.peer_id))
     with pytest.raises(Timeout, match=other.peer_id.hex()[:8]):
         pub.publish(base).wait("durable", WAIT_S)
+    with shards._changed:
+        assert shards._changed.wait_for(lambda: shards._round is not None and shards._round.attempt == 1, WAIT_S)
     late = shards.publish({"head": base["head"]})
     late.wait("encoded", WAIT_S)
     with pytest.raises(Timeout):
