@@ -22,6 +22,7 @@ from pccl.weights.receiver import Receiver
 from pccl.weights.relay import Relay
 from pccl.weights.schema import Schema, Tensor
 from pccl.weights.shadow import FileShadow, MemoryShadow, Shadow
+from pccl.weights.shards import ShardPublisher
 from pccl.weights.ticket import PublishStats, Ticket
 from pccl.weights.update import Patch, Update, UpdateStats
 
@@ -42,6 +43,7 @@ __all__ = [
     "Schema",
     "SchemaError",
     "Shadow",
+    "ShardPublisher",
     "ShardSpec",
     "SigningKey",
     "Tensor",

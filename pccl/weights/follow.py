@@ -2,7 +2,7 @@
 
 One thread decides. It follows the tips of all sources, fetches from the first that is there, and has one payload in
 flight: the next delta, asked for before it exists, when it is up to date; else one that leads from where it is to the
-tip. What is done with payloads is for the `Sink` to say.
+tip. Neighbours help where sources fail. What is done with payloads is for the `Sink` to say.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pccl.types import Status
 from pccl.weights.certificate import Version
 from pccl.weights.errors import DamageError, LineageError, SchemaError
 from pccl.weights.line import Inbox, Outbox
+from pccl.weights.neighbours import Neighbours
+from pccl.weights.parts import PartsIn
 from pccl.weights.payload import Payload
 from pccl.weights.records import (
     WANTS_NOTHING,
@@ -31,11 +33,12 @@ from pccl.weights.records import (
     answer_line,
     decode,
     live_stream,
+    peers_line,
     state_line,
     tip_line,
 )
 from pccl.weights.source import LIVE_KEPT, bell_key, live_slots
-from pccl.weights.stream import StreamIn
+from pccl.weights.stream import Helpers, Incoming, StreamIn, nobody
 
 __all__ = ["Follow", "Sink"]
 
@@ -45,6 +48,8 @@ IDLE_S = 0.5
 BELL_S = 600.0
 #: So many payloads in a row that were no good, and the user is told.
 FAILURES_MAX = 4
+#: So long a stream may wait at neighbours alone while a source is ahead; then that is asked for a fold.
+STRANDED_S = 1.0
 
 Step = Callable[[], None]
 
@@ -53,6 +58,8 @@ class Sink(Protocol):
     """What becomes of payloads. All but `on_slot` are called on the thread of the Follow."""
 
     role: str
+    owned: frozenset[int] | None  # blocks that are wanted; None: all
+    serves: bool  # neighbours may fetch from here, and this side from them
 
     def have(self) -> Version:
         """The newest that is here: payloads must lead on from it."""
@@ -66,13 +73,16 @@ class Sink(Protocol):
     def wants(self) -> int:
         """What to ask for when the next delta is not enough."""
 
-    def on_slot(self, stream: StreamIn, index: int, slot: np.ndarray[Any, Any]) -> None:
+    def opened(self, name: str, generation: int, slots: int) -> None:
+        """A delta is going to be asked for, in a stream of that name."""
+
+    def on_slot(self, stream: Incoming, index: int, slot: np.ndarray[Any, Any]) -> None:
         """A verified slot; on the thread of transfers."""
 
-    def grown(self, stream: StreamIn) -> None:
+    def grown(self, stream: Incoming) -> None:
         """More of the payload is there."""
 
-    def take(self, stream: StreamIn, payload: Payload) -> None:
+    def take(self, stream: Incoming, payload: Payload) -> None:
         """All of it is there. A PcclError: it is no good, and nothing has changed."""
 
     def dropped(self) -> None:
@@ -93,7 +103,12 @@ class Upstream:
         self.tip: Tip | None = None
         self.tips: Inbox | None = None
         self.answers: Inbox | None = None
+        self.peers: Inbox | None = None
         self.bell: Any = None
+
+    def inboxes(self) -> list[Inbox]:
+        """All that are open."""
+        return [inbox for inbox in (self.tips, self.answers, self.peers) if inbox is not None]
 
 
 class Follow:
@@ -108,12 +123,15 @@ class Follow:
         self._sources: dict[bytes, Upstream] = {}
         self._order: list[bytes] = []
         self._refused: set[bytes] = set()  # sources that have no way from here
-        self._stream: StreamIn | None = None
+        self._stream: Incoming | None = None
+        self._is_live = False
         self._no_live: bytes | None = None
+        self._no_help: bytes | None = None
         self._number = 0
         self._asked: tuple[bytes, int] | None = None
         self._failures = 0
         self._over = False
+        self._neighbours = Neighbours(transfers, name, schema.hash, self.tell, self._on_neighbour)
         self._line = Outbox(transfers, state_line(name), self._state(WANTS_NOTHING).encode())
         self._thread = threading.Thread(target=self._run, name="pccl-weights-follow", daemon=True)
         self._thread.start()
@@ -146,8 +164,8 @@ class Follow:
             except queue.Empty:
                 self._guarded(self._look)
             now = time.monotonic()
-            due = [i.tend(now) - now for s in self._sources.values() for i in (s.tips, s.answers) if i is not None]
-            wait = max(0.001, min([IDLE_S, *due]))
+            due = [inbox.tend(now) - now for source in self._sources.values() for inbox in source.inboxes()]
+            wait = max(0.001, min([IDLE_S, self._neighbours.tend(now) - now, *due]))
         self._end()
 
     def _guarded(self, step: Step) -> None:
@@ -170,9 +188,10 @@ class Follow:
 
     def _end(self) -> None:
         self._drop()
+        self._neighbours.close()
         for source in self._sources.values():
             self._close_source(source)
-        self._line.post(State("gone", 0, b"", 0, 0, 0, (0, 0)).encode())
+        self._line.post(State("gone", 0, b"", 0, 0, 0, (0, 0), False).encode())
         self._line.close()
 
     # -- sources --
@@ -185,6 +204,12 @@ class Follow:
                 self._sources[peer] = self._meet(peer)
         for peer in [peer for peer in self._sources if peer not in self._order]:
             self._close_source(self._sources.pop(peer))
+        source, stream = self._current(), self._stream
+        if source is not None and stream is not None and stream.stranded_s > STRANDED_S:
+            assert source.tip is not None
+            if source.tip.version > self._sink.have().version:
+                self._no_live = self._sink.have().lineage
+                self._drop()
         self._advance()
 
     def _meet(self, peer: bytes) -> Upstream:
@@ -200,12 +225,17 @@ class Follow:
             self.tell(lambda: self._on_absent(source))
 
         source.tips = Inbox(self._transfers, peer, tip_line(self._name), told, absent, lost)
+        if self._sink.serves:
+
+            def named(data: bytes) -> None:
+                self.tell(lambda: self._neighbours.hear(peer, data, self._order))
+
+            source.peers = Inbox(self._transfers, peer, peers_line(self._name), named, lambda: None, lambda: None)
         return source
 
     def _close_source(self, source: Upstream) -> None:
-        for inbox in (source.tips, source.answers):
-            if inbox is not None:
-                inbox.close()
+        for inbox in source.inboxes():
+            inbox.close()
         if source.bell is not None:
             self._transfers.cancel_read(source.bell)
             source.bell = None
@@ -216,6 +246,8 @@ class Follow:
             raise SchemaError(f"the source serves weights of another schema than {self._schema!r}", peer=source.peer)
         source.tip = tip
         self._refused.discard(source.peer)
+        if self._stream is not None and self._is_live:
+            self._stream.reconsider(source.peer)
         self._ring(source)
         self._advance()
 
@@ -231,6 +263,14 @@ class Follow:
         if self._asked is not None and self._asked[0] == source.peer:
             self._asked = None
         self._advance()
+
+    def _on_neighbour(self) -> None:
+        """One of them has more to serve than before."""
+        self._no_help = None
+        if self._stream is not None:
+            self._stream.reconsider()
+        else:
+            self._advance()
 
     def _ring(self, source: Upstream) -> None:
         """Lets the source know of this peer, and listens to its answers."""
@@ -273,33 +313,68 @@ class Follow:
     # -- what to fetch --
 
     def _advance(self) -> None:
-        source = self._current()
+        source, have = self._current(), self._sink.have()
         if source is None:
+            alone = self._stream is None and self._no_help != have.lineage
+            if alone and self._neighbours.helpers(have)[0]:
+                self._open_live(have, [], None)
             return
         assert source.tip is not None
         self._ring(source)
-        tip, have = source.tip, self._sink.have()
+        tip = source.tip
         if self._stream is not None:
             return
-        near = tip.version - have.version <= LIVE_KEPT
-        if tip.at == have or (near and tip.version > have.version and self._no_live != have.lineage):
-            self._open(live_stream(self._name, have), have.version + 1, live_slots(self._schema), self._ready(source))
+        if self._sink.owned is not None and tip.at == have:
+            return  # who wants parts waits for the manifest, which says where they are
+        if self._comes_live(tip, have):
+            self._open_live(have, self._ready(source), tip)
         elif self._asked is None:
             self._number += 1
             self._asked = (source.peer, self._number)
             self._show()
+
+    def _comes_live(self, tip: Tip, have: Version) -> bool:
+        """Whether the next delta is to be had as a live stream."""
+        ahead = tip.version - have.version
+        if self._sink.owned is not None:
+            return ahead == 1 and any(tip.sizes) and self._no_live != have.lineage
+        return tip.at == have or (0 < ahead <= LIVE_KEPT and self._no_live != have.lineage)
 
     def _ready(self, first: Upstream) -> list[bytes]:
         """Sources of a live stream: the current one, and the others after it."""
         others = [p for p in self._order if p != first.peer and (s := self._sources.get(p)) and s.tip is not None]
         return [first.peer, *others]
 
-    def _open(self, name: str, generation: int, slots: int, sources: Sequence[bytes]) -> None:
+    def _open_live(self, have: Version, sources: Sequence[bytes], tip: Tip | None) -> None:
+        name, generation, slots = live_stream(self._name, have), have.version + 1, live_slots(self._schema)
+        if self._sink.owned is not None:
+            assert tip is not None
+            self._open_parts(name, generation, slots, tip.sizes, sources)
+            self._is_live = True
+            return
+        self._sink.opened(name, generation, slots)
+        self._open(name, generation, slots, sources, lambda: self._neighbours.helpers(have))
+
+    def _open(
+        self, name: str, generation: int, slots: int, sources: Sequence[bytes], helpers: Helpers = nobody
+    ) -> None:
+        self._is_live = helpers is not nobody
         self._stream = StreamIn(
-            self._transfers, name, generation, slots, sources,
+            self._transfers, name, generation, slots, sources, helpers=helpers,
             on_grown=lambda stream: self.tell(lambda: self._on_grown(stream)),
             on_failed=lambda stream, why: self.tell(lambda: self._on_failed(stream, why)),
             on_slot=self._sink.on_slot,
+        )  # fmt: skip
+
+    def _open_parts(
+        self, name: str, generation: int, slots: int, sizes: tuple[int, int], sources: Sequence[bytes]
+    ) -> None:
+        assert self._sink.owned is not None
+        self._is_live = False
+        self._stream = PartsIn(
+            self._transfers, name, generation, slots, sizes, sources, self._sink.owned.__contains__,
+            on_grown=lambda stream: self.tell(lambda: self._on_grown(stream)),
+            on_failed=lambda stream, why: self.tell(lambda: self._on_failed(stream, why)),
         )  # fmt: skip
 
     def _on_answer(self, source: Upstream, answer: Answer) -> None:
@@ -314,10 +389,12 @@ class Follow:
                     raise error
                 self._refused.clear()
             self._advance()
-        elif answer.stream and self._stream is None:
+        elif answer.stream and self._stream is None and self._sink.owned is None:
             self._open(answer.stream, 1, answer.slots, [source.peer])
+        elif answer.stream and self._stream is None:
+            self._open_parts(answer.stream, 1, answer.slots, answer.sizes, [source.peer])
 
-    def _on_grown(self, stream: StreamIn) -> None:
+    def _on_grown(self, stream: Incoming) -> None:
         if stream is not self._stream:
             return
         if not stream.complete:
@@ -341,11 +418,13 @@ class Follow:
         self._show()
         self._advance()
 
-    def _on_failed(self, stream: StreamIn, why: str) -> None:
+    def _on_failed(self, stream: Incoming, why: str) -> None:
         if stream is not self._stream:
             return
         log.info("weights: %s is not to be had: %s", stream.name, why)
         self._no_live = self._sink.have().lineage
+        if self._current() is None:
+            self._no_help = self._no_live
         self._drop()
         self.tell(self._advance)
 
@@ -364,4 +443,6 @@ class Follow:
     def _state(self, wants: int) -> State:
         sink = self._sink
         have = sink.have()
-        return State(sink.role, have.version, have.lineage, sink.committed(), wants, self._number, sink.below())
+        return State(
+            sink.role, have.version, have.lineage, sink.committed(), wants, self._number, sink.below(), sink.serves
+        )  # fmt: skip

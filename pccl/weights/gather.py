@@ -19,6 +19,7 @@ __all__ = ["Arena", "New", "ShardSpec", "gather"]
 
 New = Mapping[str, Any] | Iterable[Sequence[Any]]
 Array = np.ndarray[Any, Any]
+Ready = tuple[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,27 @@ class Parts:
             )
         ]
 
+    def pieces(self, number: int) -> list[tuple[int, Array]]:
+        """What is given of a block, in order: (first element, elements). Those that touch are one."""
+        found = []
+        for span in self._schema.blocks[number].spans:
+            for start, data in self._of.get(span.tensor, ()):
+                first, last = max(start, span.start), min(start + data.size, span.stop)
+                if first < last:
+                    found.append((span.at + first - span.start, data[first - start : last - start]))
+        runs: list[tuple[int, int, list[Array]]] = []
+        for at, data in sorted(found, key=lambda piece: piece[0]):
+            if runs and runs[-1][1] == at:
+                begin, _, parts = runs.pop()
+                runs.append((begin, at + data.size, [*parts, data]))
+            else:
+                runs.append((at, at + data.size, [data]))
+        return [(at, parts[0] if len(parts) == 1 else np.concatenate(parts)) for at, _, parts in runs]
+
+    def ready(self, number: int) -> Ready | None:
+        """The block encoded, and the digest of what it leads to, if that is there already."""
+        return None
+
     def block(self, number: int, arena: Array) -> Array:
         """The block as it is to be; what is not given is as in the arena."""
         block = self._schema.blocks[number]
@@ -81,6 +103,10 @@ class Arena:
     def touched(self) -> list[int]:
         """All blocks."""
         return list(range(len(self._schema.blocks)))
+
+    def ready(self, number: int) -> Ready | None:
+        """See Parts."""
+        return None
 
     def block(self, number: int, arena: Array) -> Array:
         """The block as it is to be."""

@@ -28,9 +28,11 @@ from pccl.weights.digests import quick, strong
 from pccl.weights.errors import LogError, WeightsError
 from pccl.weights.fold import in_order, plain
 from pccl.weights.gather import Arena, New, gather
+from pccl.weights.joint import Joint, Together
 from pccl.weights.log import DeltaLog
 from pccl.weights.manifest import Prelude
 from pccl.weights.payload import Payload, Writer
+from pccl.weights.receiver import Upstream, sources_of
 from pccl.weights.schema import Schema
 from pccl.weights.shadow import MemoryShadow
 from pccl.weights.source import Source
@@ -49,6 +51,10 @@ class Publisher:
     `codecs`: as of codec.encode. `sign`: a SigningKey; None: nothing is signed. `max_staleness`: so many versions a
     receiver may be behind before `publish` waits for it. `name`: of this set of weights within the run.
 
+    `ranks`: ids of ShardPublishers, or a function that gives them: then each version is made of their parts and what is
+    published here, which must hold every element together (docs/weights.md 8), and fails if they have not come
+    `parts_timeout_s` after its turn.
+
     Raises SchemaError, LineageError (the log is of another base), DamageError, LogError.
     """
 
@@ -63,6 +69,8 @@ class Publisher:
         codecs: str = "auto",
         threads: int = 2,
         max_staleness: int | None = None,
+        ranks: Upstream | None = None,
+        parts_timeout_s: float = 600.0,
         name: str = "weights",
     ) -> None:
         if max_staleness is not None and max_staleness < 1:
@@ -79,6 +87,10 @@ class Publisher:
         self._source = Source(
             comm.transfers, name, schema, log, epoch=self.epoch, base=self._zero, block_at=self._block_at
         )
+        self._joint = None
+        if ranks is not None:
+            given = sources_of(comm, ranks)
+            self._joint = Joint(comm.transfers, name, schema, given, self._baseline, self.tip, parts_timeout_s)
         self._queue: queue.SimpleQueue[tuple[Ticket, Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="pccl-weights-publisher", daemon=True)
         self._thread.start()
@@ -134,6 +146,8 @@ class Publisher:
         if not self._closed:
             self._closed = True
             self._queue.put(None)
+            if self._joint is not None:
+                self._joint.close()
             self._thread.join()
             self._source.close()
             self._pool.shutdown()
@@ -197,7 +211,10 @@ class Publisher:
         while (item := self._queue.get()) is not None:
             ticket, what = item
             try:
+                joint = None if isinstance(what, int) else self._joint
                 news = self._old_state(what) if isinstance(what, int) else what
+                if joint is not None:
+                    news = joint.collect(news, self._pool, self._codecs)
                 self._publish(ticket, news)
             except PcclError as error:
                 self._fail(ticket, error)
@@ -207,6 +224,8 @@ class Publisher:
     def _fail(self, ticket: Ticket, error: PcclError) -> None:
         if ticket.stage < 1:
             self._source.renew_live()
+            if self._joint is not None:
+                self._joint.abort(error)
         with self._source.changed:
             ticket.error = error
             self._source.changed.notify_all()
@@ -243,7 +262,9 @@ class Publisher:
         self._source.live.finish()
         ticket.stats.bytes = len(data)
         ticket.stats.durable_s = time.monotonic() - started
-        self._source.move(self.tip)
+        self._source.move(self.tip, payload.sizes)
+        if self._joint is not None:
+            self._joint.open(self.tip, isinstance(news, Together))
         self._advance(ticket, 1)
         try:
             self._settle(payload)
@@ -255,6 +276,9 @@ class Publisher:
         stats.dense_bytes = self.schema.nbytes
 
         def one(number: int) -> tuple[int, bytes, bytes]:
+            ready = news.ready(number)
+            if ready is not None:
+                return number, *ready
             new = news.block(number, self._baseline.arena)
             encoded = codec.encode(self._baseline.block(number), new, self._codecs)
             return number, encoded, quick(new)

@@ -23,8 +23,9 @@ from pccl.weights.follow import Follow
 from pccl.weights.payload import Payload, Reader
 from pccl.weights.records import WANTS_FOLD
 from pccl.weights.shadow import Shadow, Staged
+from pccl.weights.share import Share
 from pccl.weights.stage import Stage
-from pccl.weights.stream import StreamIn
+from pccl.weights.stream import Incoming
 from pccl.weights.update import Update, UpdateStats, refuse_old
 
 __all__ = ["Receiver", "sources_of"]
@@ -47,8 +48,11 @@ class Receiver:
 
     `shadow`: begun, at whatever version: loaded from a base (`pccl.weights.base`), or a FileShadow of an earlier life.
     `upstream`: ids or ranks of sources, the best first, or a function that gives ids; None: all peers that can be
-    fetched from. `filter`: names of the tensors that this receiver owns; others are neither decoded nor kept right.
-    `pubkey`: the publisher's public key; None: signatures are not looked at. `name`: of the set of weights.
+    fetched from. `filter`: names of the tensors that this receiver owns; of others only the blocks come that they share
+    with these: nothing else is fetched, decoded or kept right.
+    `pubkey`: the publisher's public key; None: signatures are not looked at. `serve`: others that follow the same
+    sources may fetch deltas from this receiver, and it from them, when a source fails (docs/weights.md 4); one with a
+    filter has nothing whole to serve, and does not. `name`: of the set of weights.
 
     Raises ArgumentError, DamageError (the shadow is not what was committed).
     """
@@ -63,6 +67,7 @@ class Receiver:
         upstream: Upstream | None = None,
         filter: Callable[[str], bool] | None = None,
         pubkey: bytes | None = None,
+        serve: bool = True,
         threads: int = 2,
         name: str = "weights",
     ) -> None:
@@ -70,7 +75,7 @@ class Receiver:
             raise ArgumentError("the shadow holds nothing yet: load a base into it first (pccl.weights.base)")
         self.shadow = shadow
         self._pubkey = pubkey
-        self._owned = None if filter is None else shadow.schema.blocks_of(filter)
+        self.owned = None if filter is None else shadow.schema.blocks_of(filter)
         self._pool = ThreadPoolExecutor(threads, "pccl-weights")
         shadow.pool = self._pool
         self._ready = threading.Condition()
@@ -78,9 +83,11 @@ class Receiver:
         self._staged: tuple[Staged, UpdateStats] | None = None
         self._given: int = shadow.at.version
         self._stage: Stage | None = None
-        self._reader: tuple[StreamIn, Reader] | None = None
+        self._reader: tuple[Incoming, Reader] | None = None
         self._error: PcclError | None = None
         self._closed = False
+        self.serves = serve and filter is None
+        self._share = Share(comm.transfers, name, shadow.schema.hash, shadow.at) if self.serves else None
         self._follow = Follow(comm.transfers, name, shadow.schema, sources_of(comm, upstream), self)
 
     def __enter__(self) -> Receiver:
@@ -119,7 +126,7 @@ class Receiver:
             self._given = staged.at.version
         with self._commit_lock:
             self.shadow.prepare(staged)
-        return Update(self.shadow, staged, stats, self._owned, self._committing)
+        return Update(self.shadow, staged, stats, self.owned, self._committing)
 
     def updates(self) -> Iterator[Update]:
         """Updates, each the newest when it is given out, until the receiver is closed. See `next`."""
@@ -137,6 +144,8 @@ class Receiver:
             self._closed = True
             self._ready.notify_all()
         self._follow.close()
+        if self._share is not None:
+            self._share.close()
         with self._commit_lock:
             self.shadow.pool = None
         self._pool.shutdown()
@@ -181,21 +190,28 @@ class Receiver:
         """See Sink."""
         return WANTS_FOLD
 
-    def on_slot(self, stream: StreamIn, index: int, slot: np.ndarray[Any, Any]) -> None:
+    def opened(self, name: str, generation: int, slots: int) -> None:
         """See Sink."""
+        if self._share is not None:
+            self._share.open(name, generation, slots)
 
-    def grown(self, stream: StreamIn) -> None:
+    def on_slot(self, stream: Incoming, index: int, slot: np.ndarray[Any, Any]) -> None:
+        """See Sink: passed on at once."""
+        if self._share is not None:
+            self._share.put(stream.name, index, slot)
+
+    def grown(self, stream: Incoming) -> None:
         """See Sink: blocks are decoded as they come."""
         if self._reader is None or self._reader[0] is not stream:
             self._reader = (stream, Reader(stream.memory))
             with self._ready:
                 onto = None if self._staged is None else self._staged[0]
-            self._stage = Stage(self.shadow, self._pool, onto, self._owned)
+            self._stage = Stage(self.shadow, self._pool, onto, self.owned)
         assert self._stage is not None
         for block, encoded in self._reader[1].grow(stream.contiguous, len(self.shadow.schema.blocks)):
             self._stage.feed(block, encoded)
 
-    def take(self, stream: StreamIn, payload: Payload) -> None:
+    def take(self, stream: Incoming, payload: Payload) -> None:
         """See Sink."""
         assert self._stage is not None
         started = time.monotonic()
@@ -209,12 +225,16 @@ class Receiver:
             )  # fmt: skip
             self._staged = (staged, stats)
             self._ready.notify_all()
+        if self._share is not None:
+            self._share.whole(stream.name, staged.at)
 
     def dropped(self) -> None:
         """See Sink."""
         if self._stage is not None:
             self._stage.cancel()
         self._reader = self._stage = None
+        if self._share is not None:
+            self._share.void()
 
     def lineage_lost(self, error: LineageError) -> bool:
         """See Sink."""

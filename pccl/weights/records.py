@@ -9,10 +9,11 @@ from typing import TypeVar
 
 import msgspec
 
+from pccl.types import PEER_ID_BYTES
 from pccl.weights.certificate import Version
 from pccl.weights.errors import DamageError
 
-__all__ = ["Answer", "State", "Tip"]
+__all__ = ["Answer", "Part", "Peers", "Round", "State", "Tip"]
 
 
 class _Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -27,13 +28,16 @@ R = TypeVar("R", bound=_Record)
 
 
 class Tip(_Record):
-    """A source's newest version, that of its base, the hash of the schema, and its publisher's epoch."""
+    """A source's newest version, that of its base, the hash of the schema, and its publisher's epoch. `sizes`: of the
+    delta that led there, see Payload; zeros: it is not served.
+    """
 
     version: int
     lineage: bytes
     base: bytes
     schema: bytes
     epoch: int
+    sizes: tuple[int, int]
 
     @property
     def at(self) -> Version:
@@ -44,7 +48,7 @@ class Tip(_Record):
 class State(_Record):
     """The newest that a follower holds, and whether it wants a way from there. `role`: "receiver", "relay", or "gone".
     `committed`: the version that it serves from. `below`: (followers of followers, the lowest version committed among
-    them). `number`: of its wishes, so that an answer can say which it is to.
+    them). `number`: of its wishes, so that an answer can say which it is to. `serves`: others may have deltas of it.
     """
 
     role: str
@@ -54,6 +58,7 @@ class State(_Record):
     wants: int
     number: int
     below: tuple[int, int]
+    serves: bool
 
     @property
     def at(self) -> Version:
@@ -62,12 +67,60 @@ class State(_Record):
 
 
 class Answer(_Record):
-    """A source to one follower: the stream that leads on from where that said it was; or why there is none."""
+    """A source to one follower: the stream that leads on from where that said it was, and the sizes of its payload; or
+    why there is none.
+    """
 
     number: int
     stream: str
     slots: int
+    sizes: tuple[int, int]
     error: str
+
+
+class Peers(_Record):
+    """Who follows a source and serves others of it: ids, PEERS_MAX at most."""
+
+    ids: list[bytes]
+
+    def check(self) -> None:
+        """DamageError if they are no ids."""
+        if len(self.ids) > PEERS_MAX or any(len(one) != PEER_ID_BYTES for one in self.ids):
+            raise DamageError(f"a line of weights names {len(self.ids)} peers, or what is none")
+
+
+PEERS_MAX = 48
+
+
+class Round(_Record):
+    """The lead of several publishers: the next version is to follow this one. `attempt`: how many have failed here,
+    `error`: why the last did, `blame`: whose part that was, or empty. `joint`: this version was made of all parts.
+    """
+
+    version: int
+    lineage: bytes
+    attempt: int
+    joint: bool
+    error: str
+    blame: bytes
+
+    @property
+    def key(self) -> tuple[bytes, int]:
+        """What tells rounds apart."""
+        return self.lineage, self.attempt
+
+
+class Part(_Record):
+    """What a publisher that is not the lead has for a round: a stream of so many slots."""
+
+    lineage: bytes
+    attempt: int
+    slots: int
+
+    @property
+    def key(self) -> tuple[bytes, int]:
+        """Of its round."""
+        return self.lineage, self.attempt
 
 
 #: What a State wants: nothing; one payload to the tip; the next delta as it was published.
@@ -83,7 +136,7 @@ def decode(kind: type[R], data: bytes) -> R:
 
 
 def tip_line(name: str) -> str:
-    """Of a source."""
+    """Of a source, and of a receiver that serves: the newest that it can be asked for."""
     return f"weights/{name}/tip"
 
 
@@ -95,6 +148,26 @@ def state_line(name: str) -> str:
 def answer_line(name: str, follower: bytes) -> str:
     """Of a source, to one follower."""
     return f"weights/{name}/answer/{follower.hex()}"
+
+
+def peers_line(name: str) -> str:
+    """Of a source."""
+    return f"weights/{name}/peers"
+
+
+def round_line(name: str) -> str:
+    """Of the lead."""
+    return f"weights/{name}/round"
+
+
+def part_line(name: str) -> str:
+    """Of a publisher that is not the lead."""
+    return f"weights/{name}/part"
+
+
+def part_stream(name: str, key: tuple[bytes, int]) -> str:
+    """Of such a one, for a round."""
+    return f"{name}/part/{key[0].hex()}/{key[1]}"
 
 
 def live_stream(name: str, base: Version) -> str:

@@ -26,7 +26,7 @@ from pccl.weights.records import WANTS_DELTA, WANTS_FOLD, live_stream
 from pccl.weights.schema import Schema
 from pccl.weights.shadow import MemoryShadow
 from pccl.weights.source import Source
-from pccl.weights.stream import StreamIn
+from pccl.weights.stream import Incoming
 
 __all__ = ["Relay"]
 
@@ -40,6 +40,8 @@ class Relay:
     """
 
     role = "relay"
+    serves = False  # as a source, to those who name it as one
+    owned: frozenset[int] | None = None
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class Relay:
         self._lock = threading.Lock()  # of the shadow, while it moves
         self._closed = False
         self._error: PcclError | None = None
-        self._passed: StreamIn | None = None
+        self._passed: Incoming | None = None
         self._anew = False
         self._begin()
         self._source = Source(comm.transfers, name, schema, log, epoch=0, base=zero, block_at=self._block_at)
@@ -147,16 +149,19 @@ class Relay:
         """See Sink: all at once when it has nothing, else what was published."""
         return WANTS_FOLD if self.have().version == 0 else WANTS_DELTA
 
-    def on_slot(self, stream: StreamIn, index: int, slot: np.ndarray[Any, Any]) -> None:
+    def opened(self, name: str, generation: int, slots: int) -> None:
+        """See Sink."""
+
+    def on_slot(self, stream: Incoming, index: int, slot: np.ndarray[Any, Any]) -> None:
         """See Sink: passed on at once."""
         if stream.name == live_stream(self._name, self.log.tip):
             self._passed = stream
             self._source.live.put(index, slot)
 
-    def grown(self, stream: StreamIn) -> None:
+    def grown(self, stream: Incoming) -> None:
         """See Sink."""
 
-    def take(self, stream: StreamIn, payload: Payload) -> None:
+    def take(self, stream: Incoming, payload: Payload) -> None:
         """See Sink."""
         if payload.base != self.have():
             raise DamageError(f"a payload from {payload.base} came for {self.have()}")
@@ -172,7 +177,7 @@ class Relay:
             self._source.live.write(data)
             self._source.live.finish()
         self._source.epoch = payload.manifest.certificate.epoch
-        self._source.move(self.log.tip)
+        self._source.move(self.log.tip, kept.sizes)
         self._settle(kept)
 
     def _restart(self, data: bytes, payload: Payload) -> None:
@@ -184,7 +189,7 @@ class Relay:
             raise LogError("a relay that holds a state cannot begin anew: make another one, from the base")
         self.log.restart(data, payload)
         self._anew = False
-        self._source.move(self.log.tip)
+        self._source.move(self.log.tip, (0, 0))
 
     def dropped(self) -> None:
         """See Sink: what was passed on is void."""

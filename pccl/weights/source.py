@@ -28,16 +28,20 @@ from pccl.weights.errors import LineageError
 from pccl.weights.fold import fold
 from pccl.weights.line import Inbox, Outbox
 from pccl.weights.log import DeltaLog
+from pccl.weights.payload import Payload
 from pccl.weights.records import (
+    PEERS_MAX,
     WANTS_DELTA,
     WANTS_NOTHING,
     Answer,
+    Peers,
     State,
     Tip,
     answer_line,
     decode,
     fold_stream,
     live_stream,
+    peers_line,
     state_line,
     tip_line,
 )
@@ -97,13 +101,15 @@ class Source:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._followers: dict[bytes, Follower] = {}
         self._live: deque[tuple[Version, StreamOut]] = deque()
-        self._folds: deque[tuple[str, StreamOut, int]] = deque()
+        self._folds: deque[tuple[str, StreamOut, tuple[int, int]]] = deque()
         self._folder = ThreadPoolExecutor(1, "pccl-weights-fold")
         self.changed = threading.Condition()
         self.on_followers: Callable[[], None] = lambda: None
         self._closed = False
         self._open_live(deltas.tip)
-        self._tip = Outbox(transfers, tip_line(name), self._tip_of(deltas.tip).encode())
+        self._tip = Outbox(transfers, tip_line(name), self._tip_of(deltas.tip, (0, 0)).encode())
+        self._serving: list[bytes] = []
+        self._peers = Outbox(transfers, peers_line(name), Peers([]).encode())
         bell = np.zeros(1, np.uint8)
         self._bell = transfers.offers.offer_region(bell_key(name), 1, bell, None, whole=False, on_asked=self._on_bell)
         self._thread = threading.Thread(target=self._run, name="pccl-weights-source", daemon=True)
@@ -122,12 +128,12 @@ class Source:
         stream.close()
         self._open_live(base)
 
-    def move(self, tip: Version) -> None:
-        """The log has a new tip."""
+    def move(self, tip: Version, sizes: tuple[int, int]) -> None:
+        """The log has a new tip; `sizes`: of the delta to it, if that was served as a live stream."""
         self._open_live(tip)
         while len(self._live) > LIVE_KEPT:
             self._live.popleft()[1].close()
-        self._tip.post(self._tip_of(tip).encode())
+        self._tip.post(self._tip_of(tip, sizes).encode())
 
     def followers(self) -> list[Follower]:
         """Those that are there and have said where they are."""
@@ -154,6 +160,7 @@ class Source:
         self._folder.shutdown(wait=True)
         self._pool.shutdown()
         self._tip.close()
+        self._peers.close()
         self._transfers.offers.quietly("withdraw", bell_key(self._name), 1)
         self._bell.gone.wait(FENCE_S)
         for _, stream in self._live:
@@ -169,8 +176,8 @@ class Source:
         stream = StreamOut(self._transfers, live_stream(self._name, base), base.version + 1, slots)
         self._live.append((base, stream))
 
-    def _tip_of(self, tip: Version) -> Tip:
-        return Tip(tip.version, tip.lineage, self._base.lineage, self._schema.hash, self.epoch)
+    def _tip_of(self, tip: Version, sizes: tuple[int, int]) -> Tip:
+        return Tip(tip.version, tip.lineage, self._base.lineage, self._schema.hash, self.epoch, sizes)
 
     # -- followers --
 
@@ -203,7 +210,7 @@ class Source:
         def lost() -> None:
             self._queue.put(lambda: self._forget(peer))
 
-        answers = Outbox(self._transfers, answer_line(self._name, peer), Answer(0, "", 0, "").encode())
+        answers = Outbox(self._transfers, answer_line(self._name, peer), Answer(0, "", 0, (0, 0), "").encode())
         inbox = Inbox(self._transfers, peer, state_line(self._name), told, lambda: None, lost)
         self._followers[peer] = Follower(peer, inbox, answers)
 
@@ -229,6 +236,10 @@ class Source:
             self._folder.submit(self._answer, follower, state)
 
     def _notify(self) -> None:
+        serving = sorted(f.peer for f in self.followers() if f.state is not None and f.state.serves)[:PEERS_MAX]
+        if serving != self._serving:
+            self._serving = serving
+            self._peers.post(Peers(serving).encode())
         with self.changed:
             self.changed.notify_all()
         self.on_followers()
@@ -237,36 +248,35 @@ class Source:
 
     def _answer(self, follower: Follower, state: State) -> None:
         try:
-            stream, slots = self._way(state)
-            answer = Answer(state.number, stream, slots, "")
+            answer = self._way(state)
         except PcclError as error:
-            answer = Answer(state.number, "", 0, str(error)[:500])
+            answer = Answer(state.number, "", 0, (0, 0), str(error)[:500])
         except Exception as error:
             log.exception("a way could not be made")
-            answer = Answer(state.number, "", 0, repr(error)[:500])
+            answer = Answer(state.number, "", 0, (0, 0), repr(error)[:500])
         follower.answers.post(answer.encode())
 
-    def _way(self, state: State) -> tuple[str, int]:
+    def _way(self, state: State) -> Answer:
         base, tip, settled = state.at, self._log.tip, self._log.settled
         if not self._log.knows(base):
             raise LineageError(f"{base} is not known here; the log has {self._log.span()}")
         if base == tip:
-            return "", 0
+            return Answer(state.number, "", 0, (0, 0), "")
         one = state.wants == WANTS_DELTA or settled.version <= base.version
         end = self._log.version(base.version + 1) if one else settled
         stream = fold_stream(self._name, base, end)
-        for name, _, slots in self._folds:
+        for name, _, sizes in self._folds:
             if name == stream:
-                return stream, slots
+                return Answer(state.number, stream, slots_for(sizes[0]), sizes, "")
         data = self._payload(base, end)
-        slots = slots_for(len(data))
-        made = StreamOut(self._transfers, stream, 1, slots)
+        sizes = Payload(data).sizes
+        made = StreamOut(self._transfers, stream, 1, slots_for(sizes[0]))
         made.write(data)
         made.finish()
-        self._folds.append((stream, made, slots))
+        self._folds.append((stream, made, sizes))
         if len(self._folds) > FOLDS_KEPT:
             self._folds.popleft()[1].close()
-        return stream, slots
+        return Answer(state.number, stream, slots_for(sizes[0]), sizes, "")
 
     def _payload(self, base: Version, end: Version) -> bytes:
         if end.version == base.version + 1:

@@ -81,7 +81,8 @@ class Stage:
         for chunk in self._chunks(manifest):
             payload.check_chunk(chunk)
         for block, record in places.items():
-            self.feed(block, payload.block(record))
+            if self.wants(block):
+                self.feed(block, payload.block(record))
         if not places.keys() >= self._fed.keys():
             raise DamageError(f"version {manifest.certificate.version} came with blocks that its manifest lacks")
         patches = self._take(manifest)

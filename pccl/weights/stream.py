@@ -2,7 +2,8 @@
 
 A stream is a region of as many slots as a payload can need; memory is used only as far as it is filled. A slot says its
 number, how much of it is used, whether it is the last, and has a digest. `StreamIn` asks for WINDOW slots ahead of what
-has come, of one source; a slot that came damaged, and all slots of a source that is lost, are asked of the next.
+has come, of one source. When that is lost, or has sent damaged slots again and again, the rest is asked of neighbours
+that hold all of it, side by side; else of the next source; else, each slot, of all neighbours that may come to have it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import mmap
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
@@ -22,7 +24,7 @@ from pccl.transfer.offers import FENCE_S
 from pccl.transfer.transfers import Transfers
 from pccl.types import Status
 
-__all__ = ["StreamIn", "StreamOut", "slots_for"]
+__all__ = ["Helpers", "Incoming", "StreamIn", "StreamOut", "slots_for"]
 
 SLOT_BYTES = 1 << 18
 _HEAD = struct.Struct("<QIII4x")
@@ -34,6 +36,14 @@ WAIT_S = 600.0
 STRIKES = 3
 _MAGIC = int.from_bytes(b"PCCLSLOT", "little")
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+
+#: Neighbours at this moment: (who hold all of the stream, who follow it and may have some).
+Helpers = Callable[[], tuple[Sequence[bytes], Sequence[bytes]]]
+
+
+def nobody() -> tuple[Sequence[bytes], Sequence[bytes]]:
+    """Helpers of a stream that has none."""
+    return (), ()
 
 
 def slots_for(payload_bytes: int) -> int:
@@ -72,6 +82,7 @@ class StreamOut:
         self._memory = lazy_memory(slots * SLOT_BYTES)
         self._slots = slots
         self._index = self._used = 0
+        self._put: set[int] = set()
         self.sent_bytes = 0
         self._region = self._offers.offer_region(self._key, generation, self._memory, None, whole=False)
 
@@ -92,7 +103,9 @@ class StreamOut:
         self._seal(True)
 
     def put(self, index: int, slot: np.ndarray[Any, Any]) -> None:
-        """A slot as it came from another source, verified."""
+        """A slot as it came from another source, verified; each once, for from now on others read it."""
+        assert index not in self._put, f"slot {index} is being served already"
+        self._put.add(index)
         self._memory[index * SLOT_BYTES : (index + 1) * SLOT_BYTES] = slot
         self._extend(index)
 
@@ -114,10 +127,35 @@ class StreamOut:
         self._offers.quietly("extend", self._key, self._generation, index * SLOT_BYTES, SLOT_BYTES)
 
 
+class Incoming(Protocol):
+    """A payload that is being fetched: a StreamIn, or the PartsIn of a filtered receiver."""
+
+    name: str
+    memory: np.ndarray[Any, Any]
+    contiguous: int
+    total: int | None
+    received_bytes: int
+
+    @property
+    def complete(self) -> bool:
+        """All that was asked for is there."""
+
+    @property
+    def stranded_s(self) -> float:
+        """See StreamIn."""
+
+    def cancel(self) -> None:
+        """See StreamIn."""
+
+    def reconsider(self, source: bytes | None = None) -> None:
+        """See StreamIn."""
+
+
 class StreamIn:
     """A stream that is fetched. Callbacks come on the thread of transfers: `on_slot(stream, index, slot)` with each
     verified slot, whole; `on_grown` when more of the payload is there from its beginning on (`contiguous`, `complete`);
-    `on_failed` once, when no source is left.
+    `on_failed` once, when nobody is left to be asked. `sources`: the best first; `helpers`: see Helpers, asked when a
+    source is lost, or there is none.
     """
 
     def __init__(
@@ -131,15 +169,20 @@ class StreamIn:
         on_grown: Callable[[StreamIn], None],
         on_failed: Callable[[StreamIn, str], None],
         on_slot: Callable[[StreamIn, int, np.ndarray[Any, Any]], None],
+        helpers: Helpers = nobody,
     ) -> None:
         self._transfers = transfers
         self._key = key_of("weights", name)
         self._generation = generation
         self._slots = slots
         self._sources = list(sources)
+        self._helpers = helpers
+        self._asking: list[bytes] = []
+        self._every_since: float | None = None  # each slot is asked of all of them, not of one
+        self._out: set[bytes] = set()  # who will not be asked again
         self._on_grown, self._on_failed, self._on_slot = on_grown, on_failed, on_slot
         self._lock = threading.RLock()
-        self._reads: dict[int, Any] = {}
+        self._reads: dict[int, dict[bytes, Any]] = {}
         self._strikes: dict[bytes, int] = {}
         self._done: set[int] = set()
         self._next = 0
@@ -153,6 +196,7 @@ class StreamIn:
         self.damaged = 0
         self._total_slots: int | None = None
         with self._lock:
+            self._choose()
             self._ask_more()
 
     @property
@@ -165,49 +209,77 @@ class StreamIn:
         """Something of it has come."""
         return bool(self._done)
 
+    @property
+    def stranded_s(self) -> float:
+        """How long it has been asking neighbours that may have nothing more; 0: it is not."""
+        since = self._every_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def cancel(self) -> None:
         """No callback comes any more, but for one that is under way."""
         with self._lock:
             self._ended = True
-            self._cancel_reads()
+            self._cancel_reads(lambda index, peer: True)
+
+    def reconsider(self, source: bytes | None = None) -> None:
+        """A source is there (again), or a neighbour holds more than before."""
+        with self._lock:
+            if source is not None:
+                self._out.discard(source)
+                self._sources += [source] if source not in self._sources else []
+            if self._every_since is not None and not self._ended:
+                self._choose()
+                self._ask_more()
+
+    def _choose(self) -> None:
+        """Whom to ask from now on; see the header."""
+        held, partly = ([peer for peer in peers if peer not in self._out] for peers in self._helpers())
+        left = [peer for peer in self._sources if peer not in self._out]
+        if held and (self._out or not left):
+            self._asking = held
+        else:
+            self._asking = left[:1] or partly
+        self._every_since = None if held or left else self._every_since or time.monotonic()
+        self._cancel_reads(lambda index, peer: peer not in self._asking)
 
     def _ask_more(self) -> None:
         end = self._slots if self._total_slots is None else self._total_slots
-        while len(self._reads) < WINDOW and self._next < end and self._sources:
+        while len(self._reads) < WINDOW and self._next < end and self._asking:
             index = self._next
             self._next += 1
             if index not in self._done and index not in self._reads:
-                self._ask(index)
+                one = [self._asking[index % len(self._asking)]]
+                for peer in one if self._every_since is None else self._asking:
+                    self._ask(index, peer)
 
-    def _ask(self, index: int) -> None:
+    def _ask(self, index: int, peer: bytes) -> None:
         memory = np.empty(SLOT_BYTES, np.uint8)
-        source = self._sources[0]
 
         def done(status: Status) -> None:
-            self._on_read(index, source, memory, status)
+            self._on_read(index, peer, memory, status)
 
         try:
-            self._reads[index] = self._transfers.read(
-                source, self._key, self._generation, index * SLOT_BYTES, memory, done, priority="normal", seconds=WAIT_S
+            read = self._transfers.read(
+                peer, self._key, self._generation, index * SLOT_BYTES, memory, done, priority="normal", seconds=WAIT_S
             )
+            self._reads.setdefault(index, {})[peer] = read
         except Closed:
             self._ended = True
 
-    def _on_read(self, index: int, source: bytes, memory: np.ndarray[Any, Any], status: Status) -> None:
+    def _on_read(self, index: int, peer: bytes, memory: np.ndarray[Any, Any], status: Status) -> None:
         failed = grown = False
+        opened = None
         with self._lock:
-            self._reads.pop(index, None)
-            if self._ended or index in self._done or status == Status.ECLOSED:
+            self._forget(index, peer)
+            if self._ended or status == Status.ECLOSED:
                 return
-            opened = _opened(memory.data, index) if status == Status.OK else None
-            if opened is not None:
-                grown = self._place(index, memory, *opened)
-            elif status == Status.ETIMEOUT:
-                self._next = min(self._next, index)
-            elif status != Status.ECANCELLED:
-                failed = self._give_up(source, index, status)
-            else:
-                self._next = min(self._next, index)
+            if index not in self._done:
+                opened = _opened(memory.data, index) if status == Status.OK else None
+                if opened is not None:
+                    grown = self._place(index, memory, *opened)
+                else:
+                    self._next = min(self._next, index)
+                    failed = status not in (Status.ETIMEOUT, Status.ECANCELLED) and self._give_up(peer, status)
             if not failed:
                 self._ask_more()
         if opened is not None:
@@ -217,6 +289,12 @@ class StreamIn:
         if failed:
             self._on_failed(self, "damaged" if status == Status.OK else Status(status).name)
 
+    def _forget(self, index: int, peer: bytes) -> None:
+        reads = self._reads.get(index, {})
+        reads.pop(peer, None)
+        if not reads:
+            self._reads.pop(index, None)
+
     def _place(self, index: int, memory: np.ndarray[Any, Any], used: int, last: bool) -> bool:
         self.received_bytes += SLOT_BYTES
         self._done.add(index)
@@ -224,7 +302,7 @@ class StreamIn:
         self.memory[start : start + used] = memory[HEAD_BYTES : HEAD_BYTES + used]
         if last:
             self.total, self._total_slots = start + used, index + 1
-            self._cancel_reads(index + 1)
+        self._cancel_reads(lambda other, peer: other == index or (last and other > index))
         front = self._front
         while self._front in self._done:
             self._front += 1
@@ -232,22 +310,28 @@ class StreamIn:
         self.contiguous = full if self.total is None else min(full, self.total)
         return self._front > front
 
-    def _give_up(self, source: bytes, index: int, status: Status) -> bool:
-        """Goes on with the next source; True if there is none."""
-        self._next = min(self._next, index)
+    def _give_up(self, peer: bytes, status: Status) -> bool:
+        """Goes on with others; True if there are none, or a source has withdrawn the stream of which something is here
+        already: what it makes of that version in the end is another payload.
+        """
         if status == Status.OK:
             self.damaged += 1
-            self._strikes[source] = self._strikes.get(source, 0) + 1
-            if self._strikes[source] < STRIKES:
+            self._strikes[peer] = self._strikes.get(peer, 0) + 1
+            if self._strikes[peer] < STRIKES:
                 return False
-        if self._sources and self._sources[0] == source:
-            del self._sources[0]
-            self._cancel_reads()
-            self._ended = not self._sources
-            return self._ended
-        return False
+        self._out.add(peer)
+        if status == Status.EGONE and peer in self._sources and self._done:
+            self._ended = True
+            self._cancel_reads(lambda index, other: True)
+        elif peer in self._asking:
+            self._asking = [one for one in self._asking if one != peer]
+            if not self._asking:
+                self._choose()
+            self._ended = not self._asking
+        return self._ended
 
-    def _cancel_reads(self, first: int = 0) -> None:
-        for index, read in list(self._reads.items()):
-            if index >= first:
-                self._transfers.cancel_read(read)
+    def _cancel_reads(self, which: Callable[[int, bytes], bool]) -> None:
+        for index, reads in list(self._reads.items()):
+            for peer, read in list(reads.items()):
+                if which(index, peer):
+                    self._transfers.cancel_read(read)

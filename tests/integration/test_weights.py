@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 import pytest
 from integration.conftest import SECRET
 from integration.weights_model import SCHEMA, digest_of, equals, loaded, step, tensors, weights
+from integration.weights_run import WAIT_S, Run, commit_until
+from integration.weights_run import run as run  # a fixture
 
 import pccl
 from pccl.errors import Timeout
@@ -29,67 +30,11 @@ from pccl.weights import (
     files,
 )
 
-WAIT_S = 60.0
-
-
-class Run:
-    """A coordinator, and peers that come and go; every one is closed at the end."""
-
-    def __init__(self, cluster: Any, n: int) -> None:
-        self._cluster = cluster
-        self._coordinator = cluster.coordinator(n)
-        self.address = self._coordinator.address
-        made: list[Any] = []
-        threads = [threading.Thread(target=lambda: made.append(self.connect())) for _ in range(n)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        self.comms: list[pccl.Communicator] = made
-        self.closing: list[Callable[[], None]] = []
-
-    def connect(self, **options: Any) -> Any:
-        return self._cluster.connect(self._coordinator, transport="tcp", **options)
-
-    def keep(self, thing: Any) -> Any:
-        self.closing.append(thing.close)
-        return thing
-
-    def close(self) -> None:
-        for close in reversed(self.closing):
-            close()
-        for comm in self.comms:
-            comm.close()
-
-
-@pytest.fixture
-def run(cluster: Any) -> Any:
-    made: list[Run] = []
-
-    def start(n: int) -> Run:
-        made.append(Run(cluster, n))
-        return made[-1]
-
-    yield start
-    for one in made:
-        one.close()
-
 
 def pair(net: Run, state: dict[str, Any], shadow: Any, log: Path, **options: Any) -> tuple[Publisher, Receiver]:
     """A publisher of a state, and one who follows it with a shadow of that."""
     pub = net.keep(Publisher(net.comms[0], SCHEMA, base=tensors(state), log=DeltaLog(log), **options))
     return pub, net.keep(Receiver(net.comms[1], shadow, upstream=[net.comms[0].peer_id]))
-
-
-def commit_until(rx: Receiver, version: int) -> list[int]:
-    """Versions that were committed, up to this one."""
-    seen = []
-    while rx.version < version:
-        update = rx.next(WAIT_S)
-        with update.commit():
-            pass
-        seen.append(update.version)
-    return seen
 
 
 def test_what_is_published_is_committed(run: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from pccl.weights import MemoryShadow, Schema, Tensor, base
+from pccl.weights import MemoryShadow, Schema, ShardSpec, Tensor, base
 
 SCHEMA = Schema(
     [
@@ -60,3 +60,18 @@ def loaded(state: dict[str, np.ndarray[Any, Any]]) -> MemoryShadow:
 def digest_of(state: dict[str, Any]) -> str:
     """Of all bytes of all tensors."""
     return xxhash.xxh3_128_hexdigest(b"".join(array.tobytes() for array in state.values()))
+
+
+RANKS = 3
+
+
+def shards_of(whole: dict[str, Any], rank: int) -> list[tuple[Any, ...]]:
+    """What a rank of RANKS has of the weights: rows of the large tensors, and some of the small ones whole."""
+    made: list[tuple[Any, ...]] = []
+    for number, (name, value) in enumerate(whole.items()):
+        if name in ("embed", "head"):
+            first, last = (len(value) * r // RANKS for r in (rank, rank + 1))
+            made.append((name, value[first:last], ShardSpec(first)))
+        elif number % RANKS == rank:
+            made.append((name, value))
+    return made

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import deserialize
 from unit.weights_chain import POOL, SCHEMA, Chain, Crash, crashes_after
 from unit.weights_puller import Host, tensors_in
 from unit.weights_update import Follower
 
 from pccl.errors import ArgumentError
-from pccl.weights import LogError, MemoryShadow, base, files
+from pccl.weights import DamageError, LogError, MemoryShadow, Schema, SchemaError, Tensor, base, files
 from pccl.weights.adapters import install
 from pccl.weights.adapters.directory import DirectoryAdapter
 from pccl.weights.adapters.slime import SlimeAdapter
@@ -35,6 +36,65 @@ def committed(follower: Follower) -> dict[str, bytes]:
 
 def versions(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir())
+
+
+# -- files --
+
+
+@pytest.fixture
+def checkpoint(follower: Follower, tmp_path: Path) -> Path:
+    install(follower.update(), DirectoryAdapter(tmp_path, shard_bytes=1000))
+    return tmp_path / "latest"
+
+
+def test_the_library_reads_what_is_written(checkpoint: Path, follower: Follower) -> None:
+    held = committed(follower)
+    seen = {}
+    for path in checkpoint.glob("*.safetensors"):
+        for name, entry in deserialize(path.read_bytes()):
+            seen[name] = bytes(entry["data"])
+            assert tuple(entry["shape"]) == SCHEMA.tensors[SCHEMA.index[name]].shape
+    assert seen == held
+
+
+def test_what_the_library_writes_is_a_base(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    made = {
+        "w": torch.arange(12, dtype=torch.bfloat16).reshape(3, 4),
+        "c": torch.arange(7, dtype=torch.uint8).view(torch.float8_e4m3fn),
+        "s": torch.tensor(5),
+        "none": torch.empty(0, 3),
+    }
+    save_file(made, tmp_path / "model.safetensors")
+    schema = base.schema_of(tmp_path)
+    assert schema == Schema.of(sorted(made.items()))
+    shadow = MemoryShadow(schema)
+    base.load(tmp_path, shadow)
+    for name, tensor in made.items():
+        assert shadow.tensor(name).tobytes() == tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def test_a_file_that_is_damaged_in_its_head_or_cut_short_is_refused_or_is_another(checkpoint: Path) -> None:
+    path = next(checkpoint.glob("*.safetensors"))
+    whole = path.read_bytes()
+    names = set(base.safetensors_in(checkpoint))
+    head = 8 + int.from_bytes(whole[:8], "little")
+    for place in range(head):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            found = base.safetensors_in(checkpoint)
+        except (DamageError, SchemaError):
+            continue
+        for dtype, shape, data in found.values():  # another name, or another dtype of that size
+            assert len(data) == Tensor("x", shape, dtype).nbytes
+    for length in (0, 3, head - 1, head, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises((DamageError, LogError)):
+            base.safetensors_in(checkpoint)
+    path.write_bytes(whole)
+    assert set(base.safetensors_in(checkpoint)) == names
 
 
 # -- a directory of safetensors --

@@ -1,4 +1,9 @@
-"""safetensors.py - files of tensors, written whole: eight bytes of length, JSON, and the tensors' bytes."""
+"""safetensors.py - files of tensors, written whole: eight bytes of length, JSON, and the tensors' bytes.
+
+The library `safetensors` writes a file when all of its tensors are in memory at once, 5 GB of them in a shard of a
+checkpoint, to a name of its own choice and without a sync. Here they come one after the other, each of them made from
+shadow and patch when its turn comes. The tests read with the library what is written here.
+"""
 
 from __future__ import annotations
 
