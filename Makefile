@@ -71,12 +71,13 @@ $(VENV)/.installed: $(VENV)/.base $(SOURCES)
 # -- tests -------------------------------------------------------------------------------------------------------
 
 # Two lanes at a time, in this order, so that no processor is idle and the long ones do not come last: the C tests need no
-# environment and run while pip makes it; three minutes of chaos, and links of emulated WANs, wait for the network most of
-# the time. What a lane says is in build/test/LANE.log, and is shown when it has ended; all go on when one fails.
+# environment and run while pip makes it; three minutes of chaos, and links of emulated WANs, wait for the network a good
+# part of the time. What a lane says is in build/test/LANE.log, and is shown when it has ended; all go on when one fails.
 test:
 	@rm -rf build/test && mkdir -p build/test
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going $(LANES:%=lane-%); status=$$?; \
-	    echo "== summary"; tail --quiet --lines=1 $(LANES:%=build/test/%.log) 2>&1; exit $$status
+	    echo "== summary"; for lane in $(LANES); do \
+	        echo "$$lane: $$(grep -sv '^make' build/test/$$lane.log | tail -n 1 | grep . || echo did not run)"; done; exit $$status
 
 $(filter-out lane-c,$(LANES:%=lane-%)): venv
 
