@@ -3,7 +3,7 @@
 #   make demo     build, then watch four peers reduce while one is killed and one joins
 #   make test     build, then every test
 #
-# The rest: venv test-c test-chaos test-py sim fuzz soak bench lint dist clean. Nothing is installed outside this directory.
+# The rest: venv test-c test-py test-LANE sim fuzz soak bench lint dist clean. Nothing is installed outside this directory.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -26,7 +26,9 @@ SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test test-c test-chaos test-py demo bench sim fuzz soak lint dist clean
+LANES := c chaos units wan processes training
+
+.PHONY: help venv test test-py $(LANES:%=test-%) $(LANES:%=lane-%) $(VARIANTS:%=c-%) demo bench sim fuzz soak lint dist clean
 .DELETE_ON_ERROR:
 
 help:
@@ -68,20 +70,51 @@ $(VENV)/.installed: $(VENV)/.base $(SOURCES)
 
 # -- tests -------------------------------------------------------------------------------------------------------
 
-# Three minutes of faults pass beside the C tests: they wait for the network, these for the processors.
-test: venv
-	$(MAKE) --no-print-directory --jobs=2 test-c test-chaos
-	$(MAKE) --no-print-directory test-py
+# Two lanes at a time, in this order, so that no processor is idle and the long ones do not come last: the C tests need no
+# environment and run while pip makes it; three minutes of chaos, and links of emulated WANs, wait for the network a good
+# part of the time. What a lane says is in build/test/LANE.log, and is shown when it has ended; all go on when one fails.
+test:
+	@rm -rf build/test && mkdir -p build/test
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going $(LANES:%=lane-%); status=$$?; \
+	    echo "== summary"; for lane in $(LANES); do \
+	        echo "$$lane: $$(grep -sv '^make' build/test/$$lane.log | tail -n 1 | grep . || echo did not run)"; done; exit $$status
 
+$(filter-out lane-c,$(LANES:%=lane-%)): venv
+
+$(LANES:%=lane-%): lane-%:
+	@log=build/test/$*.log; echo "== $* begins: $$log"; status=0; \
+	    $(MAKE) --no-print-directory test-$* > $$log 2>&1 || { status=$$?; echo "== $* failed"; }; \
+	    { echo "== $*"; cat $$log; } ; exit $$status
+
+INTEGRATION := tests/integration
+CHAOS    := $(INTEGRATION)/test_chaos.py
+WAN      := $(wildcard $(INTEGRATION)/test_wan*.py $(INTEGRATION)/test_doctor*.py)
+TRAINING := $(wildcard $(INTEGRATION)/test_examples.py $(INTEGRATION)/test_optim_*.py)
+APART    := $(CHAOS) $(WAN) $(TRAINING)
+
+# Variants beside each other, so that the long last program of one does not keep a processor idle.
 test-c:
-	@set -e; for variant in $(VARIANTS); do echo "== C tests, $$variant"; \
-	    $(MAKE) --silent --keep-going --jobs=$$(nproc) --output-sync=target -C csrc check SAN=$${variant#release}; done
+	@$(MAKE) --silent --keep-going --jobs=$$(nproc) --output-sync=recurse $(VARIANTS:%=c-%)
 
-CHAOS := tests/integration/test_chaos.py
+$(VARIANTS:%=c-%): c-%:
+	@echo "== C tests, $*"; $(MAKE) --silent --keep-going -C csrc check SAN=$(*:release=)
 
 test-chaos: venv
 	$(BIN)/pytest --quiet $(CHAOS)
 
+test-units: venv
+	$(BIN)/pytest --quiet --ignore=$(INTEGRATION)
+
+test-wan: venv
+	$(BIN)/pytest --quiet $(WAN)
+
+test-processes: venv
+	$(BIN)/pytest --quiet $(INTEGRATION) $(APART:%=--ignore=%)
+
+test-training: venv
+	$(BIN)/pytest --quiet $(TRAINING)
+
+# All of pytest one after the other, but for the chaos.
 test-py: venv
 	$(BIN)/pytest --ignore=$(CHAOS)
 

@@ -1,6 +1,6 @@
 """Three minutes of chaos: eight real processes on an emulated WAN, a fault every 2 s, and every promise holds.
 
-`make test` runs this beside the C tests.
+`make test` runs this beside other tests (docs/testing.md).
 """
 
 from __future__ import annotations

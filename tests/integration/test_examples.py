@@ -43,7 +43,7 @@ def test_elastic_alone(tmp_path: Path) -> None:
 
 
 def test_elastic_survives_a_kill_and_a_join(tmp_path: Path) -> None:
-    options = ["-n", "4", "--kill-at", "20", "--join-at", "40", "--lease", "1"]
+    options = ["-n", "4", "--kill-at", "20", "--join-at", "40", "--lease", "5"]
     output = launch(tmp_path, *options, EXAMPLES / "02_elastic.py", "--steps", "150")
     last = [line.partition("] ")[2] for line in output.splitlines() if "done after" in line]
     assert len(last) == 4, output
@@ -58,7 +58,7 @@ def finals(output: str) -> list[str]:
 
 
 def test_diloco_survives_a_kill(tmp_path: Path) -> None:
-    options = ["-n", "3", "--kill-at", "2", "--lease", "1"]
+    options = ["-n", "3", "--kill-at", "2", "--lease", "5"]
     output = launch(tmp_path, *options, EXAMPLES / "03_diloco.py", "--steps", "40", "--every", "10")
     last = finals(output)
     assert len(last) == 2, output
