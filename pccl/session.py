@@ -388,7 +388,7 @@ class Session:
         self._take_lease(event.lease_s)
         self._promise, self._answer = None, None
         if event.change:
-            self._faults.clear()
+            self._faults = {name: fault for name, fault in self._faults.items() if fault.epoch == event.epoch}
         present = {*(member.peer for member in event.members), *(self.acquaintances or ())}
         self._suspects = {peer: suspect for peer, suspect in self._suspects.items() if peer in present}
         self._up = {peer: up for peer, up in self._up.items() if peer in present}
@@ -399,6 +399,7 @@ class Session:
             self.oldest = self.boundary
             self._out.append(AdvanceEngine(self.boundary))
         self._pulse()
+        self._send(*(self._faults.values() if event.change else ()))
         self._tell_of_links(event)
 
     def _tell_of_links(self, event: m.Epoch) -> None:
@@ -548,17 +549,20 @@ class Session:
         """sends OpFault"""
         if event.kind not in ("mismatch", "overdue", "cancelled"):
             raise ValueError(f"no such kind of fault: {event.kind}")
+        op = m.OpRef(*event.name)
+        # What this peer has reported for a change does not name the op: no verdict will. It is for the next epoch.
+        late = self._answer is not None and all(entry.op != op for entry in self._answer.pending)
         fault = m.OpFault(
             v=m.VERSION,
             kind=event.kind,  # type: ignore[arg-type]
-            op=m.OpRef(*event.name),
-            epoch=self.epoch,
+            op=op,
+            epoch=self.epoch + late,
             peer=event.peer,
             mine=m.clip(event.mine),
             theirs=m.clip(event.theirs),
         )
         self._faults[event.name] = fault
-        self._send(fault)
+        self._send(*(() if late else (fault,)))
 
     # -- time and connection ----------------------------------------------------------------------------------
 
@@ -568,9 +572,7 @@ class Session:
             self._ask()
         else:
             self._pulse()
-            unanswered: tuple[m.ToCoordinator, ...] = (*self._suspects.values(), *self._faults.values())
-            for message in unanswered:
-                self._send(message)
+            self._send(*self._suspects.values(), *self._faults.values())
             if self._promise is not None:
                 self._send_held()
             if self._answer is not None:
@@ -625,8 +627,8 @@ class Session:
         if self.lease_s < gap < float("inf"):
             self._heard = min(now, self._heard + gap)
 
-    def _send(self, message: m.ToCoordinator) -> None:
-        self._out.append(Send(message))
+    def _send(self, *messages: m.ToCoordinator) -> None:
+        self._out += map(Send, messages)
 
 
 # -- the table ------------------------------------------------------------------------------------------------

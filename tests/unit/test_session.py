@@ -332,6 +332,25 @@ def test_faults(member: Bench) -> None:
         member.peer.fault(member.now, 7, "bored")
 
 
+def test_a_fault_of_an_op_that_no_report_names_waits_for_the_next_epoch(member: Bench) -> None:
+    """Its change would end without a verdict on it, and nobody would speak of it again."""
+    known, late = X, OpName(0, 5, 0)
+    member.infos |= {7: OpInfo("known", (), False, known), 8: OpInfo("late", (), False, late)}
+    member.engine.post(known, 7)
+    member.say(m.Freeze(V, 1, 1))
+    member.engine_says(*member.engine.events())
+    for token in (7, 8):
+        member.peer.fault(member.now, token, "cancelled")
+    assert member.sent() == [m.OpFault(V, "cancelled", m.OpRef(*known), 1, b"", "known", "")]
+    told = m.OpFault(V, "cancelled", m.OpRef(*late), 2, b"", "late", "")
+    assert [message for message in member.say(epoch(2, change=1)) if isinstance(message, m.OpFault)] == [told]
+    member.peer.on_connected(member.now)
+    assert member.sent()[1:] == [told], "until it is judged"
+    member.say(m.Freeze(V, 2, 2))
+    member.engine_says(*member.engine.events())
+    assert not [message for message in member.say(epoch(3, change=2)) if isinstance(message, m.OpFault)]
+
+
 def test_what_awaits_an_answer_is_sent_again_after_a_reconnect(member: Bench) -> None:
     member.infos[7] = OpInfo("mine", (), False, X)
     first = member.engine_says(down(LOW, Cause.EOF), Event(kind=EventKind.OVERDUE, token=7)) + member.say(hold(1))
