@@ -245,7 +245,9 @@ int link_is_drained(const struct link *l)
 
 void link_stream_open(struct link *l, struct conn *c)
 {
-    (void)c;
+    struct stream_info info;
+    l->engine->ops->info(c->stream, &info);
+    c->in_memory = info.in_memory;
     l->last_received_ns = l->engine->now_ns;
     l->redial_after_ns = 0;
     l->told = PCCL_CAUSE_NONE;

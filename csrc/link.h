@@ -256,8 +256,6 @@ void link_resend_lost(struct link *l, const struct conn *c);
 /* The memory of the flow's sender must not be touched any more: its frames in flight become VOIDs. */
 void link_detach(struct link *l, struct flow *f);
 int link_wants_to_send(const struct link *l);
-/* Payloads have no checksum: the transport verifies all that comes. Not on a detour, whose relays see it unsealed. */
-int link_is_sealed(const struct link *l);
 /* Segments or notices, or frames to be sent again. */
 int link_has_frames(const struct link *l);
 /* Gives the conn a second copy of a frame that another has; it has room for one. */

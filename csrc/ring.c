@@ -115,7 +115,7 @@ static void arrived(struct op *op, uint32_t from, const struct frame *frame, con
     if (frame->step < hops)
         fold(op, frame, segment, payload, frame->step + 1u == hops);
     if (frame->step + 1u < 2 * hops)
-        push(op, frame->step + 1u, x, op->request.out, frame->step < hops ? NULL : &frame->payload_crc);
+        push(op, frame->step + 1u, x, op->request.out, frame->step < hops ? NULL : frame_crc(frame));
     if (r->left && --r->left == 0)
         op_finished(op);
 }
