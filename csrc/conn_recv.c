@@ -126,7 +126,7 @@ pccl_err conn_to_scratch(struct conn *c)
 
 void conn_receive(struct conn *c)
 {
-    size_t budget = READ_BUDGET_BYTES;
+    size_t budget = c->in_memory ? READ_BUDGET_MEMORY_BYTES : READ_BUDGET_BYTES;
     while (c->state == CONN_OPEN && budget) {
         ssize_t n = read_some(c);
         if (n == -EAGAIN)

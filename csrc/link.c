@@ -170,11 +170,14 @@ static struct link *link_new(pccl_engine *e, const pccl_member *member, uint32_t
 static void choose_used(struct link *l)
 {
     l->used = 0;
+    l->in_memory = !l->detour_epoch;
     for (uint32_t i = 0; i < l->streams; i++) {
         struct conn *c = l->conns[i];
         if (c && c->state == CONN_OPEN)
             c->used = l->used < l->wanted;
         l->used += c && c->state == CONN_OPEN && c->used;
+        if (c && c->state == CONN_OPEN && c->used)
+            l->in_memory &= c->in_memory;
     }
     l->meter.pace = 0;
     meter_pace(l);

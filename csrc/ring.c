@@ -42,6 +42,7 @@ static void push(struct op *op, uint32_t step, struct extent x, const void *base
     struct segment s = {
         .payload.data = (const uint8_t *)base + x.offset, .offset = x.offset, .bytes = x.bytes, .step = (uint16_t)step,
         .crc = crc ? *crc : 0, .crc_known = crc != NULL,
+        .fresh = step > 0,
     };
     op_push(op, next_rank(op), &s);
 }

@@ -194,6 +194,50 @@ TEST(frames_that_are_sent_again_get_a_checksum)
     cluster_close(&c);
 }
 
+static void info_everywhere(const struct stream *s, struct stream_info *info_p)
+{
+    transport_find("sim")->info(s, info_p);
+    info_p->in_memory = 1;
+}
+
+/* What is made of arrivals overtakes what waits, streams are reset meanwhile, and the result is written over the input. */
+static void run_in_place(pccl_algorithm algorithm, uint32_t round)
+{
+    open_three(0, 0);
+    shared[0] = *transport_find("sim");
+    shared[0].info = info_everywhere;
+    for (uint32_t i = 0; i < 3; i++)
+        c.engines[i]->ops = &shared[0];
+    memcpy(out, in, sizeof out);
+    for (uint32_t i = 0; i < 3; i++) {
+        pccl_op_request r = {.kind = PCCL_ALL_REDUCE, .dtype = PCCL_FLOAT32, .redop = PCCL_SUM, .algorithm = (uint8_t)algorithm,
+                             .count = COUNT, .in = out[i], .out = out[i], .token = 1};
+        cluster_submit(&c, i, &r);
+    }
+    for (uint32_t k = 0; k < 12; k++) {
+        cluster_run(&c, (1 + (k + round) % 4) * SECOND / 1000);
+        if (k % 4 == round % 4)
+            (void)pccl_sim_reset(c.sim, k % 3, (k + 1) % 3, round);
+    }
+    cluster_run(&c, 3 * SECOND);
+    for (uint32_t i = 0; i < 3; i++) {
+        const pccl_event *e = cluster_event(&c, i, PCCL_EVENT_OP, 1);
+        CHECK(e && e->status == PCCL_OK);
+        for (uint32_t k = 0; k < COUNT; k++)
+            CHECK(out[i][k] == in[0][k] + in[1][k] + in[2][k]);
+    }
+    cluster_close(&c);
+}
+
+TEST(in_place_through_memory_with_resets)
+{
+    for (uint32_t round = 0; round < 12; round++) {
+        run_in_place(PCCL_ALGORITHM_RING, round);
+        run_in_place(PCCL_ALGORITHM_MESH, round);
+        run_in_place(PCCL_ALGORITHM_TWO_LEVEL, round);
+    }
+}
+
 /* -- both kinds at once ----------------------------------------------------------------------------------------------- */
 
 /* What came without a checksum over a link goes on with one over a detour. */
