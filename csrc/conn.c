@@ -167,6 +167,11 @@ static uint32_t place_for(const struct conn *c, const struct link *link)
     return still && c->index < link->streams ? c->index : link->streams;
 }
 
+int conn_sums(const struct conn *c)
+{
+    return c->link->detour_epoch || !(c->engine->ops->seals || c->in_memory);
+}
+
 static void adopt(struct conn *c, struct link *link)
 {
     uint32_t place = place_for(c, link);

@@ -84,6 +84,7 @@ struct conn {
     uint32_t out_first, out_count, out_sent;  /* out_sent: bytes of the first frame already written */
     uint8_t *spill;            /* rest of a half-written frame whose memory had to be given back */
     int used;                  /* may be given new frames */
+    int in_memory;             /* its bytes go through memory of this machine */
     uint64_t rested_ns;        /* when its stream was last told that nothing is on its way */
     int blocked;               /* the stream took no more: wait for writability */
 
@@ -112,6 +113,9 @@ void conn_fail(struct conn *c, pccl_cause cause, int sys_errno);
 void conn_pump(struct conn *c);
 /* The memory of the op or transfer must not be touched any more. */
 void conn_detach(struct conn *c, const struct sender *owner);
+/* Do payloads have a checksum here? Not where the transport verifies all that comes, or nothing leaves this machine's memory; but always
+ * on a detour: what lies behind its relays is neither. */
+int conn_sums(const struct conn *c);
 /* The payload of the conn's next frame, copied to where nobody writes to it; itself, if there is no memory for that. */
 struct payload conn_copy_payload(struct conn *c, struct payload payload, uint32_t bytes);
 /* If the frame being read is `link_seq`, throw the rest of it away (a second copy is arriving elsewhere). */

@@ -12,7 +12,7 @@
 
 static int checksum_holds(const struct conn *c, const uint8_t *payload)
 {
-    return link_is_sealed(c->link) || engine_defect(c->engine, PCCL_DEFECT_NO_CRC) ||
+    return !c->frame.summed || engine_defect(c->engine, PCCL_DEFECT_NO_CRC) ||
            crc32c(0, payload, c->frame.payload_bytes) == c->frame.payload_crc;
 }
 
@@ -51,6 +51,7 @@ static int begin_frame(struct conn *c)
     c->owner = NULL;
     c->parked = NULL;
     c->wanted = c->counts = 1;
+    c->frame.summed = (uint8_t)conn_sums(c);
     if (link_on_header(c->link, c) != PCCL_OK) {
         corrupt(c);
         return 0;
@@ -125,7 +126,7 @@ pccl_err conn_to_scratch(struct conn *c)
 
 void conn_receive(struct conn *c)
 {
-    size_t budget = READ_BUDGET_BYTES;
+    size_t budget = c->in_memory ? READ_BUDGET_MEMORY_BYTES : READ_BUDGET_BYTES;
     while (c->state == CONN_OPEN && budget) {
         ssize_t n = read_some(c);
         if (n == -EAGAIN)

@@ -163,7 +163,7 @@ static void arrived(struct op *op, uint32_t from, const struct frame *frame, con
     if (!arrival_take(op, from, frame->offset / ((uint64_t)op->segment_elements * op->element_bytes)))
         return;
     if (is_chain(op) && !is_root(op, next))
-        push(op, next, payload - frame->offset, frame->offset, frame->payload_bytes, &frame->payload_crc);
+        push(op, next, payload - frame->offset, frame->offset, frame->payload_bytes, frame_crc(frame));
     if (op->u.direct.left && --op->u.direct.left == 0)
         op_finished(op);
 }

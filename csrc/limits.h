@@ -33,7 +33,8 @@ enum {
     SEND_IOV_MAX = 128,             /* pieces of memory handed to one writev */
     STAGING_BYTES = 64 << 10,        /* bytes read ahead of the frame in hand */
     DIRECT_READ_BYTES = 16 << 10,    /* payloads from this size on are read straight to where they belong */
-    READ_BUDGET_BYTES = 4 << 20,     /* per stream and turn, so that one stream cannot starve the others */
+    READ_BUDGET_BYTES = 4 << 20,     /* per stream and turn, so that one stream cannot starve the others; */
+    READ_BUDGET_MEMORY_BYTES = 512 << 10,  /* of a stream in memory, so that what is made of it leaves while the cache has it */
     ACK_EVERY_FRAMES = 32,
     READY_CAP = 64,                  /* readiness reports taken per turn */
     DESC_TEXT_BYTES = 96

@@ -170,11 +170,14 @@ static struct link *link_new(pccl_engine *e, const pccl_member *member, uint32_t
 static void choose_used(struct link *l)
 {
     l->used = 0;
+    l->in_memory = !l->detour_epoch;
     for (uint32_t i = 0; i < l->streams; i++) {
         struct conn *c = l->conns[i];
         if (c && c->state == CONN_OPEN)
             c->used = l->used < l->wanted;
         l->used += c && c->state == CONN_OPEN && c->used;
+        if (c && c->state == CONN_OPEN && c->used)
+            l->in_memory &= c->in_memory;
     }
     l->meter.pace = 0;
     meter_pace(l);
@@ -245,7 +248,9 @@ int link_is_drained(const struct link *l)
 
 void link_stream_open(struct link *l, struct conn *c)
 {
-    (void)c;
+    struct stream_info info;
+    l->engine->ops->info(c->stream, &info);
+    c->in_memory = info.in_memory;
     l->last_received_ns = l->engine->now_ns;
     l->redial_after_ns = 0;
     l->told = PCCL_CAUSE_NONE;

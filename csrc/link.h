@@ -46,6 +46,7 @@ struct segment {
     uint16_t step;
     uint8_t crc_known;
     uint8_t windowed;          /* counts against the receiver's granted window */
+    uint8_t fresh;             /* of bytes that have just arrived or been folded */
 };
 
 /* What one sender sends to one peer. */
@@ -151,6 +152,7 @@ struct link {
     uint32_t wanted;           /* how many the newest plan wants to be used */
     uint32_t open;             /* how many are open */
     uint32_t used;             /* how many of these get frames: the first `wanted` */
+    int in_memory;             /* all of those go through memory of this machine */
     uint32_t stream_changes;   /* how often a stream has come or gone */
     uint32_t next_conn;
     struct conn *check;        /* dialled by the side that does not dial, to see whether the peer is still there */
@@ -256,8 +258,6 @@ void link_resend_lost(struct link *l, const struct conn *c);
 /* The memory of the flow's sender must not be touched any more: its frames in flight become VOIDs. */
 void link_detach(struct link *l, struct flow *f);
 int link_wants_to_send(const struct link *l);
-/* Payloads have no checksum: the transport verifies all that comes. Not on a detour, whose relays see it unsealed. */
-int link_is_sealed(const struct link *l);
 /* Segments or notices, or frames to be sent again. */
 int link_has_frames(const struct link *l);
 /* Gives the conn a second copy of a frame that another has; it has room for one. */

@@ -3,7 +3,8 @@
  * A flow stands in the queue of its sender's priority class while it has segments. A higher class goes first, segment by segment; but a
  * class that has let STARVED_AFTER segments of higher ones pass gets the next, so nothing waits for ever. Within a class ops and transfers take turns;
  * only those that a change of membership has thrown back go before the others, the oldest first: the next result after a loss
- * should not wait for everything that was in flight. The order is the sender's own affair: peers need not agree on it. */
+ * should not wait for everything that was in flight. Of one flow, segments go in the order in which they were pushed; only where a link is
+ * memory, what is fresh goes first, as long as the cache has it. The order is the sender's own affair: peers need not agree on it. */
 #include "engine.h"
 #include "err.h"
 
@@ -22,7 +23,11 @@ static struct flow_queue *queue_of(const struct flow *f)
 void flow_push(struct flow *f, const struct segment *segment)
 {
     ASSERT(f->count < f->cap);
-    f->segments[(f->head + f->count++) % f->cap] = *segment;
+    int first = segment->fresh && f->link->in_memory;
+    if (first)
+        f->head = (f->head + f->cap - 1) % f->cap;
+    f->segments[(f->head + (first ? 0 : f->count)) % f->cap] = *segment;
+    f->count++;
     struct flow_queue *q = queue_of(f);
     if (!f->next) {
         if (q->flows) {

@@ -48,15 +48,8 @@ static void hand_over(struct link *l, struct conn *c, const struct frame *frame,
     l->ack_at_ns = NEVER;
 }
 
-int link_is_sealed(const struct link *l)
+static uint32_t checksum(struct payload payload, uint32_t bytes)
 {
-    return l->engine->ops->seals && !l->detour_epoch;
-}
-
-static uint32_t checksum(const struct link *l, struct payload payload, uint32_t bytes)
-{
-    if (link_is_sealed(l))
-        return 0;
     if (payload.data)
         return crc32c(0, payload.data, bytes);
     uint32_t crc = 0;
@@ -71,7 +64,11 @@ static void hand_over_slot(struct link *l, struct conn *c, struct slot *slot)
     struct payload payload = slot->payload;
     if (payload.changes) {
         payload = conn_copy_payload(c, payload, slot->frame.payload_bytes);
-        slot->frame.payload_crc = checksum(l, payload, slot->frame.payload_bytes);
+        slot->frame.summed = 0;
+    }
+    if (slot->frame.payload_bytes && !slot->frame.summed && conn_sums(c)) {
+        slot->frame.payload_crc = checksum(payload, slot->frame.payload_bytes);
+        slot->frame.summed = 1;
     }
     hand_over(l, c, &slot->frame, payload, slot->flow ? slot->flow->sender : NULL);
     slot->conn_serial = c->serial;
@@ -126,12 +123,6 @@ static int send_notice(struct link *l, struct conn *c)
     return 1;
 }
 
-/* A checksum that is known has come with the segment, where links are not sealed, or was made for several. */
-static uint32_t segment_checksum(const struct link *l, const struct segment *s)
-{
-    return s->crc_known && !l->engine->ops->seals ? s->crc : checksum(l, s->payload, s->bytes);
-}
-
 static int send_segment(struct link *l, struct conn *c)
 {
     struct flow *f = window_left(l) > WINDOW_RESERVE && l->meter.room_bytes > 0 ? queues_next(l) : NULL;
@@ -142,8 +133,8 @@ static int send_segment(struct link *l, struct conn *c)
     frame.step = s->step;
     frame.offset = s->offset;
     frame.payload_bytes = s->bytes;
-    if (!s->payload.changes)
-        frame.payload_crc = segment_checksum(l, s);
+    frame.payload_crc = s->crc;
+    frame.summed = s->crc_known;
     if (!f->called) {
         f->eager_bytes += s->bytes;
         l->eager_outstanding += s->bytes;

@@ -206,6 +206,7 @@ static void send_result(struct op *op, uint32_t segment)
 {
     struct extent x = span_segment(op, op->rank, segment);
     struct segment s = wire_segment(op, op->rank, segment, op->request.out, STEP_RESULT);
+    s.fresh = 1;
     if (codec_of(op) != PCCL_CODEC_NONE)
         ASSERT(decode(op, x, s.payload.data, (uint8_t *)op->request.out + x.offset));
     for (uint32_t k = 1; k < op->n; k++)

@@ -42,6 +42,7 @@ static void push(struct op *op, uint32_t step, struct extent x, const void *base
     struct segment s = {
         .payload.data = (const uint8_t *)base + x.offset, .offset = x.offset, .bytes = x.bytes, .step = (uint16_t)step,
         .crc = crc ? *crc : 0, .crc_known = crc != NULL,
+        .fresh = step > 0,
     };
     op_push(op, next_rank(op), &s);
 }
@@ -115,7 +116,7 @@ static void arrived(struct op *op, uint32_t from, const struct frame *frame, con
     if (frame->step < hops)
         fold(op, frame, segment, payload, frame->step + 1u == hops);
     if (frame->step + 1u < 2 * hops)
-        push(op, frame->step + 1u, x, op->request.out, frame->step < hops ? NULL : &frame->payload_crc);
+        push(op, frame->step + 1u, x, op->request.out, frame->step < hops ? NULL : frame_crc(frame));
     if (r->left && --r->left == 0)
         op_finished(op);
 }

@@ -39,6 +39,7 @@ struct stream_info {
     uint64_t packets, packets_again;  /* sent so far, and sent again so far; 0: the transport does not tell */
     char remote[80];           /* "host:port" */
     char host[56];             /* of the machine at the other end; "": no machine can be told from another */
+    int in_memory;             /* 1: bytes go through memory of this machine only: frames need no checksum of their payload */
     char refusal[STREAM_REFUSAL_BYTES]; /* after -EACCES: why, for people */
 };
 

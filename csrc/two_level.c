@@ -298,7 +298,7 @@ static void arrived(struct op *op, uint32_t from, const struct frame *frame, con
     if (locate(op, from, frame, &span, &segment) != PCCL_OK || !arrival_take(op, group_of(op, span, from, result), segment))
         return;
     if (result) {
-        spread_result(op, span, span_segment(op, span, segment), &frame->payload_crc);
+        spread_result(op, span, span_segment(op, span, segment), frame_crc(frame));
         note_result(op);
         return;
     }

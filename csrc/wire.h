@@ -55,7 +55,14 @@ struct frame {
     uint64_t offset;
     uint32_t link_seq;
     uint32_t link_ack;
+    uint8_t summed;            /* not on the wire: payload_crc is the payload's checksum */
 };
+
+/* For whoever passes the payload on as it is; NULL: it came without a checksum. */
+static inline const uint32_t *frame_crc(const struct frame *frame)
+{
+    return frame->summed ? &frame->payload_crc : NULL;
+}
 
 /* Most bytes of one fetch. */
 #define WIRE_TRANSFER_BYTES_MAX (1ULL << 40)

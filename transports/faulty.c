@@ -194,6 +194,7 @@ static void faulty_info(const struct stream *stream, struct stream_info *info_p)
         s->inner->ops->info(s->inner, info_p);
     else
         memcpy(info_p->remote, s->remote, sizeof info_p->remote);
+    info_p->in_memory = 0; /* bytes may change on their way after all */
 }
 
 static void close_inner(struct faulty_stream *s, int abort)

@@ -369,6 +369,7 @@ static void shm_info(const struct stream *stream, struct stream_info *info_p)
         memcpy(info_p->remote, s->address, sizeof info_p->remote);
     if (s->state == SHM_RING)
         info_p->held_bytes = shm_ring_used(&s->out);
+    info_p->in_memory = s->state == SHM_RING;
 }
 
 static void shm_pace(struct stream *stream, uint64_t bytes_per_s)

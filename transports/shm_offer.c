@@ -30,7 +30,7 @@ enum {
     SHM_NAME_BYTES = 80
 };
 
-static const char SHM_NAME[] = "pccl-shm-1";
+static const char SHM_NAME[] = "pccl-shm-2";
 
 /* -- memory --------------------------------------------------------------------------------------- */
 

@@ -2,7 +2,7 @@
 #include "cluster.h"
 #include "engine.h"
 
-enum { MS = 1000000, FLOWS = 6, SEGMENTS = 512, OP_BYTES_MAX = 4 << 20, OPS = 17 };
+enum { MS = 1000000, FLOWS = 6, SERVED = 6, SEGMENTS = 512, OP_BYTES_MAX = 4 << 20, OPS = 17 };
 
 /* -- one link and its queues ------------------------------------------------------------------------------------------ */
 
@@ -37,6 +37,15 @@ static int serve(void)
     return (int)(f - flows);
 }
 
+/* Takes the next segment: its offset. */
+static uint64_t take_offset(void)
+{
+    struct flow *f = queues_next(&a_link);
+    uint64_t offset = f->segments[f->head].offset;
+    flow_served(f);
+    return offset;
+}
+
 TEST(higher_classes_go_first_and_ops_of_a_class_take_turns)
 {
     static const int order[] = {3, 4, 3, 4, 1, 2, 1, 2, 0, 5, 0, 5, -1};
@@ -50,6 +59,29 @@ TEST(higher_classes_go_first_and_ops_of_a_class_take_turns)
     for (size_t i = 0; i < sizeof order / sizeof order[0]; i++)
         CHECK_EQ_INT(serve(), order[i]);
     CHECK(queues_empty(&a_link));
+}
+
+/* Pushes 0 to 3, one goes, then what is made of an arrival, 4 and 5: in this order they then leave. */
+static void check_fresh(int in_memory, const uint64_t order[SERVED])
+{
+    begin_link();
+    a_link.in_memory = in_memory;
+    want(0, PCCL_PRIORITY_NORMAL, 0);
+    flows[0].cap = SERVED; /* never more at once: the ring of segments turns, both ways */
+    for (uint64_t i = 0; i < SERVED; i++) {
+        if (i == 4)
+            CHECK_EQ_INT((int)take_offset(), (int)order[0]);
+        flow_push(&flows[0], &(struct segment){.bytes = 1, .offset = i, .fresh = i >= 4});
+    }
+    for (uint32_t i = 1; i < SERVED; i++)
+        CHECK_EQ_INT((int)take_offset(), (int)order[i]);
+    CHECK(queues_empty(&a_link));
+}
+
+TEST(what_is_fresh_goes_first_through_memory)
+{
+    check_fresh(1, (const uint64_t[SERVED]){0, 5, 4, 1, 2, 3});
+    check_fresh(0, (const uint64_t[SERVED]){0, 1, 2, 3, 4, 5});
 }
 
 TEST(a_lower_class_gets_one_segment_in_sixteen)

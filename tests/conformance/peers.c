@@ -319,7 +319,7 @@ int memories_mapped(void)
 socklen_t name_beside_b(struct sockaddr_un *name_p)
 {
     *name_p = (struct sockaddr_un){.sun_family = AF_UNIX};
-    int bytes = snprintf(name_p->sun_path + 1, 80, "pccl-shm-1/%s/%s", subject.listen[0] == '[' ? "::1" : "127.0.0.1",
+    int bytes = snprintf(name_p->sun_path + 1, 80, "pccl-shm-2/%s/%s", subject.listen[0] == '[' ? "::1" : "127.0.0.1",
                          strrchr(address_b, ':') + 1);
     return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)bytes);
 }

@@ -100,6 +100,24 @@ TEST(any_address_means_both_families)
 
 /* -- tests: shared memory ------------------------------------------------------------------------------------------- */
 
+static int in_memory(const struct end *e)
+{
+    struct stream_info info;
+    ops->info(e->stream, &info);
+    return info.in_memory;
+}
+
+/* Between them nothing is lost or changed, unless somebody sees to that. */
+TEST(says_which_streams_are_in_memory)
+{
+    begin();
+    struct end *there, *here;
+    connect_pair(&there, &here);
+    CHECK_EQ_INT(in_memory(there), is_auto() && !is_faulty());
+    CHECK_EQ_INT(in_memory(here), is_auto() && !is_faulty());
+    finish();
+}
+
 TEST(peers_of_one_host_share_memory)
 {
     if (!is_auto())
