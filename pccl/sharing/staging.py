@@ -12,6 +12,7 @@ import numpy as np
 from pccl.errors import TransferError
 from pccl.sharing import scalars
 from pccl.sharing.content import DATA_GENERATION, Share
+from pccl.transfer.layout import Layout
 from pccl.transfer.manifest import DIGEST_BYTES, Head, Manifest
 from pccl.transfer.schedule import chunks_of
 from pccl.transfer.target import Ahead, Bytes
@@ -21,6 +22,8 @@ __all__ = ["InPlace", "Staging", "differing"]
 #: Of a content so many bytes, but only a small part of it, may be fetched although they are here.
 AHEAD_BYTES_MAX = 8 << 20
 AHEAD_PART = 64
+#: Scalars of so many bytes are asked for with the manifest, whether they differ or not.
+SCALARS_AHEAD_MAX = 256 << 10
 
 
 def differing(share: Share, manifest: Manifest) -> list[int]:
@@ -45,9 +48,19 @@ class Staging:
         self._done: set[int] = set()
         self._at: dict[int, int] = {}  # chunk -> its first byte in the memory
         self._memory: Bytes = np.empty(0, np.uint8)
+        self._scalars: Bytes = np.empty(0, np.uint8)  # asked for before the manifest was here,
+        self._ahead = range(0)  # and their chunks
 
-    def ahead(self, head: Head) -> None:
-        """See Target. Only what differs is wanted."""
+    def ahead(self, head: Head) -> Ahead | None:
+        """See Target. Of the tensors only what differs is wanted; the scalars are few, and come with the manifest."""
+        ours = self.share.layout
+        nbytes = head.nbytes - ours.nbytes
+        fits = head.chunk_bytes == ours.chunk_bytes and 0 < nbytes <= SCALARS_AHEAD_MAX
+        if self.manifest is not None or not self.share.names or not fits:
+            return None
+        layout = Layout(ours.chunk_bytes, (*ours.parts, nbytes))
+        self._scalars, self._ahead = np.empty(nbytes, np.uint8), layout.chunks(len(ours.parts))
+        return Ahead(self._ahead, layout, DATA_GENERATION)
 
     def begin(self, manifest: Manifest) -> Iterable[int]:
         """See Target."""
@@ -58,6 +71,9 @@ class Staging:
 
     def place(self, first: int, count: int) -> Bytes:
         """See Target."""
+        if first in self._ahead:
+            at = (first - self._ahead.start) * self.share.layout.chunk_bytes
+            return self._scalars[at : at + count * self.share.layout.chunk_bytes]
         assert self.manifest is not None
         layout, at = self.manifest.layout, self._at[first]
         return self._memory[at : at + layout.start(first + count) - layout.start(first)]
@@ -94,12 +110,14 @@ class Staging:
     def _prepare(self, manifest: Manifest) -> None:
         share, layout = self.share, manifest.layout
         self.wrong = differing(share, manifest)
+        if self.manifest is not None:  # what was asked for ahead was of that
+            self._ahead = range(0)
         tensors = {layout.part_of(chunk) for chunk in self.wrong}
         self.read_only = not all(share.tensors[part].writable for part in tensors)
         last = len(manifest.parts) - 1
         here = share.digests[share.layout.count * DIGEST_BYTES :]
         there = manifest.digests[layout.firsts[last] * DIGEST_BYTES :]
-        wanted = [*self.wrong, *(layout.chunks(last) if here != there else ())]
+        wanted = [*self.wrong, *(layout.chunks(last) if here != there or self._ahead else ())]
         self._at, self._done, end = {}, set(), 0
         for chunk in wanted:
             self._at[chunk] = end

@@ -151,6 +151,8 @@ class Job:
             self._cancel(self.schedule.overdue(now))
             for ask in self.schedule.next(now):
                 self._ask(ask)
+            if self.schedule.done:  # nothing of it is wanted
+                self._end()
         if self._ending and not self._out and (self.error is None or self.relay is None or self._relay_gone):
             self.over = True
             self.report.duration_s = now - self._started
@@ -247,7 +249,11 @@ class Job:
             return
         if self.manifest is None and not any(out.what == "manifest" for out in self._out.values()):
             ready = self.lookup.ready()
-            if ready:
+            known = self.target.manifest
+            if ready and known is not None and (known.generation, known.root) == (head.generation, head.root):
+                self.manifest = known
+                self._begin(known, now)
+            elif ready:
                 self._ask_ahead(head, ready, now)
                 key = manifest_key(self._offered_as)
                 self._ask_small("manifest", ready[0], key, head.generation, head.manifest_bytes)

@@ -34,7 +34,11 @@ class Ahead:
 
 
 class Target(Protocol):
-    """What a fetch needs of its target. Called on the thread of the fetches: `ahead` once, then `begin`, once."""
+    """What a fetch needs of its target. Called on the thread of the fetches: `ahead` once, then `begin`, once.
+    `manifest`: that of the last `begin`; a fetch of the same offer begins with it, and reads no other.
+    """
+
+    manifest: Manifest | None
 
     def ahead(self, head: Head) -> Ahead | None:
         """What is offered is known by its head: what to ask for at once. Then `place` is called for these before
@@ -56,6 +60,7 @@ class Into:
     def __init__(self, memory: Sequence[Bytes] | None, have: bytes | None = None) -> None:
         self._given = memory
         self._have = have
+        self.manifest: Manifest | None = None
         self.there: list[int] = []
         self.parts: list[Bytes] = []
 
@@ -75,6 +80,7 @@ class Into:
 
     def place(self, first: int, count: int) -> Bytes:
         """See Target."""
+        assert self.manifest is not None
         layout = self.manifest.layout
         part, offset = layout.place(first)
         return self.parts[part][offset : offset + layout.start(first + count) - layout.start(first)]

@@ -15,7 +15,7 @@ from pccl.errors import MismatchError, TransferError
 from pccl.sharing import chunks, prefetch_state, sync_state
 from pccl.sharing.content import Content
 from pccl.sharing.report import Difference, differences_of, flags_of
-from pccl.sharing.staging import Staging, differing
+from pccl.sharing.staging import SCALARS_AHEAD_MAX, Staging, differing
 from pccl.transfer.layout import Layout
 from pccl.transfer.manifest import Head, Manifest, digest_of
 from pccl.transfer.schedule import Schedule
@@ -154,7 +154,8 @@ def test_one_percent_of_chunks_is_little_more_than_one_percent_of_bytes(small_ch
     for chunk in range(0, 1000, 100):
         held[3]["w"][chunk * 1024 + 5] ^= 255
     outcomes = run([Fake(hub, rank) for rank in range(4)], lambda fake, rank: sync_state(fake, held[rank]))
-    assert outcomes[3].received_bytes == 10 * 1024 <= 0.02 * right.size
+    scalars_bytes = content_of(held[0]).fixed.blob.size  # they come with the manifest, unasked whether they differ
+    assert outcomes[3].received_bytes == 10 * 1024 + scalars_bytes <= 0.02 * right.size
     assert all(np.array_equal(entries["w"], right) for entries in held)
     expected = (Difference(bytes([3]) * 16, "w", tuple(range(0, 1000, 100)), 1024, right.size),)
     assert all(outcome.differences == expected for outcome in outcomes)
@@ -191,6 +192,42 @@ def test_staging_keeps_what_is_there_for_the_next_fetch(small_chunks: None) -> N
     assert list(staging.begin(there.fixed.manifest("n", 2))) == [0, 2, 8]
     other = content_of({"w": bytes_of(8192, 3)})
     assert list(staging.begin(other.fixed.manifest("n", 3))) == [8]
+
+
+def test_scalars_come_with_the_manifest(small_chunks: None) -> None:
+    """They are asked for by what the head says of their size, which need not be the size of those here."""
+    here, there = content_of({"w": bytes_of(8192), "step": 1}), content_of({"w": bytes_of(8192), "step": 1 << 20_000})
+    manifest = there.fixed.manifest("n", 1)
+    staging = Staging(here.fixed)
+    ahead = staging.ahead(Head.of(manifest, manifest.encode()))
+    assert ahead is not None and list(ahead.chunks) == [8, 9, 10] and ahead.layout.parts == manifest.parts
+    for chunk in ahead.chunks:
+        part, offset = ahead.layout.place(chunk)
+        memory = staging.place(chunk, 1)
+        memory[:] = there.fixed.parts[part][offset : offset + memory.size]
+    assert list(staging.begin(manifest)) == list(range(8))
+    staging.keep(bytes([0, 0b111]))
+    assert staging.complete and staging.packed() == there.fixed.blob.tobytes() and staging.wrong_scalars() == [0]
+    assert staging.ahead(Head.of(manifest, manifest.encode())) is None, "they are here"
+    other = content_of({"w": bytes_of(8192), "step": 7})
+    later = other.fixed.manifest("n", 2)
+    assert list(staging.begin(later)) == list(range(8)) and not staging.complete
+    staging.place(8, 1)[:] = other.fixed.blob
+    staging.keep(bytes([0, 1]))
+    assert staging.packed() == other.fixed.blob.tobytes(), "other content has other scalars, in memory of its own"
+
+
+def test_nothing_is_asked_ahead_where_there_are_no_scalars_or_too_many(small_chunks: None) -> None:
+    plain, cut = content_of({"w": bytes_of(8192)}), content_of({"w": bytes_of(4096), "step": 1})
+    much = content_of({"w": bytes_of(8192), "step": bytes(SCALARS_AHEAD_MAX)})
+
+    def asked(here: Content, there: Content) -> bool:
+        manifest = there.fixed.manifest("n", 1)
+        return Staging(here.fixed).ahead(Head.of(manifest, manifest.encode())) is not None
+
+    assert asked(cut, cut)
+    assert not asked(plain, plain) and not asked(much, much)
+    assert not asked(much, cut), "it has fewer bytes than the tensors here"
 
 
 def test_flags_say_where() -> None:

@@ -365,3 +365,41 @@ def test_a_job_that_ends_before_its_manifest_waits_for_what_it_asked_for() -> No
     assert not made.over and all(asked.cancelled for asked in port.asked.values())
     port.answer_all()
     assert made.over and isinstance(made.error, Cancelled)
+
+
+def test_a_manifest_that_the_target_has_is_not_read_again() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA, 3)
+    target = Eager()
+    given = {"generation": None, "root": None, "priority": 1, "relay": False, "deadline_at": 10.0}
+
+    def again() -> Job:
+        made = Job(port, "x", (A,), target, now=port.now, **given)
+        made.pump(port.now)
+        answer_heads(port)
+        return made
+
+    target.manifest = Manifest.of("x", 3, DATA, 1024)
+    known = again()
+    assert known.manifest is target.manifest and not any(a.key == manifest_key("x") for a in port.asked.values())
+    known.cancel()
+    for token in list(port.asked):
+        port.end(token, Status.ECANCELLED)
+    port.offer(A, "x", DATA, 4)
+    assert again().manifest is None, "that is another offer"
+    assert any(asked.key == manifest_key("x") for asked in port.asked.values())
+
+
+def test_a_fetch_of_which_nothing_is_wanted_ends_with_the_head() -> None:
+    class Sated(Eager):
+        def begin(self, manifest: Manifest) -> Iterable[int]:
+            return range(manifest.count)
+
+    port = FakePort()
+    port.offer(A, "x", DATA, 3)
+    target = Sated()
+    target.manifest = Manifest.of("x", 3, DATA, 1024)
+    made = Job(port, "x", (A,), target, generation=None, root=None, priority=1, relay=False, now=0.0, deadline_at=10.0)
+    made.pump(port.now)
+    answer_heads(port)
+    assert made.over and made.error is None and not port.asked
