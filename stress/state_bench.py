@@ -3,7 +3,7 @@
     python -m stress.state_bench [--mib 1024] [--still] [--json] [--timeline 0.25] [--no-limits]
 
 On the emulated WAN `join_state` (root; stress/wan/README.md): four members with lines of 200 Mbit/s, which pause and
-reduce, and a joiner with 1 Gbit/s that prefetches their state, enters and synchronises. Each step of the members
+reduce, and a joiner with 1 Gbit/s that calls `join_state`. Each step of the members
 changes a part of the state, as much of the weights as the gradient is of, and their momenta: what of that the joiner
 has fetched before it must fetch again (`--still`: nothing changes but the number of the step). Then one of a hundred
 chunks is wrong at one member. Wanted: the join takes at most 1.25 times what four uplinks take for the state; a step of
@@ -133,12 +133,13 @@ def run(options: argparse.Namespace) -> tuple[list[Process], Process, LineLog]:
 def judged(options: argparse.Namespace, members: list[Process], joiner: Process) -> dict[str, Any]:
     """The figures."""
     nbytes = options.mib << 20
-    begin, end = joiner.one("connect"), joiner.one("entered")
+    begin = joiner.one("connect")
     before, meanwhile = [], []
     for process in members:
         steps = process.all("step")
+        grown = next(i for i, s in enumerate(steps) if s["world"] > len(MEMBERS))
         before += [s["s"] for s in steps[2:] if s["at"] + s["s"] < begin]
-        meanwhile += [s["s"] for s in steps if s["at"] > begin and s["at"] + s["s"] < end]
+        meanwhile += [s["s"] for s in steps[: grown + 1] if s["at"] > begin]
     syncs = {
         what: [s for p in [*members, joiner] for s in p.all("sync") if s["sync"] == what]
         for what in ("join", "one percent")
@@ -161,8 +162,7 @@ def judged(options: argparse.Namespace, members: list[Process], joiner: Process)
         "step_wanted": STEP_RATIO_MAX,
         "steps_during": len(meanwhile),
         "connect_s": round(joiner.one("connected") - begin, 2),
-        "prefetch_s": round(joiner.all("prefetch")[0]["at"] - begin, 2),
-        "enter_s": round(end - joiner.all("prefetch")[0]["at"], 2),
+        "prefetch_s": round(joiner.all("prefetch")[0]["s"], 2),
         "prefetch": joiner.one("prefetch"),
         "prefetched_mib": round(joiner.all("prefetch")[0]["received"] / 2**20, 1),
         "sync_received_mib": round(sum(s["received"] for s in syncs["join"]) / 2**20, 2),

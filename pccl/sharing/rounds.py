@@ -46,7 +46,7 @@ from pccl.sharing.staging import Staging
 from pccl.transfer.transfers import Wish
 from pccl.work import Result
 
-__all__ = ["Peers", "sync_state"]
+__all__ = ["Peers", "sync_state", "synchronise"]
 
 _SLOWEST_BYTES_PER_S = 1 << 20  # a transfer is given so much more time than any other op
 _SPARE_ROUNDS = 3
@@ -107,6 +107,11 @@ def sync_state(
     content = Content(entries, frozenset(allow_drift), read_only=strategy == "send")
     for share in content.shares:
         share.read()
+    return synchronise(comm, content, strategy, timeout)
+
+
+def synchronise(comm: Peers, content: Content, strategy: Strategy, timeout: float | None) -> SyncReport:
+    """sync_state of a content whose digests are known."""
     return _Sync(comm, content, STRATEGIES.index(strategy), timeout).run()
 
 

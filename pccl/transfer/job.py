@@ -136,6 +136,7 @@ class Job:
         self._out: dict[int, _Out] = {}
         self._tokens: dict[int, int] = {}  # number of an ask -> token
         self._beside: dict[int, Bytes] = {}
+        self._looked = False
         self._is_ahead = False  # chunks have been asked for that the manifest will judge,
         self._ahead: list[_Out] = []  # and these are here
 
@@ -244,6 +245,9 @@ class Job:
     def _look(self, now: float) -> None:
         for source in self.lookup.to_ask(now):
             self._ask_small("head", source, head_key(self._offered_as), HEAD_GENERATION, HEAD_BYTES)
+        if not self._looked:
+            self._looked = True
+            self._ask_ahead(None, list(self.lookup.found), now)
         head = self.lookup.choose(now)
         if head is None:
             return
@@ -327,11 +331,11 @@ class Job:
 
     # -- before the manifest is there --
 
-    def _ask_ahead(self, head: Head, sources: Sequence[bytes], now: float) -> None:
+    def _ask_ahead(self, head: Head | None, sources: Sequence[bytes], now: float) -> None:
         ahead = None if self._is_ahead else self.target.ahead(head)
-        self._is_ahead = True
         if ahead is None:
             return
+        self._is_ahead = True
         for chunk, source in zip(ahead.chunks, cycle(sources), strict=False):
             memory = self.target.place(chunk, 1)
             address, hold = _native.pin(memory)

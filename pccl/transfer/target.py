@@ -34,15 +34,15 @@ class Ahead:
 
 
 class Target(Protocol):
-    """What a fetch needs of its target. Called on the thread of the fetches: `ahead` once, then `begin`, once.
+    """What a fetch needs of its target. Called on the thread of the fetches: `ahead` once or twice, then `begin`, once.
     `manifest`: that of the last `begin`; a fetch of the same offer begins with it, and reads no other.
     """
 
     manifest: Manifest | None
 
-    def ahead(self, head: Head) -> Ahead | None:
-        """What is offered is known by its head: what to ask for at once. Then `place` is called for these before
-        `begin`, and `begin` does not give them.
+    def ahead(self, head: Head | None) -> Ahead | None:
+        """What to ask for at once: before anything is known of the offer, and, if that was nothing, when its head is.
+        Then `place` is called for these before `begin`, and `begin` does not give them.
         """
 
     def begin(self, manifest: Manifest) -> Iterable[int]:
@@ -64,7 +64,7 @@ class Into:
         self.there: list[int] = []
         self.parts: list[Bytes] = []
 
-    def ahead(self, head: Head) -> None:
+    def ahead(self, head: Head | None) -> None:
         """See Target. Where anything goes is not known before the manifest."""
 
     def begin(self, manifest: Manifest) -> Iterable[int]:

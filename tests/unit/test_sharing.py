@@ -15,7 +15,7 @@ from pccl.errors import MismatchError, TransferError
 from pccl.sharing import chunks, prefetch_state, sync_state
 from pccl.sharing.content import Content
 from pccl.sharing.report import Difference, differences_of, flags_of
-from pccl.sharing.staging import SCALARS_AHEAD_MAX, Staging, differing
+from pccl.sharing.staging import READ_FIRST, SCALARS_AHEAD_MAX, InPlace, Staging, differing
 from pccl.transfer.layout import Layout
 from pccl.transfer.manifest import Head, Manifest, digest_of
 from pccl.transfer.schedule import Schedule
@@ -309,6 +309,36 @@ def test_passes_follow_a_state_that_changes_slowly(small_chunks: None) -> None:
     report = prefetch_state(joiner, ours)
     assert report.passes > 1
     assert report.held_bytes >= 95 * 1024 and report.received_bytes < 130 * 1024
+
+
+def test_a_joiner_that_holds_nothing_of_it_does_not_read_what_it_has(small_chunks: None) -> None:
+    there, here = content_of({"w": bytes_of(2000 * 1024)}).fixed, content_of({"w": bytes_of(2000 * 1024, 1)}).fixed
+    target = InPlace(here)
+    assert list(target.begin(there.manifest("n", 1))) == [2000], "but the scalars"
+    known = sum(any(here.digest(chunk)) for chunk in range(2000))
+    assert READ_FIRST <= known <= 2 * READ_FIRST, "all were read"
+    assert target.keep(bytes([255]) * 250 + b"\1") == [] and here.digests == there.digests
+
+
+@pytest.mark.parametrize("count", [2000, 300, 3])
+def test_a_joiner_that_holds_some_of_it_fetches_the_rest(small_chunks: None, count: int) -> None:
+    there, ours = bytes_of(count * 1024), bytes_of(count * 1024)
+    ours[: ours.size // 3] ^= 1
+    target = InPlace(content_of({"w": ours}).fixed)
+    manifest = content_of({"w": there}).fixed.manifest("n", 1)
+    assert list(target.begin(manifest)) == list(range(-(-(ours.size // 3) // 1024), count + 1))
+
+
+def test_what_came_ahead_does_not_make_a_joiner_read_everything(small_chunks: None) -> None:
+    there, ours = content_of({"w": bytes_of(2000 * 1024)}).fixed, bytes_of(2000 * 1024, 1)
+    here = content_of({"w": ours}).fixed
+    target = InPlace(here)
+    ahead = target.ahead(None)
+    assert ahead is not None and list(ahead.chunks) == list(range(2000 // 64))
+    ours[: len(ahead.chunks) * 1024] = there.tensors[0].data[: len(ahead.chunks) * 1024]
+    assert list(target.begin(there.manifest("n", 1))) == [2000], "these are judged like all others"
+    assert sum(any(here.digest(chunk)) for chunk in range(2000)) <= 2 * READ_FIRST, "all were read"
+    assert target.ahead(None) is None, "only the first time"
 
 
 def test_what_a_prefetch_has_left_is_nobodys_content(small_chunks: None) -> None:

@@ -253,8 +253,8 @@ class Eager(Into):
         super().__init__([np.zeros(len(DATA), np.uint8)])
         self.layout = Layout(1024, (len(DATA),))
 
-    def ahead(self, head: Head) -> Ahead:
-        return Ahead(range(4), self.layout, head.generation)
+    def ahead(self, head: Head | None) -> Ahead | None:
+        return None if head is None else Ahead(range(4), self.layout, head.generation)
 
     def begin(self, manifest: Manifest) -> Iterable[int]:
         super().begin(manifest)
@@ -304,6 +304,41 @@ def test_what_is_wanted_anyway_is_asked_for_before_the_manifest_and_once(first: 
     assert made.over and made.error is None
     assert sum(made.report.received.values()) == len(DATA) - (len(DATA) - 9 * 1024), "nothing twice"
     assert made.target.place(0, 9).tobytes() == DATA[: 9 * 1024]
+
+
+class Hasty(Eager):
+    """Wants them before it knows of any offer."""
+
+    def ahead(self, head: Head | None) -> Ahead | None:
+        return Ahead(range(4), self.layout, 3) if head is None else None
+
+
+def test_what_is_wanted_of_any_offer_is_asked_for_with_the_heads() -> None:
+    """Of all sources, in turns; what B does not have is asked for again, once it is known that A has it."""
+    port = FakePort()
+    port.offer(A, "x", DATA, 3)
+    made = Job(port, "x", (A, B), Hasty(), generation=None, root=None, priority=1, relay=False, now=0.0, deadline_at=10)
+    made.pump(port.now)
+    assert spans_of_data(port) == [(0, 1024), (1024, 1024), (2048, 1024), (3072, 1024)]
+    assert [len(port.of(source)) for source in (A, B)] == [3, 3], "and their heads"
+    for token in port.of(B):
+        port.answer(token)
+    answer_heads(port)
+    port.now = 0.3
+    made.pump(port.now)
+    assert len(spans_of_data(port)) == 2, "not again before the manifest"
+    port.answer_all()
+    assert made.over and made.error is None and made.target.place(0, 9).tobytes() == DATA[: 9 * 1024]
+    assert made.report.received == {A: 9 * 1024}, "nothing twice"
+
+
+def test_what_was_asked_of_one_that_offers_nothing_leaves_no_trace() -> None:
+    port = FakePort()
+    made = Job(port, "x", (A, B), Hasty(), generation=None, root=None, priority=1, relay=False, now=0.0, deadline_at=10)
+    made.pump(port.now)
+    for token in list(port.asked):
+        port.end(token, Status.EPEER)
+    assert made.over and isinstance(made.error, PeerLost) and not made.target.place(0, 9).any()
 
 
 def test_what_came_before_the_manifest_is_judged_by_it() -> None:
