@@ -537,11 +537,6 @@ class Communicator:
         self._runtime.check()
         return join_state(self, entries, allow_drift, timeout=timeout)
 
-    def ask_to_enter(self) -> None:
-        """What `enter` does first, without waiting: from then on the others' next boundary may be a guest's first."""
-        self._runtime.check()
-        self._runtime.control.ask_to_enter()
-
     def sources(self) -> tuple[bytes, ...]:
         """Ids of the peers that this one can fetch from: of a guest the members, of a member the others."""
         self._runtime.check()

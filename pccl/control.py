@@ -187,18 +187,14 @@ class Control:
             if not self._wait(lambda: self._peer.session.acquaintances is not None, timeout):
                 raise self._join_timeout(timeout or 0.0)
 
-    def ask_to_enter(self) -> None:
-        """A guest wants to be a member from now on. Does not wait."""
+    def enter(self, timeout: float | None = None) -> EpochView:
+        """A guest becomes a member. Raises what `join` does."""
         self._check_process()
         with self.lock:
             if self._peer.session.guest:
                 self._peer.enter(time.monotonic())
                 self._wake()
-
-    def enter(self, timeout: float | None = None) -> EpochView:
-        """A guest becomes a member. Raises what `join` does."""
-        self.ask_to_enter()
-        return self.join(timeout)
+            return self.join(timeout)
 
     @property
     def hosts(self) -> tuple[bytes, ...] | None:

@@ -401,7 +401,7 @@ class _Pull:
 
     def _copy(self, source: bytes) -> None:
         manifest, parts, _ = self._depots[source].shown[self._name]
-        unwanted = set(self._target.begin(manifest))
+        unwanted = set(self._target.begin(manifest) or ())
         self._there = np.zeros(manifest.count, np.uint8)
         received = 0
         for chunk in range(manifest.count):

@@ -41,6 +41,9 @@ class Pull(Protocol):
     def progress(self) -> Progress:
         """How far it is."""
 
+    def go_on(self) -> None:
+        """Its target, which was not ready to begin, is."""
+
     def have(self) -> bytes:
         """Bitmap of the chunks that are there, verified."""
 

@@ -9,7 +9,7 @@ become less; the rest is left to the first sync_state, which compares everything
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from pccl.sharing.forecast import Forecast
 from pccl.sharing.staging import InPlace
 from pccl.transfer.transfers import Wish
 
-__all__ = ["Guest", "Prefetch", "PrefetchReport", "prefetch_state"]
+__all__ = ["Guest", "Near", "Prefetch", "PrefetchReport", "prefetch_state"]
 
 _PASSES_MAX = 8
 _WORTH_IT = 0.5  # another pass, if this one has left so little of what it was to bring
@@ -85,14 +85,20 @@ def seconds_of(comm: Guest, timeout: float | None) -> float:
     return seconds
 
 
-class Prefetch:
-    """One call of prefetch_state. `near`, if given, is told again and again in how many seconds the pass will have
-    ended, and how long it takes here to read everything, until it says that this pass shall be the last.
-    """
+class Near(Protocol):
+    """What is to be done when the end of a pass is near, while its last bytes are coming."""
 
-    def __init__(
-        self, comm: Guest, content: Content, deadline: float, near: Callable[[float, float], bool] | None = None
-    ) -> None:
+    def is_near(self, left_s: float, read_s: float) -> bool:
+        """Whether it is time. `left_s`: until the end, as it looks; `read_s`: what reading everything takes here."""
+
+    def go(self) -> None:
+        """Does it. What it raises ends the prefetch."""
+
+
+class Prefetch:
+    """One call of prefetch_state. `near`: what is to be done meanwhile; the pass in which it was is the last."""
+
+    def __init__(self, comm: Guest, content: Content, deadline: float, near: Near | None = None) -> None:
         self.comm = comm
         self.content = content
         self.share: Share = content.fixed
@@ -133,12 +139,25 @@ class Prefetch:
         self.comm.depot.mixed.add(name)
         pull = self.comm.depot.pull(name, self.target, sources, wish, left)
         try:
+            why = self._awaited(pull, left)
+            if why is None and self.near is not None:
+                self.is_last = True
+                self.near.go()
+                why = self._awaited(pull, self.deadline - time.monotonic())
+            return why or ""
+        finally:
+            pull.cancel()
+            self._note(pull.have(), sum(pull.report.received.values()))
+
+    def _awaited(self, pull: Pull, left: float) -> str | None:
+        """Waits for the end of a pass: why it cannot go on, or ""; None if its end is near."""
+        try:
             try:
-                self._watch(pull, min(left, _OFFERED_WITHIN_S))
+                ended = self._watch(pull, min(left, _OFFERED_WITHIN_S))
             except Timeout:
                 if self.target.manifest is None:
                     return "no member offers such entries"
-                self._watch(pull, left)
+                ended = self._watch(pull, left)
         except Timeout:
             return "the time is up"
         except (PeerLost, TransferError) as error:
@@ -147,25 +166,26 @@ class Prefetch:
             if isinstance(error, TransferError) and error.cause == "size":
                 raise MismatchError(f"prefetch_state: {error.message}") from error
             return error.message
-        finally:
-            pull.cancel()
-            self._note(pull.have(), sum(pull.report.received.values()))
-        return ""
+        return "" if ended else None
 
-    def _watch(self, pull: Pull, seconds: float) -> Any:
-        """Waits for the end of a fetch, as its `wait` does, and tells how near it is."""
+    def _watch(self, pull: Pull, seconds: float) -> bool:
+        """Waits for the end of a fetch, as its `wait` does; False if that is near."""
         forecast, until = Forecast(), time.monotonic() + seconds
         while self.near is not None and not self.is_last:
             left = until - time.monotonic()
             try:
-                return pull.wait(min(max(left, 0.0), _LOOK_S))
+                pull.wait(min(max(left, 0.0), _LOOK_S))
+                return True
             except Timeout:
                 if left <= 0:
                     raise
             said, now = pull.progress(), time.monotonic()
-            if said.total_bytes is not None:
-                self.is_last = self.near(forecast.left_s(now, said.done_bytes, said.total_bytes), self.target.read_s)
-        return pull.wait(max(until - time.monotonic(), 0.0))
+            if said.total_bytes is not None and self.near.is_near(
+                forecast.left_s(now, said.done_bytes, said.total_bytes), self.target.read_s
+            ):
+                return False
+        pull.wait(max(until - time.monotonic(), 0.0))
+        return True
 
     def _note(self, have: bytes, received: int) -> None:
         self.received += received

@@ -46,6 +46,7 @@ class Staging:
     def __init__(self, share: Share) -> None:
         self.share = share
         self.manifest: Manifest | None = None
+        self.is_ready = True  # digests of the share are known
         self.wrong: list[int] = []  # chunks of tensors that differ here
         self.read_only = False  # one of them cannot be written to
         self._done: set[int] = set()
@@ -67,8 +68,10 @@ class Staging:
         self._scalars, self._ahead = np.empty(nbytes, np.uint8), layout.chunks(len(ours.parts))
         return Ahead(self._ahead, layout, DATA_GENERATION)
 
-    def begin(self, manifest: Manifest) -> Iterable[int]:
+    def begin(self, manifest: Manifest) -> Iterable[int] | None:
         """See Target."""
+        if not self.is_ready:
+            return None
         if self.manifest is None or self.manifest.root != manifest.root:
             self._prepare(manifest)
         self.manifest = manifest

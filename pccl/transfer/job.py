@@ -137,6 +137,7 @@ class Job:
         self._tokens: dict[int, int] = {}  # number of an ask -> token
         self._beside: dict[int, Bytes] = {}
         self._looked = False
+        self._waits = False  # the target does not know yet what is wanted
         self._is_ahead = False  # chunks have been asked for that the manifest will judge,
         self._ahead: list[_Out] = []  # and these are here
 
@@ -148,6 +149,8 @@ class Job:
             self._check(now)
         if not self._ending:
             self._look(now)
+        if not self._ending and self._waits and self.manifest is not None:
+            self._begin(self.manifest, now)
         if not self._ending and self.schedule is not None:
             self._cancel(self.schedule.overdue(now))
             for ask in self.schedule.next(now):
@@ -305,7 +308,11 @@ class Job:
 
     def _begin(self, manifest: Manifest, now: float) -> None:
         """What is wanted is known: where it goes, and what of it is there."""
-        have = list(self.target.begin(manifest))
+        unwanted = self.target.begin(manifest)
+        self._waits = unwanted is None
+        if unwanted is None:
+            return
+        have = list(unwanted)
         self.schedule = Schedule(manifest.nbytes, manifest.chunk_bytes, have, manifest.parts)
         self.report.resumed_bytes = self.schedule.done_bytes
         if self._relaying and isinstance(self.target, Into):

@@ -34,7 +34,7 @@ class Ahead:
 
 
 class Target(Protocol):
-    """What a fetch needs of its target. Called on the thread of the fetches: `ahead` once or twice, then `begin`, once.
+    """What a fetch needs of its target. Called on the thread of the fetches: `ahead` once or twice, then `begin`.
     `manifest`: that of the last `begin`; a fetch of the same offer begins with it, and reads no other.
     """
 
@@ -45,8 +45,10 @@ class Target(Protocol):
         Then `place` is called for these before `begin`, and `begin` does not give them.
         """
 
-    def begin(self, manifest: Manifest) -> Iterable[int]:
-        """What is offered is known: gives the chunks that are not to be fetched. A PcclError ends the fetch."""
+    def begin(self, manifest: Manifest) -> Iterable[int] | None:
+        """What is offered is known: gives the chunks that are not to be fetched; None if that is not known yet: it is
+        called again, at the latest when the fetch is told to go on. A PcclError ends the fetch.
+        """
 
     def place(self, first: int, count: int) -> Bytes:
         """Where consecutive chunks of one part go: flat uint8 of their size, the same memory every time."""

@@ -111,18 +111,18 @@ def asked_when(guest: pccl.Communicator) -> list[Any]:
     """How far its first fetch was whenever the guest asked to enter."""
     pulls: list[Any] = []
     asked: list[Any] = []
-    pull, ask = guest.depot.pull, guest._runtime.control.ask_to_enter
+    pull, ask = guest.depot.pull, guest._runtime.control.enter
 
     def watched(*arguments: Any) -> Any:
         pulls.append(pull(*arguments))
         return pulls[-1]
 
-    def noted() -> None:
+    def noted(timeout: float | None) -> Any:
         asked.append(pulls[0].progress().done_bytes)
-        ask()
+        return ask(timeout)
 
     guest.depot.pull = watched  # type: ignore[method-assign]
-    guest._runtime.control.ask_to_enter = noted  # type: ignore[method-assign]
+    guest._runtime.control.enter = noted  # type: ignore[method-assign]
     return asked
 
 

@@ -15,6 +15,7 @@ from pccl.errors import MismatchError, TransferError
 from pccl.sharing import chunks, prefetch_state, sync_state
 from pccl.sharing.content import Content
 from pccl.sharing.report import Difference, differences_of, flags_of
+from pccl.sharing.rounds import Sync
 from pccl.sharing.staging import READ_FIRST, SCALARS_AHEAD_MAX, InPlace, Staging, differing
 from pccl.transfer.layout import Layout
 from pccl.transfer.manifest import Head, Manifest, digest_of
@@ -353,6 +354,58 @@ def test_what_a_prefetch_has_left_is_nobodys_content(small_chunks: None) -> None
     hub.kill(member.peer_id)
     with pytest.raises(MismatchError, match="nobody offers"):
         sync_state(joiner, ours)
+
+
+def test_a_round_may_begin_before_what_is_here_is_known(small_chunks: None) -> None:
+    hub = Hub(3)
+    theirs = [{"w": bytes_of(8192), "step": 7} for _ in range(2)]
+    ours = {"w": bytes_of(8192), "step": 0}
+    ours["w"][5000] ^= 1
+    joiner = Fake(hub, 2, entered=1)
+    content = Content(ours, frozenset(), read_only=False)
+    content.fixed.forget()
+    joiner.mixed.add(content.name(content.fixed))
+
+    def peer(fake: Fake, rank: int) -> Any:
+        if rank < 2:
+            return sync_state(fake, theirs[rank])
+        sync = Sync(fake, content, "majority", None)
+        sync.open()
+        content.fixed.read()
+        try:
+            return sync.run()
+        finally:
+            sync.close()
+
+    outcomes = run([Fake(hub, 0), Fake(hub, 1), joiner], peer)
+    assert (
+        outcomes[2].entries_received == ("step", "w") and outcomes[2].received_bytes == 1024 + content.fixed.blob.size
+    )
+    assert [outcome.differences for outcome in outcomes] == [outcomes[2].differences] * 3
+    assert np.array_equal(ours["w"], theirs[0]["w"]) and ours["step"] == 7
+
+
+def test_a_round_that_was_begun_and_is_not_gone_on_with_leaves_nothing(small_chunks: None) -> None:
+    hub = Hub(2)
+    ours = {"w": bytes_of(8192, 1)}
+    content = Content(ours, frozenset(), read_only=False)
+    content.fixed.forget()
+    joiner = Fake(hub, 1, entered=1)
+    joiner.mixed.add(content.name(content.fixed))
+
+    def peer(fake: Fake, rank: int) -> Any:
+        if rank == 0:
+            return sync_state(fake, {"w": bytes_of(8192)})
+        sync = Sync(fake, content, "majority", None)
+        sync.open()
+        pulls = [pull for _, pull in sync.pulls]
+        sync.close()
+        hub.kill(fake.peer_id)
+        return [pull.cancel() for pull in pulls], sync.pulls
+
+    outcomes = run([Fake(hub, 0), joiner], peer)
+    assert outcomes[1] == ([True], []) and outcomes[0].digest
+    assert np.array_equal(ours["w"], bytes_of(8192, 1))
 
 
 def test_nobody_to_fetch_from() -> None:

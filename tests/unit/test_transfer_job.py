@@ -425,6 +425,46 @@ def test_a_manifest_that_the_target_has_is_not_read_again() -> None:
     assert any(asked.key == manifest_key("x") for asked in port.asked.values())
 
 
+def test_a_target_that_does_not_know_yet_what_it_wants_is_waited_for() -> None:
+    """The manifest is read, and what was wanted in any case; then the fetch waits until it is told to go on."""
+
+    class Later(Eager):
+        ready = False
+
+        def begin(self, manifest: Manifest) -> Iterable[int] | None:  # type: ignore[override]
+            return super().begin(manifest) if self.ready else None
+
+    port = FakePort()
+    port.offer(A, "x", DATA, 3)
+    target = Later()
+    made = Job(port, "x", (A,), target, generation=None, root=None, priority=1, relay=False, now=0.0, deadline_at=10.0)
+    made.pump(port.now)
+    port.answer_all()
+    made.pump(port.now)
+    assert not made.over and not port.asked and made.have() == b"" and made.manifest is not None
+    assert made.target.place(0, 4).tobytes() == DATA[: 4 * 1024]
+    target.ready = True
+    made.pump(port.now)
+    assert spans_of_data(port) == [(4 * 1024, 5 * 1024)]
+    port.answer_all()
+    assert made.over and made.error is None and made.target.place(0, 9).tobytes() == DATA[: 9 * 1024]
+
+
+def test_a_fetch_that_waits_for_its_target_ends_in_time() -> None:
+    class Never(Eager):
+        def begin(self, manifest: Manifest) -> None:  # type: ignore[override]
+            return None
+
+    port = FakePort()
+    port.offer(A, "x", DATA, 3)
+    made = Job(port, "x", (A,), Never(), generation=None, root=None, priority=1, relay=False, now=0.0, deadline_at=10.0)
+    made.pump(port.now)
+    port.answer_all()
+    assert not made.over and made.deadline(port.now) == 10.0
+    made.pump(10.0)
+    assert made.over and isinstance(made.error, Timeout)
+
+
 def test_a_fetch_of_which_nothing_is_wanted_ends_with_the_head() -> None:
     class Sated(Eager):
         def begin(self, manifest: Manifest) -> Iterable[int]:
