@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         TransferError,
     )
     from pccl.joining import connect
-    from pccl.sharing import Difference, PrefetchReport, SyncReport, prefetch_state, sync_state
+    from pccl.sharing import Difference, PrefetchReport, SyncReport, join_state, prefetch_state, sync_state
     from pccl.types import EpochView, MemberInfo, PlanInfo
     from pccl.work import Result, Work
 
