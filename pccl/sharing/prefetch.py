@@ -139,25 +139,25 @@ class Prefetch:
         self.comm.depot.mixed.add(name)
         pull = self.comm.depot.pull(name, self.target, sources, wish, left)
         try:
-            why = self._awaited(pull, left)
+            why = self._awaited(pull)
             if why is None and self.near is not None:
                 self.is_last = True
                 self.near.go()
-                why = self._awaited(pull, self.deadline - time.monotonic())
+                why = self._awaited(pull)
             return why or ""
         finally:
             pull.cancel()
             self._note(pull.have(), sum(pull.report.received.values()))
 
-    def _awaited(self, pull: Pull, left: float) -> str | None:
+    def _awaited(self, pull: Pull) -> str | None:
         """Waits for the end of a pass: why it cannot go on, or ""; None if its end is near."""
         try:
             try:
-                ended = self._watch(pull, min(left, _OFFERED_WITHIN_S))
+                ended = self._watch(pull, min(self.deadline, time.monotonic() + _OFFERED_WITHIN_S))
             except Timeout:
                 if self.target.manifest is None:
                     return "no member offers such entries"
-                ended = self._watch(pull, left)
+                ended = self._watch(pull, self.deadline)
         except Timeout:
             return "the time is up"
         except (PeerLost, TransferError) as error:
@@ -168,9 +168,9 @@ class Prefetch:
             return error.message
         return "" if ended else None
 
-    def _watch(self, pull: Pull, seconds: float) -> bool:
+    def _watch(self, pull: Pull, until: float) -> bool:
         """Waits for the end of a fetch, as its `wait` does; False if that is near."""
-        forecast, until = Forecast(), time.monotonic() + seconds
+        forecast = Forecast()
         while self.near is not None and not self.is_last:
             left = until - time.monotonic()
             try:
