@@ -25,6 +25,7 @@ from pccl.optim.local_hub import Hub, Member
 from pccl.runtime import Runtime
 from pccl.sharing.depot import Depot
 from pccl.transfer import Transfers
+from pccl.transfer.fetch import Progress
 from pccl.transfer.job import TransferReport
 from pccl.transfer.manifest import Manifest, digest_of
 from pccl.transfer.target import Bytes, Target
@@ -381,6 +382,13 @@ class _Pull:
 
     def have(self) -> bytes:
         return bytes(np.packbits(self._there, bitorder="little").tobytes())
+
+    def progress(self) -> Progress:
+        done = sum(self.report.received.values())
+        return Progress(done, done if self._there.size else None)
+
+    def go_on(self) -> None:
+        """`wait` begins it."""
 
     def cancel(self) -> bool:
         return False
