@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         TransferError,
     )
     from pccl.joining import connect
-    from pccl.sharing import Difference, PrefetchReport, SyncReport, prefetch_state, sync_state
+    from pccl.sharing import Difference, PrefetchReport, SyncReport, join_state, prefetch_state, sync_state
     from pccl.types import EpochView, MemberInfo, PlanInfo
     from pccl.work import Result, Work
 
@@ -65,7 +65,7 @@ _HOMES = {
         "TransferError",
     ),
     "pccl.joining": ("connect",),
-    "pccl.sharing": ("Difference", "PrefetchReport", "SyncReport", "prefetch_state", "sync_state"),
+    "pccl.sharing": ("Difference", "PrefetchReport", "SyncReport", "join_state", "prefetch_state", "sync_state"),
     "pccl.types": ("EpochView", "MemberInfo", "PlanInfo"),
     "pccl.work": ("Result", "Work"),
 }
@@ -101,6 +101,7 @@ __all__ = [
     "Work",
     "__version__",
     "connect",
+    "join_state",
     "prefetch_state",
     "sync_state",
 ]

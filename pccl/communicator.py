@@ -50,7 +50,7 @@ from pccl.errors import ArgumentError, PeerLost
 from pccl.fused import BUCKET_BYTES, Fused, join
 from pccl.lanes import Tag
 from pccl.runtime import Op, Runtime, left_open, shape_hash
-from pccl.sharing import PrefetchReport, Strategy, SyncReport, prefetch_state, sync_state
+from pccl.sharing import PrefetchReport, Strategy, SyncReport, join_state, prefetch_state, sync_state
 from pccl.types import EpochView, PlanInfo
 from pccl.work import Result, Work
 
@@ -527,6 +527,15 @@ class Communicator:
         """
         self._runtime.check()
         return prefetch_state(self, entries, allow_drift, timeout=timeout)
+
+    def join_state(
+        self, entries: dict[str, Any], allow_drift: Sequence[str] = (), *, timeout: float | None = None
+    ) -> tuple[PrefetchReport, SyncReport]:
+        """A guest fetches the state, enters and synchronises: `prefetch_state`, `enter` and `sync_state` in one call,
+        which is faster. See pccl.sharing.join_state.
+        """
+        self._runtime.check()
+        return join_state(self, entries, allow_drift, timeout=timeout)
 
     def sources(self) -> tuple[bytes, ...]:
         """Ids of the peers that this one can fetch from: of a guest the members, of a member the others."""

@@ -61,8 +61,8 @@ def connect(settings: Settings) -> Communicator:
     a run must use TLS, or none. By default "auto" on one host (loopback addresses) and without a secret, else "tls";
     `insecure` (PCCL_INSECURE=1) makes it "auto". `tls`: (ca, cert, key), paths of PEM files by which peers prove
     themselves (PCCL_TLS_CA, PCCL_TLS_CERT, PCCL_TLS_KEY); without them the secret does. `enter`: False: return as soon
-    as the run knows this peer, which is a guest: it can `prefetch_state` and fetch from the members while these go on,
-    and is one of them after `enter()`. For tests, with `fault_seed`, "faulty+tcp".
+    as the run knows this peer, which is a guest: it can fetch from the members while these go on, and is one of them
+    after `enter()` or `join_state()`. For tests, with `fault_seed`, "faulty+tcp".
 
     `environ`: read instead of os.environ.
 

@@ -1,9 +1,9 @@
 """state_bench.py - a peer joins a run that trains: how soon has it the state, and what do the others feel?
 
-    python -m stress.state_bench [--mib 1024] [--still] [--json] [--no-limits]
+    python -m stress.state_bench [--mib 1024] [--still] [--json] [--timeline 0.25] [--no-limits]
 
 On the emulated WAN `join_state` (root; stress/wan/README.md): four members with lines of 200 Mbit/s, which pause and
-reduce, and a joiner with 1 Gbit/s that prefetches their state, enters and synchronises. Each step of the members
+reduce, and a joiner with 1 Gbit/s that calls `join_state`. Each step of the members
 changes a part of the state, as much of the weights as the gradient is of, and their momenta: what of that the joiner
 has fetched before it must fetch again (`--still`: nothing changes but the number of the step). Then one of a hundred
 chunks is wrong at one member. Wanted: the join takes at most 1.25 times what four uplinks take for the state; a step of
@@ -23,12 +23,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from stress.line_log import RECEIVED, SENT, LineLog
 from stress.wan.emulator import Emulator
 from stress.wan.topology import load
 
 SCRIPT = Path(__file__).with_name("state_peer.py")
 PORT = 29400
 MEMBERS = "abcd"
+RATIO_MAX = 1.25  # join_s of ideal_s,
+STEP_RATIO_MAX = 1.1  # and step_during_s of step_s
 #: Hosts of different names: peers of one host are taken to be near each other.
 NAMED_HOST = ("unshare", "--uts", "--", "sh", "-c", 'hostname "$1" && shift && exec "$@"', "sh")
 
@@ -45,6 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--after", type=int, default=4, help="steps after it has come")
     parser.add_argument("--timeout", type=float, default=170.0)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--timeline", type=float, metavar="S", help="say what each line carried, every so many seconds")
     parser.add_argument("--no-limits", action="store_true", help="report only")
     options = parser.parse_args()
     if options.cap_mbit is None:
@@ -91,8 +95,8 @@ class Process:
         return self.all(name)[0][name]
 
 
-def run(options: argparse.Namespace) -> tuple[list[Process], Process]:
-    """Members and joiner, when all is over."""
+def run(options: argparse.Namespace) -> tuple[list[Process], Process, LineLog]:
+    """Members, joiner, and what their lines carried while it joined; when all is over."""
     topology = load("join_state", up_mbit=options.up_mbit, joiner_mbit=5 * options.up_mbit)
     with Emulator(topology, large_packets=True) as wan:
         coordinator = f"tcp://{wan.address('hub')}:{PORT}"
@@ -114,24 +118,28 @@ def run(options: argparse.Namespace) -> tuple[list[Process], Process]:
         job = {"role": "joiner", "listen": f"{wan.address('joiner')}:0", "spoils": False}
         joiner = Process(wan, "joiner", common | job)
         joiner.wait("ready", 1, options.timeout)
+        log = LineLog({"joiner": joiner.popen.pid} | {s: p.popen.pid for s, p in zip(MEMBERS, members, strict=True)})
         for process in members:
             process.wait("step", options.before, options.timeout)
         joiner.popen.stdin.write("go\n")
         joiner.popen.stdin.flush()
+        joiner.wait("joined", 1, options.timeout)
+        log.end()
         for process in [joiner, *members]:
             process.wait("ended", 1, options.timeout)
-    return members, joiner
+    return members, joiner, log
 
 
 def judged(options: argparse.Namespace, members: list[Process], joiner: Process) -> dict[str, Any]:
     """The figures."""
     nbytes = options.mib << 20
-    begin, end = joiner.one("connect"), joiner.one("entered")
+    begin = joiner.one("connect")
     before, meanwhile = [], []
     for process in members:
         steps = process.all("step")
+        grown = next(i for i, s in enumerate(steps) if s["world"] > len(MEMBERS))
         before += [s["s"] for s in steps[2:] if s["at"] + s["s"] < begin]
-        meanwhile += [s["s"] for s in steps if s["at"] > begin and s["at"] + s["s"] < end]
+        meanwhile += [s["s"] for s in steps[: grown + 1] if s["at"] > begin]
     syncs = {
         what: [s for p in [*members, joiner] for s in p.all("sync") if s["sync"] == what]
         for what in ("join", "one percent")
@@ -146,13 +154,15 @@ def judged(options: argparse.Namespace, members: list[Process], joiner: Process)
         "ideal_s": round(ideal, 2),
         "join_s": round(joiner.one("joined"), 2),
         "join_ratio": round(joiner.one("joined") / ideal, 3),
+        "join_wanted": RATIO_MAX,
         "cap_mbit": options.cap_mbit,
         "step_s": round(normal, 4),
         "step_during_s": round(during, 4),
         "step_ratio": round(during / normal, 3),
+        "step_wanted": STEP_RATIO_MAX,
         "steps_during": len(meanwhile),
         "connect_s": round(joiner.one("connected") - begin, 2),
-        "prefetch_s": round(joiner.all("prefetch")[0]["at"] - begin, 2),
+        "prefetch_s": round(joiner.all("prefetch")[0]["s"], 2),
         "prefetch": joiner.one("prefetch"),
         "prefetched_mib": round(joiner.all("prefetch")[0]["received"] / 2**20, 1),
         "sync_received_mib": round(sum(s["received"] for s in syncs["join"]) / 2**20, 2),
@@ -163,11 +173,23 @@ def judged(options: argparse.Namespace, members: list[Process], joiner: Process)
     }
 
 
+def timeline(every_s: float, log: LineLog, joiner: Process) -> str:
+    """What the joiner received and each member sent, in Mbit/s with all headers, from its call of connect on."""
+    begin = joiner.one("connect")
+    columns = {"joiner": RECEIVED} | dict.fromkeys(MEMBERS, SENT)
+    found = log.rows(columns, begin, begin + joiner.one("joined"), every_s)
+    lines = ["".join(f"{name:>9}" for name in found[0])]
+    return "\n".join(lines + ["".join(f"{value:9.2f}" for value in row.values()) for row in found])
+
+
 def main() -> int:
     options = arguments()
-    row = judged(options, *run(options))
+    members, joiner, log = run(options)
+    row = judged(options, members, joiner)
+    if options.timeline:
+        print(timeline(options.timeline, log, joiner), file=sys.stderr)
     print(json.dumps(row) if options.json else "\n".join(f"{name:20} {value}" for name, value in row.items()))
-    met = row["join_ratio"] <= 1.25 and row["step_ratio"] <= 1.1 and row["one_percent_moved"] <= 0.02
+    met = row["join_ratio"] <= RATIO_MAX and row["step_ratio"] <= STEP_RATIO_MAX and row["one_percent_moved"] <= 0.02
     return 0 if row["equal"] and (met or options.no_limits) else 1
 
 

@@ -25,6 +25,7 @@ from pccl.optim.local_hub import Hub, Member
 from pccl.runtime import Runtime
 from pccl.sharing.depot import Depot
 from pccl.transfer import Transfers
+from pccl.transfer.fetch import Progress
 from pccl.transfer.job import TransferReport
 from pccl.transfer.manifest import Manifest, digest_of
 from pccl.transfer.target import Bytes, Target
@@ -382,6 +383,13 @@ class _Pull:
     def have(self) -> bytes:
         return bytes(np.packbits(self._there, bitorder="little").tobytes())
 
+    def progress(self) -> Progress:
+        done = sum(self.report.received.values())
+        return Progress(done, done if self._there.size else None)
+
+    def go_on(self) -> None:
+        """`wait` begins it."""
+
     def cancel(self) -> bool:
         return False
 
@@ -401,7 +409,7 @@ class _Pull:
 
     def _copy(self, source: bytes) -> None:
         manifest, parts, _ = self._depots[source].shown[self._name]
-        unwanted = set(self._target.begin(manifest))
+        unwanted = set(self._target.begin(manifest) or ())
         self._there = np.zeros(manifest.count, np.uint8)
         received = 0
         for chunk in range(manifest.count):

@@ -19,7 +19,7 @@ from pccl.errors import ArgumentError
 from pccl.sharing import scalars
 from pccl.sharing.chunks import digests_of, layout_of
 from pccl.transfer.layout import Layout
-from pccl.transfer.manifest import DIGEST_BYTES, Manifest
+from pccl.transfer.manifest import DIGEST_BYTES, Manifest, digest_of
 from pccl.transfer.target import Bytes
 
 __all__ = ["DATA_GENERATION", "Content", "Share", "Tensor"]
@@ -64,6 +64,19 @@ class Share:
     def read(self) -> None:
         """Takes the digests of everything."""
         self.digests = digests_of(self.parts, self.layout.chunk_bytes)
+
+    def forget(self) -> None:
+        """No digests but those of the scalars: all zeros, which no digest is."""
+        self.digests = bytes(self.layout.count * DIGEST_BYTES) + digests_of([self.blob], self.layout.chunk_bytes)
+
+    def read_some(self, chunks: Iterable[int]) -> None:
+        """Takes the digests of some chunks of tensors."""
+        digests = bytearray(self.digests)
+        for chunk in chunks:
+            part, offset = self.layout.place(chunk)
+            data = self.tensors[part].data[offset : offset + self.layout.chunk_bytes]
+            digests[chunk * DIGEST_BYTES : (chunk + 1) * DIGEST_BYTES] = digest_of(data)
+        self.digests = bytes(digests)
 
     def digest(self, chunk: int) -> bytes:
         """Of one chunk."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from pccl.sharing.content import DATA_GENERATION
 from pccl.transfer import Transfers
+from pccl.transfer.fetch import Progress
 from pccl.transfer.job import TransferReport
 from pccl.transfer.manifest import HEAD_GENERATION, Head, Manifest, data_key, head_key, manifest_key
 from pccl.transfer.target import Bytes, Target
@@ -36,6 +37,12 @@ class Pull(Protocol):
 
     def wait(self, timeout: float | None = None) -> Any:
         """Its end; raises what went wrong."""
+
+    def progress(self) -> Progress:
+        """How far it is."""
+
+    def go_on(self) -> None:
+        """Its target, which was not ready to begin, is."""
 
     def have(self) -> bytes:
         """Bitmap of the chunks that are there, verified."""

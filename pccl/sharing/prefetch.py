@@ -8,7 +8,6 @@ become less; the rest is left to the first sync_state, which compares everything
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +16,17 @@ from typing import Any, Protocol
 from pccl.arguments import PRIORITIES
 from pccl.errors import ArgumentError, Evicted, MismatchError, PeerLost, Timeout, TransferError
 from pccl.sharing.content import Content, Share
-from pccl.sharing.depot import Stock
+from pccl.sharing.depot import Pull, Stock
+from pccl.sharing.forecast import Forecast
 from pccl.sharing.staging import InPlace
 from pccl.transfer.transfers import Wish
 
-__all__ = ["Guest", "PrefetchReport", "prefetch_state"]
+__all__ = ["Guest", "Near", "Prefetch", "PrefetchReport", "prefetch_state"]
 
 _PASSES_MAX = 8
 _WORTH_IT = 0.5  # another pass, if this one has left so little of what it was to bring
 _OFFERED_WITHIN_S = 30.0
+_LOOK_S = 0.05
 
 
 class Guest(Protocol):
@@ -71,68 +72,59 @@ def prefetch_state(
     Raises MismatchError if members offer entries of the same names and other sizes; ArgumentError and TypeError as
     sync_state does; Evicted, CoordinatorLost, Closed and ForkError.
     """
+    seconds = seconds_of(comm, timeout)
+    content = Content(entries, frozenset(allow_drift), read_only=False)
+    return Prefetch(comm, content, time.monotonic() + seconds).run()
+
+
+def seconds_of(comm: Guest, timeout: float | None) -> float:
+    """What a `timeout` means. ArgumentError if nothing."""
     seconds = comm.op_timeout if timeout is None else timeout
     if not seconds > 0:
         raise ArgumentError(f"timeout must be a positive number of seconds, not {timeout!r}")
-    content = Content(entries, frozenset(allow_drift), read_only=False)
-    return _Prefetch(comm, content, time.monotonic() + seconds).run()
+    return seconds
 
 
-class _Reading:
-    """The digests of a share, taken while the members are asked what they have."""
+class Near(Protocol):
+    """What is to be done when the end of a pass is near, while its last bytes are coming."""
 
-    def __init__(self, share: Share) -> None:
-        self._share = share
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="pccl-digests", daemon=True)
-        self._thread.start()
+    def is_near(self, left_s: float, read_s: float) -> bool:
+        """Whether it is time. `left_s`: until the end, as it looks; `read_s`: what reading everything takes here."""
 
-    def wait(self) -> None:
-        """Until they are there. Raises what went wrong. Any thread."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        try:
-            self._share.read()
-        except BaseException as error:  # noqa: BLE001 - raised by `wait`
-            self._error = error
+    def go(self) -> None:
+        """Does it. What it raises ends the prefetch."""
 
 
-class _Prefetch:
-    """One call of prefetch_state."""
+class Prefetch:
+    """One call of prefetch_state. `near`: what is to be done meanwhile; the pass in which it was is the last."""
 
-    def __init__(self, comm: Guest, content: Content, deadline: float) -> None:
+    def __init__(self, comm: Guest, content: Content, deadline: float, near: Near | None = None) -> None:
         self.comm = comm
         self.content = content
         self.share: Share = content.fixed
         self.deadline = deadline
         self.started = time.monotonic()
-        self.reading = _Reading(self.share)
-        self.target = InPlace(self.share, self.reading.wait)
-        self.missing = self.share.layout.count
+        self.target = InPlace(self.share)
+        self.missing = list(range(self.share.layout.count))
+        self.near = near
+        self.is_last = False
         self.received = 0
         self.passes = 0
 
     def run(self) -> PrefetchReport:
         """Passes until nothing is missing, or it does not become less."""
-        try:
-            why = self._passes()
-        finally:
-            self.reading.wait()
-        return self._report(why)
+        return self._report(self._passes())
 
     def _passes(self) -> str:
         while True:
-            before = self.missing
+            before = len(self.missing)
             why = self._one_pass()
-            if self.missing == 0 or why or self.passes >= _PASSES_MAX:
+            if not self.missing or why or self.is_last or self.passes >= _PASSES_MAX:
                 break
-            if not self.target.is_new or self.missing > before * _WORTH_IT:
+            if not self.target.is_new or len(self.missing) > before * _WORTH_IT:
                 break
         if self.missing and not why:
-            why = f"{self.missing} chunks change faster than they come"
+            why = f"{len(self.missing)} chunks change faster than they come"
         return why
 
     def _one_pass(self) -> str:
@@ -147,12 +139,25 @@ class _Prefetch:
         self.comm.depot.mixed.add(name)
         pull = self.comm.depot.pull(name, self.target, sources, wish, left)
         try:
+            why = self._awaited(pull)
+            if why is None and self.near is not None:
+                self.is_last = True
+                self.near.go()
+                why = self._awaited(pull)
+            return why or ""
+        finally:
+            pull.cancel()
+            self._note(pull.have(), sum(pull.report.received.values()))
+
+    def _awaited(self, pull: Pull) -> str | None:
+        """Waits for the end of a pass: why it cannot go on, or ""; None if its end is near."""
+        try:
             try:
-                pull.wait(min(left, _OFFERED_WITHIN_S))
+                ended = self._watch(pull, min(self.deadline, time.monotonic() + _OFFERED_WITHIN_S))
             except Timeout:
                 if self.target.manifest is None:
                     return "no member offers such entries"
-                pull.wait()
+                ended = self._watch(pull, self.deadline)
         except Timeout:
             return "the time is up"
         except (PeerLost, TransferError) as error:
@@ -161,22 +166,37 @@ class _Prefetch:
             if isinstance(error, TransferError) and error.cause == "size":
                 raise MismatchError(f"prefetch_state: {error.message}") from error
             return error.message
-        finally:
-            pull.cancel()
-            self._note(pull.have(), sum(pull.report.received.values()))
-        return ""
+        return "" if ended else None
+
+    def _watch(self, pull: Pull, until: float) -> bool:
+        """Waits for the end of a fetch, as its `wait` does; False if that is near."""
+        forecast = Forecast()
+        while self.near is not None and not self.is_last:
+            left = until - time.monotonic()
+            try:
+                pull.wait(min(max(left, 0.0), _LOOK_S))
+                return True
+            except Timeout:
+                if left <= 0:
+                    raise
+            said, now = pull.progress(), time.monotonic()
+            if said.total_bytes is not None and self.near.is_near(
+                forecast.left_s(now, said.done_bytes, said.total_bytes), self.target.read_s
+            ):
+                return False
+        pull.wait(max(until - time.monotonic(), 0.0))
+        return True
 
     def _note(self, have: bytes, received: int) -> None:
         self.received += received
         if self.target.manifest is not None and self.target.is_new:
-            self.missing = len(self.target.keep(have))
+            self.missing = self.target.keep(have)
             for part in {self.share.layout.part_of(chunk) for chunk in self.target.wanted}:
                 self.content.finish(self.share.tensors[part])
 
     def _report(self, why: str) -> PrefetchReport:
         layout = self.share.layout
-        bad = [chunk for chunk in range(layout.count) if not any(self.share.digest(chunk))] if self.passes else []
-        lacking = sum(layout.start(chunk + 1) - layout.start(chunk) for chunk in bad)
+        lacking = sum(layout.start(chunk + 1) - layout.start(chunk) for chunk in self.missing)
         held = layout.nbytes - lacking if self.target.manifest is not None else 0
         took = time.monotonic() - self.started
         return PrefetchReport(self.received, held, layout.nbytes, self.passes, took, why)

@@ -46,7 +46,7 @@ from pccl.sharing.staging import Staging
 from pccl.transfer.transfers import Wish
 from pccl.work import Result
 
-__all__ = ["Peers", "sync_state"]
+__all__ = ["Peers", "Sync", "sync_state"]
 
 _SLOWEST_BYTES_PER_S = 1 << 20  # a transfer is given so much more time than any other op
 _SPARE_ROUNDS = 3
@@ -107,31 +107,51 @@ def sync_state(
     content = Content(entries, frozenset(allow_drift), read_only=strategy == "send")
     for share in content.shares:
         share.read()
-    return _Sync(comm, content, STRATEGIES.index(strategy), timeout).run()
+    return Sync(comm, content, strategy, timeout).run()
 
 
-class _Sync:
+class Sync:
     """One call of sync_state."""
 
-    def __init__(self, comm: Peers, content: Content, strategy: int, timeout: float | None) -> None:
+    def __init__(self, comm: Peers, content: Content, strategy: Strategy, timeout: float | None) -> None:
         self.comm = comm
         self.content = content
-        self.strategy = strategy
+        self.strategy = STRATEGIES.index(strategy)
         self.timeout = timeout
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.nonce = b""
         self.generation = 0
         self.nbytes = sum(part.size for share in content.shares for part in share.parts)
         self.staged: dict[str, Staging] = {}  # what was received and verified, by the name of its share
+        self.opened: tuple[tuple[bytes, ...], list[Summary]] | None = None  # summaries of a round that was begun
+        self.pulls: list[tuple[Staging, Pull]] = []  # under way
         self.received: Counter[bytes] = Counter()  # bytes by source
         self.sent_bytes = 0
+
+    def open(self) -> None:
+        """Begins the first round of a peer that is not whole and whose digests are not known yet: hears what the others
+        hold, and asks for the manifest of what was chosen. `run` goes on with it; call `close` in the end.
+        """
+        self.opened = peers, summaries = self._summaries()
+        chosen = elect(summaries)
+        if chosen is not None and all(summary.schema == summaries[0].schema for summary in summaries):
+            self._begin_pulls(chosen, _holders(chosen, peers, summaries), is_ready=False)
+
+    def close(self) -> None:
+        """Nothing is fetched any more."""
+        for staging, pull in self.pulls:
+            pull.cancel()
+            staging.keep(pull.have())
+            self.received.update(pull.report.received)
+        self.pulls = []
 
     def run(self) -> SyncReport:
         """Rounds until one commits."""
         rounds, limit = 0, 0
         while True:
             rounds += 1
-            peers, summaries = self._summaries()
+            peers, summaries = self.opened or self._summaries()
+            self.opened = None
             limit = limit or len(peers) + _SPARE_ROUNDS
             self._check_schemas(summaries)
             chosen = elect(summaries)
@@ -139,7 +159,7 @@ class _Sync:
                 return self._end(None, (), (), rounds)
             if chosen is None:
                 raise MismatchError("sync_state: contents differ, and nobody offers its own: all asked to receive")
-            holders = [p for p, s in zip(peers, summaries, strict=True) if s.content == chosen and s.whole]
+            holders = _holders(chosen, peers, summaries)
             outdated = [peer for peer in peers if peer not in holders]
             done = self._round(chosen, peers, holders, outdated, rounds)
             if done is not None:
@@ -215,22 +235,27 @@ class _Sync:
             self.comm.depot.show(manifest, share.parts, [tensor.owner for tensor in share.tensors])
 
     def _pull(self, chosen: bytes, holders: Sequence[bytes]) -> int:
-        """Fetches what differs; the vote of this peer. What may drift comes from one holder, lest it be a mixture."""
-        pulls: list[tuple[Staging, Pull]] = []
+        """Fetches what differs; the vote of this peer."""
         try:
-            for share in self.content.shares:
-                staging = self.staged.setdefault(self.content.name(share), Staging(share))
-                is_fixed = share is self.content.fixed
-                wish = Wish(generation=self.generation, digest=chosen if is_fixed else None)
-                sources = holders if is_fixed else holders[:1]
-                name, seconds = self.content.name(share), self._seconds(self.nbytes)
-                pulls.append((staging, self.comm.depot.pull(name, staging, sources, wish, seconds)))
-            return min(self._settled(staging, pull) for staging, pull in pulls)
+            if not self.pulls:
+                self._begin_pulls(chosen, holders, is_ready=True)
+            for staging, pull in self.pulls:
+                staging.is_ready = True
+                pull.go_on()
+            return min(self._settled(staging, pull) for staging, pull in self.pulls)
         finally:
-            for staging, pull in pulls:
-                pull.cancel()
-                staging.keep(pull.have())
-                self.received.update(pull.report.received)
+            self.close()
+
+    def _begin_pulls(self, chosen: bytes, holders: Sequence[bytes], is_ready: bool) -> None:
+        """What may drift comes from one holder, lest it be a mixture."""
+        for share in self.content.shares:
+            staging = self.staged.setdefault(self.content.name(share), Staging(share))
+            staging.is_ready = is_ready
+            is_fixed = share is self.content.fixed
+            wish = Wish(generation=self.generation, digest=chosen if is_fixed else None)
+            sources = holders if is_fixed else holders[:1]
+            name, seconds = self.content.name(share), self._seconds(self.nbytes)
+            self.pulls.append((staging, self.comm.depot.pull(name, staging, sources, wish, seconds)))
 
     def _settled(self, staging: Staging, pull: Pull) -> int:
         try:
@@ -301,6 +326,10 @@ class _Sync:
         if left <= 0:
             raise Timeout(f"sync_state did not end within {self.timeout:g} s")
         return left
+
+
+def _holders(chosen: bytes, peers: Sequence[bytes], summaries: Sequence[Summary]) -> list[bytes]:
+    return [p for p, s in zip(peers, summaries, strict=True) if s.content == chosen and s.whole]
 
 
 def _uninterrupted(function: Any) -> None:

@@ -5,13 +5,15 @@ Both are targets of a fetch (pccl/transfer/target.py): they want the chunks whos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from pccl.errors import TransferError
 from pccl.sharing import scalars
 from pccl.sharing.content import DATA_GENERATION, Share
+from pccl.transfer.layout import Layout
 from pccl.transfer.manifest import DIGEST_BYTES, Head, Manifest
 from pccl.transfer.schedule import chunks_of
 from pccl.transfer.target import Ahead, Bytes
@@ -21,6 +23,10 @@ __all__ = ["InPlace", "Staging", "differing"]
 #: Of a content so many bytes, but only a small part of it, may be fetched although they are here.
 AHEAD_BYTES_MAX = 8 << 20
 AHEAD_PART = 64
+#: So many chunks, or somewhat more, say whether a joiner holds some of a content already.
+READ_FIRST = 256
+#: Scalars of so many bytes are asked for with the manifest, whether they differ or not.
+SCALARS_AHEAD_MAX = 256 << 10
 
 
 def differing(share: Share, manifest: Manifest) -> list[int]:
@@ -40,17 +46,32 @@ class Staging:
     def __init__(self, share: Share) -> None:
         self.share = share
         self.manifest: Manifest | None = None
+        self.is_ready = True  # digests of the share are known
         self.wrong: list[int] = []  # chunks of tensors that differ here
         self.read_only = False  # one of them cannot be written to
         self._done: set[int] = set()
         self._at: dict[int, int] = {}  # chunk -> its first byte in the memory
         self._memory: Bytes = np.empty(0, np.uint8)
+        self._scalars: Bytes = np.empty(0, np.uint8)  # asked for before the manifest was here,
+        self._ahead = range(0)  # and their chunks
 
-    def ahead(self, head: Head) -> None:
-        """See Target. Only what differs is wanted."""
+    def ahead(self, head: Head | None) -> Ahead | None:
+        """See Target. Of the tensors only what differs is wanted; the scalars are few, and come with the manifest."""
+        if head is None:
+            return None
+        ours = self.share.layout
+        nbytes = head.nbytes - ours.nbytes
+        fits = head.chunk_bytes == ours.chunk_bytes and 0 < nbytes <= SCALARS_AHEAD_MAX
+        if self.manifest is not None or not self.share.names or not fits:
+            return None
+        layout = Layout(ours.chunk_bytes, (*ours.parts, nbytes))
+        self._scalars, self._ahead = np.empty(nbytes, np.uint8), layout.chunks(len(ours.parts))
+        return Ahead(self._ahead, layout, DATA_GENERATION)
 
-    def begin(self, manifest: Manifest) -> Iterable[int]:
+    def begin(self, manifest: Manifest) -> Iterable[int] | None:
         """See Target."""
+        if not self.is_ready:
+            return None
         if self.manifest is None or self.manifest.root != manifest.root:
             self._prepare(manifest)
         self.manifest = manifest
@@ -58,6 +79,9 @@ class Staging:
 
     def place(self, first: int, count: int) -> Bytes:
         """See Target."""
+        if first in self._ahead:
+            at = (first - self._ahead.start) * self.share.layout.chunk_bytes
+            return self._scalars[at : at + count * self.share.layout.chunk_bytes]
         assert self.manifest is not None
         layout, at = self.manifest.layout, self._at[first]
         return self._memory[at : at + layout.start(first + count) - layout.start(first)]
@@ -94,12 +118,14 @@ class Staging:
     def _prepare(self, manifest: Manifest) -> None:
         share, layout = self.share, manifest.layout
         self.wrong = differing(share, manifest)
+        if self.manifest is not None:  # what was asked for ahead was of that
+            self._ahead = range(0)
         tensors = {layout.part_of(chunk) for chunk in self.wrong}
         self.read_only = not all(share.tensors[part].writable for part in tensors)
         last = len(manifest.parts) - 1
         here = share.digests[share.layout.count * DIGEST_BYTES :]
         there = manifest.digests[layout.firsts[last] * DIGEST_BYTES :]
-        wanted = [*self.wrong, *(layout.chunks(last) if here != there else ())]
+        wanted = [*self.wrong, *(layout.chunks(last) if here != there or self._ahead else ())]
         self._at, self._done, end = {}, set(), 0
         for chunk in wanted:
             self._at[chunk] = end
@@ -109,29 +135,31 @@ class Staging:
 
 class InPlace:
     """The tensors themselves: what is there may be written over, and nobody minds a mixture. Scalars are left out.
-    `read`: called before the share's digests are looked at.
+    `read_s`: how long it takes to read everything, by what has been read.
     """
 
-    def __init__(self, share: Share, read: Callable[[], None]) -> None:
+    def __init__(self, share: Share) -> None:
         self.share = share
-        self._read = read
+        self.read_s = 0.0
         self._ahead: Sequence[int] = ()
         self.manifest: Manifest | None = None
         self.wanted: list[int] = []
         self.is_new = True  # what the last fetch was of
 
-    def ahead(self, head: Head) -> Ahead | None:
-        """See Target. The first time a little, which fills the links while the manifest is on its way."""
+    def ahead(self, head: Head | None) -> Ahead | None:
+        """See Target. The first time a little, which fills the links while head and manifest are on their way: the name
+        says how everything is cut.
+        """
         layout = self.share.layout
-        fits = head.chunk_bytes == layout.chunk_bytes and head.nbytes >= layout.nbytes
-        if self.manifest is not None or not fits or not all(tensor.writable for tensor in self.share.tensors):
+        if self.manifest is not None or head is not None or not all(t.writable for t in self.share.tensors):
             return None
         self._ahead = range(min(layout.count // AHEAD_PART, AHEAD_BYTES_MAX // layout.chunk_bytes))
         return Ahead(self._ahead, layout, DATA_GENERATION)
 
     def begin(self, manifest: Manifest) -> Iterable[int]:
         """See Target. The generation that was seen last is not looked at again: it cannot give more."""
-        self._read()
+        if self.manifest is None:
+            self._look(manifest)
         self.is_new = self.manifest is None or manifest.generation > self.manifest.generation
         self.wanted = sorted({*differing(self.share, manifest), *self._ahead}) if self.is_new else []
         self._ahead = ()
@@ -146,6 +174,21 @@ class InPlace:
         layout = self.share.layout
         part, offset = layout.place(first)
         return self.share.tensors[part].data[offset : offset + layout.start(first + count) - layout.start(first)]
+
+    def _look(self, manifest: Manifest) -> None:
+        """Takes the digests of what is here: of a part, and of everything only if some of that is as it should be. Most
+        joiners hold nothing yet, and need not read it to know that.
+        """
+        share, count = self.share, self.share.layout.count
+        share.forget()
+        if not share.fits(manifest):
+            return
+        part = range(len(self._ahead), count, max(1, count // READ_FIRST))  # what was asked for may be here already
+        begun = time.monotonic()
+        share.read_some(part)
+        self.read_s = (time.monotonic() - begun) * count / max(1, len(part))
+        if part.step > 1 and any(share.digest(chunk) == manifest.digest(chunk) for chunk in part):
+            share.read()
 
     def keep(self, have: bytes) -> list[int]:
         """A fetch has ended, with these chunks in their places; gives those that were wanted and are not."""

@@ -92,7 +92,7 @@ class SharedState:
 
     async def _prefetch(self, peer: SimPeer, array: Array) -> None:
         content = self._content(array, 0)
-        target = InPlace(content.fixed, lambda: None)
+        target = InPlace(content.fixed)
         for _ in range(PASSES_MAX):
             sources = peer.node.peer.session.acquaintances
             if not sources:

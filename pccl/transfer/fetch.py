@@ -81,6 +81,10 @@ class Fetch(Fenced[FetchResult]):
 
         self._tell(step)
 
+    def go_on(self) -> None:
+        """The target says what is wanted, which it did not when it was asked first (`Target.begin`). Does not block."""
+        self._tell(lambda: self._job)
+
     def cancel(self, timeout: float = FENCE_S) -> bool:
         """Ends the fetch, and returns when nothing is written to its target any more: within milliseconds, whatever the
         sources do. Blocks.

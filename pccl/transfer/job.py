@@ -136,6 +136,8 @@ class Job:
         self._out: dict[int, _Out] = {}
         self._tokens: dict[int, int] = {}  # number of an ask -> token
         self._beside: dict[int, Bytes] = {}
+        self._looked = False
+        self._waits = False  # the target does not know yet what is wanted
         self._is_ahead = False  # chunks have been asked for that the manifest will judge,
         self._ahead: list[_Out] = []  # and these are here
 
@@ -147,10 +149,14 @@ class Job:
             self._check(now)
         if not self._ending:
             self._look(now)
+        if not self._ending and self._waits and self.manifest is not None:
+            self._begin(self.manifest, now)
         if not self._ending and self.schedule is not None:
             self._cancel(self.schedule.overdue(now))
             for ask in self.schedule.next(now):
                 self._ask(ask)
+            if self.schedule.done:  # nothing of it is wanted
+                self._end()
         if self._ending and not self._out and (self.error is None or self.relay is None or self._relay_gone):
             self.over = True
             self.report.duration_s = now - self._started
@@ -242,12 +248,19 @@ class Job:
     def _look(self, now: float) -> None:
         for source in self.lookup.to_ask(now):
             self._ask_small("head", source, head_key(self._offered_as), HEAD_GENERATION, HEAD_BYTES)
+        if not self._looked:
+            self._looked = True
+            self._ask_ahead(None, list(self.lookup.found), now)
         head = self.lookup.choose(now)
         if head is None:
             return
         if self.manifest is None and not any(out.what == "manifest" for out in self._out.values()):
             ready = self.lookup.ready()
-            if ready:
+            known = self.target.manifest
+            if ready and known is not None and (known.generation, known.root) == (head.generation, head.root):
+                self.manifest = known
+                self._begin(known, now)
+            elif ready:
                 self._ask_ahead(head, ready, now)
                 key = manifest_key(self._offered_as)
                 self._ask_small("manifest", ready[0], key, head.generation, head.manifest_bytes)
@@ -295,7 +308,11 @@ class Job:
 
     def _begin(self, manifest: Manifest, now: float) -> None:
         """What is wanted is known: where it goes, and what of it is there."""
-        have = list(self.target.begin(manifest))
+        unwanted = self.target.begin(manifest)
+        self._waits = unwanted is None
+        if unwanted is None:
+            return
+        have = list(unwanted)
         self.schedule = Schedule(manifest.nbytes, manifest.chunk_bytes, have, manifest.parts)
         self.report.resumed_bytes = self.schedule.done_bytes
         if self._relaying and isinstance(self.target, Into):
@@ -321,11 +338,11 @@ class Job:
 
     # -- before the manifest is there --
 
-    def _ask_ahead(self, head: Head, sources: Sequence[bytes], now: float) -> None:
+    def _ask_ahead(self, head: Head | None, sources: Sequence[bytes], now: float) -> None:
         ahead = None if self._is_ahead else self.target.ahead(head)
-        self._is_ahead = True
         if ahead is None:
             return
+        self._is_ahead = True
         for chunk, source in zip(ahead.chunks, cycle(sources), strict=False):
             memory = self.target.place(chunk, 1)
             address, hold = _native.pin(memory)

@@ -159,13 +159,15 @@ class Source:
         del self.asks[ask.number]
         self.in_flight -= ask.nbytes
 
-    def brought(self, ask: Ask, now: float) -> None:
-        """It came back with bytes."""
+    def brought(self, ask: Ask, now: float, chunk_bytes: int) -> None:
+        """It came back with bytes. Less than a chunk in all (a few scalars) says nothing of a rate."""
         took = max(now - ask.asked_at, 1e-6)
         self.latency = min(self.latency, took) if self.latency and self.measured else took
         self.heard_at = now
         self.received += ask.nbytes
         self.suspected, self.probes = False, 0
+        if not self.measured and self.received < chunk_bytes:
+            return
         rate = (self.received - ask.received_before) / took
         self.span_best = max(self.span_best, rate)
         self.span_filled |= ask.filled
@@ -432,7 +434,7 @@ class Schedule:
         """
         step = Step()
         source = self._end(ask)
-        source.brought(ask, now)
+        source.brought(ask, now, self._chunk_bytes)
         for chunk in bad:
             self._refused.setdefault(chunk, set()).add(ask.source)
             source.strikes += 1

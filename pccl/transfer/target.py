@@ -34,15 +34,21 @@ class Ahead:
 
 
 class Target(Protocol):
-    """What a fetch needs of its target. Called on the thread of the fetches: `ahead` once, then `begin`, once."""
+    """What a fetch needs of its target. Called on the thread of the fetches: `ahead` once or twice, then `begin`.
+    `manifest`: that of the last `begin`; a fetch of the same offer begins with it, and reads no other.
+    """
 
-    def ahead(self, head: Head) -> Ahead | None:
-        """What is offered is known by its head: what to ask for at once. Then `place` is called for these before
-        `begin`, and `begin` does not give them.
+    manifest: Manifest | None
+
+    def ahead(self, head: Head | None) -> Ahead | None:
+        """What to ask for at once: before anything is known of the offer, and, if that was nothing, when its head is.
+        Then `place` is called for these before `begin`, and `begin` does not give them.
         """
 
-    def begin(self, manifest: Manifest) -> Iterable[int]:
-        """What is offered is known: gives the chunks that are not to be fetched. A PcclError ends the fetch."""
+    def begin(self, manifest: Manifest) -> Iterable[int] | None:
+        """What is offered is known: gives the chunks that are not to be fetched; None if that is not known yet: it is
+        called again, at the latest when the fetch is told to go on. A PcclError ends the fetch.
+        """
 
     def place(self, first: int, count: int) -> Bytes:
         """Where consecutive chunks of one part go: flat uint8 of their size, the same memory every time."""
@@ -56,10 +62,11 @@ class Into:
     def __init__(self, memory: Sequence[Bytes] | None, have: bytes | None = None) -> None:
         self._given = memory
         self._have = have
+        self.manifest: Manifest | None = None
         self.there: list[int] = []
         self.parts: list[Bytes] = []
 
-    def ahead(self, head: Head) -> None:
+    def ahead(self, head: Head | None) -> None:
         """See Target. Where anything goes is not known before the manifest."""
 
     def begin(self, manifest: Manifest) -> Iterable[int]:
@@ -75,6 +82,7 @@ class Into:
 
     def place(self, first: int, count: int) -> Bytes:
         """See Target."""
+        assert self.manifest is not None
         layout = self.manifest.layout
         part, offset = layout.place(first)
         return self.parts[part][offset : offset + layout.start(first + count) - layout.start(first)]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import pccl
+from pccl.sharing import join, prefetch
 
 Group = tuple[list[threading.Thread], threading.Event, list[Any]]
 
@@ -104,6 +106,121 @@ def test_a_guest_fetches_while_members_go_on_and_then_receives_only_what_changed
                 assert guest.sync_state(ours).source is None
         finish(threads, failures)
     assert worlds == {2, 3}
+
+
+def asked_when(guest: pccl.Communicator) -> list[Any]:
+    """How far its first fetch was whenever the guest asked to enter."""
+    pulls: list[Any] = []
+    asked: list[Any] = []
+    pull, ask = guest.depot.pull, guest._runtime.control.enter
+
+    def watched(*arguments: Any) -> Any:
+        pulls.append(pull(*arguments))
+        return pulls[-1]
+
+    def noted(timeout: float | None) -> Any:
+        asked.append(pulls[0].progress().done_bytes)
+        return ask(timeout)
+
+    guest.depot.pull = watched  # type: ignore[method-assign]
+    guest._runtime.control.enter = noted  # type: ignore[method-assign]
+    return asked
+
+
+def train(state: dict[str, Any]) -> None:
+    """Changes one chunk or two."""
+    state["w"][0] += 1
+    state["w"][state["step"] % state["w"].size] += 1
+    state["step"] += 1
+
+
+def training(states: dict[bytes, dict[str, Any]], nbytes: int, low_bytes_per_s: int) -> Any:
+    """What members do: they synchronise in the beginning and when somebody has come, and train."""
+
+    def step(comm: pccl.Communicator, number: int) -> None:
+        state = states.setdefault(comm.peer_id, {"w": np.arange(nbytes / 8), "step": 0})
+        if number == 0:
+            comm.transfers.limit("low", low_bytes_per_s)
+        if number == 0 or comm.world_size == 3:
+            comm.sync_state(state)
+        comm.barrier(tag="step")
+        train(state)
+
+    return step
+
+
+def train_along(comm: pccl.Communicator, state: dict[str, Any], end: threading.Event) -> None:
+    """The third of them, until they end."""
+    over = np.zeros(1)
+    end.set()
+    while not over[0]:
+        comm.barrier(tag="step")
+        train(state)
+        comm.all_reduce(over, op="max", tag="over")
+        if not over[0]:
+            comm.advance()
+            assert comm.sync_state(state).source is None
+
+
+def test_join_state_enters_while_the_last_of_the_state_is_coming(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes at 8 MiB/s, three seconds long. When the guest asks to enter, about half-way, something is missing
+    still, and what the members do until their boundary changes what it holds: in the end all are equal.
+    """
+    monkeypatch.setattr(join, "_ENTER_S", 1.5)
+    coordinator = cluster.coordinator(2)
+    nbytes = 24 << 20
+    states: dict[bytes, dict[str, Any]] = {}
+    threads, end, failures = members(cluster, coordinator, 2, training(states, nbytes, 4 << 20))
+    with cluster.connect(coordinator, enter=False) as guest:
+        ours = {"w": np.zeros(nbytes // 8), "step": 0}
+        asked = asked_when(guest)
+        report, synced = guest.join_state(ours)
+        assert report.passes == 1 and report.received_bytes == nbytes
+        assert 0 < asked[0] < nbytes, "neither at once nor in the end"
+        assert synced.received_bytes <= 6 * (256 << 10) and ours["step"] > 0
+        train_along(guest, ours, end)
+        finish(threads, failures)
+        assert all(np.array_equal(ours["w"], state["w"]) for state in states.values())
+
+
+def test_join_state_whose_time_is_up_leaves_the_rest_to_the_sync(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take a minute; a sync is not held to what low priority may send."""
+    monkeypatch.setattr(prefetch, "_OFFERED_WITHIN_S", 0.5)
+    coordinator = cluster.coordinator(2)
+    nbytes = 8 << 20
+    states: dict[bytes, dict[str, Any]] = {}
+    threads, end, failures = members(cluster, coordinator, 2, training(states, nbytes, 64 << 10))
+    with cluster.connect(coordinator, enter=False) as guest:
+        ours = {"w": np.zeros(nbytes // 8), "step": 0}
+        used = time.thread_time()
+        report, synced = guest.join_state(ours, timeout=2.0)
+        assert report.why == "the time is up" and report.held_bytes < nbytes
+        assert synced.received_bytes > nbytes / 2
+        assert time.thread_time() - used < 0.4, "it did not wait, it asked again and again"
+        train_along(guest, ours, end)
+        finish(threads, failures)
+        assert all(np.array_equal(ours["w"], state["w"]) for state in states.values())
+
+
+def test_join_state_of_those_who_begin(cluster: Any) -> None:
+    coordinator = cluster.coordinator(2)
+    states = [{"w": np.full(10, float(rank)), "rng": np.full(3, rank), "step": rank} for rank in range(2)]
+    failures: list[BaseException] = []
+
+    def peer(rank: int) -> None:
+        try:
+            with cluster.connect(coordinator, enter=False) as comm:
+                report, synced = comm.join_state(states[rank], ["rng"])
+                assert report.why == "the run has no members yet" and len(synced.differences) in (2, 3)
+                comm.barrier()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failures.append(error)
+
+    threads = [threading.Thread(target=peer, args=(rank,), daemon=True) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    finish(threads, failures)
+    assert np.array_equal(states[0]["w"], states[1]["w"]) and states[0]["step"] == states[1]["step"]
 
 
 def test_all_may_begin_as_guests(cluster: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from pccl import _native
 from pccl.errors import PcclError
+from pccl.transfer.fetch import Progress
 from pccl.transfer.job import Job, TransferReport
 from pccl.transfer.manifest import HEAD_GENERATION, Head, Manifest, data_key, head_key, manifest_key
 from pccl.transfer.schedule import Path
@@ -147,6 +148,13 @@ class FakePull:
 
     def have(self) -> bytes:
         return self.job.have()
+
+    def progress(self) -> Progress:
+        schedule = self.job.schedule
+        return Progress(0, None) if schedule is None else Progress(schedule.done_bytes, schedule.done_bytes)
+
+    def go_on(self) -> None:
+        """`wait` looks again and again."""
 
     def cancel(self) -> bool:
         if not self.job.over:

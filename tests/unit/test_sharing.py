@@ -15,7 +15,8 @@ from pccl.errors import MismatchError, TransferError
 from pccl.sharing import chunks, prefetch_state, sync_state
 from pccl.sharing.content import Content
 from pccl.sharing.report import Difference, differences_of, flags_of
-from pccl.sharing.staging import Staging, differing
+from pccl.sharing.rounds import Sync
+from pccl.sharing.staging import READ_FIRST, SCALARS_AHEAD_MAX, InPlace, Staging, differing
 from pccl.transfer.layout import Layout
 from pccl.transfer.manifest import Head, Manifest, digest_of
 from pccl.transfer.schedule import Schedule
@@ -154,7 +155,8 @@ def test_one_percent_of_chunks_is_little_more_than_one_percent_of_bytes(small_ch
     for chunk in range(0, 1000, 100):
         held[3]["w"][chunk * 1024 + 5] ^= 255
     outcomes = run([Fake(hub, rank) for rank in range(4)], lambda fake, rank: sync_state(fake, held[rank]))
-    assert outcomes[3].received_bytes == 10 * 1024 <= 0.02 * right.size
+    scalars_bytes = content_of(held[0]).fixed.blob.size  # they come with the manifest, unasked whether they differ
+    assert outcomes[3].received_bytes == 10 * 1024 + scalars_bytes <= 0.02 * right.size
     assert all(np.array_equal(entries["w"], right) for entries in held)
     expected = (Difference(bytes([3]) * 16, "w", tuple(range(0, 1000, 100)), 1024, right.size),)
     assert all(outcome.differences == expected for outcome in outcomes)
@@ -191,6 +193,42 @@ def test_staging_keeps_what_is_there_for_the_next_fetch(small_chunks: None) -> N
     assert list(staging.begin(there.fixed.manifest("n", 2))) == [0, 2, 8]
     other = content_of({"w": bytes_of(8192, 3)})
     assert list(staging.begin(other.fixed.manifest("n", 3))) == [8]
+
+
+def test_scalars_come_with_the_manifest(small_chunks: None) -> None:
+    """They are asked for by what the head says of their size, which need not be the size of those here."""
+    here, there = content_of({"w": bytes_of(8192), "step": 1}), content_of({"w": bytes_of(8192), "step": 1 << 20_000})
+    manifest = there.fixed.manifest("n", 1)
+    staging = Staging(here.fixed)
+    ahead = staging.ahead(Head.of(manifest, manifest.encode()))
+    assert ahead is not None and list(ahead.chunks) == [8, 9, 10] and ahead.layout.parts == manifest.parts
+    for chunk in ahead.chunks:
+        part, offset = ahead.layout.place(chunk)
+        memory = staging.place(chunk, 1)
+        memory[:] = there.fixed.parts[part][offset : offset + memory.size]
+    assert list(staging.begin(manifest)) == list(range(8))
+    staging.keep(bytes([0, 0b111]))
+    assert staging.complete and staging.packed() == there.fixed.blob.tobytes() and staging.wrong_scalars() == [0]
+    assert staging.ahead(Head.of(manifest, manifest.encode())) is None, "they are here"
+    other = content_of({"w": bytes_of(8192), "step": 7})
+    later = other.fixed.manifest("n", 2)
+    assert list(staging.begin(later)) == list(range(8)) and not staging.complete
+    staging.place(8, 1)[:] = other.fixed.blob
+    staging.keep(bytes([0, 1]))
+    assert staging.packed() == other.fixed.blob.tobytes(), "other content has other scalars, in memory of its own"
+
+
+def test_nothing_is_asked_ahead_where_there_are_no_scalars_or_too_many(small_chunks: None) -> None:
+    plain, cut = content_of({"w": bytes_of(8192)}), content_of({"w": bytes_of(4096), "step": 1})
+    much = content_of({"w": bytes_of(8192), "step": bytes(SCALARS_AHEAD_MAX)})
+
+    def asked(here: Content, there: Content) -> bool:
+        manifest = there.fixed.manifest("n", 1)
+        return Staging(here.fixed).ahead(Head.of(manifest, manifest.encode())) is not None
+
+    assert asked(cut, cut)
+    assert not asked(plain, plain) and not asked(much, much)
+    assert not asked(much, cut), "it has fewer bytes than the tensors here"
 
 
 def test_flags_say_where() -> None:
@@ -274,6 +312,36 @@ def test_passes_follow_a_state_that_changes_slowly(small_chunks: None) -> None:
     assert report.held_bytes >= 95 * 1024 and report.received_bytes < 130 * 1024
 
 
+def test_a_joiner_that_holds_nothing_of_it_does_not_read_what_it_has(small_chunks: None) -> None:
+    there, here = content_of({"w": bytes_of(2000 * 1024)}).fixed, content_of({"w": bytes_of(2000 * 1024, 1)}).fixed
+    target = InPlace(here)
+    assert list(target.begin(there.manifest("n", 1))) == [2000], "but the scalars"
+    known = sum(any(here.digest(chunk)) for chunk in range(2000))
+    assert READ_FIRST <= known <= 2 * READ_FIRST, "all were read"
+    assert target.keep(bytes([255]) * 250 + b"\1") == [] and here.digests == there.digests
+
+
+@pytest.mark.parametrize("count", [2000, 300, 3])
+def test_a_joiner_that_holds_some_of_it_fetches_the_rest(small_chunks: None, count: int) -> None:
+    there, ours = bytes_of(count * 1024), bytes_of(count * 1024)
+    ours[: ours.size // 3] ^= 1
+    target = InPlace(content_of({"w": ours}).fixed)
+    manifest = content_of({"w": there}).fixed.manifest("n", 1)
+    assert list(target.begin(manifest)) == list(range(-(-(ours.size // 3) // 1024), count + 1))
+
+
+def test_what_came_ahead_does_not_make_a_joiner_read_everything(small_chunks: None) -> None:
+    there, ours = content_of({"w": bytes_of(2000 * 1024)}).fixed, bytes_of(2000 * 1024, 1)
+    here = content_of({"w": ours}).fixed
+    target = InPlace(here)
+    ahead = target.ahead(None)
+    assert ahead is not None and list(ahead.chunks) == list(range(2000 // 64))
+    ours[: len(ahead.chunks) * 1024] = there.tensors[0].data[: len(ahead.chunks) * 1024]
+    assert list(target.begin(there.manifest("n", 1))) == [2000], "these are judged like all others"
+    assert sum(any(here.digest(chunk)) for chunk in range(2000)) <= 2 * READ_FIRST, "all were read"
+    assert target.ahead(None) is None, "only the first time"
+
+
 def test_what_a_prefetch_has_left_is_nobodys_content(small_chunks: None) -> None:
     hub = Hub(2)
     theirs, ours = {"w": bytes_of(8192)}, {"w": bytes_of(8192, 1)}
@@ -286,6 +354,58 @@ def test_what_a_prefetch_has_left_is_nobodys_content(small_chunks: None) -> None
     hub.kill(member.peer_id)
     with pytest.raises(MismatchError, match="nobody offers"):
         sync_state(joiner, ours)
+
+
+def test_a_round_may_begin_before_what_is_here_is_known(small_chunks: None) -> None:
+    hub = Hub(3)
+    theirs = [{"w": bytes_of(8192), "step": 7} for _ in range(2)]
+    ours = {"w": bytes_of(8192), "step": 0}
+    ours["w"][5000] ^= 1
+    joiner = Fake(hub, 2, entered=1)
+    content = Content(ours, frozenset(), read_only=False)
+    content.fixed.forget()
+    joiner.mixed.add(content.name(content.fixed))
+
+    def peer(fake: Fake, rank: int) -> Any:
+        if rank < 2:
+            return sync_state(fake, theirs[rank])
+        sync = Sync(fake, content, "majority", None)
+        sync.open()
+        content.fixed.read()
+        try:
+            return sync.run()
+        finally:
+            sync.close()
+
+    outcomes = run([Fake(hub, 0), Fake(hub, 1), joiner], peer)
+    assert (
+        outcomes[2].entries_received == ("step", "w") and outcomes[2].received_bytes == 1024 + content.fixed.blob.size
+    )
+    assert [outcome.differences for outcome in outcomes] == [outcomes[2].differences] * 3
+    assert np.array_equal(ours["w"], theirs[0]["w"]) and ours["step"] == 7
+
+
+def test_a_round_that_was_begun_and_is_not_gone_on_with_leaves_nothing(small_chunks: None) -> None:
+    hub = Hub(2)
+    ours = {"w": bytes_of(8192, 1)}
+    content = Content(ours, frozenset(), read_only=False)
+    content.fixed.forget()
+    joiner = Fake(hub, 1, entered=1)
+    joiner.mixed.add(content.name(content.fixed))
+
+    def peer(fake: Fake, rank: int) -> Any:
+        if rank == 0:
+            return sync_state(fake, {"w": bytes_of(8192)})
+        sync = Sync(fake, content, "majority", None)
+        sync.open()
+        pulls = [pull for _, pull in sync.pulls]
+        sync.close()
+        hub.kill(fake.peer_id)
+        return [pull.cancel() for pull in pulls], sync.pulls
+
+    outcomes = run([Fake(hub, 0), joiner], peer)
+    assert outcomes[1] == ([True], []) and outcomes[0].digest
+    assert np.array_equal(ours["w"], bytes_of(8192, 1))
 
 
 def test_nobody_to_fetch_from() -> None:

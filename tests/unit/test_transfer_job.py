@@ -253,8 +253,8 @@ class Eager(Into):
         super().__init__([np.zeros(len(DATA), np.uint8)])
         self.layout = Layout(1024, (len(DATA),))
 
-    def ahead(self, head: Head) -> Ahead:
-        return Ahead(range(4), self.layout, head.generation)
+    def ahead(self, head: Head | None) -> Ahead | None:
+        return None if head is None else Ahead(range(4), self.layout, head.generation)
 
     def begin(self, manifest: Manifest) -> Iterable[int]:
         super().begin(manifest)
@@ -304,6 +304,41 @@ def test_what_is_wanted_anyway_is_asked_for_before_the_manifest_and_once(first: 
     assert made.over and made.error is None
     assert sum(made.report.received.values()) == len(DATA) - (len(DATA) - 9 * 1024), "nothing twice"
     assert made.target.place(0, 9).tobytes() == DATA[: 9 * 1024]
+
+
+class Hasty(Eager):
+    """Wants them before it knows of any offer."""
+
+    def ahead(self, head: Head | None) -> Ahead | None:
+        return Ahead(range(4), self.layout, 3) if head is None else None
+
+
+def test_what_is_wanted_of_any_offer_is_asked_for_with_the_heads() -> None:
+    """Of all sources, in turns; what B does not have is asked for again, once it is known that A has it."""
+    port = FakePort()
+    port.offer(A, "x", DATA, 3)
+    made = Job(port, "x", (A, B), Hasty(), generation=None, root=None, priority=1, relay=False, now=0.0, deadline_at=10)
+    made.pump(port.now)
+    assert spans_of_data(port) == [(0, 1024), (1024, 1024), (2048, 1024), (3072, 1024)]
+    assert [len(port.of(source)) for source in (A, B)] == [3, 3], "and their heads"
+    for token in port.of(B):
+        port.answer(token)
+    answer_heads(port)
+    port.now = 0.3
+    made.pump(port.now)
+    assert len(spans_of_data(port)) == 2, "not again before the manifest"
+    port.answer_all()
+    assert made.over and made.error is None and made.target.place(0, 9).tobytes() == DATA[: 9 * 1024]
+    assert made.report.received == {A: 9 * 1024}, "nothing twice"
+
+
+def test_what_was_asked_of_one_that_offers_nothing_leaves_no_trace() -> None:
+    port = FakePort()
+    made = Job(port, "x", (A, B), Hasty(), generation=None, root=None, priority=1, relay=False, now=0.0, deadline_at=10)
+    made.pump(port.now)
+    for token in list(port.asked):
+        port.end(token, Status.EPEER)
+    assert made.over and isinstance(made.error, PeerLost) and not made.target.place(0, 9).any()
 
 
 def test_what_came_before_the_manifest_is_judged_by_it() -> None:
@@ -365,3 +400,81 @@ def test_a_job_that_ends_before_its_manifest_waits_for_what_it_asked_for() -> No
     assert not made.over and all(asked.cancelled for asked in port.asked.values())
     port.answer_all()
     assert made.over and isinstance(made.error, Cancelled)
+
+
+def test_a_manifest_that_the_target_has_is_not_read_again() -> None:
+    port = FakePort()
+    port.offer(A, "x", DATA, 3)
+    target = Eager()
+    given = {"generation": None, "root": None, "priority": 1, "relay": False, "deadline_at": 10.0}
+
+    def again() -> Job:
+        made = Job(port, "x", (A,), target, now=port.now, **given)
+        made.pump(port.now)
+        answer_heads(port)
+        return made
+
+    target.manifest = Manifest.of("x", 3, DATA, 1024)
+    known = again()
+    assert known.manifest is target.manifest and not any(a.key == manifest_key("x") for a in port.asked.values())
+    known.cancel()
+    for token in list(port.asked):
+        port.end(token, Status.ECANCELLED)
+    port.offer(A, "x", DATA, 4)
+    assert again().manifest is None, "that is another offer"
+    assert any(asked.key == manifest_key("x") for asked in port.asked.values())
+
+
+def test_a_target_that_does_not_know_yet_what_it_wants_is_waited_for() -> None:
+    """The manifest is read, and what was wanted in any case; then the fetch waits until it is told to go on."""
+
+    class Later(Eager):
+        ready = False
+
+        def begin(self, manifest: Manifest) -> Iterable[int] | None:  # type: ignore[override]
+            return super().begin(manifest) if self.ready else None
+
+    port = FakePort()
+    port.offer(A, "x", DATA, 3)
+    target = Later()
+    made = Job(port, "x", (A,), target, generation=None, root=None, priority=1, relay=False, now=0.0, deadline_at=10.0)
+    made.pump(port.now)
+    port.answer_all()
+    made.pump(port.now)
+    assert not made.over and not port.asked and made.have() == b"" and made.manifest is not None
+    assert made.target.place(0, 4).tobytes() == DATA[: 4 * 1024]
+    target.ready = True
+    made.pump(port.now)
+    assert spans_of_data(port) == [(4 * 1024, 5 * 1024)]
+    port.answer_all()
+    assert made.over and made.error is None and made.target.place(0, 9).tobytes() == DATA[: 9 * 1024]
+
+
+def test_a_fetch_that_waits_for_its_target_ends_in_time() -> None:
+    class Never(Eager):
+        def begin(self, manifest: Manifest) -> None:  # type: ignore[override]
+            return None
+
+    port = FakePort()
+    port.offer(A, "x", DATA, 3)
+    made = Job(port, "x", (A,), Never(), generation=None, root=None, priority=1, relay=False, now=0.0, deadline_at=10.0)
+    made.pump(port.now)
+    port.answer_all()
+    assert not made.over and made.deadline(port.now) == 10.0
+    made.pump(10.0)
+    assert made.over and isinstance(made.error, Timeout)
+
+
+def test_a_fetch_of_which_nothing_is_wanted_ends_with_the_head() -> None:
+    class Sated(Eager):
+        def begin(self, manifest: Manifest) -> Iterable[int]:
+            return range(manifest.count)
+
+    port = FakePort()
+    port.offer(A, "x", DATA, 3)
+    target = Sated()
+    target.manifest = Manifest.of("x", 3, DATA, 1024)
+    made = Job(port, "x", (A,), target, generation=None, root=None, priority=1, relay=False, now=0.0, deadline_at=10.0)
+    made.pump(port.now)
+    answer_heads(port)
+    assert made.over and made.error is None and not port.asked

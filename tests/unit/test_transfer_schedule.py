@@ -287,6 +287,18 @@ def test_a_source_that_comes_later_helps() -> None:
     check(run)
 
 
+def test_a_few_bytes_say_nothing_of_a_rate() -> None:
+    """Scalars that are here after 40 ms: their source is not one of a few bytes per second."""
+    schedule = Schedule(10 * 1024 + 5, 1024, parts=[10 * 1024, 5])
+    schedule.add(b"a", 0.0)
+    ask = schedule.adopt(b"a", 10, 0.0)
+    schedule.arrived(ask, 0.04, [10], [])
+    assert not schedule.learned() and schedule.sources[b"a"].rate == 0.0
+    (ask,) = schedule.next(0.04)
+    schedule.arrived(ask, 0.08, list(ask.chunks), [])
+    assert schedule.learned()[b"a"].rate > 100_000
+
+
 def test_bitmaps() -> None:
     assert bitmap(b"\1\0\0\0\0\0\0\0\1") == b"\1\1"
     assert chunks_of(b"\1\1", 9) == [0, 8]
