@@ -118,6 +118,30 @@ ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first
     return total;
 }
 
+ISA_INLINE void hash_stripes(uint64_t sums[8], const uint8_t *at, const uint8_t *secret, size_t stripes)
+{
+    __m256i sum[2] = {load((const uint8_t *)sums), load((const uint8_t *)(sums + 4))};
+    for (size_t i = 0; i < stripes; i++)
+        for (unsigned half = 0; half < 2; half++) {
+            __m256i x = load(at + 64 * i + 32 * half), y = _mm256_xor_si256(x, load(secret + 8 * i + 32 * half));
+            __m256i product = _mm256_mul_epu32(y, _mm256_srli_epi64(y, 32));
+            sum[half] = _mm256_add_epi64(sum[half], _mm256_add_epi64(product, _mm256_shuffle_epi32(x, 0x4e)));
+        }
+    _mm256_storeu_si256((__m256i *)sums, sum[0]);
+    _mm256_storeu_si256((__m256i *)(sums + 4), sum[1]);
+}
+
+ISA_INLINE void hash_scramble(uint64_t sums[8], const uint8_t *secret)
+{
+    const __m256i prime = _mm256_set1_epi64x((long long)hash_prime);
+    for (unsigned half = 0; half < 2; half++) {
+        __m256i sum = load((const uint8_t *)(sums + 4 * half));
+        sum = _mm256_xor_si256(_mm256_xor_si256(sum, _mm256_srli_epi64(sum, 47)), load(secret + 32 * half));
+        __m256i high = _mm256_slli_epi64(_mm256_mul_epu32(_mm256_srli_epi64(sum, 32), prime), 32);
+        _mm256_storeu_si256((__m256i *)(sums + 4 * half), _mm256_add_epi64(_mm256_mul_epu32(sum, prime), high));
+    }
+}
+
 #include "delta_template.h"
 
 #endif

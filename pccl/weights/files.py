@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import queue
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pccl.weights.errors import LogError
 
-__all__ = ["TEMPORARY", "mapped", "publish", "remove", "sync_directory", "write_whole"]
+__all__ = ["TEMPORARY", "Growing", "mapped", "publish", "remove", "sync_directory", "write_whole"]
 
 TEMPORARY = ".tmp"
 
@@ -36,6 +38,74 @@ def stage(path: Path, parts: Iterable[Any], durable: bool = True) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise LogError(f"{path} cannot be written: {error}") from error
+
+
+class Growing:
+    """A file that is written while its bytes come to be, and has its name when `publish` returns; what is added goes to
+    the disk meanwhile, on a thread, so that little is left to wait for. LogError as of write_whole. One thread.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._beside = path.with_name(path.name + TEMPORARY)
+        self._added: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._error: OSError | None = None
+        try:
+            self._file = open(self._beside, "wb")  # noqa: SIM115 - open for longer than a call
+        except OSError as error:
+            raise self._failed(error) from error
+        self._thread = threading.Thread(target=self._sync, name="pccl-weights-disk", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Growing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What was not published is gone."""
+        self._stop()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        remove(self._beside)
+
+    def add(self, data: Any) -> None:
+        """More of it."""
+        try:
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            raise self._failed(error) from error
+        self._added.put(True)
+
+    def publish(self) -> None:
+        """That was all: it is durable, and has its name."""
+        self._stop()
+        try:
+            if self._error is not None:
+                raise self._error
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failed(error) from error
+        publish(self._path)
+
+    def _stop(self) -> None:
+        self._added.put(False)
+        self._thread.join()
+
+    def _sync(self) -> None:
+        """What an early call finds wrong, the last one is not told again."""
+        while self._added.get():
+            with contextlib.suppress(queue.Empty):
+                while self._added.get_nowait():
+                    pass
+                return
+            try:
+                os.fdatasync(self._file.fileno())
+            except OSError as error:
+                self._error = error
+                return
+
+    def _failed(self, error: OSError) -> LogError:
+        return LogError(f"{self._path} cannot be written: {error}")
 
 
 def publish(path: Path, durable: bool = True) -> None:

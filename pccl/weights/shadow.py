@@ -25,6 +25,7 @@ from pccl.weights.digests import QUICK_BYTES, quick
 from pccl.weights.errors import DamageError, SchemaError
 from pccl.weights.files import mapped, publish, remove, stage, write_whole
 from pccl.weights.schema import ALIGN, Schema, uint_of
+from pccl.weights.write import write
 
 __all__ = ["FileShadow", "MemoryShadow", "Shadow", "Staged"]
 
@@ -95,7 +96,7 @@ class Shadow:
     def _write(self, patches: Mapping[int, tuple[Array, Array]]) -> None:
         def one(item: tuple[int, tuple[Array, Array]]) -> None:
             number, (indices, values) = item
-            self.block(number)[indices] = values
+            write(self.block(number), indices, values)
 
         for _ in map(one, patches.items()) if self.pool is None else self.pool.map(one, patches.items()):
             pass
