@@ -259,18 +259,23 @@ static pccl_err read_block(struct target *t, const void *state, int is_known)
     return delta_read(t->k, &t->b, is_known && t->b.info.form != PCCL_DELTA_DIFF_B ? NULL : state, &work, &t->changes);
 }
 
-static void write_state(const struct target *t, void *state)
+enum { WRITE_AHEAD = 24 }; /* changes; see scatter.c */
+
+static void write_state(const struct target *t, uint8_t *state)
 {
     const struct delta_changes *c = &t->changes;
     unsigned shift = t->b.shift;
-    if (t->b.info.form == PCCL_DELTA_RAW && t->elements > 0)
-        memcpy(state, t->b.body, t->b.body_bytes);
-    else if (t->b.info.form == PCCL_DELTA_ABS)
-        for (uint32_t i = 0; i < c->count; i++)
-            element_set(state, shift, c->place[i], c->step[i]);
-    else
-        for (uint32_t i = 0; i < c->count; i++)
-            element_set(state, shift, c->place[i], element_of(state, shift, c->place[i]) + c->step[i]);
+    int is_by_step = t->b.info.form != PCCL_DELTA_ABS;
+    if (t->b.info.form == PCCL_DELTA_RAW) {
+        if (t->elements > 0)
+            memcpy(state, t->b.body, t->b.body_bytes);
+        return;
+    }
+    for (uint32_t i = 0; i < c->count; i++) {
+        if (c->count - i > WRITE_AHEAD)
+            __builtin_prefetch(state + ((size_t)c->place[i + WRITE_AHEAD] << shift), 1);
+        element_set(state, shift, c->place[i], c->step[i] + (is_by_step ? element_of(state, shift, c->place[i]) : 0));
+    }
 }
 
 static pccl_err apply_block(const char *isa, const void *block, uint64_t bytes, void *state, int is_known, struct target *t)
@@ -295,26 +300,37 @@ pccl_err pccl_delta_move(const char *isa, const void *block, uint64_t bytes, voi
     return apply_block(isa, block, bytes, state, 1, &t);
 }
 
-/* Places and new values; how many. */
-static uint32_t list_values(const struct target *t, const uint8_t *state, uint32_t *places, uint8_t *values)
+/* Places and new values. */
+static void list_values(const struct target *t, const uint8_t *state, uint32_t *places, uint8_t *values)
 {
     const struct delta_changes *c = &t->changes;
     unsigned shift = t->b.shift;
-    if (t->b.info.form == PCCL_DELTA_RAW) {
-        for (uint32_t i = 0; i < t->elements; i++)
-            places[i] = i;
-        memcpy(values, t->b.body, t->b.body_bytes);
-        return t->elements;
-    }
     for (uint32_t i = 0; i < c->count; i++) {
         uint32_t old = t->b.info.form == PCCL_DELTA_ABS ? 0 : element_of(state, shift, c->place[i]);
         places[i] = c->place[i];
         element_set(values, shift, i, old + c->step[i]);
     }
-    return c->count;
 }
 
-/* With a hash the state is read once, for the digest before and the hash after. */
+static void list_raw(const struct target *t, uint32_t *places, uint8_t *values, uint8_t *hash)
+{
+    for (uint32_t i = 0; i < t->elements; i++)
+        places[i] = i;
+    memcpy(values, t->b.body, t->b.body_bytes);
+    if (hash != NULL)
+        (void)t->k->patched(&(struct delta_span){values, t->elements, t->b.shift}, &(struct delta_patch){.values = values}, hash);
+}
+
+/* The same as list_values with a hash: the state is read once, for all that there is to be known of it. */
+static pccl_err list_hashed(const struct target *t, const uint8_t *state, uint32_t *places, uint8_t *values, uint8_t *hash)
+{
+    struct delta_patch patch = {t->changes, t->b.info.form != PCCL_DELTA_ABS, values};
+    uint64_t before = t->k->patched(&(struct delta_span){state, t->elements, t->b.shift}, &patch, hash);
+    if (t->changes.count > 0)
+        memcpy(places, t->changes.place, (size_t)t->changes.count * sizeof *places);
+    return delta_has_digests(t->b.info.form) && before != t->b.info.before ? delta_wrong_base() : PCCL_OK;
+}
+
 pccl_err pccl_delta_patch(const char *isa, const void *block, uint64_t bytes, const void *state, uint32_t elements, uint32_t width,
                           void *work, uint32_t *places, void *values, uint8_t *hash)
 {
@@ -330,10 +346,11 @@ pccl_err pccl_delta_patch(const char *isa, const void *block, uint64_t bytes, co
         err = read_block(&t, state, hash != NULL);
     if (err != PCCL_OK)
         return err;
-    uint32_t count = list_values(&t, state, places, values);
-    if (hash == NULL)
-        return PCCL_OK;
-    struct delta_patch patch = {places, values, count};
-    uint64_t before = t.k->patched(&(struct delta_span){state, elements, t.b.shift}, &patch, hash);
-    return delta_has_digests(t.b.info.form) && before != t.b.info.before ? delta_wrong_base() : PCCL_OK;
+    if (t.b.info.form == PCCL_DELTA_RAW)
+        list_raw(&t, places, values, hash);
+    else if (hash != NULL)
+        return list_hashed(&t, state, places, values, hash);
+    else
+        list_values(&t, state, places, values);
+    return PCCL_OK;
 }

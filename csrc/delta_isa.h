@@ -29,11 +29,11 @@ struct delta_class {
     uint32_t elements;
 };
 
-/* What a state is to be: new values, of the elements' width, at ascending places. */
+/* Changes whose steps are added, or are new values themselves; and where the new values go, in the elements' width. */
 struct delta_patch {
-    const uint32_t *place;
-    const uint8_t *value;
-    uint32_t count;
+    struct delta_changes changes;
+    int is_by_step;
+    uint8_t *values;
 };
 
 /* A group of changes among `universe` elements, as a string of bits. */
@@ -50,7 +50,7 @@ typedef const struct delta_kernels {
     uint64_t (*digest)(const struct delta_span *span);
     /* What changed, the digests before and after, and, unless it is NULL, the hash after. */
     void (*scan)(const struct delta_span *old, const uint8_t *new, struct delta_changes *found, uint64_t digests[2], uint8_t *hash);
-    /* The digest of a state before it is patched, and the hash after. */
+    /* The digest of a state before, the new values, and the hash after. */
     uint64_t (*patched)(const struct delta_span *old, const struct delta_patch *patch, uint8_t *hash);
     /* Distributes changes over classes, whose lists have room for theirs; counts the elements. */
     void (*rank)(const struct delta_span *old, const struct delta_classes *how, const struct delta_changes *changes,

@@ -8,7 +8,7 @@
  *   digest_words  the digest of so many whole words, the first of which has number `first`
  * and those of delta_hash.h. */
 
-enum { GROUP = 64, TILE_GROUPS = 32, TILE = GROUP * TILE_GROUPS };
+enum { GROUP = 64, TILE_GROUPS = 32, TILE = GROUP * TILE_GROUPS, SCAN_BYTES = 1024 };
 
 #include "delta_group.h"
 #include "delta_hash.h"
@@ -45,10 +45,10 @@ ISA_INLINE void scan_elements(const uint8_t *old, const uint8_t *new, uint32_t c
 {
     uint64_t sums[8];
     size_t total = (size_t)count << shift;
-    uint32_t n = 0;
+    uint32_t n = 0, step = SCAN_BYTES >> shift;
     memcpy(sums, hash_begin, sizeof sums);
-    for (uint32_t i = 0; i < count; i += TILE) {
-        uint32_t end = count - i < TILE ? count : i + TILE, at = i;
+    for (uint32_t i = 0; i < count; i += step) {
+        uint32_t end = count - i < step ? count : i + step, at = i;
         size_t from = (size_t)i << shift, bytes = (size_t)(end - i) << shift;
         digests[0] += digest_bytes(old + from, bytes, from / 8);
         digests[1] += digest_bytes(new + from, bytes, from / 8);
@@ -80,27 +80,31 @@ ISA_TARGET static void scan(const struct delta_span *old, const uint8_t *new, st
 
 /* -- what a state will be ------------------------------------------------------------------------------------------ */
 
-/* Tiles are patched in a copy, before which there are the last bytes of the one before: the hash ends with a whole stripe. */
+/* Pieces are patched in a copy, before which there are the last bytes of the one before: the hash ends with a whole stripe. */
 ISA_INLINE uint64_t patched_elements(const struct delta_span *old, unsigned shift, const struct delta_patch *patch, uint8_t *hash)
 {
-    uint8_t copy[HASH_STRIPE + TILE * 4], *tile = copy + HASH_STRIPE;
+    uint8_t copy[HASH_STRIPE + SCAN_BYTES], *piece = copy + HASH_STRIPE;
     uint64_t sums[8], digest_before = 0;
     size_t total = (size_t)old->count << shift, bytes = 0;
-    uint32_t i = 0;
+    const struct delta_changes *c = &patch->changes;
+    uint32_t i = 0, length = SCAN_BYTES >> shift;
     memcpy(sums, hash_begin, sizeof sums);
-    for (uint32_t at = 0; at < old->count; at += TILE) {
-        uint32_t end = old->count - at < TILE ? old->count : at + TILE;
+    for (uint32_t at = 0; at < old->count; at += length) {
+        uint32_t end = old->count - at < length ? old->count : at + length;
         size_t from = (size_t)at << shift;
         if (at > 0)
-            memcpy(copy, tile + bytes - HASH_STRIPE, HASH_STRIPE);
+            memcpy(copy, piece + bytes - HASH_STRIPE, HASH_STRIPE);
         bytes = (size_t)(end - at) << shift;
         digest_before += digest_bytes(old->at + from, bytes, from / 8);
-        memcpy(tile, old->at + from, bytes);
-        for (; i < patch->count && patch->place[i] < end; i++)
-            element_set(tile, shift, patch->place[i] - at, element_of(patch->value, shift, i));
-        hash_tile(sums, tile, from, bytes, total);
+        memcpy(piece, old->at + from, bytes);
+        for (; i < c->count && c->place[i] < end; i++) {
+            uint32_t place = c->place[i] - at, x = c->step[i] + (patch->is_by_step ? element_of(piece, shift, place) : 0);
+            element_set(piece, shift, place, x);
+            element_set(patch->values, shift, i, x);
+        }
+        hash_tile(sums, piece, from, bytes, total);
     }
-    hash_finish(sums, tile + bytes, total, hash);
+    hash_finish(sums, piece + bytes, total, hash);
     return digest_before;
 }
 

@@ -73,6 +73,9 @@ static void use_block(const uint8_t *block, uint64_t bytes, const uint8_t *state
     int is_accepted = decode_by_all(block, bytes, state, to, count, width, work);
     if (is_accepted) {
         require(pccl_delta_patch(NULL, block, bytes, state, count, width, work, places, values, NULL) == PCCL_OK);
+        uint8_t hash[PCCL_DELTA_HASH_BYTES];
+        if ((uint64_t)count * width >= PCCL_DELTA_HASH_FROM)
+            require(pccl_delta_patch(NULL, block, bytes, state, count, width, work, places, values, hash) == PCCL_OK);
         require(pccl_delta_invert(NULL, block, bytes, state, work, back, &back_bytes) == PCCL_OK);
         require(pccl_delta_as_a(NULL, block, bytes, state, work, folded, &folded_bytes) == PCCL_OK);
     }
