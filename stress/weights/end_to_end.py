@@ -2,11 +2,11 @@
 
 One trainer, regions with a relay each, in a chain, and workers behind each relay; with `--regions 0` one worker that
 fetches from the trainer. Versions alternate between two states of `synthetic.py`. A row for each loss and fan-out: the
-median time until the last receiver has committed; its bound, 1.2 (bytes / link + RTT/2) and the encoding that the link
-did not hide: `encode_s` goes on while slots leave, so only what it took longer than all of them take on the link
-counts, as it was measured, with the receiver on the same cores; and how many payloads the trainer has sent. Below the
-first row what others would send of these weights (`others.py`). Exit code 1: a receiver had other bytes, or a bound was
-missed.
+median time until the last receiver has committed, and `written_s` until its shadow holds that in memory too; its bound,
+1.2 (bytes / link + RTT/2) and the encoding that the link did not hide: `encode_s` goes on while slots leave, so only
+what it took longer than all of them take on the link counts, as it was measured, with the receiver on the same cores;
+and how many payloads the trainer has sent. Below the first row what others would send of these weights (`others.py`).
+Exit code 1: a receiver had other bytes, or a bound was missed.
 
 All of it runs on this machine, with a copy of the weights for each receiver and two for the trainer: ten of 2 GiB for
 `--regions 4` are too many for 24 GiB, and eight receivers on two cores take as long as their work does.
@@ -97,6 +97,7 @@ class Crew:
         return {
             **told,
             "seconds": [answer["at"] - told["at"] for answer in found],
+            "written_s": max(answer["written_at"] for answer in found) - told["at"],
             "stage_s": found[0]["stage_s"],
             "commit_s": found[0]["commit_s"],
         }
@@ -124,7 +125,8 @@ def row_of(options: Row, regions: int, rounds: list[Row]) -> Row:
         "rounds": len(rounds), "bytes": int(size), "changed": middle("changed"),
         "bits_per_changed": round(8 * size / middle("changed"), 2),
         "below_dense": round(middle("dense_bytes") / size, 1),
-        "last_s": round(last_s, 3), "link_s": round(link_s, 3), "encode_s": round(encode_s, 3),
+        "last_s": round(last_s, 3), "written_s": round(middle("written_s"), 3),
+        "link_s": round(link_s, 3), "encode_s": round(encode_s, 3),
         "durable_s": round(middle("durable_s"), 3), "stage_s": round(middle("stage_s"), 3),
         "commit_s": round(middle("commit_s"), 3),
         "bound_s": round(bound_s, 3), "payloads_sent": round(middle("sent_bytes") / size, 3),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -462,3 +463,22 @@ def test_a_disk_that_fails_early_is_told_at_the_end(tmp_path: Path, monkeypatch:
     assert not list(tmp_path.iterdir())
     with pytest.raises(LogError, match="No such file"):
         Growing(tmp_path / "nowhere" / "d")
+
+
+# -- written behind the commit --
+
+
+def test_a_reader_waits_for_what_is_committed_but_not_written() -> None:
+    chain = chain_of(1)
+    shadow, go = at(chain, 0), threading.Event()
+    with ThreadPoolExecutor(1) as writers, ThreadPoolExecutor(2) as readers:
+        shadow.pool = writers
+        writers.submit(go.wait)
+        shadow.commit(staged(shadow, chain.payloads[0]))
+        assert shadow.at == chain.at[1]
+        whole, block = readers.submit(lambda: shadow.arena.copy()), readers.submit(lambda: shadow.block(0).copy())
+        assert not wait([whole, block], 0.2).done
+        go.set()
+        assert np.array_equal(block.result(10), SCHEMA.block_view(chain.arenas[1], SCHEMA.blocks[0]))
+        whole.result(10)
+    assert chain.holds(shadow)
