@@ -1,12 +1,12 @@
 """`python -m stress.weights.end_to_end`: from `publish` to committed, over an emulated WAN.
 
-One trainer, regions with a relay each, in a chain, and workers behind each relay; with `--regions 0` one worker that
-fetches from the trainer. Versions alternate between two states of `synthetic.py`. A row for each loss and fan-out: the
-median time until the last receiver has committed, and `written_s` until its shadow holds that in memory too; its bound,
-1.2 (bytes / link + RTT/2) and the encoding that the link did not hide: `encode_s` goes on while slots leave, so only
-what it took longer than all of them take on the link counts, as it was measured, with the receiver on the same cores;
-and how many payloads the trainer has sent. Below the first row what others would send of these weights (`others.py`).
-Exit code 1: a receiver had other bytes, or a bound was missed.
+One trainer, regions with a relay each, all but the first behind that one, and workers behind each relay; with
+`--regions 0` one worker that fetches from the trainer. Versions alternate between two states of `synthetic.py`. A row
+for each loss and fan-out: the median time until the last receiver has committed, and `written_s` until its shadow holds
+that in memory too; its bound, 1.2 (bytes / link + RTT/2) and the encoding that the link did not hide: `encode_s` goes
+on while slots leave, so only what it took longer than all of them take on the link counts, as it was measured, with the
+receiver on the same cores; and how many payloads the trainer has sent. Below the first row what others would send of
+these weights (`others.py`). Exit code 1: a receiver had other bytes, or a bound was missed.
 
 All of it runs on this machine, with a copy of the weights for each receiver and two for the trainer: ten of 2 GiB for
 `--regions 4` are too many for 24 GiB, and eight receivers on two cores take as long as their work does.
@@ -72,8 +72,8 @@ class Crew:
         self.trainer = start("trainer", "trainer")
         self.relays = [start(f"r{number}", "relay") for number in range(regions)]
         ids = [worker.answer(time.monotonic() + START_S)["id"] for worker in (self.trainer, *self.relays)]
-        for relay, before in zip(self.relays, ids, strict=False):
-            relay.tell(upstream=before)
+        for number, relay in enumerate(self.relays):
+            relay.tell(upstream=ids[min(number, 1)])
             relay.answer(time.monotonic() + START_S)
         self.receivers: list[Worker] = []
         for region in range(max(1, regions)):
