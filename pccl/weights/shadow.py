@@ -33,6 +33,7 @@ from pccl.weights.write import write
 __all__ = ["FileShadow", "MemoryShadow", "Shadow", "Staged"]
 
 Array = np.ndarray[Any, Any]
+WRITES = 8  # parts that a commit is written in
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +111,17 @@ class Shadow:
         """The state is that of `staged.at`, at once. See the header."""
         self.written()
 
-        def one(number: int) -> None:
-            write(self.schema.block_view(self._arena, self.schema.blocks[number]), *staged.patches[number])
+        def some(blocks: Sequence[int]) -> None:
+            for number in blocks:
+                write(self.schema.block_view(self._arena, self.schema.blocks[number]), *staged.patches[number])
 
+        changed = list(staged.patches)
         if self.pool is None:
-            for number in staged.patches:
-                one(number)
+            some(changed)
         else:
-            self._writing = {number: self.pool.submit(one, number) for number in staged.patches}
+            parts = [changed[part::WRITES] for part in range(WRITES)]
+            futures = [self.pool.submit(some, part) for part in parts]
+            self._writing = {number: future for part, future in zip(parts, futures, strict=True) for number in part}
         self.at, self.digests = staged.at, tuple(staged.digests)
 
     def close(self) -> None:
