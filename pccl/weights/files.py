@@ -41,20 +41,20 @@ def stage(path: Path, parts: Iterable[Any], durable: bool = True) -> None:
 
 
 class Growing:
-    """A file that is written while its bytes come to be, and has its name when `publish` returns; what is added goes to
-    the disk meanwhile, on a thread, so that little is left to wait for. LogError as of write_whole. One thread.
+    """A file that is written while its bytes come to be, and has its name when `publish` returns. A thread writes and
+    syncs what is added: nobody waits for the disk but at the end, when little is left. LogError as of write_whole.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._beside = path.with_name(path.name + TEMPORARY)
-        self._added: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._added: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._error: OSError | None = None
         try:
-            self._file = open(self._beside, "wb")  # noqa: SIM115 - open for longer than a call
+            self._file = open(self._beside, "wb", buffering=0)  # noqa: SIM115 - open for longer than a call
         except OSError as error:
             raise self._failed(error) from error
-        self._thread = threading.Thread(target=self._sync, name="pccl-weights-disk", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="pccl-weights-disk", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> Growing:
@@ -67,14 +67,9 @@ class Growing:
             self._file.close()
         remove(self._beside)
 
-    def add(self, data: Any) -> None:
-        """More of it."""
-        try:
-            self._file.write(data)
-            self._file.flush()
-        except OSError as error:
-            raise self._failed(error) from error
-        self._added.put(True)
+    def add(self, data: bytes) -> None:
+        """More of it. Does not block; what goes wrong is said by `publish`."""
+        self._added.put(data)
 
     def publish(self) -> None:
         """That was all: it is durable, and has its name."""
@@ -88,21 +83,23 @@ class Growing:
         publish(self._path)
 
     def _stop(self) -> None:
-        self._added.put(False)
+        self._added.put(None)
         self._thread.join()
 
-    def _sync(self) -> None:
-        """What an early call finds wrong, the last one is not told again."""
-        while self._added.get():
-            with contextlib.suppress(queue.Empty):
-                while self._added.get_nowait():
-                    pass
-                return
-            try:
-                os.fdatasync(self._file.fileno())
-            except OSError as error:
-                self._error = error
-                return
+    def _work(self) -> None:
+        """What an early call finds wrong, the last one is not told again: it is kept."""
+        try:
+            while (data := self._added.get()) is not None:
+                self._write(data)
+                if self._added.empty():
+                    os.fdatasync(self._file.fileno())
+        except OSError as error:
+            self._error = error
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
 
     def _failed(self, error: OSError) -> LogError:
         return LogError(f"{self._path} cannot be written: {error}")
