@@ -175,6 +175,15 @@ static pccl_err refuse_size(uint32_t elements, uint32_t width)
     return PCCL_EINVAL;
 }
 
+/* Whether a hash that is asked for can be had. */
+static int has_hash(const uint8_t *hash, uint32_t elements, uint32_t width)
+{
+    if (hash == NULL || (uint64_t)elements * width >= PCCL_DELTA_HASH_FROM)
+        return 1;
+    err_set("a state of %u elements of %u bytes is too short to be hashed here", (unsigned)elements, (unsigned)width);
+    return 0;
+}
+
 pccl_err pccl_delta_digest(const char *isa, const void *state, uint32_t elements, uint32_t width, uint64_t *digest_p)
 {
     delta_kernels *k = delta_kernels_of(isa);
@@ -187,10 +196,10 @@ pccl_err pccl_delta_digest(const char *isa, const void *state, uint32_t elements
 }
 
 pccl_err pccl_delta_encode(const char *isa, const void *old_state, const void *new_state, uint32_t elements, uint32_t width,
-                           uint32_t forms, void *memory, void *block, uint64_t *bytes_p)
+                           uint32_t forms, void *memory, void *block, uint64_t *bytes_p, uint8_t *hash)
 {
     delta_kernels *k = delta_kernels_of(isa);
-    if (k == NULL)
+    if (k == NULL || !has_hash(hash, elements, width))
         return PCCL_EINVAL;
     if (!is_size(elements, width))
         return refuse_size(elements, width);
@@ -198,7 +207,7 @@ pccl_err pccl_delta_encode(const char *isa, const void *old_state, const void *n
     struct delta_work work = delta_work_at(memory, elements, shift);
     struct delta_source source = {.old = {old_state, elements, shift}, .new = new_state, .changes = work.lists[0]};
     uint64_t digests[2];
-    k->scan(&source.old, new_state, &source.changes, digests);
+    k->scan(&source.old, new_state, &source.changes, digests, hash);
     source.before = digests[0], source.after = digests[1];
     uint64_t bytes = delta_write(k, &source, forms, &work, block);
     if (bytes == 0) {
@@ -211,65 +220,137 @@ pccl_err pccl_delta_encode(const char *isa, const void *old_state, const void *n
 
 /* -- decode and patch ---------------------------------------------------------------------------------------------- */
 
-/* The block, of so many elements; its changes in lists[0], unless it is raw. */
-static pccl_err open_block(delta_kernels *k, const void *block, uint64_t bytes, const void *state, uint32_t elements, uint32_t width,
-                           void *memory, struct delta_block *b, struct delta_changes *changes)
+/* A block and the state that it is for. */
+struct target {
+    struct delta_block b;
+    struct delta_changes changes; /* of a block that is not raw */
+    delta_kernels *k;
+    void *memory;
+    uint32_t elements, width;
+};
+
+static pccl_err open_block(struct target *t, const char *isa, const void *block, uint64_t bytes, int has_state)
 {
-    if (k == NULL)
+    t->k = delta_kernels_of(isa);
+    if (t->k == NULL)
         return PCCL_EINVAL;
-    pccl_err err = delta_parse(block, bytes, b);
+    pccl_err err = delta_parse(block, bytes, &t->b);
     if (err != PCCL_OK)
         return err;
-    if (b->info.elements != elements || b->info.width != width) {
-        err_set("a delta block of %u elements of %u bytes, for %u of %u", (unsigned)b->info.elements, (unsigned)b->info.width,
-                (unsigned)elements, (unsigned)width);
+    if (t->b.info.elements != t->elements || t->b.info.width != t->width) {
+        err_set("a delta block of %u elements of %u bytes, for %u of %u", (unsigned)t->b.info.elements, (unsigned)t->b.info.width,
+                (unsigned)t->elements, (unsigned)t->width);
         return PCCL_EINVAL;
     }
-    if (state == NULL && delta_has_digests(b->info.form) && elements > 0) {
+    if (!has_state && delta_has_digests(t->b.info.form) && t->elements > 0) {
         err_set("this form of a delta block needs the old values");
         return PCCL_EINVAL;
     }
-    struct delta_work work = delta_work_at(memory, elements, b->shift);
-    *changes = work.lists[0];
-    return b->info.form == PCCL_DELTA_RAW ? PCCL_OK : delta_read(k, b, state, &work, changes);
+    return PCCL_OK;
+}
+
+/* The changes of a block that is not raw. `is_known`: that the state is the one before; only diff_b looks at it then. */
+static pccl_err read_block(struct target *t, const void *state, int is_known)
+{
+    struct delta_work work = delta_work_at(t->memory, t->elements, t->b.shift);
+    t->changes = work.lists[0];
+    if (t->b.info.form == PCCL_DELTA_RAW)
+        return PCCL_OK;
+    return delta_read(t->k, &t->b, is_known && t->b.info.form != PCCL_DELTA_DIFF_B ? NULL : state, &work, &t->changes);
+}
+
+enum { WRITE_AHEAD = 24 }; /* changes; see scatter.c */
+
+static void write_state(const struct target *t, uint8_t *state)
+{
+    const struct delta_changes *c = &t->changes;
+    unsigned shift = t->b.shift;
+    int is_by_step = t->b.info.form != PCCL_DELTA_ABS;
+    if (t->b.info.form == PCCL_DELTA_RAW) {
+        if (t->elements > 0)
+            memcpy(state, t->b.body, t->b.body_bytes);
+        return;
+    }
+    for (uint32_t i = 0; i < c->count; i++) {
+        if (c->count - i > WRITE_AHEAD)
+            __builtin_prefetch(state + ((size_t)c->place[i + WRITE_AHEAD] << shift), 1);
+        element_set(state, shift, c->place[i], c->step[i] + (is_by_step ? element_of(state, shift, c->place[i]) : 0));
+    }
+}
+
+static pccl_err apply_block(const char *isa, const void *block, uint64_t bytes, void *state, int is_known, struct target *t)
+{
+    pccl_err err = open_block(t, isa, block, bytes, state != NULL);
+    if (err == PCCL_OK)
+        err = read_block(t, state, is_known);
+    if (err == PCCL_OK)
+        write_state(t, state);
+    return err;
 }
 
 pccl_err pccl_delta_decode(const char *isa, const void *block, uint64_t bytes, void *state, uint32_t elements, uint32_t width, void *work)
 {
-    struct delta_block b;
-    struct delta_changes c;
-    pccl_err err = open_block(delta_kernels_of(isa), block, bytes, state, elements, width, work, &b, &c);
-    if (err != PCCL_OK)
-        return err;
-    if (b.info.form == PCCL_DELTA_RAW && elements > 0)
-        memcpy(state, b.body, b.body_bytes);
-    else if (b.info.form == PCCL_DELTA_ABS)
-        for (uint32_t i = 0; i < c.count; i++)
-            element_set(state, b.shift, c.place[i], c.step[i]);
-    else
-        for (uint32_t i = 0; i < c.count; i++)
-            element_set(state, b.shift, c.place[i], element_of(state, b.shift, c.place[i]) + c.step[i]);
-    return PCCL_OK;
+    struct target t = {.memory = work, .elements = elements, .width = width};
+    return apply_block(isa, block, bytes, state, 0, &t);
+}
+
+pccl_err pccl_delta_move(const char *isa, const void *block, uint64_t bytes, void *state, uint32_t elements, uint32_t width, void *work)
+{
+    struct target t = {.memory = work, .elements = elements, .width = width};
+    return apply_block(isa, block, bytes, state, 1, &t);
+}
+
+/* Places and new values. */
+static void list_values(const struct target *t, const uint8_t *state, uint32_t *places, uint8_t *values)
+{
+    const struct delta_changes *c = &t->changes;
+    unsigned shift = t->b.shift;
+    for (uint32_t i = 0; i < c->count; i++) {
+        uint32_t old = t->b.info.form == PCCL_DELTA_ABS ? 0 : element_of(state, shift, c->place[i]);
+        places[i] = c->place[i];
+        element_set(values, shift, i, old + c->step[i]);
+    }
+}
+
+static void list_raw(const struct target *t, uint32_t *places, uint8_t *values, uint8_t *hash)
+{
+    for (uint32_t i = 0; i < t->elements; i++)
+        places[i] = i;
+    memcpy(values, t->b.body, t->b.body_bytes);
+    if (hash != NULL)
+        (void)t->k->patched(&(struct delta_span){values, t->elements, t->b.shift}, &(struct delta_patch){.values = values}, hash);
+}
+
+/* The same as list_values with a hash: the state is read once, for all that there is to be known of it. */
+static pccl_err list_hashed(const struct target *t, const uint8_t *state, uint32_t *places, uint8_t *values, uint8_t *hash)
+{
+    struct delta_patch patch = {t->changes, t->b.info.form != PCCL_DELTA_ABS, values};
+    uint64_t before = t->k->patched(&(struct delta_span){state, t->elements, t->b.shift}, &patch, hash);
+    if (t->changes.count > 0)
+        memcpy(places, t->changes.place, (size_t)t->changes.count * sizeof *places);
+    return delta_has_digests(t->b.info.form) && before != t->b.info.before ? delta_wrong_base() : PCCL_OK;
 }
 
 pccl_err pccl_delta_patch(const char *isa, const void *block, uint64_t bytes, const void *state, uint32_t elements, uint32_t width,
-                          void *work, uint32_t *places, void *values)
+                          void *work, uint32_t *places, void *values, uint8_t *hash)
 {
-    struct delta_block b;
-    struct delta_changes c;
-    pccl_err err = open_block(delta_kernels_of(isa), block, bytes, state, elements, width, work, &b, &c);
+    struct target t = {.memory = work, .elements = elements, .width = width};
+    if (!has_hash(hash, elements, width))
+        return PCCL_EINVAL;
+    pccl_err err = open_block(&t, isa, block, bytes, state != NULL);
+    if (err == PCCL_OK && hash != NULL && state == NULL) {
+        err_set("a hash needs the old values");
+        err = PCCL_EINVAL;
+    }
+    if (err == PCCL_OK)
+        err = read_block(&t, state, hash != NULL);
     if (err != PCCL_OK)
         return err;
-    if (b.info.form == PCCL_DELTA_RAW) {
-        for (uint32_t i = 0; i < elements; i++)
-            places[i] = i;
-        memcpy(values, b.body, b.body_bytes);
-        return PCCL_OK;
-    }
-    for (uint32_t i = 0; i < c.count; i++) {
-        uint32_t old = b.info.form == PCCL_DELTA_ABS ? 0 : element_of(state, b.shift, c.place[i]);
-        places[i] = c.place[i];
-        element_set(values, b.shift, i, old + c.step[i]);
-    }
+    if (t.b.info.form == PCCL_DELTA_RAW)
+        list_raw(&t, places, values, hash);
+    else if (hash != NULL)
+        return list_hashed(&t, state, places, values, hash);
+    else
+        list_values(&t, state, places, values);
     return PCCL_OK;
 }

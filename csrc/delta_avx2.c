@@ -105,7 +105,7 @@ ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first
     const __m256i step = _mm256_set1_epi64x((long long)(4 * digest_key));
     size_t i = 0;
     for (; i + 4 <= words; i += 4) {
-        __builtin_prefetch(at + 8 * i + DIGEST_AHEAD);
+        DIGEST_PREFETCH(at + 8 * i);
         __m256i x = load(at + 8 * i), y = _mm256_xor_si256(x, key);
         sum = _mm256_add_epi64(sum, _mm256_mul_epu32(y, _mm256_srli_epi64(y, 32)));
         swapped = _mm256_add_epi64(swapped, _mm256_shuffle_epi32(x, 0xb1));
@@ -116,6 +116,30 @@ ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first
     for (; i < words; i++)
         total += digest_word(bits_load(at + 8 * i), first + i);
     return total;
+}
+
+ISA_INLINE void hash_stripes(uint64_t sums[8], const uint8_t *at, const uint8_t *secret, size_t stripes)
+{
+    __m256i sum[2] = {load((const uint8_t *)sums), load((const uint8_t *)(sums + 4))};
+    for (size_t i = 0; i < stripes; i++)
+        for (unsigned half = 0; half < 2; half++) {
+            __m256i x = load(at + 64 * i + 32 * half), y = _mm256_xor_si256(x, load(secret + 8 * i + 32 * half));
+            __m256i product = _mm256_mul_epu32(y, _mm256_srli_epi64(y, 32));
+            sum[half] = _mm256_add_epi64(sum[half], _mm256_add_epi64(product, _mm256_shuffle_epi32(x, 0x4e)));
+        }
+    _mm256_storeu_si256((__m256i *)sums, sum[0]);
+    _mm256_storeu_si256((__m256i *)(sums + 4), sum[1]);
+}
+
+ISA_INLINE void hash_scramble(uint64_t sums[8], const uint8_t *secret)
+{
+    const __m256i prime = _mm256_set1_epi64x((long long)hash_prime);
+    for (unsigned half = 0; half < 2; half++) {
+        __m256i sum = load((const uint8_t *)(sums + 4 * half));
+        sum = _mm256_xor_si256(_mm256_xor_si256(sum, _mm256_srli_epi64(sum, 47)), load(secret + 32 * half));
+        __m256i high = _mm256_slli_epi64(_mm256_mul_epu32(_mm256_srli_epi64(sum, 32), prime), 32);
+        _mm256_storeu_si256((__m256i *)(sums + 4 * half), _mm256_add_epi64(_mm256_mul_epu32(sum, prime), high));
+    }
 }
 
 #include "delta_template.h"

@@ -77,7 +77,7 @@ ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first
     const __m512i step = _mm512_set1_epi64((long long)(8 * digest_key));
     size_t i = 0;
     for (; i + 8 <= words; i += 8) {
-        __builtin_prefetch(at + 8 * i + DIGEST_AHEAD);
+        DIGEST_PREFETCH(at + 8 * i);
         __m512i x = _mm512_loadu_si512(at + 8 * i), y = _mm512_xor_si512(x, key);
         sum = _mm512_add_epi64(sum, _mm512_mul_epu32(y, _mm512_srli_epi64(y, 32)));
         swapped = _mm512_add_epi64(swapped, _mm512_shuffle_epi32(x, _MM_PERM_CDAB));
@@ -90,6 +90,24 @@ ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first
     for (; i < words; i++)
         total += digest_word(bits_load(at + 8 * i), first + i);
     return total;
+}
+
+ISA_INLINE void hash_stripes(uint64_t sums[8], const uint8_t *at, const uint8_t *secret, size_t stripes)
+{
+    __m512i sum = _mm512_loadu_si512(sums);
+    for (size_t i = 0; i < stripes; i++) {
+        __m512i x = _mm512_loadu_si512(at + 64 * i), y = _mm512_xor_si512(x, _mm512_loadu_si512(secret + 8 * i));
+        __m512i product = _mm512_mul_epu32(y, _mm512_srli_epi64(y, 32));
+        sum = _mm512_add_epi64(sum, _mm512_add_epi64(product, _mm512_shuffle_epi32(x, _MM_PERM_BADC)));
+    }
+    _mm512_storeu_si512(sums, sum);
+}
+
+ISA_INLINE void hash_scramble(uint64_t sums[8], const uint8_t *secret)
+{
+    __m512i sum = _mm512_loadu_si512(sums);
+    sum = _mm512_xor_si512(_mm512_xor_si512(sum, _mm512_srli_epi64(sum, 47)), _mm512_loadu_si512(secret));
+    _mm512_storeu_si512(sums, _mm512_mullo_epi64(sum, _mm512_set1_epi64((long long)hash_prime)));
 }
 
 #include "delta_template.h"

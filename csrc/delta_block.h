@@ -42,6 +42,7 @@ uint64_t delta_write(delta_kernels *k, const struct delta_source *source, uint32
 __attribute__((warn_unused_result)) pccl_err delta_read(delta_kernels *k, const struct delta_block *block, const uint8_t *state,
                                                         const struct delta_work *work, struct delta_changes *changes);
 __attribute__((warn_unused_result)) pccl_err delta_malformed(const char *what);
+__attribute__((warn_unused_result)) pccl_err delta_wrong_base(void);
 
 /* -- delta_classes.c -- */
 

@@ -133,7 +133,7 @@ uint64_t delta_write(delta_kernels *k, const struct delta_source *s, uint32_t fo
 
 /* -- reading ------------------------------------------------------------------------------------------------------- */
 
-static pccl_err wrong_base(void)
+pccl_err delta_wrong_base(void)
 {
     err_set("the delta block was made on another base");
     return PCCL_EMISMATCH;
@@ -189,7 +189,7 @@ static pccl_err read_b(delta_kernels *k, const struct delta_block *b, const uint
         return delta_malformed("no classes of changes");
     int is_placed = k->place(&(struct delta_span){state, b->info.elements, b->shift}, &how, classes, changes, &digest);
     if (digest != b->info.before)
-        return wrong_base();
+        return delta_wrong_base();
     for (uint32_t c = 0; c < how.count; c++)
         is_placed = is_placed && (told[c] == UINT32_MAX || told[c] == classes[c].elements);
     return is_placed ? PCCL_OK : delta_malformed("ranks that no element has");
@@ -211,7 +211,7 @@ static pccl_err read_others(delta_kernels *k, const struct delta_block *b, const
     if (state == NULL || !delta_has_digests(b->info.form))
         return PCCL_OK;
     uint64_t digest = k->digest(&(struct delta_span){state, b->info.elements, b->shift});
-    return digest == b->info.before ? PCCL_OK : wrong_base();
+    return digest == b->info.before ? PCCL_OK : delta_wrong_base();
 }
 
 pccl_err delta_read(delta_kernels *k, const struct delta_block *b, const uint8_t *state, const struct delta_work *work,

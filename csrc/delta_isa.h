@@ -29,6 +29,13 @@ struct delta_class {
     uint32_t elements;
 };
 
+/* Changes whose steps are added, or are new values themselves; and where the new values go, in the elements' width. */
+struct delta_patch {
+    struct delta_changes changes;
+    int is_by_step;
+    uint8_t *values;
+};
+
 /* A group of changes among `universe` elements, as a string of bits. */
 struct delta_group {
     struct delta_changes changes; /* count is known, and at most the room behind its pointers */
@@ -41,8 +48,10 @@ struct delta_group {
 
 typedef const struct delta_kernels {
     uint64_t (*digest)(const struct delta_span *span);
-    /* What changed, and the digests before and after. */
-    void (*scan)(const struct delta_span *old, const uint8_t *new, struct delta_changes *found, uint64_t digests[2]);
+    /* What changed, the digests before and after, and, unless it is NULL, the hash after. */
+    void (*scan)(const struct delta_span *old, const uint8_t *new, struct delta_changes *found, uint64_t digests[2], uint8_t *hash);
+    /* The digest of a state before, the new values, and the hash after. */
+    uint64_t (*patched)(const struct delta_span *old, const struct delta_patch *patch, uint8_t *hash);
     /* Distributes changes over classes, whose lists have room for theirs; counts the elements. */
     void (*rank)(const struct delta_span *old, const struct delta_classes *how, const struct delta_changes *changes,
                  struct delta_class classes[DELTA_CLASSES_MAX]);

@@ -55,4 +55,20 @@ ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first
     return sum;
 }
 
+ISA_INLINE void hash_stripes(uint64_t sums[8], const uint8_t *at, const uint8_t *secret, size_t stripes)
+{
+    for (size_t i = 0; i < stripes; i++)
+        for (unsigned lane = 0; lane < 8; lane++) {
+            uint64_t x = bits_load(at + 64 * i + 8 * lane), y = x ^ bits_load(secret + 8 * i + 8 * lane);
+            sums[lane ^ 1] += x;
+            sums[lane] += (y & UINT32_MAX) * (y >> 32);
+        }
+}
+
+ISA_INLINE void hash_scramble(uint64_t sums[8], const uint8_t *secret)
+{
+    for (unsigned lane = 0; lane < 8; lane++)
+        sums[lane] = (sums[lane] ^ sums[lane] >> 47 ^ bits_load(secret + 8 * lane)) * hash_prime;
+}
+
 #include "delta_template.h"

@@ -5,11 +5,13 @@
  *   changed_64    a bit for each that differs
  *   classify_64   their classes, as bytes; and for all classes a bit for each that is of it, and how many these are
  *   pass          adds `counts` to `passed`; a bit for each class of which that is now more than `next`
- *   digest_words  the digest of so many whole words, the first of which has number `first` */
+ *   digest_words  the digest of so many whole words, the first of which has number `first`
+ * and those of delta_hash.h. */
 
-enum { GROUP = 64, TILE_GROUPS = 32, TILE = GROUP * TILE_GROUPS };
+enum { GROUP = 64, TILE_GROUPS = 32, TILE = GROUP * TILE_GROUPS, SCAN_BYTES = 1024 };
 
 #include "delta_group.h"
+#include "delta_hash.h"
 
 /* The digest of `bytes` that begin with word `first`; only the last ones of a block may be no multiple of 8. */
 ISA_INLINE uint64_t digest_bytes(const uint8_t *at, size_t bytes, uint64_t first)
@@ -39,14 +41,19 @@ ISA_INLINE uint32_t take(const uint8_t *old, const uint8_t *new, unsigned shift,
 }
 
 ISA_INLINE void scan_elements(const uint8_t *old, const uint8_t *new, uint32_t count, unsigned shift, struct delta_changes *found,
-                              uint64_t digests[2])
+                              uint64_t digests[2], uint8_t *hash)
 {
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < count; i += TILE) {
-        uint32_t end = count - i < TILE ? count : i + TILE, at = i;
+    uint64_t sums[8];
+    size_t total = (size_t)count << shift;
+    uint32_t n = 0, step = SCAN_BYTES >> shift;
+    memcpy(sums, hash_begin, sizeof sums);
+    for (uint32_t i = 0; i < count; i += step) {
+        uint32_t end = count - i < step ? count : i + step, at = i;
         size_t from = (size_t)i << shift, bytes = (size_t)(end - i) << shift;
         digests[0] += digest_bytes(old + from, bytes, from / 8);
         digests[1] += digest_bytes(new + from, bytes, from / 8);
+        if (hash)
+            hash_tile(sums, new + from, from, bytes, total);
         for (; end - at >= GROUP; at += GROUP) {
             uint64_t mask = changed_64(old + ((size_t)at << shift), new + ((size_t)at << shift), shift);
             for (; mask; mask &= mask - 1)
@@ -55,18 +62,59 @@ ISA_INLINE void scan_elements(const uint8_t *old, const uint8_t *new, uint32_t c
         for (; at < end; at++)
             n += take(old, new, shift, at, found, n);
     }
+    if (hash)
+        hash_finish(sums, new + total, total, hash);
     found->count = n;
 }
 
-ISA_TARGET static void scan(const struct delta_span *old, const uint8_t *new, struct delta_changes *found, uint64_t digests[2])
+ISA_TARGET static void scan(const struct delta_span *old, const uint8_t *new, struct delta_changes *found, uint64_t digests[2], uint8_t *hash)
 {
     digests[0] = digests[1] = 0;
     if (old->shift == 0)
-        scan_elements(old->at, new, old->count, 0, found, digests);
+        scan_elements(old->at, new, old->count, 0, found, digests, hash);
     else if (old->shift == 1)
-        scan_elements(old->at, new, old->count, 1, found, digests);
+        scan_elements(old->at, new, old->count, 1, found, digests, hash);
     else
-        scan_elements(old->at, new, old->count, 2, found, digests);
+        scan_elements(old->at, new, old->count, 2, found, digests, hash);
+}
+
+/* -- what a state will be ------------------------------------------------------------------------------------------ */
+
+/* Pieces are patched in a copy, before which there are the last bytes of the one before: the hash ends with a whole stripe. */
+ISA_INLINE uint64_t patched_elements(const struct delta_span *old, unsigned shift, const struct delta_patch *patch, uint8_t *hash)
+{
+    uint8_t copy[HASH_STRIPE + SCAN_BYTES], *piece = copy + HASH_STRIPE;
+    uint64_t sums[8], digest_before = 0;
+    size_t total = (size_t)old->count << shift, bytes = 0;
+    const struct delta_changes *c = &patch->changes;
+    uint32_t i = 0, length = SCAN_BYTES >> shift;
+    memcpy(sums, hash_begin, sizeof sums);
+    for (uint32_t at = 0; at < old->count; at += length) {
+        uint32_t end = old->count - at < length ? old->count : at + length;
+        size_t from = (size_t)at << shift;
+        if (at > 0)
+            memcpy(copy, piece + bytes - HASH_STRIPE, HASH_STRIPE);
+        bytes = (size_t)(end - at) << shift;
+        digest_before += digest_bytes(old->at + from, bytes, from / 8);
+        memcpy(piece, old->at + from, bytes);
+        for (; i < c->count && c->place[i] < end; i++) {
+            uint32_t place = c->place[i] - at, x = c->step[i] + (patch->is_by_step ? element_of(piece, shift, place) : 0);
+            element_set(piece, shift, place, x);
+            element_set(patch->values, shift, i, x);
+        }
+        hash_tile(sums, piece, from, bytes, total);
+    }
+    hash_finish(sums, piece + bytes, total, hash);
+    return digest_before;
+}
+
+ISA_TARGET static uint64_t patched(const struct delta_span *old, const struct delta_patch *patch, uint8_t *hash)
+{
+    if (old->shift == 0)
+        return patched_elements(old, 0, patch, hash);
+    if (old->shift == 1)
+        return patched_elements(old, 1, patch, hash);
+    return patched_elements(old, 2, patch, hash);
 }
 
 /* -- classes ------------------------------------------------------------------------------------------------------- */
@@ -213,6 +261,7 @@ ISA_TARGET static int place(const struct delta_span *old, const struct delta_cla
 delta_kernels ISA_KERNELS = {
     .digest = digest,
     .scan = scan,
+    .patched = patched,
     .rank = rank,
     .place = place,
     .put_places = put_places,

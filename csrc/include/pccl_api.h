@@ -479,6 +479,10 @@ typedef struct {
  * pccl_delta_work() bytes, aligned to 8, whose contents mean nothing. They return PCCL_EINVAL for arguments that are wrong, PCCL_EPROTO for a
  * malformed block, PCCL_EMISMATCH for a block whose base is not the given state; then nothing was written but `work` and `block`. */
 
+/* The hash of a state is xxh3-128, in its canonical form; `hash` of these functions may be NULL. PCCL_EINVAL for one of a state that has
+ * fewer than PCCL_DELTA_HASH_FROM bytes. */
+enum { PCCL_DELTA_HASH_BYTES = 16, PCCL_DELTA_HASH_FROM = 241 };
+
 /* The most elements of a block. */
 uint32_t pccl_delta_elements_max(void);
 /* The most bytes of a block of any form; 0 if there is no such block. */
@@ -488,17 +492,19 @@ uint64_t pccl_delta_work(uint32_t elements, uint32_t width);
 /* The digest of a state, as in pccl_delta_info. */
 pccl_err pccl_delta_digest(const char *isa, const void *state, uint32_t elements, uint32_t width, uint64_t *digest_p);
 /* What takes `old` to `new`, in the smallest of the forms in the mask `forms` (1 << form; `zero` only where nothing changed);
- * block: room for pccl_delta_bound(). PCCL_EINVAL: also if no form of the mask can say it. */
+ * block: room for pccl_delta_bound(). `hash`: of the new state. PCCL_EINVAL: also if no form of the mask can say it. */
 pccl_err pccl_delta_encode(const char *isa, const void *old_state, const void *new_state, uint32_t elements, uint32_t width,
-                           uint32_t forms, void *work, void *block, uint64_t *bytes_p);
+                           uint32_t forms, void *work, void *block, uint64_t *bytes_p, uint8_t *hash);
 /* Reads the header alone. */
 pccl_err pccl_delta_describe(const void *block, uint64_t bytes, pccl_delta_info *info);
 /* Takes the state from before to after. */
 pccl_err pccl_delta_decode(const char *isa, const void *block, uint64_t bytes, void *state, uint32_t elements, uint32_t width, void *work);
+/* The same of a state that is known to be the one before: it is not read but where it changes (diff_b: it is). */
+pccl_err pccl_delta_move(const char *isa, const void *block, uint64_t bytes, void *state, uint32_t elements, uint32_t width, void *work);
 /* Ascending places and new values of what changes (raw: of all elements); room for as many as the header says (raw: for all).
- * `state` may be NULL for zero, raw and abs. */
+ * `hash`: of the state with that. `state` may be NULL for zero, raw and abs without a hash. After an error places and values mean nothing. */
 pccl_err pccl_delta_patch(const char *isa, const void *block, uint64_t bytes, const void *state, uint32_t elements, uint32_t width,
-                          void *work, uint32_t *places, void *values);
+                          void *work, uint32_t *places, void *values, uint8_t *hash);
 /* One block that does what first and then second do: of zero, diff_a and dense_ulp among themselves, abs on abs, anything but diff_b on raw,
  * raw on anything. PCCL_EINVAL for other pairs, and if they have different elements; PCCL_EMISMATCH if second does not build on first. */
 pccl_err pccl_delta_fold(const char *isa, const void *first, uint64_t first_bytes, const void *second, uint64_t second_bytes, void *work,
@@ -512,12 +518,12 @@ pccl_err pccl_delta_as_a(const char *isa, const void *in, uint64_t in_bytes, con
 /* New values for one tensor: addresses, because there are many and they are made in bulk. */
 typedef struct {
     uint64_t to;                /* of `elements` elements of `width` bytes: 1, 2 or 4 */
-    uint64_t places;            /* of `count` int64_t, ascending, each once */
+    uint64_t places;            /* of `count` integers of `place_width` bytes, ascending, each once */
     uint64_t values;            /* of `count` elements */
     uint64_t count;
     uint64_t elements;
     uint32_t width;
-    uint32_t unused;
+    uint32_t place_width;       /* 4: uint32_t, 8: int64_t */
 } pccl_scatter;
 
 /* Whether all parts may be run; PCCL_EINVAL and the number of the first that may not. Writes nothing. */

@@ -20,14 +20,14 @@ __all__ = ["apply"]
 
 
 def apply(payload: Payload, schema: Schema, arena: np.ndarray[Any, Any], pool: Executor, check: bool) -> None:
-    """Takes the arena from the payload's base to its target. `check`: its chunks before, and all blocks after.
-    DamageError, DeltaError: the arena is of no use any more.
+    """Takes the arena from the payload's base to its target. `check`: its chunks and the base before, and all blocks
+    after. DamageError, DeltaError: the arena is of no use any more.
     """
     if check:
         payload.check_chunks()
 
     def one(item: tuple[int, bytes]) -> None:
-        codec.decode(item[1], schema.block_view(arena, schema.blocks[item[0]]))
+        codec.decode(item[1], schema.block_view(arena, schema.blocks[item[0]]), known=not check)
 
     for _ in pool.map(one, payload.blocks()):
         pass

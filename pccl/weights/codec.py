@@ -22,6 +22,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from pccl._native import ffi, lib
@@ -31,6 +32,7 @@ from pccl.types import Status
 __all__ = [
     "BLOCK_ELEMENTS",
     "ELEMENTS_MAX",
+    "HASH_BYTES",
     "BlockInfo",
     "Codec",
     "DeltaError",
@@ -47,6 +49,7 @@ __all__ = [
 
 BLOCK_ELEMENTS: Final = 1 << 22  # what a tensor is cut into: headers weigh little, and threads have enough to share
 ELEMENTS_MAX: Final = int(lib.pccl_delta_elements_max())
+HASH_BYTES: Final = int(lib.PCCL_DELTA_HASH_BYTES)
 
 
 class Codec(IntEnum):
@@ -152,6 +155,15 @@ def _state_like(info: BlockInfo, state: Any) -> Any:
     return memory
 
 
+def _hash_of(hashed: bytearray | None, nbytes: int) -> Any:
+    """Where a hash goes; NULL for none, and for states that are so short that C has no hash of them."""
+    if hashed is None:
+        return ffi.NULL
+    if len(hashed) != HASH_BYTES:
+        raise ArgumentError(f"a hash has {HASH_BYTES} bytes, not {len(hashed)}")
+    return ffi.NULL if nbytes < lib.PCCL_DELTA_HASH_FROM else ffi.from_buffer(hashed, require_writable=True)
+
+
 def _bytes(block: Any, nbytes: Any) -> bytes:
     return bytes(ffi.buffer(block, nbytes[0]))
 
@@ -159,12 +171,19 @@ def _bytes(block: Any, nbytes: Any) -> bytes:
 # -- blocks --------------------------------------------------------------------------------------------------------
 
 
-def encode(old: Any, new: Any, codecs: str | Codec | Iterable[Codec] = "auto", *, isa: str | None = None) -> bytes:
+def encode(
+    old: Any,
+    new: Any,
+    codecs: str | Codec | Iterable[Codec] = "auto",
+    *,
+    hashed: bytearray | None = None,
+    isa: str | None = None,
+) -> bytes:
     """What takes `old` to `new`: the smallest block of the codecs allowed.
 
     `codecs`: "auto" (all but ABS), "fast" (nor DIFF_B), "absolute" (no base needed: ZERO, ABS, RAW), one codec, or
-    several; ZERO is possible only where nothing changed. `isa` names the instruction set, for tests: the bytes are the
-    same.
+    several; ZERO is possible only where nothing changed. `hashed`: HASH_BYTES bytes that take the xxh3-128 of `new`.
+    `isa` names the instruction set, for tests: the bytes are the same.
     """
     old_memory, elements, width = _state(old, "old")
     new_memory, *shape = _state(new, "new")
@@ -178,7 +197,10 @@ def encode(old: Any, new: Any, codecs: str | Codec | Iterable[Codec] = "auto", *
     mask = sum(1 << codec for codec in set(allowed))
     block, nbytes = _memory.block(elements, width), ffi.new("uint64_t *")
     work = _memory.work(elements, width)
-    _check(lib.pccl_delta_encode(_isa(isa), old_memory, new_memory, elements, width, mask, work, block, nbytes))
+    hash_ = _hash_of(hashed, elements * width)
+    _check(lib.pccl_delta_encode(_isa(isa), old_memory, new_memory, elements, width, mask, work, block, nbytes, hash_))
+    if hashed is not None and hash_ == ffi.NULL:
+        hashed[:] = xxhash.xxh3_128_digest(new)
     return _bytes(block, nbytes)
 
 
@@ -193,18 +215,24 @@ def describe(block: Any) -> BlockInfo:
     )
 
 
-def decode(block: Any, state: Any, *, isa: str | None = None) -> None:
-    """Takes the state from old to new, in place."""
+def decode(block: Any, state: Any, *, known: bool = False, isa: str | None = None) -> None:
+    """Takes the state from old to new, in place. `known`: the state is the one that the block was made on, and need not
+    be read to find that out.
+    """
     memory, elements, width = _state(state, "state", writable=True)
     hold = ffi.from_buffer(block)
     work = _memory.work(elements, width)
-    _check(lib.pccl_delta_decode(_isa(isa), hold, len(hold), memory, elements, width, work))
+    function = lib.pccl_delta_move if known else lib.pccl_delta_decode
+    _check(function(_isa(isa), hold, len(hold), memory, elements, width, work))
 
 
-def patch(block: Any, state: Any, *, isa: str | None = None) -> tuple[NDArray[np.uint32], NDArray[Any]]:
+def patch(
+    block: Any, state: Any, *, hashed: bytearray | None = None, isa: str | None = None
+) -> tuple[NDArray[np.uint32], NDArray[Any]]:
     """(indices, values) of what changes, indices ascending; of RAW all elements.
 
-    The state is only read; of ZERO, RAW and ABS it may be None.
+    The state is only read; of ZERO, RAW and ABS it may be None. `hashed`: HASH_BYTES bytes that take the xxh3-128 of
+    the state with that; it must not be None then.
     """
     info = describe(block)
     hold, memory = ffi.from_buffer(block), _state_like(info, state)
@@ -213,7 +241,12 @@ def patch(block: Any, state: Any, *, isa: str | None = None) -> tuple[NDArray[np
     values = np.empty(count, f"u{info.width}")
     out = ffi.from_buffer("uint32_t[]", indices, require_writable=True), ffi.from_buffer(values, require_writable=True)
     work = _memory.work(info.elements, info.width)
-    _check(lib.pccl_delta_patch(_isa(isa), hold, len(hold), memory, info.elements, info.width, work, *out))
+    hash_ = _hash_of(hashed, info.elements * info.width)
+    _check(lib.pccl_delta_patch(_isa(isa), hold, len(hold), memory, info.elements, info.width, work, *out, hash_))
+    if hashed is not None and hash_ == ffi.NULL:
+        after = np.array(state)
+        after[indices] = values
+        hashed[:] = xxhash.xxh3_128_digest(after.data)
     return indices, values
 
 

@@ -17,7 +17,7 @@ from pccl.weights import codec
 from pccl.weights.certificate import Version
 from pccl.weights.codec import Codec
 from pccl.weights.errors import DamageError, LineageError, LogError
-from pccl.weights.files import TEMPORARY, mapped, remove, write_whole
+from pccl.weights.files import TEMPORARY, Growing, mapped, remove, write_whole
 from pccl.weights.fold import fold
 from pccl.weights.payload import Payload
 
@@ -111,14 +111,21 @@ class DeltaLog:
 
     # -- what is added --
 
-    def append(self, data: bytes, payload: Payload) -> None:
-        """The next delta; when this returns it is durable, and the tip. LogError: it is not, and nothing has changed.
-        LineageError if it is not the next one.
+    def begin(self) -> Growing:
+        """The file of the next delta, which is being made; `append` makes it part of the log. LogError."""
+        return Growing(self._delta_path(self.tip.version + 1))
+
+    def append(self, data: bytes, payload: Payload, begun: Growing | None = None) -> None:
+        """The next delta; when this returns it is durable, and the tip. `begun`: has been given all of `data`.
+        LogError: it is not, and nothing has changed. LineageError if it is not the next one.
         """
         at = payload.manifest.at
         if payload.base != self.tip:
             raise LineageError(f"a delta from {payload.base} cannot follow {self.tip}")
-        write_whole(self._delta_path(at.version), [data])
+        if begun is None:
+            write_whole(self._delta_path(at.version), [data])
+        else:
+            begun.publish()
         with self._lock:
             self._lineages[at.version] = at.lineage
             self._sizes[at.version] = len(data)

@@ -24,7 +24,7 @@ from pccl.weights import codec
 from pccl.weights.apply import apply
 from pccl.weights.certificate import Certificate, SigningKey, Version, state_digest
 from pccl.weights.codec import Codec
-from pccl.weights.digests import quick, strong
+from pccl.weights.digests import strong
 from pccl.weights.errors import LogError, WeightsError
 from pccl.weights.fold import in_order, plain
 from pccl.weights.gather import Arena, New, gather
@@ -243,21 +243,24 @@ class Publisher:
         parts: list[bytes] = []
         digests = list(self._baseline.digests)
 
-        def send(data: bytes) -> None:
-            if data:
-                parts.append(data)
-                self._source.live.write(data)
+        with self.log.begin() as file:
 
-        send(writer.begin())
-        self._encode(ticket, news, writer, digests, send)
-        send(writer.close_chunks())
-        ticket.stats.encode_s = time.monotonic() - started
-        self._advance(ticket, 0)
-        end = self._end(writer, before, digests)
-        parts.append(end)
-        data = b"".join(parts)
-        payload = Payload(data)
-        self.log.append(data, payload)
+            def send(data: bytes) -> None:
+                if data:
+                    parts.append(data)
+                    self._source.live.write(data)
+                    file.add(data)
+
+            send(writer.begin())
+            self._encode(ticket, news, writer, digests, send)
+            send(writer.close_chunks())
+            ticket.stats.encode_s = time.monotonic() - started
+            self._advance(ticket, 0)
+            end = self._end(writer, before, digests)
+            file.add(end)
+            data = b"".join([*parts, end])
+            payload = Payload(data)
+            self.log.append(data, payload, file)
         self._source.live.write(end)
         self._source.live.finish()
         ticket.stats.bytes = len(data)
@@ -280,8 +283,8 @@ class Publisher:
             if ready is not None:
                 return number, *ready
             new = news.block(number, self._baseline.arena)
-            encoded = codec.encode(self._baseline.block(number), new, self._codecs)
-            return number, encoded, quick(new)
+            digest = bytearray(codec.HASH_BYTES)
+            return number, codec.encode(self._baseline.block(number), new, self._codecs, hashed=digest), bytes(digest)
 
         for number, encoded, digest in in_order(self._pool, one, news.touched()):
             info = codec.describe(encoded)

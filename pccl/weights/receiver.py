@@ -77,7 +77,8 @@ class Receiver:
         self._pubkey = pubkey
         self.owned = None if filter is None else shadow.schema.blocks_of(filter)
         self._pool = ThreadPoolExecutor(threads, "pccl-weights")
-        shadow.pool = self._pool
+        self._writers = ThreadPoolExecutor(threads, "pccl-weights-write")  # of its own: what decodes may wait for it
+        shadow.pool = self._writers
         self._ready = threading.Condition()
         self._commit_lock = threading.Lock()
         self._staged: tuple[Staged, UpdateStats] | None = None
@@ -149,6 +150,7 @@ class Receiver:
         with self._commit_lock:
             self.shadow.pool = None
         self._pool.shutdown()
+        self._writers.shutdown()
 
     # -- commit --
 

@@ -4,6 +4,9 @@ What is staged is absolute: indices and new values. So writing it again changes 
 record of how far it was written. `FileShadow` keeps three files: PATH, the arena; PATH.meta, the version that it is at
 with the digests of its blocks; PATH.next, the journal of a commit that has begun. The rename that makes PATH.next valid
 is the commit: a crash before it leaves the version before, one after it is completed by the next `open`.
+
+A MemoryShadow with a pool is at the new version when `commit` returns, and its memory is written to behind that: who
+reads `arena` or `block` waits for what he reads.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,12 @@ from pccl.weights.digests import QUICK_BYTES, quick
 from pccl.weights.errors import DamageError, SchemaError
 from pccl.weights.files import mapped, publish, remove, stage, write_whole
 from pccl.weights.schema import ALIGN, Schema, uint_of
+from pccl.weights.write import write
 
 __all__ = ["FileShadow", "MemoryShadow", "Shadow", "Staged"]
 
 Array = np.ndarray[Any, Any]
+WRITES = 8  # parts that a commit is written in
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +60,24 @@ class Shadow:
         self.schema = schema
         self.at: Version | None = None
         self.digests: tuple[bytes, ...] = ()
-        self.arena: Array = np.empty(0, np.uint8)
-        self.pool: Executor | None = None  # writes blocks side by side, if there is one
+        self.arena = np.empty(0, np.uint8)
+        self.pool: Executor | None = None  # writes blocks side by side, if there is one; nothing that reads runs there
+
+    @property
+    def arena(self) -> Array:
+        """All blocks as they are committed, in memory. Waits until they are written."""
+        self.written()
+        return self._arena
+
+    @arena.setter
+    def arena(self, memory: Array) -> None:
+        self._arena = memory
+        self._writing: Mapping[int, Future[None]] = {}
+
+    def written(self) -> None:
+        """Returns when memory holds what is committed."""
+        for future in self._writing.values():
+            future.result()
 
     def tensor(self, name: str) -> Array:
         """A tensor's elements at the committed version, as unsigned integers in its shape where the width allows it."""
@@ -64,7 +85,10 @@ class Shadow:
 
     def block(self, number: int) -> Array:
         """A block's elements."""
-        return self.schema.block_view(self.arena, self.schema.blocks[number])
+        writing = self._writing.get(number)
+        if writing is not None:
+            writing.result()
+        return self.schema.block_view(self._arena, self.schema.blocks[number])
 
     def digest_blocks(self) -> tuple[bytes, ...]:
         """Of all blocks, as they are now. Reads all of it."""
@@ -84,21 +108,25 @@ class Shadow:
         """Does what can be done of the commit beforehand. The committed state is not touched."""
 
     def commit(self, staged: Staged) -> None:
-        """The state is that of `staged.at`, at once."""
-        self._write(staged.patches)
+        """The state is that of `staged.at`, at once. See the header."""
+        self.written()
+
+        def some(blocks: Sequence[int]) -> None:
+            for number in blocks:
+                write(self.schema.block_view(self._arena, self.schema.blocks[number]), *staged.patches[number])
+
+        changed = list(staged.patches)
+        if self.pool is None:
+            some(changed)
+        else:
+            parts = [changed[part::WRITES] for part in range(WRITES)]
+            futures = [self.pool.submit(some, part) for part in parts]
+            self._writing = {number: future for part, future in zip(parts, futures, strict=True) for number in part}
         self.at, self.digests = staged.at, tuple(staged.digests)
 
     def close(self) -> None:
         """Gives the memory back."""
         self.arena = np.empty(0, np.uint8)
-
-    def _write(self, patches: Mapping[int, tuple[Array, Array]]) -> None:
-        def one(item: tuple[int, tuple[Array, Array]]) -> None:
-            number, (indices, values) = item
-            self.block(number)[indices] = values
-
-        for _ in map(one, patches.items()) if self.pool is None else self.pool.map(one, patches.items()):
-            pass
 
 
 class MemoryShadow(Shadow):
@@ -162,6 +190,7 @@ class FileShadow(Shadow):
                 self._map = None
 
     def _finish(self) -> None:
+        self.written()
         self._flush()
         self._write_meta()
         remove(self._journal)

@@ -1,7 +1,7 @@
 """stage.py - one payload against one shadow: patches of what changes, and the proof that the result is right.
 
 Blocks are taken as they come, before the end is there. Each is decoded against the shadow (and what is staged on it),
-its result is built in scratch memory and digested; nothing of the shadow is written to. `finish` compares with the
+and what comes of it digested tile by tile; nothing of the shadow is written to. `finish` compares with the
 manifest, looks at every block that is not to change, and gives a Staged, or raises. Threads over blocks.
 """
 
@@ -28,18 +28,16 @@ Patch = tuple[Array, Array]
 
 
 class _Scratch(threading.local):
-    """A thread's memory for two blocks."""
+    """A thread's memory for a block."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
 
-    def copy(self, block: Array, place: int) -> Array:
+    def copy(self, block: Array) -> Array:
         """The block, here."""
-        if len(self._memory) < 2 * block.nbytes:
-            self._memory = np.empty(2 * block.nbytes, np.uint8)
-        half = len(self._memory) // 2
-        start = place * (half - half % block.itemsize)
-        made = self._memory[start : start + block.nbytes].view(block.dtype)
+        if len(self._memory) < block.nbytes:
+            self._memory = np.empty(block.nbytes, np.uint8)
+        made = self._memory[: block.nbytes].view(block.dtype)
         np.copyto(made, block)
         return made
 
@@ -125,25 +123,25 @@ class Stage:
         return DamageError(f"block {block} of version {manifest.certificate.version} does not lead where it should")
 
     def _before(self, block: int) -> Array:
-        """The block that the payload was made on."""
+        """The block that the payload was made on; of one that is staged already a copy."""
         state = self._shadow.block(block)
         patch = None if self._onto is None else self._onto.patches.get(block)
         if patch is None:
             return state
-        made = _scratch.copy(state, 0)
+        made = _scratch.copy(state)
         made[patch[0]] = patch[1]
         return made
 
     def _decode(self, block: int, encoded: bytes) -> tuple[Patch, bytes]:
         before = self._before(block)
-        indices, values = codec.patch(encoded, before)
-        after = _scratch.copy(before, 1)
-        after[indices] = values
+        digest = bytearray(codec.HASH_BYTES)
+        indices, values = codec.patch(encoded, before, hashed=digest)
         earlier = None if self._onto is None else self._onto.patches.get(block)
         if earlier is not None:
+            before[indices] = values
             indices = np.union1d(indices, earlier[0])
-            values = after[indices]
-        return (indices, values), quick(after)
+            values = before[indices]
+        return (indices, values), bytes(digest)
 
     def _digest_still(self, block: int) -> bytes:
         return quick(self._before(block))

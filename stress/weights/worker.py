@@ -115,8 +115,10 @@ def follow(comm: Any, job: dict[str, Any], scratch: Path) -> None:
             with update.commit():
                 pass
             at = time.monotonic()
+            shadow.written()
             say(
                 at=at,
+                written_at=time.monotonic(),
                 version=rx.version,
                 digest=digest_of(shadow.arena),
                 stage_s=update.stats.stage_s,

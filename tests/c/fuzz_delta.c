@@ -72,7 +72,10 @@ static void use_block(const uint8_t *block, uint64_t bytes, const uint8_t *state
     uint64_t back_bytes, folded_bytes;
     int is_accepted = decode_by_all(block, bytes, state, to, count, width, work);
     if (is_accepted) {
-        require(pccl_delta_patch(NULL, block, bytes, state, count, width, work, places, values) == PCCL_OK);
+        require(pccl_delta_patch(NULL, block, bytes, state, count, width, work, places, values, NULL) == PCCL_OK);
+        uint8_t hash[PCCL_DELTA_HASH_BYTES];
+        if ((uint64_t)count * width >= PCCL_DELTA_HASH_FROM)
+            require(pccl_delta_patch(NULL, block, bytes, state, count, width, work, places, values, hash) == PCCL_OK);
         require(pccl_delta_invert(NULL, block, bytes, state, work, back, &back_bytes) == PCCL_OK);
         require(pccl_delta_as_a(NULL, block, bytes, state, work, folded, &folded_bytes) == PCCL_OK);
     }
@@ -121,9 +124,9 @@ static void use_states(const uint8_t *old, const uint8_t *new, uint32_t count, u
     uint8_t *to = room((size_t)count * width);
     for (uint32_t form = PCCL_DELTA_RAW; form <= FORMS; form++) {
         uint32_t forms = form < FORMS ? 1u << form : (1u << FORMS) - 1;
-        require(pccl_delta_encode(NULL, old, new, count, width, forms, work, block, &bytes) == PCCL_OK && bytes <= room_bytes);
+        require(pccl_delta_encode(NULL, old, new, count, width, forms, work, block, &bytes, NULL) == PCCL_OK && bytes <= room_bytes);
         for (int i = 0; i < ISA_COUNT; i++)
-            if (pccl_delta_encode(isas[i], old, new, count, width, forms, work, other, &others) == PCCL_OK)
+            if (pccl_delta_encode(isas[i], old, new, count, width, forms, work, other, &others, NULL) == PCCL_OK)
                 require(others == bytes && memcmp(other, block, bytes) == 0);
         require(decode_by_all(block, bytes, old, to, count, width, work) && memcmp(to, new, (size_t)count * width) == 0);
     }

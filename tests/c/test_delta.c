@@ -105,9 +105,9 @@ static void change(const uint8_t *from, uint8_t *to, enum kind kind, uint32_t wi
 static uint64_t encode_all(const uint8_t *from, const uint8_t *to, uint32_t count, uint32_t width, uint32_t forms, uint8_t *out)
 {
     uint64_t bytes = 0, others;
-    pccl_err err = pccl_delta_encode(NULL, from, to, count, width, forms, work, out, &bytes);
+    pccl_err err = pccl_delta_encode(NULL, from, to, count, width, forms, work, out, &bytes, NULL);
     for (int i = 0; i < ISA_COUNT; i++) {
-        pccl_err same = pccl_delta_encode(isas[i], from, to, count, width, forms, work, third, &others);
+        pccl_err same = pccl_delta_encode(isas[i], from, to, count, width, forms, work, third, &others, NULL);
         if (same == PCCL_OK) {
             CHECK_EQ_INT(others, bytes);
             CHECK_EQ_BYTES(third, out, bytes < others ? bytes : others);
@@ -135,10 +135,42 @@ static void check_patch(const uint8_t *in, uint64_t bytes, const uint8_t *from, 
     CHECK_EQ_INT(pccl_delta_describe(in, bytes, &info), PCCL_OK);
     CHECK_EQ_INT(info.elements, count);
     CHECK_EQ_INT(info.width, width);
-    CHECK_EQ_INT(pccl_delta_patch(NULL, in, bytes, from, count, width, work, places, values), PCCL_OK);
+    CHECK_EQ_INT(pccl_delta_patch(NULL, in, bytes, from, count, width, work, places, values, NULL), PCCL_OK);
     memcpy(state, from, (size_t)count * width);
     for (uint32_t i = 0; i < (info.form == PCCL_DELTA_RAW ? count : info.changed); i++)
         put(state, width, places[i], get(values, width, i));
+    CHECK_EQ_BYTES(state, to, (size_t)count * width);
+}
+
+/* What encode and patch say of the new state by each instruction set, and what patch says when its base is another one. */
+static void check_hash(const uint8_t *from, const uint8_t *to, uint32_t count, uint32_t width, uint32_t forms)
+{
+    uint8_t hash[PCCL_DELTA_HASH_BYTES], same[PCCL_DELTA_HASH_BYTES];
+    uint64_t bytes;
+    if ((uint64_t)count * width < PCCL_DELTA_HASH_FROM) {
+        CHECK_EQ_INT(pccl_delta_encode(NULL, from, to, count, width, forms, work, third, &bytes, hash), PCCL_EINVAL);
+        return;
+    }
+    CHECK_EQ_INT(pccl_delta_encode(NULL, from, to, count, width, forms, work, third, &bytes, hash), PCCL_OK);
+    for (int i = 0; i < ISA_COUNT; i++) {
+        if (pccl_delta_encode(isas[i], from, to, count, width, forms, work, third, &bytes, same) == PCCL_EINVAL)
+            continue;
+        CHECK_EQ_BYTES(same, hash, sizeof hash);
+        memset(same, 0, sizeof same);
+        CHECK_EQ_INT(pccl_delta_patch(isas[i], third, bytes, from, count, width, work, places, values, same), PCCL_OK);
+        CHECK_EQ_BYTES(same, hash, sizeof hash);
+    }
+    memcpy(state, from, (size_t)count * width);
+    state[count * width / 2] ^= 4;
+    pccl_err err = pccl_delta_patch(NULL, third, bytes, state, count, width, work, places, values, same);
+    CHECK(err == ((third[0] & 15) >= PCCL_DELTA_DIFF_A ? PCCL_EMISMATCH : PCCL_OK));
+}
+
+/* Of a state that is known. */
+static void check_move(const uint8_t *in, uint64_t bytes, const uint8_t *from, const uint8_t *to, uint32_t count, uint32_t width)
+{
+    memcpy(state, from, (size_t)count * width);
+    CHECK_EQ_INT(pccl_delta_move(NULL, in, bytes, state, count, width, work), PCCL_OK);
     CHECK_EQ_BYTES(state, to, (size_t)count * width);
 }
 
@@ -166,6 +198,8 @@ static void check_all_forms(enum kind kind, uint32_t width, uint32_t count, uint
         CHECK(bytes <= pccl_delta_bound(count, width));
         check_decode(block, bytes, old_state, new_state, count, width);
         check_patch(block, bytes, old_state, new_state, count, width);
+        check_move(block, bytes, old_state, new_state, count, width);
+        check_hash(old_state, new_state, count, width, 1u << form);
         check_inverse(block, bytes, old_state, new_state, count, width);
         least = bytes < least ? bytes : least;
     }
@@ -353,10 +387,10 @@ TEST(wrong_arguments_are_named)
     uint64_t bytes;
     uint8_t one[] = {0, 1};
     CHECK_EQ_INT(pccl_delta_describe(one, 2, &info), PCCL_EINVAL);
-    CHECK_EQ_INT(pccl_delta_encode(NULL, one, one, 1, 3, all_forms, work, block, &bytes), PCCL_EINVAL);
-    CHECK_EQ_INT(pccl_delta_encode(NULL, one, one, DELTA_ELEMENTS_MAX + 1, 1, all_forms, work, block, &bytes), PCCL_EINVAL);
-    CHECK_EQ_INT(pccl_delta_encode("abacus", one, one, 2, 1, all_forms, work, block, &bytes), PCCL_EINVAL);
-    CHECK_EQ_INT(pccl_delta_encode(NULL, one, one, 2, 1, 0, work, block, &bytes), PCCL_EINVAL);
+    CHECK_EQ_INT(pccl_delta_encode(NULL, one, one, 1, 3, all_forms, work, block, &bytes, NULL), PCCL_EINVAL);
+    CHECK_EQ_INT(pccl_delta_encode(NULL, one, one, DELTA_ELEMENTS_MAX + 1, 1, all_forms, work, block, &bytes, NULL), PCCL_EINVAL);
+    CHECK_EQ_INT(pccl_delta_encode("abacus", one, one, 2, 1, all_forms, work, block, &bytes, NULL), PCCL_EINVAL);
+    CHECK_EQ_INT(pccl_delta_encode(NULL, one, one, 2, 1, 0, work, block, &bytes, NULL), PCCL_EINVAL);
     CHECK_EQ_INT(pccl_delta_decode(NULL, one, 2, one, 2, 1, work), PCCL_EINVAL);
     CHECK_EQ_INT(pccl_delta_bound(1, 3), 0);
     CHECK_EQ_INT(pccl_delta_work(DELTA_ELEMENTS_MAX + 1, 1), 0);

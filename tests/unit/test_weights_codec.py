@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -77,6 +78,57 @@ def test_every_codec_is_lossless_and_goes_back(states: tuple[State, ...]) -> Non
         assert np.array_equal(patched, new)
         assert np.array_equal(applied(codec.invert(block, old), new), old)
         assert np.array_equal(applied(codec.as_diff_a(block, old), old), new)
+
+
+@given(pairs())
+@example(tuple(np.arange(n, dtype="u2") + k for n in (121,) for k in (0, 1)))
+def test_hashes_are_those_of_the_new_state(states: tuple[State, ...]) -> None:
+    old, new = states
+    check_hashes(old, new)
+
+
+@pytest.mark.parametrize("count", [120, 121, 512, 513, 2047, 2048, 2049, 2080, 4096, 4127, 10_007])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4"])
+def test_hashes_of_any_length(count: int, dtype: str) -> None:
+    rng = np.random.default_rng(count)
+    old = rng.integers(0, 255, count).astype(dtype)
+    check_hashes(old, np.where(rng.random(count) < 0.02, old + 1, old).astype(dtype))
+
+
+def check_hashes(old: State, new: State) -> None:
+    """Of every codec by every instruction set."""
+    wanted = xxhash.xxh3_128_digest(new.tobytes())
+    for one, isa in itertools.product(ALWAYS, (None, *ISAS)):
+        found, patched = bytearray(codec.HASH_BYTES), bytearray(codec.HASH_BYTES)
+        try:
+            block = codec.encode(old, new, one, hashed=found, isa=isa)
+        except ArgumentError as error:
+            assert "no such kernels" in str(error)
+            continue
+        codec.patch(block, old, hashed=patched, isa=isa)
+        assert (bytes(found), bytes(patched)) == (wanted, wanted)
+
+
+def test_a_hash_needs_its_room_and_the_right_base() -> None:
+    old = bf16(5000)
+    new = step(old, 0.01)
+    with pytest.raises(ArgumentError, match="16 bytes"):
+        codec.encode(old, new, hashed=bytearray(15))
+    for one in DIFFS:
+        block, hashed = codec.encode(old, new, one), bytearray(codec.HASH_BYTES)
+        with pytest.raises(WrongBaseError):
+            codec.patch(block, new, hashed=hashed)
+    with pytest.raises(ArgumentError, match="old values"):
+        codec.patch(codec.encode(old, new, Codec.ABS), None, hashed=hashed)
+
+
+def test_a_state_that_is_known_is_moved_alike() -> None:
+    old = bf16(5000)
+    new = step(old, 0.01)
+    for one in ALWAYS:
+        state = old.copy()
+        codec.decode(codec.encode(old, new, one), state, known=True)
+        assert np.array_equal(state, new)
 
 
 @given(pairs())

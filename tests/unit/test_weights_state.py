@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from unit.weights_chain import KEY, POOL, SCHEMA, Chain, Crash, crashes_after
 
 from pccl.cli.weights import command
 from pccl.errors import ArgumentError
-from pccl.weights import codec
+from pccl.weights import codec, files
 from pccl.weights.certificate import SigningKey, Version
 from pccl.weights.codec import DeltaError
-from pccl.weights.errors import DamageError, LineageError, SchemaError
+from pccl.weights.errors import DamageError, LineageError, LogError, SchemaError
+from pccl.weights.files import Growing
 from pccl.weights.fold import fold, plain
 from pccl.weights.gather import gather
 from pccl.weights.log import DeltaLog
@@ -26,6 +29,7 @@ from pccl.weights.payload import Payload, Reader
 from pccl.weights.schema import PACK_BELOW, Schema, Tensor
 from pccl.weights.shadow import FileShadow, MemoryShadow, Staged
 from pccl.weights.stage import Stage
+from pccl.weights.write import write
 
 QUICKLY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 REFUSED = (DamageError, DeltaError, SchemaError)
@@ -400,3 +404,81 @@ def test_inspect_shows_a_payload_and_finds_damage(tmp_path: Path) -> None:
     damaged[200] ^= 1
     file.write_bytes(damaged)
     assert isinstance(CliRunner().invoke(command, ["inspect", str(file)]).exception, DamageError)
+
+
+# -- writing --
+
+
+@pytest.mark.parametrize("places", [np.uint32, np.int64])
+@pytest.mark.parametrize("values", [np.uint8, np.uint16, np.uint32])
+def test_values_come_to_their_places(places: Any, values: Any) -> None:
+    rng = np.random.default_rng(1)
+    target = rng.integers(0, 255, 1000).astype(values)
+    index = np.flatnonzero(rng.random(1000) < 0.1).astype(places)
+    new = rng.integers(0, 255, len(index)).astype(values)
+    wanted = target.copy()
+    wanted[index] = new
+    write(target, index, new)
+    assert np.array_equal(target, wanted)
+
+
+def test_places_that_do_not_fit_are_refused() -> None:
+    target = np.zeros(10, np.uint16)
+    for index in ([3, 10], [4, 4], [5, 3]):
+        with pytest.raises(ArgumentError, match="places must ascend"):
+            write(target, np.array(index, np.uint32), np.ones(2, np.uint16))
+    with pytest.raises(ArgumentError, match="2 places, 3 values"):
+        write(target, np.array([1, 2], np.uint32), np.ones(3, np.uint16))
+    assert not target.any()
+
+
+# -- a log file that grows --
+
+
+def test_a_growing_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    with Growing(path) as file:
+        file.add(b"one")
+        file.add(b"two" * 100_000)
+        assert not path.exists()
+        file.publish()
+    assert path.read_bytes() == b"one" + b"two" * 100_000
+    with Growing(path) as file:
+        file.add(b"three")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["d"] and path.read_bytes()[:3] == b"one"
+
+
+def test_a_disk_that_fails_early_is_told_at_the_end(tmp_path: Path, monkeypatch: Any) -> None:
+    failed = threading.Event()
+
+    def fail(handle: int) -> None:
+        failed.set()
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(files.os, "fdatasync", fail)
+    with pytest.raises(LogError, match="Input/output"), Growing(tmp_path / "d") as file:
+        file.add(b"one")
+        assert failed.wait(10)
+        file.publish()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(LogError, match="No such file"):
+        Growing(tmp_path / "nowhere" / "d")
+
+
+# -- written behind the commit --
+
+
+def test_a_reader_waits_for_what_is_committed_but_not_written() -> None:
+    chain = chain_of(1)
+    shadow, go = at(chain, 0), threading.Event()
+    with ThreadPoolExecutor(1) as writers, ThreadPoolExecutor(2) as readers:
+        shadow.pool = writers
+        writers.submit(go.wait)
+        shadow.commit(staged(shadow, chain.payloads[0]))
+        assert shadow.at == chain.at[1]
+        whole, block = readers.submit(lambda: shadow.arena.copy()), readers.submit(lambda: shadow.block(0).copy())
+        assert not wait([whole, block], 0.2).done
+        go.set()
+        assert np.array_equal(block.result(10), SCHEMA.block_view(chain.arenas[1], SCHEMA.blocks[0]))
+        whole.result(10)
+    assert chain.holds(shadow)

@@ -27,7 +27,7 @@ _PART = np.dtype(
         ("count", "u8"),
         ("elements", "u8"),
         ("width", "u4"),
-        ("_", "u4"),
+        ("place_width", "u4"),
     ]
 )
 Array = np.ndarray[Any, Any]
@@ -79,7 +79,7 @@ def _on_host(pieces: Sequence[Piece]) -> Apply:
     parts["elements"] = [p.target.numel() * p.target.element_size() // p.values.itemsize for p in pieces]
     parts["places"] = places.ctypes.data + 8 * (np.cumsum(counts) - counts)
     parts["values"] = values.ctypes.data + starts
-    parts["count"], parts["width"] = counts, widths
+    parts["count"], parts["width"], parts["place_width"] = counts, widths, 8
     memory, bad = ffi.from_buffer("pccl_scatter *", parts), ffi.new("uint64_t *")
     if lib.pccl_scatter_check(memory, len(parts), bad) != Status.OK:
         why = bytes(ffi.string(lib.pccl_last_error())).decode(errors="replace")
