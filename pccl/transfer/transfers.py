@@ -210,6 +210,13 @@ class Transfers:
         """Runs a step on the thread of transfers; it gives the task that it was about. Does not block."""
         self._worker.tell(step)
 
+    def rtts_s(self) -> dict[bytes, float]:
+        """Round trips of the links, as far as they are known."""
+        try:
+            return {link.peer: link.rtt_us / 1e6 for link in self._host.engine.links()}
+        except Closed:
+            return {}
+
     def cancel_read(self, task: Read) -> None:
         """Ends a read soon; `done` still follows, unless it was called already. Does not block."""
 

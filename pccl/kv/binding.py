@@ -1,0 +1,42 @@
+"""binding.py - what keys and digests of a transfer are bound to: its id, group, layer, block; never the place. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from pccl.kv.memory import Ids, Numbers
+from pccl.transfer.manifest import key_of
+
+__all__ = ["data_key", "positions_of", "seeds", "tags"]
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+def data_key(transfer: bytes, buffer: int) -> bytes:
+    """Of the region over one of P's buffers."""
+    return key_of("kv.data", f"{transfer.hex()}/{buffer}")
+
+
+def tags(hashes: Sequence[Any] | None, count: int) -> Numbers:
+    """What each position's digests are bound to: the hash of its block, or the position."""
+    if hashes is None:
+        return np.arange(count, dtype=np.uint64)
+    of = xxhash.xxh3_64_intdigest
+    return np.fromiter((of(bytes(one)) for one in hashes), np.uint64, count)
+
+
+def seeds(transfer: bytes, group: str, layer: str, tag: Numbers) -> Numbers:
+    """Of the digests of one layer's pieces, by the tags of their positions."""
+    name = b"%s/%d/%s/%s" % (transfer, len(group.encode()), group.encode(), layer.encode())
+    mixed = (tag ^ np.uint64(xxhash.xxh3_64_intdigest(name))) * _MIX
+    found: Numbers = mixed ^ (mixed >> np.uint64(29))
+    return found
+
+
+def positions_of(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> Ids:
+    """Where it is set."""
+    return np.flatnonzero(mask).astype(np.int64, copy=False)

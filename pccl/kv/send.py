@@ -1,0 +1,204 @@
+"""send.py - the sending side of one transfer, as a table: streaming, finishing, ending, over. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pccl.errors import ArgumentError
+from pccl.kv import messages as m
+from pccl.kv.binding import positions_of
+from pccl.kv.ends import End, State
+from pccl.kv.machine import Machine, Stop, Tick
+from pccl.kv.memory import Ids, Numbers
+from pccl.kv.runs import runs_of
+from pccl.kv.unit import Mask
+from pccl.table import row
+
+__all__ = ["Announce", "Digest", "Expose", "FinishNow", "Hide", "SendMachine", "SendUnit", "Summed", "Withdrawn"]
+
+#: So long after the receiver's deadline its last word may still come.
+GRACE_S = 0.5
+LEASE_S = 30.0
+
+
+class SendUnit:
+    """One layer of one group, by the receiver's numbers. `need`: positions that are to be sent."""
+
+    def __init__(self, group: int, layer: int, need: Mask) -> None:
+        self.group, self.layer, self.need = group, layer, need
+        self.ready = np.zeros(need.size, bool)
+        self.known = np.zeros(need.size, bool)
+        self.sums = np.zeros(need.size, np.uint64)
+
+
+@dataclass(slots=True, frozen=True)
+class Announce:
+    """The user says: these positions hold what they are to hold."""
+
+    unit: SendUnit
+    positions: Ids
+
+
+@dataclass(slots=True, frozen=True)
+class Summed:
+    """The digests that were asked for."""
+
+    unit: SendUnit
+    positions: Ids
+    sums: Numbers
+
+
+@dataclass(slots=True, frozen=True)
+class FinishNow:
+    """The user has announced everything."""
+
+    meta: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class Withdrawn:
+    """Nothing of it is read any more."""
+
+
+@dataclass(slots=True, frozen=True)
+class Expose:
+    """Effect: these may be fetched from now on."""
+
+    unit: SendUnit
+    positions: Ids
+
+
+@dataclass(slots=True, frozen=True)
+class Digest:
+    """Effect: take their digests; Summed follows exactly once."""
+
+    unit: SendUnit
+    positions: Ids
+
+
+@dataclass(slots=True, frozen=True)
+class Hide:
+    """Effect: withdraw everything; Withdrawn follows."""
+
+
+class SendMachine(Machine):
+    """`open_message` is said first. `lease_s`: without a word from the receiver it ends after that."""
+
+    def __init__(
+        self, open_message: m.Open, units: list[SendUnit], now: float, deadline_at: float, lease_s: float = LEASE_S
+    ) -> None:
+        super().__init__(open_message.transfer, State.STREAMING, deadline_at + GRACE_S)
+        self.units = units
+        self.lease_s = lease_s
+        self.lease_until = now + lease_s
+        self._meta: bytes | None = None
+        self._digests = 0  # under way
+        self._hidden = False
+        self._say(open_message)
+
+    def deadline(self) -> float:
+        """When Tick is due."""
+        if self.state not in (State.STREAMING, State.FINISHING):
+            return float("inf")
+        return min(self.deadline_at, self.lease_until)
+
+    # -- rows --
+
+    def _announce(self, event: Announce) -> None:
+        unit, positions = event.unit, event.positions[event.unit.need[event.positions]]
+        if not positions.size:
+            return
+        new = positions[~unit.ready[positions]]
+        if new.size:
+            unit.ready[new] = True
+            self._effects.append(Expose(unit, new))
+            self._say(m.Ready(self.transfer, unit.group, unit.layer, tuple(runs_of(new))))
+        self._digests += 1
+        self._effects.append(Digest(unit, positions))
+
+    def _summed(self, event: Summed) -> None:
+        self._digests -= 1
+        if self.state is State.ENDING:
+            self._leave()
+            return
+        unit, positions = event.unit, event.positions
+        old = unit.known[positions]
+        changed = positions[old & (unit.sums[positions] != event.sums)]
+        if changed.size:
+            text = f"position {int(changed[0])} of layer {unit.layer} was announced again with other bytes"
+            self._stop(Stop(End(State.FAILED, "protocol", text), True))
+            return
+        unit.sums[positions], unit.known[positions] = event.sums, True
+        new, sums = positions[~old], event.sums[~old]
+        if new.size:
+            data = sums.astype("<u8").tobytes()
+            self._say(m.Sums(self.transfer, unit.group, unit.layer, tuple(runs_of(new)), data))
+        self._look()
+
+    def _finish(self, event: FinishNow) -> None:
+        missing = next((unit for unit in self.units if (unit.need & ~unit.ready).any()), None)
+        if missing is not None:
+            at = int(positions_of(missing.need & ~missing.ready)[0])
+            text = f"position {at} of layer {missing.layer} of group {missing.group} was never ready"
+            self._stop(Stop(End(State.FAILED, "incomplete", text), True))
+            return
+        self._meta = event.meta
+        self.state = State.FINISHING
+        self._look()
+
+    def _look(self) -> None:
+        if self._meta is not None and not self._digests:
+            self._say(m.Finish(self.transfer, self._meta))
+            self._meta = None
+
+    def _beat(self, _: m.Beat) -> None:
+        self.lease_until = self.now + self.lease_s
+
+    def _committed(self, _: m.Committed) -> None:
+        self._stop(Stop(End(State.COMMITTED), False))
+
+    def _early(self, _: m.Committed) -> None:
+        self._stop(Stop(End(State.FAILED, "protocol", "it was committed before it was finished"), True))
+
+    def _tick(self, _: Tick) -> None:
+        if self.now >= self.deadline_at:
+            self._stop(Stop(End(State.EXPIRED, "deadline", "the receiver has not committed in time"), True))
+        elif self.now >= self.lease_until:
+            self._stop(Stop(End(State.EXPIRED, "lease", f"the receiver is silent for {self.lease_s:g} s"), True))
+
+    def _stop(self, event: Stop) -> None:
+        self._decide(event.end, event.say)
+        self._effects.append(Hide())
+
+    def _withdrawn(self, _: Withdrawn) -> None:
+        self._hidden = True
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._hidden and not self._digests:
+            self._close()
+
+
+def check_meta(meta: bytes) -> bytes:
+    """What travels with Finish. ArgumentError if it is too long."""
+    if len(meta) > m.META_BYTES_MAX:
+        raise ArgumentError(f"meta has {len(meta)} bytes, more than {m.META_BYTES_MAX}")
+    return bytes(meta)
+
+
+_ENDS = (State.ENDING, State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)
+_LIVE = (State.STREAMING, State.FINISHING)
+_S = SendMachine
+SendMachine.table = {
+    **{(state, Announce): row(_S._announce) for state in _LIVE},
+    **{(state, Summed): row(_S._summed, *_ENDS) for state in (*_LIVE, State.ENDING)},
+    (State.STREAMING, FinishNow): row(_S._finish, State.FINISHING, *_ENDS),
+    (State.STREAMING, m.Committed): row(_S._early, *_ENDS),
+    (State.FINISHING, m.Committed): row(_S._committed, *_ENDS),
+    **{(state, m.Beat): row(_S._beat) for state in _LIVE},
+    **{(state, Stop): row(_S._stop, *_ENDS) for state in _LIVE},
+    **{(state, Tick): row(_S._tick, *_ENDS) for state in _LIVE},
+    (State.ENDING, Withdrawn): row(_S._withdrawn, *_ENDS),
+}
