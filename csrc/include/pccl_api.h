@@ -525,6 +525,14 @@ pccl_err pccl_scatter_check(const pccl_scatter *parts, uint64_t count, uint64_t 
 /* Writes them. They must have been checked, and their memory must still be there. */
 void pccl_scatter_run(const pccl_scatter *parts, uint64_t count);
 
+/* -- bf16 values in fewer bits, without loss: csrc/exponents.h --------------------------------------------------- */
+
+/* The most bytes that so many values take; room for them must be given. */
+uint64_t pccl_exponents_bound(uint64_t count);
+pccl_err pccl_exponents_encode(const void *values, uint64_t count, void *encoded, uint64_t *bytes_p);
+/* PCCL_EPROTO: these bytes are no such encoding of so many values; `values` are then undefined. */
+pccl_err pccl_exponents_decode(const void *encoded, uint64_t bytes, void *values, uint64_t count);
+
 /* -- the simulated network (transport "sim") --------------------------------------------------------------------- */
 
 /* One direction between two nodes. */
