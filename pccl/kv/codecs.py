@@ -19,11 +19,13 @@ from pccl.errors import ArgumentError, ProtocolError
 from pccl.kv.layout import Group
 from pccl.kv.memory import Array
 
-__all__ = ["CODECS", "Codec", "choose", "pays"]
+__all__ = ["CODECS", "PAYS", "Codec", "choose", "pays"]
 
 _BF16 = ("bf16", "bfloat16")
 _FLOAT_BYTES = 4
 _LEVELS = 127
+#: What a codec must gain to be worth its processors.
+PAYS = 1.05
 
 Bits = np.ndarray[Any, np.dtype[np.uint16]]
 
@@ -48,7 +50,7 @@ def pays(link_bytes_per_s: float, codec_bytes_per_s: float, ratio: float) -> boo
     for name, value in (("link", link_bytes_per_s), ("codec", codec_bytes_per_s), ("ratio", ratio)):
         if not (math.isfinite(value) and value > 0):
             raise ArgumentError(f"{name} must be a finite number above 0, not {value!r}")
-    return min(codec_bytes_per_s, ratio * link_bytes_per_s) >= 1.05 * link_bytes_per_s
+    return min(codec_bytes_per_s, ratio * link_bytes_per_s) >= PAYS * link_bytes_per_s
 
 
 def choose(allowed: tuple[str, ...], group: Group) -> Codec:
