@@ -13,6 +13,8 @@ from pccl.transfer.manifest import key_of
 
 __all__ = ["data_key", "positions_of", "seeds", "tags"]
 
+_PART = np.uint64(0xC2B2AE3D27D4EB4F)
+
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -29,8 +31,9 @@ def tags(hashes: Sequence[Any] | None, count: int) -> Numbers:
     return np.fromiter((of(bytes(one)) for one in hashes), np.uint64, count)
 
 
-def seeds(transfer: bytes, group: str, layer: str, tag: Numbers) -> Numbers:
-    """Of the digests of one layer's pieces, by the tags of their positions."""
+def seeds(transfer: bytes, group: str, layer: str, tag: Numbers, split: int) -> Numbers:
+    """Of the digests of one layer's parts, `split` of each piece, by the tags of their positions."""
+    tag = (tag[:, None] ^ (np.arange(split, dtype=np.uint64) * _PART)).ravel()
     name = b"%s/%d/%s/%s" % (transfer, len(group.encode()), group.encode(), layer.encode())
     mixed = (tag ^ np.uint64(xxhash.xxh3_64_intdigest(name))) * _MIX
     found: Numbers = mixed ^ (mixed >> np.uint64(29))

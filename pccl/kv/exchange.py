@@ -303,15 +303,15 @@ class Exchange:
         unit = getattr(effect, "unit", None)
         if isinstance(effect, Check):
             assert unit is not None
-            positions = effect.positions
-            expected = unit.sums[positions]
+            parts = effect.parts
+            expected = unit.sums[parts]
 
             def checked(found: Any) -> None:
-                event = Checked(unit, positions, np.equal(found, expected))
+                event = Checked(unit, parts, np.equal(found, expected))
                 self._tell(lambda: self.event(one, event))
 
-            view, of = self.memory.views[unit.here], one.seeds_of(unit, positions)
-            self._hasher.put(Job(view, unit.target[positions], unit.nbytes, of, checked))
+            view, of = self.memory.views[unit.here], one.seeds_of(unit, parts)
+            self._hasher.put(Job(view, unit.target[parts], unit.part_bytes, of, checked))
         elif isinstance(effect, Drop):
             for token in effect.tokens:
                 if one.mail is not None:

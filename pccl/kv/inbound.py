@@ -53,6 +53,7 @@ class Inbound:
     mail: Correspondence | None = None
     resolved: bool = False
     _tags: list[Numbers] = field(default_factory=list)
+    _seeds: dict[Unit, Numbers] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.machine = ReceiveMachine(self.transfer, self.deadline_at, self._build)
@@ -122,10 +123,13 @@ class Inbound:
 
     # -- what its blocks are --
 
-    def seeds_of(self, unit: Unit, positions: Ids) -> Numbers:
+    def seeds_of(self, unit: Unit, parts: Ids) -> Numbers:
         """What their digests are bound to."""
         group = self.memory.layout.groups[unit.group]
-        return seeds(self.transfer, group.name, group.layers[unit.layer], self._tags[unit.group][positions])
+        if unit not in self._seeds:
+            tag = self._tags[unit.group]
+            self._seeds[unit] = seeds(self.transfer, group.name, group.layers[unit.layer], tag, unit.split)
+        return self._seeds[unit][parts]
 
     def recompute(self) -> dict[str, Ids]:
         """Positions of each group of which something is missing."""
@@ -134,7 +138,7 @@ class Inbound:
             missing = np.zeros(self.blocks[number].size, bool)
             units = [unit for unit in self.machine.units if unit.group == number]
             for unit in units:
-                missing |= ~unit.verified
+                missing |= ~unit.verified.reshape(-1, unit.split).all(axis=1)
             if not units:
                 missing[:] = True
             found[group.name] = np.flatnonzero(missing).astype(np.int64, copy=False)

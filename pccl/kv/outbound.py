@@ -18,7 +18,7 @@ from pccl.kv.memory import Array, Ids, Memory, Numbers, coalesce
 from pccl.kv.runs import runs_of
 from pccl.kv.send import SendMachine, SendUnit
 from pccl.kv.ticket import Ticket
-from pccl.kv.unit import Mask
+from pccl.kv.unit import Mask, spread
 
 __all__ = ["Outbound", "needed", "per_group"]
 
@@ -63,7 +63,7 @@ class Outbound:
         for number, (found, wanted) in enumerate(zip(self.match.groups, self.ticket.layout.groups, strict=True)):
             layers = [self._place(found, layer) for layer in found.layers]
             for layer, name in enumerate(wanted.layers):
-                self.units[name] = SendUnit(number, layer, self.need[number])
+                self.units[name] = SendUnit(number, layer, self.need[number], wanted.bytes_per_block_layer)
                 units.append(self.units[name])
             if self.need[number].any():
                 self._buffers += [there for there, _, _ in layers]
@@ -133,12 +133,13 @@ class Outbound:
             regions.quietly("withdraw", data_key(self.ticket.transfer, buffer), 1)
 
     def to_hash(self, unit: SendUnit, positions: Ids) -> tuple[Array, Numbers, int, Numbers]:
-        """(buffer, offsets, bytes, seeds) of the pieces."""
-        buffer, offsets, nbytes = self._pieces(unit, positions)
+        """(buffer, offsets, bytes, seeds) of the parts."""
+        buffer, pieces, nbytes = self._pieces(unit, positions)
+        offsets, size = spread(pieces, nbytes)
         wanted = self.ticket.layout.groups[unit.group]
         tag = self.tags[unit.group][positions]
-        of = seeds(self.ticket.transfer, wanted.name, wanted.layers[unit.layer], tag)
-        return self.memory.views[buffer], offsets, nbytes, of
+        of = seeds(self.ticket.transfer, wanted.name, wanted.layers[unit.layer], tag, unit.split)
+        return self.memory.views[buffer], offsets, size, of
 
     def _pieces(self, unit: SendUnit, positions: Ids) -> tuple[int, Numbers, int]:
         found = self.match.groups[unit.group]

@@ -41,7 +41,7 @@ class Checked:
     """What digests said."""
 
     unit: Unit
-    positions: Ids
+    parts: Ids
     good: Mask
 
 
@@ -50,7 +50,7 @@ class Check:
     """Effect: verify these; Checked follows exactly once."""
 
     unit: Unit
-    positions: Ids
+    parts: Ids
 
 
 @dataclass(slots=True, frozen=True)
@@ -132,33 +132,33 @@ class ReceiveMachine(Machine):
             self._stop(Stop(End(State.FAILED, "protocol", error.message), True))
             return
         self._of = {(unit.group, unit.layer): unit for unit in self.units}
-        self.needed_bytes = sum(unit.left * unit.nbytes for unit in self.units)
+        self.needed_bytes = sum(unit.left_bytes for unit in self.units)
         self.state = State.STREAMING
         for unit in self.units:
             if not unit.left:
                 self._effects.append(Landed(unit))
 
     def _named(self, message: m.Ready | m.Sums) -> tuple[Unit, Ids] | None:
-        """What it speaks of; None: of nothing, and that ends it."""
+        """The parts that it speaks of; None: of nothing, and that ends it."""
         unit = self._of.get((message.group, message.layer))
         try:
             if unit is None:
                 raise ProtocolError(f"there is no layer {message.layer} of group {message.group}")
-            positions = blocks_of(message.positions, unit.need.size)
-            wrong = positions[(positions >= unit.need.size)]
-            wrong = wrong if wrong.size else positions[~unit.need[positions]]
+            positions = blocks_of(message.positions, unit.positions)
+            wrong = positions[(positions >= unit.positions)]
+            wrong = wrong if wrong.size else positions[~unit.need[positions * unit.split]]
             if wrong.size:
                 raise ProtocolError(f"position {int(wrong[0])} is none of those that are needed")
         except ProtocolError as error:
             self._stop(Stop(End(State.FAILED, "protocol", error.message), True))
             return None
-        return unit, positions
+        return unit, unit.parts_of(positions)
 
     def _ready(self, message: m.Ready) -> None:
         named = self._named(message)
         if named is not None:
-            unit, positions = named
-            unit.announce(positions)
+            unit, parts = named
+            unit.announce(parts)
             self._recount(unit)
 
     def _recount(self, unit: Unit) -> None:
@@ -172,14 +172,14 @@ class ReceiveMachine(Machine):
         named = self._named(message)
         if named is None:
             return
-        unit, positions = named
-        if len(message.digests) != 8 * positions.size:
-            text = f"{len(message.digests)} bytes of digests for {positions.size} pieces"
+        unit, parts = named
+        if len(message.digests) != 8 * parts.size:
+            text = f"{len(message.digests)} bytes of digests for {parts.size} parts"
             self._stop(Stop(End(State.FAILED, "protocol", text), True))
             return
-        again = unit.hear(positions, np.frombuffer(message.digests, "<u8").astype(np.uint64))
+        again = unit.hear(parts, np.frombuffer(message.digests, "<u8").astype(np.uint64))
         if again is not None:
-            self._stop(Stop(End(State.FAILED, "protocol", f"position {again} was announced with two digests"), True))
+            self._stop(Stop(End(State.FAILED, "protocol", f"part {again} was announced with two digests"), True))
             return
         self._check(unit)
 
@@ -216,20 +216,20 @@ class ReceiveMachine(Machine):
             self._stop(Stop(End(State.FAILED, cause, "the other peer cannot be reached any more"), True))
 
     def _check(self, unit: Unit) -> None:
-        positions = unit.to_check()
-        if positions.size:
+        parts = unit.to_check()
+        if parts.size:
             self._checks += 1
-            self._effects.append(Check(unit, positions))
+            self._effects.append(Check(unit, parts))
 
     def _checked(self, event: Checked) -> None:
         self._checks -= 1
         if self.state is State.ENDING:
             self._leave()
             return
-        bad = event.unit.checked(event.positions, event.good)
+        bad = event.unit.checked(event.parts, event.good)
         self._behind = 0
         if bad is not None:
-            text = f"position {bad} of layer {event.unit.layer} of group {event.unit.group} came wrong twice"
+            text = f"part {bad} of layer {event.unit.layer} of group {event.unit.group} came wrong twice"
             self._stop(Stop(End(State.FAILED, "checksum", text), True))
             return
         if not event.unit.left:

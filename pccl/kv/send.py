@@ -13,7 +13,7 @@ from pccl.kv.ends import End, State
 from pccl.kv.machine import Machine, Stop, Tick
 from pccl.kv.memory import Ids, Numbers
 from pccl.kv.runs import runs_of
-from pccl.kv.unit import Mask
+from pccl.kv.unit import Mask, split_of
 from pccl.table import row
 
 __all__ = ["Announce", "Digest", "Expose", "FinishNow", "Hide", "SendMachine", "SendUnit", "Summed", "Withdrawn"]
@@ -21,16 +21,20 @@ __all__ = ["Announce", "Digest", "Expose", "FinishNow", "Hide", "SendMachine", "
 #: So long after the receiver's deadline its last word may still come.
 GRACE_S = 0.5
 LEASE_S = 30.0
+#: So much is digested in one go: the receiver verifies what has come while the rest is.
+HASH_BYTES = 16 << 20
 
 
 class SendUnit:
     """One layer of one group, by the receiver's numbers. `need`: positions that are to be sent."""
 
-    def __init__(self, group: int, layer: int, need: Mask) -> None:
+    def __init__(self, group: int, layer: int, need: Mask, nbytes: int) -> None:
         self.group, self.layer, self.need = group, layer, need
+        self.split = split_of(nbytes)
+        self.batch = max(1, HASH_BYTES // nbytes)  # positions that are digested in one go
         self.ready = np.zeros(need.size, bool)
         self.known = np.zeros(need.size, bool)
-        self.sums = np.zeros(need.size, np.uint64)
+        self.sums = np.zeros((need.size, self.split), np.uint64)
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,7 +47,7 @@ class Announce:
 
 @dataclass(slots=True, frozen=True)
 class Summed:
-    """The digests that were asked for."""
+    """The digests that were asked for, of all parts."""
 
     unit: SendUnit
     positions: Ids
@@ -115,8 +119,9 @@ class SendMachine(Machine):
             unit.ready[new] = True
             self._effects.append(Expose(unit, new))
             self._say(m.Ready(self.transfer, unit.group, unit.layer, tuple(runs_of(new))))
-        self._digests += 1
-        self._effects.append(Digest(unit, positions))
+        for at in range(0, positions.size, unit.batch):
+            self._digests += 1
+            self._effects.append(Digest(unit, positions[at : at + unit.batch]))
 
     def _summed(self, event: Summed) -> None:
         self._digests -= 1
@@ -124,14 +129,15 @@ class SendMachine(Machine):
             self._leave()
             return
         unit, positions = event.unit, event.positions
+        sums = event.sums.reshape(-1, unit.split)
         old = unit.known[positions]
-        changed = positions[old & (unit.sums[positions] != event.sums)]
+        changed = positions[old & (unit.sums[positions] != sums).any(axis=1)]
         if changed.size:
             text = f"position {int(changed[0])} of layer {unit.layer} was announced again with other bytes"
             self._stop(Stop(End(State.FAILED, "protocol", text), True))
             return
-        unit.sums[positions], unit.known[positions] = event.sums, True
-        new, sums = positions[~old], event.sums[~old]
+        unit.sums[positions], unit.known[positions] = sums, True
+        new, sums = positions[~old], sums[~old]
         if new.size:
             data = sums.astype("<u8").tobytes()
             self._say(m.Sums(self.transfer, unit.group, unit.layer, tuple(runs_of(new)), data))
