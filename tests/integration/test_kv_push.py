@@ -21,6 +21,7 @@ class Pair:
     """P has content, D has zeros."""
 
     def __init__(self, comms: Any, ours: kv.Layout, theirs: kv.Layout | None = None) -> None:
+        self.comms = comms
         self.d_layout, self.p_layout = ours, theirs or ours
         self.d_memory = kv_pools.buffers(self.d_layout, BLOCKS, None)
         self.p_memory = kv_pools.buffers(self.p_layout, BLOCKS, 1)
