@@ -18,6 +18,7 @@ SCRIPT = Path(__file__).with_name("worker.py")
 HUB = Path(__file__).parents[1] / "wan" / "hub.py"
 START_S, MOVE_S, END_S = 120.0, 120.0, 10.0
 PORT = 29400
+HEAD_START_S = 1.0
 
 Row = dict[str, Any]
 
@@ -39,12 +40,12 @@ class Here:
 class Crew:
     """`wan`: an Emulator with the sites p, d and hub, or Here. `nbytes`: of the memory of either."""
 
-    def __init__(self, wan: Any, nbytes: int, transport: str = "tcp") -> None:
+    def __init__(self, wan: Any, nbytes: int, transport: str = "tcp", congestion: str = "") -> None:
         env = {name: text for name, text in os.environ.items() if not name.startswith("PCCL_")}
         env |= {"RES_OPTIONS": "timeout:1 attempts:1", "OMP_NUM_THREADS": "1"}
         job = {
             "coordinator": f"tcp://{wan.address('hub')}:{PORT}", "run": "kv", "secret": secrets.token_hex(32),
-            "peers": 2, "bytes": nbytes, "transport": transport,
+            "peers": 2, "bytes": nbytes, "transport": transport, "congestion": congestion,
         }  # fmt: skip
 
         def start(site: str, script: Path = SCRIPT) -> Worker:
@@ -72,11 +73,22 @@ class Crew:
 
     def end_push(self, told: Row) -> Row:
         """When D had it."""
-        got = self._answer(self.d)
-        self._answer(self.p)
-        if not got["right"]:
-            raise WorkerError("what came is not what was sent")
+        got, sent = self._answer(self.d), self._answer(self.p)
+        if "failed" in got or "failed" in sent or not got["right"]:
+            raise WorkerError(f"what came is not what was sent: {got} {sent}")
         return {"s": got["ended"] - told["began"], "tail_s": got["ended"] - told["last"]}
+
+    def overtake(self, bulk: Row, small: Row) -> float:
+        """Seconds of a push that begins while another is under way, which is then cancelled."""
+        self.begin_push(bulk)
+        self._answer(self.p)
+        time.sleep(HEAD_START_S)
+        seconds = self.push(**small)["s"]
+        self.d.tell(do="cancel", name=bulk["name"])
+        for worker in (self.d, self.p):
+            if "failed" not in self._answer(worker):
+                raise WorkerError("the large push had ended before it could be overtaken")
+        return float(seconds)
 
     def pull(self, block: int, nbytes: int, layers: int = 1) -> float:
         """One pull: seconds."""

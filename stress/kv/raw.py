@@ -50,10 +50,12 @@ class Sink:
 
 
 class Source:
-    """Streams that are open, and have sent `warm_bytes` each before `send` is called."""
+    """Streams that are open before `send` is called. `congestion`: "": the system's."""
 
-    def __init__(self, host: str, port: int, streams: int) -> None:
+    def __init__(self, host: str, port: int, streams: int, congestion: str) -> None:
         self._sockets = [socket.create_connection((host, port)) for _ in range(streams)]
+        for one in self._sockets if congestion else []:
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
 
     def send(self, memory: Any) -> float:
         """Sends all of it; gives when that began."""

@@ -40,7 +40,7 @@ class Site:
         self.content = np.random.default_rng(1).integers(0, 256, job["bytes"], np.uint8)
         self.memory = self.content.copy() if has else np.zeros(job["bytes"], np.uint8)
         self.pools: dict[tuple[int, int, int], kv.Pool] = {}
-        self.waits: dict[str, threading.Thread] = {}
+        self.receives: dict[str, kv.Receive] = {}
 
     def pool(self, told: dict[str, Any]) -> kv.Pool:
         """Of so many bytes in all, in layers, in blocks."""
@@ -89,12 +89,22 @@ class Site:
         say(seconds=ended - began, right=self.check(told))
 
     def _later(self, told: dict[str, Any], receive: kv.Receive) -> None:
+        name = told.get("name", "")
+        self.receives[name] = receive
+
         def wait() -> None:
-            got = receive.wait()
+            try:
+                got = receive.wait()
+            except kv.EndError as error:
+                say(failed=str(error), name=name)
+                return
             ended = time.monotonic()
-            say(ended=ended, nbytes=got.nbytes, right=self.check(told), name=told.get("name", ""))
+            say(ended=ended, nbytes=got.nbytes, right=self.check(told), name=name)
 
         threading.Thread(target=wait, daemon=True).start()
+
+    def cancel(self, told: dict[str, Any]) -> None:
+        self.receives[told["name"]].cancel()
 
     def sink(self, told: dict[str, Any]) -> None:
         sink = Sink(self.job["address"], told["streams"], self.memory[: told["bytes"]])
@@ -114,21 +124,25 @@ class Site:
         last = time.monotonic()
         send.finish()
         say(began=began, last=last)
-        send.wait()
-        say(sent=True)
+        try:
+            say(sent=send.wait().nbytes)
+        except kv.EndError as error:
+            say(failed=str(error))
 
     def offer(self, told: dict[str, Any]) -> None:
         self.pool(told).offer(told["name"], self.blocks(told, "p"), lease=DEADLINE_S)
         say(offered=True)
 
     def source(self, told: dict[str, Any]) -> None:
-        streams = Source(told["host"], told["port"], told["streams"])
+        streams = Source(told["host"], told["port"], told["streams"], self.job["congestion"])
         say(began=streams.send(self.memory[: told["bytes"]]))
 
 
 def main(job: dict[str, Any]) -> None:
     """Until the input ends."""
-    options = {"secret": job["secret"], "timeout": 60.0, "transport": job.get("transport", "tcp")}
+    options = {"secret": job["secret"], "timeout": 60.0, "transport": job["transport"]}
+    if job["congestion"]:
+        options["congestion"] = job["congestion"]
     with pccl.connect(job["coordinator"], run=job["run"], listen=f"{job['address']}:0", **options) as comm:
         site = Site(comm, job)
         say(id=comm.peer_id.hex())
