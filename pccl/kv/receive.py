@@ -126,6 +126,7 @@ class ReceiveMachine(Machine):
     # -- rows --
 
     def _opened(self, message: m.Open) -> None:
+        """lays out what is to be fetched; one that cannot be fails it"""
         try:
             self.units = self._build(message)
         except ProtocolError as error:
@@ -155,6 +156,7 @@ class ReceiveMachine(Machine):
         return unit, unit.parts_of(positions)
 
     def _ready(self, message: m.Ready) -> None:
+        """these may be asked for; asks that waited for them flow"""
         named = self._named(message)
         if named is not None:
             unit, parts = named
@@ -169,6 +171,7 @@ class ReceiveMachine(Machine):
                 self.flowing_bytes += ask.ready_bytes - before
 
     def _sums(self, message: m.Sums) -> None:
+        """verifies what has landed of them; a part with two digests fails it"""
         named = self._named(message)
         if named is None:
             return
@@ -184,6 +187,7 @@ class ReceiveMachine(Machine):
         self._check(unit)
 
     def _finish(self, message: m.Finish) -> None:
+        """commits if everything is verified, fails if something was never ready"""
         missing = next((unit for unit in self.units if not unit.complete()), None)
         if missing is not None:
             text = f"layer {missing.layer} of group {missing.group} was never ready"
@@ -194,12 +198,8 @@ class ReceiveMachine(Machine):
         self._look()
 
     def _ask_ended(self, event: AskEnded) -> None:
-        ask = event.ask
-        self.asks.pop(ask.token, None)
-        self.flowing_bytes -= ask.ready_bytes
-        if self.state is State.ENDING:
-            self._leave()
-            return
+        """verifies what landed; asks again for the rest; one whose peer is lost fails it"""
+        ask = self._forget(event)
         if event.status == Status.OK:
             ask.unit.landed(ask)
             self.landed_bytes += ask.nbytes
@@ -215,6 +215,16 @@ class ReceiveMachine(Machine):
             cause = "closed" if event.status == Status.ECLOSED else "lost"
             self._stop(Stop(End(State.FAILED, cause, "the other peer cannot be reached any more"), True))
 
+    def _ask_over(self, event: AskEnded) -> None:
+        """over when it was the last"""
+        self._forget(event)
+        self._leave()
+
+    def _forget(self, event: AskEnded) -> Ask:
+        self.asks.pop(event.ask.token, None)
+        self.flowing_bytes -= event.ask.ready_bytes
+        return event.ask
+
     def _check(self, unit: Unit) -> None:
         parts = unit.to_check()
         if parts.size:
@@ -222,10 +232,8 @@ class ReceiveMachine(Machine):
             self._effects.append(Check(unit, parts))
 
     def _checked(self, event: Checked) -> None:
+        """asks again for what is wrong; fails it the second time; commits when all is well"""
         self._checks -= 1
-        if self.state is State.ENDING:
-            self._leave()
-            return
         bad = event.unit.checked(event.parts, event.good)
         self._behind = 0
         if bad is not None:
@@ -236,6 +244,11 @@ class ReceiveMachine(Machine):
             self._effects.append(Landed(event.unit))
         self._look()
 
+    def _check_over(self, _: Checked) -> None:
+        """over when it was the last"""
+        self._checks -= 1
+        self._leave()
+
     def _look(self) -> None:
         if self._finished and not any(unit.left for unit in self.units):
             self._say(m.Committed(self.transfer))
@@ -243,6 +256,7 @@ class ReceiveMachine(Machine):
             self._leave()
 
     def _tick(self, _: Tick) -> None:
+        """expires at the deadline; fails if what was gone was not explained"""
         if self.now >= self.deadline_at:
             what = "nobody has opened it" if self.state is State.RESERVED else "not everything came in time"
             self._stop(Stop(End(State.EXPIRED, "deadline", what), True))
@@ -250,6 +264,7 @@ class ReceiveMachine(Machine):
             self._stop(Stop(End(State.FAILED, "gone", "what was served is not there any more"), True))
 
     def _stop(self, event: Stop) -> None:
+        """cancels all asks; over when the last has ended"""
         self._decide(event.end, event.say)
         if self.asks:
             self._effects.append(Drop(tuple(self.asks)))
@@ -260,15 +275,18 @@ class ReceiveMachine(Machine):
             self._close()
 
 
-_ENDS = (State.ENDING, State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)
+_OVER = (State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)
+_ENDS = (State.ENDING, *_OVER)
 _R = ReceiveMachine
 ReceiveMachine.table = {
     (State.RESERVED, m.Open): row(_R._opened, State.STREAMING, *_ENDS),
     (State.STREAMING, m.Ready): row(_R._ready, *_ENDS),
     (State.STREAMING, m.Sums): row(_R._sums, *_ENDS),
     (State.STREAMING, m.Finish): row(_R._finish, *_ENDS),
-    **{(state, AskEnded): row(_R._ask_ended, *_ENDS) for state in (State.STREAMING, State.ENDING)},
-    **{(state, Checked): row(_R._checked, *_ENDS) for state in (State.STREAMING, State.ENDING)},
+    (State.STREAMING, AskEnded): row(_R._ask_ended, *_ENDS),
+    (State.STREAMING, Checked): row(_R._checked, *_ENDS),
+    (State.ENDING, AskEnded): row(_R._ask_over, *_OVER),
+    (State.ENDING, Checked): row(_R._check_over, *_OVER),
     **{(state, Stop): row(_R._stop, *_ENDS) for state in (State.RESERVED, State.STREAMING)},
     **{(state, Tick): row(_R._tick, *_ENDS) for state in (State.RESERVED, State.STREAMING)},
 }

@@ -111,6 +111,7 @@ class SendMachine(Machine):
     # -- rows --
 
     def _announce(self, event: Announce) -> None:
+        """makes new positions readable, says so, takes all digests"""
         unit, positions = event.unit, event.positions[event.unit.need[event.positions]]
         if not positions.size:
             return
@@ -124,10 +125,8 @@ class SendMachine(Machine):
             self._effects.append(Digest(unit, positions[at : at + unit.batch]))
 
     def _summed(self, event: Summed) -> None:
+        """says digests that are new; one that has changed fails it; Finish behind the last"""
         self._digests -= 1
-        if self.state is State.ENDING:
-            self._leave()
-            return
         unit, positions = event.unit, event.positions
         sums = event.sums.reshape(-1, unit.split)
         old = unit.known[positions]
@@ -143,7 +142,13 @@ class SendMachine(Machine):
             self._say(m.Sums(self.transfer, unit.group, unit.layer, tuple(runs_of(new)), data))
         self._look()
 
+    def _summed_late(self, _: Summed) -> None:
+        """over when it was the last and nothing is read any more"""
+        self._digests -= 1
+        self._leave()
+
     def _finish(self, event: FinishNow) -> None:
+        """fails if something was never ready; else says Finish behind the last digest"""
         missing = next((unit for unit in self.units if (unit.need & ~unit.ready).any()), None)
         if missing is not None:
             at = int(positions_of(missing.need & ~missing.ready)[0])
@@ -160,25 +165,31 @@ class SendMachine(Machine):
             self._meta = None
 
     def _beat(self, _: m.Beat) -> None:
+        """extends the lease"""
         self.lease_until = self.now + self.lease_s
 
     def _committed(self, _: m.Committed) -> None:
+        """withdraws everything; over when nothing is read any more"""
         self._stop(Stop(End(State.COMMITTED), False))
 
     def _early(self, _: m.Committed) -> None:
+        """fails it"""
         self._stop(Stop(End(State.FAILED, "protocol", "it was committed before it was finished"), True))
 
     def _tick(self, _: Tick) -> None:
+        """expires at the deadline, or when the lease is over"""
         if self.now >= self.deadline_at:
             self._stop(Stop(End(State.EXPIRED, "deadline", "the receiver has not committed in time"), True))
         elif self.now >= self.lease_until:
             self._stop(Stop(End(State.EXPIRED, "lease", f"the receiver is silent for {self.lease_s:g} s"), True))
 
     def _stop(self, event: Stop) -> None:
+        """withdraws everything; over when nothing is read any more"""
         self._decide(event.end, event.say)
         self._effects.append(Hide())
 
     def _withdrawn(self, _: Withdrawn) -> None:
+        """over when no digests are being taken"""
         self._hidden = True
         self._leave()
 
@@ -194,17 +205,18 @@ def check_meta(meta: bytes) -> bytes:
     return bytes(meta)
 
 
-_ENDS = (State.ENDING, State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)
+_OVER = (State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)
 _LIVE = (State.STREAMING, State.FINISHING)
 _S = SendMachine
 SendMachine.table = {
     **{(state, Announce): row(_S._announce) for state in _LIVE},
-    **{(state, Summed): row(_S._summed, *_ENDS) for state in (*_LIVE, State.ENDING)},
-    (State.STREAMING, FinishNow): row(_S._finish, State.FINISHING, *_ENDS),
-    (State.STREAMING, m.Committed): row(_S._early, *_ENDS),
-    (State.FINISHING, m.Committed): row(_S._committed, *_ENDS),
+    **{(state, Summed): row(_S._summed, State.ENDING) for state in _LIVE},
+    (State.ENDING, Summed): row(_S._summed_late, *_OVER),
+    (State.STREAMING, FinishNow): row(_S._finish, State.FINISHING, State.ENDING),
+    (State.STREAMING, m.Committed): row(_S._early, State.ENDING),
+    (State.FINISHING, m.Committed): row(_S._committed, State.ENDING),
     **{(state, m.Beat): row(_S._beat) for state in _LIVE},
-    **{(state, Stop): row(_S._stop, *_ENDS) for state in _LIVE},
-    **{(state, Tick): row(_S._tick, *_ENDS) for state in _LIVE},
-    (State.ENDING, Withdrawn): row(_S._withdrawn, *_ENDS),
+    **{(state, Stop): row(_S._stop, State.ENDING) for state in _LIVE},
+    **{(state, Tick): row(_S._tick, State.ENDING) for state in _LIVE},
+    (State.ENDING, Withdrawn): row(_S._withdrawn, *_OVER),
 }
