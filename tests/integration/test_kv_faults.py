@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +142,51 @@ def test_a_silent_receiver_loses_its_lease(cluster: Any) -> None:
         assert caught.value.cause == "lease" and 0.9 < time.monotonic() - began < 3.0
         other.signal(signal.SIGCONT)
         assert other.line() == "end expired lease"
+
+
+def slow_pair(cluster: Any, stack: ExitStack, nbytes_per_s: int, blocks: int) -> tuple[Any, Any, Any]:
+    """Two pools of this process; the second sends no faster than that."""
+    d, p = stack.enter_context(kv_pools.two(cluster))
+    p.transfers.limit("normal", nbytes_per_s)
+    layout = kv_pools.layout(("L0",), 1 << 20)
+    pools = [
+        stack.enter_context(kv.register(comm, layout, kv_pools.buffers(layout, blocks, seed)))
+        for comm, seed in ((d, None), (p, 1))
+    ]
+    return (*pools, (d, p))
+
+
+def test_a_connection_that_is_cut_in_the_middle_does_not_start_it_again(cluster: Any) -> None:
+    with ExitStack() as stack:
+        d, p, comms = slow_pair(cluster, stack, 16 << 20, 16)
+        receive = d.prep_recv("r", list(range(16)))
+        send = p.open_send(receive.ticket, list(range(16)))
+        send.layer_ready("L0")
+        send.finish()
+        for share in (0.2, 0.5):
+            while receive.progress[0] < share * (16 << 20):
+                with pytest.raises(Timeout):
+                    receive.wait(0.01)
+            for comm, other in (comms, comms[::-1]):
+                comm._runtime.engine.kill_stream(other.peer_id, 0)
+        assert receive.wait(WAIT_S).nbytes == 16 << 20
+        send.wait(WAIT_S)
+        assert np.array_equal(d._memory.views[0], p._memory.views[0])
+
+
+def test_what_will_not_come_in_time_is_said_before_the_deadline(cluster: Any) -> None:
+    with ExitStack() as stack:
+        d, p, _ = slow_pair(cluster, stack, 8 << 20, 32)
+        receive = d.prep_recv("r", list(range(32)), deadline=2.0, on_failure="recompute")
+        send = p.open_send(receive.ticket, list(range(32)))
+        send.layer_ready("L0")
+        began = time.monotonic()
+        while not receive.recompute_suggested:
+            with pytest.raises(Timeout):
+                receive.wait(0.01)
+        assert time.monotonic() - began < 1.9
+        got = receive.wait(WAIT_S)
+        assert got.end.state is kv.State.EXPIRED and 0 < got.recompute["full"].size < 32
+        with pytest.raises(kv.TransferExpired):
+            send.wait(WAIT_S)
+        assert not d.busy("full").size and not p.busy("full").size
