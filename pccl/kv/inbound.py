@@ -10,13 +10,12 @@ import numpy as np
 
 from pccl.errors import ProtocolError
 from pccl.kv import messages as m
-from pccl.kv.binding import data_key, seeds
+from pccl.kv.binding import data_key, seeds, unpacked
 from pccl.kv.ends import End, State, error_of
 from pccl.kv.handles import Receive, Received
 from pccl.kv.mail import Correspondence
 from pccl.kv.memory import Ids, Memory, Numbers
 from pccl.kv.receive import AskEnded, ReceiveMachine
-from pccl.kv.runs import blocks_of
 from pccl.kv.unit import Ask, Mask, Unit
 from pccl.transfer.task import Runs
 from pccl.types import Priority
@@ -155,8 +154,8 @@ class Inbound:
 
     def _build_group(self, number: int, grouping: m.Grouping) -> list[Unit]:
         group, ids = self.memory.layout.groups[number], self.blocks[number]
-        places = blocks_of(grouping.blocks, ids.size)
-        if places.size != ids.size or len(grouping.layers) != len(group.layers) or len(grouping.tags) != 8 * ids.size:
+        places = unpacked(grouping.blocks, 1 << 32, ids.size)
+        if len(grouping.layers) != len(group.layers) or len(grouping.tags) != 8 * ids.size:
             raise ProtocolError(f"an Open whose group {group.name!r} is not the one that was wanted")
         self._tags.append(np.frombuffer(grouping.tags, "<u8").astype(np.uint64))
         need = _bits(grouping.need, ids.size)

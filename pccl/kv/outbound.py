@@ -10,12 +10,11 @@ import numpy as np
 
 from pccl.errors import ArgumentError
 from pccl.kv import messages as m
-from pccl.kv.binding import data_key, seeds
+from pccl.kv.binding import data_key, packed, seeds
 from pccl.kv.convert import GroupMatch, Match
 from pccl.kv.handles import Send
 from pccl.kv.mail import Correspondence, Regions
 from pccl.kv.memory import Array, Ids, Memory, Numbers, coalesce
-from pccl.kv.runs import runs_of
 from pccl.kv.send import SendMachine, SendUnit
 from pccl.kv.ticket import Ticket
 from pccl.kv.unit import Mask, spread
@@ -70,7 +69,7 @@ class Outbound:
                 self.nbytes += int(self.need[number].sum()) * wanted.bytes_per_block_layer * len(layers)
             need = np.packbits(self.need[number], bitorder="little").tobytes()
             tags = self.tags[number].astype("<u8").tobytes()
-            groups.append(m.Grouping(tuple(layers), tuple(runs_of(self.blocks[number])), need, tags))
+            groups.append(m.Grouping(tuple(layers), packed(self.blocks[number]), need, tags))
             self._places.append(None)
         self._buffers = sorted(set(self._buffers))
         self.handle.positions = self.positions

@@ -265,7 +265,7 @@ class Pool:
         one_send = Outbound(ticket, self._memory, found, ids, need, tag, handle, now, now + ticket.left_s, lease_s)
         own: list[Ids] = [np.empty(0, np.int64) for _ in self._names]
         for group, mine in zip(found.groups, ids, strict=True):
-            own[group.group] = mine
+            own[group.group] = np.union1d(own[group.group], mine)
         self._ledger.take(ticket.transfer, own, False)
         return one_send
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from pccl.errors import ProtocolError
 from pccl.kv import messages as m
+from pccl.kv.binding import positions_of, unpacked
 from pccl.kv.ends import End, State
 from pccl.kv.machine import Machine, Stop, Tick
 from pccl.kv.memory import Ids
-from pccl.kv.runs import blocks_of
 from pccl.kv.unit import Ask, Mask, Unit
 from pccl.table import row
 from pccl.types import Status
@@ -145,9 +145,9 @@ class ReceiveMachine(Machine):
         try:
             if unit is None:
                 raise ProtocolError(f"there is no layer {message.layer} of group {message.group}")
-            positions = blocks_of(message.positions, unit.positions)
-            wrong = positions[(positions >= unit.positions)]
-            wrong = wrong if wrong.size else positions[~unit.need[positions * unit.split]]
+            needed = unit.need[:: unit.split]
+            positions = unpacked(message.positions, unit.positions) if message.positions else positions_of(needed)
+            wrong = positions[~needed[positions]]
             if wrong.size:
                 raise ProtocolError(f"position {int(wrong[0])} is none of those that are needed")
         except ProtocolError as error:

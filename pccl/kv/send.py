@@ -8,11 +8,10 @@ import numpy as np
 
 from pccl.errors import ArgumentError
 from pccl.kv import messages as m
-from pccl.kv.binding import positions_of
+from pccl.kv.binding import packed, positions_of
 from pccl.kv.ends import End, State
 from pccl.kv.machine import Machine, Stop, Tick
 from pccl.kv.memory import Ids, Numbers
-from pccl.kv.runs import runs_of
 from pccl.kv.unit import Mask, split_of
 from pccl.table import row
 
@@ -119,7 +118,8 @@ class SendMachine(Machine):
         if new.size:
             unit.ready[new] = True
             self._effects.append(Expose(unit, new))
-            self._say(m.Ready(self.transfer, unit.group, unit.layer, tuple(runs_of(new))))
+            is_all = new.size == np.count_nonzero(unit.need)
+            self._say(m.Ready(self.transfer, unit.group, unit.layer, b"" if is_all else packed(new)))
         for at in range(0, positions.size, unit.batch):
             self._digests += 1
             self._effects.append(Digest(unit, positions[at : at + unit.batch]))
@@ -139,7 +139,7 @@ class SendMachine(Machine):
         new, sums = positions[~old], sums[~old]
         if new.size:
             data = sums.astype("<u8").tobytes()
-            self._say(m.Sums(self.transfer, unit.group, unit.layer, tuple(runs_of(new)), data))
+            self._say(m.Sums(self.transfer, unit.group, unit.layer, packed(new), data))
         self._look()
 
     def _summed_late(self, _: Summed) -> None:

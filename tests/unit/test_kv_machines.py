@@ -10,6 +10,7 @@ import pytest
 
 from pccl.errors import ProtocolError
 from pccl.kv import messages as m
+from pccl.kv.binding import packed
 from pccl.kv.ends import End, State
 from pccl.kv.machine import Over, Say, Stop, Tick
 from pccl.kv.receive import GONE_S, AskEnded, Check, Checked, Drop, Landed, ReceiveMachine
@@ -39,11 +40,11 @@ def receiver(**options: Any) -> ReceiveMachine:
 
 
 def ready(layer: int, count: int = 4) -> m.Ready:
-    return m.Ready(TID, 0, layer, ((0, count, 1),))
+    return m.Ready(TID, 0, layer, packed(np.arange(count)))
 
 
 def sums(layer: int, count: int = 4, seed: int = 0) -> m.Sums:
-    return m.Sums(TID, 0, layer, ((0, count, 1),), np.arange(seed, seed + count, dtype="<u8").tobytes())
+    return m.Sums(TID, 0, layer, packed(np.arange(count)), np.arange(seed, seed + count, dtype="<u8").tobytes())
 
 
 def kinds(effects: list[Any]) -> list[str]:
@@ -93,7 +94,7 @@ def test_asks_ahead_wait_and_flow_when_their_layer_is_ready() -> None:
         assert ask is not None
         machine.posted(ask, token)
     assert machine.take(ahead=True) is None and machine.waiting() == (2, 8 * NBYTES) and machine.flowing_bytes == 0
-    machine.handle(m.Ready(TID, 0, 0, ((1, 2, 1),)), 0.1)
+    machine.handle(m.Ready(TID, 0, 0, packed(np.arange(1, 3))), 0.1)
     assert machine.flowing_bytes == 2 * NBYTES and machine.waiting() == (2, 6 * NBYTES)
     machine.handle(ready(0), 0.1)
     assert machine.flowing_bytes == 4 * NBYTES and machine.waiting() == (1, 4 * NBYTES)
@@ -135,12 +136,12 @@ def test_memory_is_not_free_before_the_last_ask_and_the_last_check_have_ended() 
 @pytest.mark.parametrize(
     ("message", "cause"),
     [
-        (m.Ready(TID, 0, 2, ((0, 1, 1),)), "protocol"),
-        (m.Ready(TID, 1, 0, ((0, 1, 1),)), "protocol"),
-        (m.Ready(TID, 0, 0, ((3, 2, 1),)), "protocol"),
-        (m.Ready(TID, 0, 0, ((0, 5, 1),)), "protocol"),
-        (m.Ready(TID, 0, 0, ((2, 1, 1),)), "protocol"),  # one that is not needed
-        (m.Sums(TID, 0, 0, ((0, 2, 1),), bytes(15)), "protocol"),
+        (m.Ready(TID, 0, 2, bytes(4)), "protocol"),
+        (m.Ready(TID, 1, 0, bytes(4)), "protocol"),
+        (m.Ready(TID, 0, 0, packed(np.array([3, 4]))), "protocol"),
+        (m.Ready(TID, 0, 0, bytes(5)), "protocol"),
+        (m.Ready(TID, 0, 0, packed(np.array([2]))), "protocol"),  # one that is not needed
+        (m.Sums(TID, 0, 0, packed(np.arange(2)), bytes(15)), "protocol"),
         (m.Finish(TID, b""), "incomplete"),
     ],
 )

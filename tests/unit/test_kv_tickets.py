@@ -10,6 +10,7 @@ import pytest
 
 from pccl.errors import ArgumentError, ProtocolError
 from pccl.kv import messages as m
+from pccl.kv.binding import packed
 from pccl.kv.handles import Receive
 from pccl.kv.inbound import Inbound, Wish
 from pccl.kv.layout import Group, Layout
@@ -86,12 +87,12 @@ def inbound() -> Inbound:
 
 def full(**changes: Any) -> m.Grouping:
     facts: dict[str, Any] = {
-        "layers": ((0, 0, 64), (1, 0, 64)), "blocks": ((7, 3, -2),), "need": b"\x05", "tags": bytes(24)
+        "layers": ((0, 0, 64), (1, 0, 64)), "blocks": packed(np.array([7, 5, 3])), "need": b"\x05", "tags": bytes(24)
     }  # fmt: skip
     return m.Grouping(**(facts | changes))
 
 
-STATE = m.Grouping(((2, 0, 10),), ((0, 1, 1),), b"", bytes(8))
+STATE = m.Grouping(((2, 0, 10),), bytes(4), b"", bytes(8))
 
 
 def test_an_open_says_where_everything_is() -> None:
@@ -112,10 +113,9 @@ def test_an_open_says_where_everything_is() -> None:
     [
         (full(),),
         (full(), STATE, STATE),
-        (full(blocks=((7, 2, 1),)), STATE),
-        (full(blocks=((7, 4, 1),)), STATE),
-        (full(blocks=((1, 3, -1),)), STATE),
-        (full(blocks=(((1 << 61) - 5, 3, 1 << 60),)), STATE),
+        (full(blocks=bytes(8)), STATE),
+        (full(blocks=bytes(16)), STATE),
+        (full(blocks=bytes(11)), STATE),
         (full(layers=((0, 0, 64),)), STATE),
         (full(layers=((0, 1 << 61, 1 << 61), (1, 0, 64))), STATE),
         (full(need=b"\x05\x00"), STATE),
