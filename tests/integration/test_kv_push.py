@@ -313,3 +313,33 @@ def test_layouts_that_differ_end_both_sides_by_the_name_of_the_field(cluster: An
             receive.wait(WAIT_S)
         assert failed.value.cause == "layout"
         both.free()
+
+
+def test_layouts_that_differ_in_what_can_be_converted_meet_if_the_sender_wants(cluster: Any) -> None:
+    """Half of the heads, and blocks of half the tokens: the sender lays its bytes out as the receiver's."""
+    ours = kv_pools.attention(block_tokens=8, heads=(2, 4, 4))
+    theirs = kv_pools.attention(block_tokens=16, heads=(0, 4, 4))
+    with pair(cluster, ours, theirs) as both:
+        receive = both.d.prep_recv("r", [4, 5, 6])
+        with pytest.raises(kv.LayoutMismatch):
+            both.p.open_send(receive.ticket, [1, 2])
+        with pytest.raises(kv.TransferFailed, match="differ"):
+            receive.wait(WAIT_S)
+        receive = both.d.prep_recv("r", [4, 5, 6])
+        with pytest.raises(ArgumentError, match="wants 2 blocks"):
+            both.p.open_send(receive.ticket, [1, 2, 3], convert=True)
+        send = both.p.open_send(receive.ticket, [1, 2], convert=True)
+        with pytest.raises(ArgumentError, match="all of its blocks"):
+            send.layer_ready("L0", [1])
+        for layer in kv_pools.LAYERS:
+            send.layer_ready(layer)
+        send.finish()
+        receive.wait(WAIT_S)
+        send.wait(WAIT_S)
+        for layer in range(3):
+            sent = np.concatenate([kv_pools.slab(theirs, both.p_memory, "full", layer, b) for b in (1, 2)])
+            by_head = sent.reshape(2, 16, 4, -1)[:, :, 2:4].reshape(4, 8 * 2 * kv_pools.UNIT)
+            for position, block in enumerate([4, 5, 6]):
+                got = kv_pools.slab(ours, both.d_memory, "full", layer, block)
+                assert np.array_equal(got, by_head[position])
+        both.free()
