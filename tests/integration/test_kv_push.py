@@ -244,10 +244,11 @@ def test_deadlines_end_both_sides(cluster: Any) -> None:
 
 def test_a_hedged_receive_is_given_up_on_while_it_goes_on(cluster: Any) -> None:
     with pair(cluster, kv_pools.layout()) as both:
-        receive = both.d.prep_recv("r", [3, 4], deadline=WAIT_S, on_failure="hedge", hedge_after=0.2)
+        receive = both.d.prep_recv("r", [3, 4], deadline=WAIT_S, on_failure="hedge", hedge_after=2.0)
         send = both.p.open_send(receive.ticket, [0, 1])
         send.layer_ready("L0")
-        got = receive.wait(2.0)
+        receive.wait_layer("L0", WAIT_S)
+        got = receive.wait(WAIT_S)
         assert not got.committed and got.end.state is kv.State.STREAMING
         assert got.recompute["full"].tolist() == [0, 1] and both.d.busy("full").tolist() == [3, 4]
         for layer in ("L1", "L2"):
@@ -298,8 +299,9 @@ def test_bad_input_is_refused_before_any_byte_moves(cluster: Any) -> None:
         with pytest.raises(ArgumentError, match=r"blocks\[1\] is 5"):
             send.layer_ready("L0", [1, 5])
         send.abort()
-        with pytest.raises(kv.TransferAborted):
-            receive.wait(WAIT_S)
+        for side in (receive, send):
+            with pytest.raises(kv.TransferAborted):
+                side.wait(WAIT_S)
         both.free()
 
 

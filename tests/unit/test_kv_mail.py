@@ -174,6 +174,9 @@ def test_a_peer_without_a_pool_and_one_that_is_lost(both: tuple[Net, Peer, Peer]
     b.post.close()
     a.post.to(B).say(note(1))
     net.run()
+    assert not a.losses, "it may be about to be there"
+    for _ in range(3 * TRIES):
+        net.wait(1.0)
     assert a.losses == [(B, "gone")]
     b.open()
     a.post.to(B).say(note(2))
