@@ -441,6 +441,8 @@ pccl_err pccl_engine_unacquaint(pccl_engine *engine, const pccl_peer_id *peer);
 
 /* Copies `count` pieces: bytes[i] bytes from address from[i] to address to[i], one after the other. No piece overlaps itself. */
 void pccl_copy_pieces(const uintptr_t *to, const uintptr_t *from, const uint64_t *bytes, uint32_t count);
+/* 64-bit digests of `count` pieces of `bytes` bytes each, at data + offsets[i], bound to seeds[i]; csrc/digests.c has the rule. */
+void pccl_digest_pieces(const void *data, const uint64_t *offsets, uint64_t bytes, const uint64_t *seeds, uint32_t count, uint64_t *digests);
 
 /* -- kernels, for tests and benchmarks of the border ------------------------------------------------------------ */
 

@@ -9,7 +9,7 @@
 What travels is in docs/kv.md.
 """
 
-from pccl.kv.ends import End, State, TicketUsed, TransferAborted, TransferExpired, TransferFailed
+from pccl.kv.ends import End, EndError, State, TicketUsed, TransferAborted, TransferExpired, TransferFailed
 from pccl.kv.errors import LayoutMismatch
 from pccl.kv.handles import Offered, Receive, Received, Send, Sent
 from pccl.kv.layout import Group, Layout
@@ -17,6 +17,7 @@ from pccl.kv.pool import Pool, register
 
 __all__ = [
     "End",
+    "EndError",
     "Group",
     "Layout",
     "LayoutMismatch",

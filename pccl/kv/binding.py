@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from pccl.errors import ProtocolError
 from pccl.kv.memory import Ids, Numbers
 from pccl.transfer.manifest import key_of
 
-__all__ = ["data_key", "positions_of", "seeds", "tags"]
+__all__ = ["data_key", "packed", "positions_of", "seeds", "tags", "unpacked"]
+
+_PART = np.uint64(0xC2B2AE3D27D4EB4F)
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -19,6 +22,23 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 def data_key(transfer: bytes, buffer: int) -> bytes:
     """Of the region over one of P's buffers."""
     return key_of("kv.data", f"{transfer.hex()}/{buffer}")
+
+
+def packed(ids: Ids) -> bytes:
+    """As they travel."""
+    return ids.astype("<u4").tobytes()
+
+
+def unpacked(data: bytes, below: int, count: int | None = None) -> Ids:
+    """From another peer: all below that, and so many. Raises ProtocolError."""
+    if len(data) % 4:
+        raise ProtocolError(f"{len(data)} bytes are no list of numbers")
+    ids: Ids = np.frombuffer(data, "<u4").astype(np.int64)
+    if count is not None and ids.size != count:
+        raise ProtocolError(f"{ids.size} blocks where {count} are wanted")
+    if ids.size and int(ids.max()) >= below:
+        raise ProtocolError(f"position {int(ids.max())} is none of the {below} that are wanted")
+    return ids
 
 
 def tags(hashes: Sequence[Any] | None, count: int) -> Numbers:
@@ -29,8 +49,9 @@ def tags(hashes: Sequence[Any] | None, count: int) -> Numbers:
     return np.fromiter((of(bytes(one)) for one in hashes), np.uint64, count)
 
 
-def seeds(transfer: bytes, group: str, layer: str, tag: Numbers) -> Numbers:
-    """Of the digests of one layer's pieces, by the tags of their positions."""
+def seeds(transfer: bytes, group: str, layer: str, tag: Numbers, split: int) -> Numbers:
+    """Of the digests of one layer's parts, `split` of each piece, by the tags of their positions."""
+    tag = (tag[:, None] ^ (np.arange(split, dtype=np.uint64) * _PART)).ravel()
     name = b"%s/%d/%s/%s" % (transfer, len(group.encode()), group.encode(), layer.encode())
     mixed = (tag ^ np.uint64(xxhash.xxh3_64_intdigest(name))) * _MIX
     found: Numbers = mixed ^ (mixed >> np.uint64(29))

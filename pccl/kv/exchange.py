@@ -303,15 +303,15 @@ class Exchange:
         unit = getattr(effect, "unit", None)
         if isinstance(effect, Check):
             assert unit is not None
-            positions = effect.positions
-            expected = unit.sums[positions]
+            parts = effect.parts
+            expected = unit.sums[parts]
 
             def checked(found: Any) -> None:
-                event = Checked(unit, positions, np.equal(found, expected))
+                event = Checked(unit, parts, np.equal(found, expected))
                 self._tell(lambda: self.event(one, event))
 
-            view, of = self.memory.views[unit.here], one.seeds_of(unit, positions)
-            self._hasher.put(Job(view, unit.target[positions], unit.nbytes, of, checked))
+            view, of = self.memory.views[unit.here], one.seeds_of(unit, parts)
+            self._hasher.put(Job(view, unit.target[parts], unit.part_bytes, of, checked))
         elif isinstance(effect, Drop):
             for token in effect.tokens:
                 if one.mail is not None:
@@ -321,7 +321,7 @@ class Exchange:
 
     def _do_outbound(self, one: Outbound, effect: Any) -> None:
         if isinstance(effect, Expose):
-            one.expose(self._regions, effect.unit, effect.positions)
+            self._expose(one, effect)
         elif isinstance(effect, Digest):
 
             def summed(sums: Any, effect: Digest = effect) -> None:
@@ -331,6 +331,23 @@ class Exchange:
             self._hasher.put(Job(*one.to_hash(effect.unit, effect.positions), summed))
         elif isinstance(effect, Hide):
             self._hide(one)
+
+    def _expose(self, one: Outbound, effect: Expose) -> None:
+        staged = one.to_stage(effect.unit)
+        if staged is None:
+            one.expose(self._regions, effect.unit, effect.positions)
+            return
+
+        def fill() -> None:
+            try:
+                staged.fill()
+            except (PcclError, MemoryError) as error:
+                stop = Stop(End(State.FAILED, "no_space", f"a layer could not be converted: {error}"), True)
+                self._tell(lambda: self.event(one, stop))
+                return
+            one.expose(self._regions, effect.unit, effect.positions)
+
+        self._hasher.do(fill)
 
     def _hide(self, one: Outbound) -> None:
         left = itertools.count(len(one.regions), -1)

@@ -32,21 +32,25 @@ class Job:
 
 
 class Hasher:
-    """Starts with the first job. Any thread."""
+    """Starts with the first job. Any thread. Also for what must be done before pieces can be digested."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def put(self, job: Job) -> None:
-        """To be done."""
+        """To be digested."""
+        self.do(lambda: _digest(job))
+
+    def do(self, step: Callable[[], None]) -> None:
+        """To be done, in its turn."""
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
-        self._queue.put(job)
+        self._queue.put(step)
 
     def stop(self) -> None:
         """Finishes what there is, and ends."""
@@ -57,10 +61,14 @@ class Hasher:
             thread.join(_STOP_S)
 
     def _run(self) -> None:
-        while (job := self._queue.get()) is not None:
-            try:
-                found = digests(job.view, job.offsets, job.nbytes, job.seeds)
-            except MemoryError:
-                log.exception("digests of KV blocks could not be taken: they count as wrong")
-                found = np.zeros(job.offsets.size, np.uint64)
-            job.done(found)
+        while (step := self._queue.get()) is not None:
+            step()
+
+
+def _digest(job: Job) -> None:
+    try:
+        found = digests(job.view, job.offsets, job.nbytes, job.seeds)
+    except MemoryError:
+        log.exception("digests of KV blocks could not be taken: they count as wrong")
+        found = np.zeros(job.offsets.size, np.uint64)
+    job.done(found)

@@ -10,13 +10,12 @@ import numpy as np
 
 from pccl.errors import ProtocolError
 from pccl.kv import messages as m
-from pccl.kv.binding import data_key, seeds
+from pccl.kv.binding import data_key, seeds, unpacked
 from pccl.kv.ends import End, State, error_of
 from pccl.kv.handles import Receive, Received
 from pccl.kv.mail import Correspondence
 from pccl.kv.memory import Ids, Memory, Numbers
 from pccl.kv.receive import AskEnded, ReceiveMachine
-from pccl.kv.runs import blocks_of
 from pccl.kv.unit import Ask, Mask, Unit
 from pccl.transfer.task import Runs
 from pccl.types import Priority
@@ -53,6 +52,7 @@ class Inbound:
     mail: Correspondence | None = None
     resolved: bool = False
     _tags: list[Numbers] = field(default_factory=list)
+    _seeds: dict[Unit, Numbers] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.machine = ReceiveMachine(self.transfer, self.deadline_at, self._build)
@@ -122,10 +122,13 @@ class Inbound:
 
     # -- what its blocks are --
 
-    def seeds_of(self, unit: Unit, positions: Ids) -> Numbers:
+    def seeds_of(self, unit: Unit, parts: Ids) -> Numbers:
         """What their digests are bound to."""
         group = self.memory.layout.groups[unit.group]
-        return seeds(self.transfer, group.name, group.layers[unit.layer], self._tags[unit.group][positions])
+        if unit not in self._seeds:
+            tag = self._tags[unit.group]
+            self._seeds[unit] = seeds(self.transfer, group.name, group.layers[unit.layer], tag, unit.split)
+        return self._seeds[unit][parts]
 
     def recompute(self) -> dict[str, Ids]:
         """Positions of each group of which something is missing."""
@@ -134,7 +137,7 @@ class Inbound:
             missing = np.zeros(self.blocks[number].size, bool)
             units = [unit for unit in self.machine.units if unit.group == number]
             for unit in units:
-                missing |= ~unit.verified
+                missing |= ~unit.verified.reshape(-1, unit.split).all(axis=1)
             if not units:
                 missing[:] = True
             found[group.name] = np.flatnonzero(missing).astype(np.int64, copy=False)
@@ -151,8 +154,8 @@ class Inbound:
 
     def _build_group(self, number: int, grouping: m.Grouping) -> list[Unit]:
         group, ids = self.memory.layout.groups[number], self.blocks[number]
-        places = blocks_of(grouping.blocks, ids.size)
-        if places.size != ids.size or len(grouping.layers) != len(group.layers) or len(grouping.tags) != 8 * ids.size:
+        places = unpacked(grouping.blocks, 1 << 32, ids.size)
+        if len(grouping.layers) != len(group.layers) or len(grouping.tags) != 8 * ids.size:
             raise ProtocolError(f"an Open whose group {group.name!r} is not the one that was wanted")
         self._tags.append(np.frombuffer(grouping.tags, "<u8").astype(np.uint64))
         need = _bits(grouping.need, ids.size)

@@ -25,8 +25,8 @@ __all__ = ["Correspondence", "Regions", "bell_key"]
 
 FOREVER_S = 1e7
 AGAIN_S, AGAIN_MAX_S = 0.005, 0.25
-#: So often a head is asked for that is not there: then the other pool is not, or not any more.
-TRIES = 12
+#: So often a bell or a head is asked for that is not there: then the other pool is not, or not any more.
+TRIES = 7
 
 Done = Callable[[int, float], None]
 
@@ -82,8 +82,8 @@ class Correspondence:
         self._out: dict[int, Done] = {}
         self._hold: dict[int, Any] = {}
         self._their_session: int | None = None
-        self._tries = 0
-        self._again_at = float("inf")
+        self._tries = {"bell": 0, "head": 0}
+        self._again: list[tuple[float, Callable[[], None]]] = []
         self._open = False
         self._closed = False
 
@@ -98,11 +98,11 @@ class Correspondence:
         for number in self._writer.begin():
             self._offer(number)
         self._regions.offer_region(self._head_key(self.peer), 1, head, None, whole=True)
-        self._ask(bell_key(self.pool), np.empty(1, np.uint8), self._bell_ended)
+        self._ring()
 
     def read(self) -> None:
         """The other has rung: its box is there."""
-        if self._their_session is None and not self._out_of_heads():
+        if self._their_session is None:
             self._ask_head()
 
     def say(self, message: Message) -> None:
@@ -155,14 +155,16 @@ class Correspondence:
 
     def pump(self, now: float) -> None:
         """See Task."""
-        if now >= self._again_at and not self._closed:
-            self._again_at = float("inf")
-            self._ask_head()
+        due = [step for at, step in self._again if now >= at]
+        self._again = [] if self._closed else [one for one in self._again if now < one[0]]
+        for step in due:
+            if not self._closed:
+                step()
         self.over = self._closed and not self._out
 
     def deadline(self, now: float) -> float:
         """See Task."""
-        return self._again_at
+        return min((at for at, _ in self._again), default=float("inf"))
 
     def on_ended(self, token: int, status: int, now: float) -> None:
         """See Task."""
@@ -211,14 +213,22 @@ class Correspondence:
                 self._regions.quietly("withdraw", key, done)
         return self
 
-    def _bell_ended(self, status: int, now: float) -> None:
-        if status not in (Status.ECANCELLED, Status.ECLOSED):
-            self._unreachable(status)
-
     # -- their box --
 
-    def _out_of_heads(self) -> bool:
-        return self._tries > TRIES
+    def _ring(self) -> None:
+        def ended(status: int, now: float) -> None:
+            if not self._closed and not (self._their_session is None and self._tried("bell", status, now, self._ring)):
+                self._unreachable(status)
+
+        self._ask(bell_key(self.pool), np.empty(1, np.uint8), ended)
+
+    def _tried(self, what: str, status: int, now: float, again: Callable[[], None]) -> bool:
+        """Whether it is worth another try: it may be about to be offered."""
+        if status != Status.EGONE or self._tries[what] == TRIES:
+            return False
+        self._again.append((now + min(AGAIN_S * 2.0 ** self._tries[what], AGAIN_MAX_S), again))
+        self._tries[what] += 1
+        return True
 
     def _ask(self, key: bytes, memory: np.ndarray[Any, Any], done: Done, generation: int = 1) -> None:
         address, pinned = _native.pin(memory)
@@ -230,15 +240,12 @@ class Correspondence:
         memory = np.zeros(HEAD_BYTES, np.uint8)
 
         def done(status: int, now: float) -> None:
-            if self._closed or status in (Status.ECANCELLED, Status.ECLOSED):
+            if self._closed:
                 return
-            if status == Status.EGONE and not self._out_of_heads():
-                self._tries += 1
-                self._again_at = now + min(AGAIN_S * 2.0**self._tries, AGAIN_MAX_S)
-            elif status != Status.OK:
-                self._unreachable(status)
-            else:
+            if status == Status.OK:
                 self._guarded(lambda: self._begin(Head.decode(memory.tobytes())))
+            elif not self._tried("head", status, now, self._ask_head):
+                self._unreachable(status)
 
         self._ask(self._head_key(self.own), memory, done)
 
@@ -257,7 +264,7 @@ class Correspondence:
         memory = np.zeros(SLOT_BYTES, np.uint8)
 
         def done(status: int, now: float) -> None:
-            if self._closed or status in (Status.ECANCELLED, Status.ECLOSED):
+            if self._closed:
                 return
             if status == Status.OK:
                 self._guarded(lambda: self._take(number, memory.tobytes()))

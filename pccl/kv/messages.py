@@ -45,9 +45,8 @@ U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U62 = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 State = Annotated[str, Meta(pattern=r"\A(aborted|expired|failed)\Z")]
-#: (first, count, step): see runs.py.
-Run = tuple[U62, Annotated[int, Meta(ge=1, le=_BLOCKS_MAX)], Annotated[int, Meta(gt=-(1 << 62), lt=1 << 62)]]
-Runs = Annotated[tuple[Run, ...], Meta(max_length=_BLOCKS_MAX)]
+#: Ids of blocks or positions, 4 bytes each, little endian.
+Packed = Annotated[bytes, Meta(max_length=4 * _BLOCKS_MAX)]
 #: (buffer, offset of place 0, bytes from one place to the next).
 Place = tuple[Annotated[int, Meta(ge=0, lt=1 << 16)], U62, U62]
 
@@ -62,7 +61,7 @@ class Grouping(_Message, frozen=True):
     """
 
     layers: Annotated[tuple[Place, ...], Meta(max_length=4096)]
-    blocks: Runs
+    blocks: Packed
     need: Annotated[bytes, Meta(max_length=_BLOCKS_MAX // 8)]
     tags: Annotated[bytes, Meta(max_length=_BLOCKS_MAX * 8)]
 
@@ -76,12 +75,12 @@ class Open(_Message, frozen=True, tag="open"):
 
 
 class Ready(_Message, frozen=True, tag="ready"):
-    """These positions of a layer can be read."""
+    """These positions of a layer can be read; b"": all that are needed."""
 
     transfer: Tid
     group: U32
     layer: U32
-    positions: Runs
+    positions: Packed
 
 
 class Sums(_Message, frozen=True, tag="sums"):
@@ -90,7 +89,7 @@ class Sums(_Message, frozen=True, tag="sums"):
     transfer: Tid
     group: U32
     layer: U32
-    positions: Runs
+    positions: Packed
     digests: Annotated[bytes, Meta(max_length=_BLOCKS_MAX * 8)]
 
 

@@ -10,15 +10,15 @@ import numpy as np
 
 from pccl.errors import ArgumentError
 from pccl.kv import messages as m
-from pccl.kv.binding import data_key, seeds
+from pccl.kv.binding import data_key, packed, seeds
 from pccl.kv.convert import GroupMatch, Match
 from pccl.kv.handles import Send
 from pccl.kv.mail import Correspondence, Regions
 from pccl.kv.memory import Array, Ids, Memory, Numbers, coalesce
-from pccl.kv.runs import runs_of
 from pccl.kv.send import SendMachine, SendUnit
+from pccl.kv.source import Cached, Source, Staged
 from pccl.kv.ticket import Ticket
-from pccl.kv.unit import Mask
+from pccl.kv.unit import Mask, spread
 
 __all__ = ["Outbound", "needed", "per_group"]
 
@@ -36,7 +36,7 @@ def needed(ticket: Ticket, hashes: Sequence[Sequence[Any] | None]) -> list[Mask]
 
 @dataclass(slots=True, eq=False)
 class Outbound:
-    """`blocks`, `need`, `tags`: of each of the receiver's groups, in the order of its positions."""
+    """`need`, `tags`: of each of the receiver's groups, by position; `blocks`: ours that they are made of."""
 
     ticket: Ticket
     memory: Memory
@@ -54,29 +54,38 @@ class Outbound:
     units: dict[str, SendUnit] = field(init=False)
     nbytes: int = 0
     regions: list[Any] = field(default_factory=list)
-    _buffers: list[int] = field(default_factory=list)
+    _views: dict[int, Array] = field(default_factory=dict)
+    _sources: dict[tuple[int, int], Source] = field(default_factory=dict)
     _places: list[dict[int, int] | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         units, groups = [], []
         self.units = {}
         for number, (found, wanted) in enumerate(zip(self.match.groups, self.ticket.layout.groups, strict=True)):
-            layers = [self._place(found, layer) for layer in found.layers]
-            for layer, name in enumerate(wanted.layers):
-                self.units[name] = SendUnit(number, layer, self.need[number])
+            sources = [self._source(found, number, layer) for layer in range(len(wanted.layers))]
+            for layer, (name, source) in enumerate(zip(wanted.layers, sources, strict=True)):
+                self.units[name] = SendUnit(number, layer, self.need[number], wanted.bytes_per_block_layer)
+                self._sources[number, layer] = source
                 units.append(self.units[name])
             if self.need[number].any():
-                self._buffers += [there for there, _, _ in layers]
-                self.nbytes += int(self.need[number].sum()) * wanted.bytes_per_block_layer * len(layers)
+                self._views |= {source.place[0]: source.view for source in sources}
+                self.nbytes += int(self.need[number].sum()) * wanted.bytes_per_block_layer * len(sources)
             need = np.packbits(self.need[number], bitorder="little").tobytes()
             tags = self.tags[number].astype("<u8").tobytes()
-            groups.append(m.Grouping(tuple(layers), tuple(runs_of(self.blocks[number])), need, tags))
+            ids = self.blocks[number] if found.plain else np.arange(self.need[number].size)
+            groups.append(m.Grouping(tuple(source.place for source in sources), packed(ids), need, tags))
             self._places.append(None)
-        self._buffers = sorted(set(self._buffers))
         self.handle.positions = self.positions
         left_s = max(0.0, self.deadline_at - self.since)
         message = m.Open(self.ticket.transfer, left_s, tuple(groups))
         self.machine = SendMachine(message, units, self.since, self.deadline_at, self.lease_s)
+
+    def _source(self, found: GroupMatch, number: int, layer: int) -> Source:
+        blocks = self.blocks[number]
+        if found.plain:
+            return Cached(self.memory, found.group, found.layers[layer], blocks)
+        region = len(self.memory.views) + len(self._sources) + layer
+        return Staged(self.memory, found, layer, blocks, self.need[number].size, region)
 
     @property
     def transfer(self) -> bytes:
@@ -97,9 +106,11 @@ class Outbound:
         unit = self.units.get(layer)
         if unit is None:
             raise ArgumentError(f"the receiver wants no layer {layer!r}")
-        ids = self.blocks[unit.group]
         if blocks is None:
-            return unit, np.arange(ids.size, dtype=np.int64)
+            return unit, np.arange(unit.need.size, dtype=np.int64)
+        if not self.match.groups[unit.group].plain:
+            raise ArgumentError(f"layer {layer!r} is converted: it is ready with all of its blocks, or not at all")
+        ids = self.blocks[unit.group]
         places = self._places[unit.group]
         if places is None:
             places = self._places[unit.group] = {block: at for at, block in enumerate(ids.tolist())}
@@ -113,42 +124,37 @@ class Outbound:
 
     def show(self, regions: Regions) -> list[Any]:
         """Offers a region over each of the buffers, of which nothing is available yet."""
-        key = self.ticket.transfer
         return [
-            regions.offer_region(data_key(key, buffer), 1, self.memory.views[buffer], None, whole=False)
-            for buffer in self._buffers
+            regions.offer_region(data_key(self.transfer, number), 1, view, None, whole=False)
+            for number, view in self._views.items()
         ]
 
     def expose(self, regions: Regions, unit: SendUnit, positions: Ids) -> None:
         """These can be read from now on."""
-        buffer, offsets, nbytes = self._pieces(unit, positions)
-        key = data_key(self.ticket.transfer, buffer)
-        begins, sizes = coalesce(np.sort(offsets), nbytes)
+        source = self._sources[unit.group, unit.layer]
+        key = data_key(self.transfer, source.place[0])
+        begins, sizes = coalesce(np.sort(source.offsets(positions)), source.nbytes)
         for begin, size in zip(begins.tolist(), sizes.tolist(), strict=True):
             regions.quietly("extend", key, 1, begin, size)
 
+    def to_stage(self, unit: SendUnit) -> Staged | None:
+        """What must be filled before it is exposed, if anything."""
+        source = self._sources[unit.group, unit.layer]
+        return source if isinstance(source, Staged) else None
+
     def hide(self, regions: Regions) -> None:
         """Nothing can be read any more, soon."""
-        for buffer in self._buffers:
-            regions.quietly("withdraw", data_key(self.ticket.transfer, buffer), 1)
+        for number in self._views:
+            regions.quietly("withdraw", data_key(self.transfer, number), 1)
 
     def to_hash(self, unit: SendUnit, positions: Ids) -> tuple[Array, Numbers, int, Numbers]:
-        """(buffer, offsets, bytes, seeds) of the pieces."""
-        buffer, offsets, nbytes = self._pieces(unit, positions)
+        """(buffer, offsets, bytes, seeds) of the parts."""
+        source = self._sources[unit.group, unit.layer]
+        offsets, size = spread(source.offsets(positions), source.nbytes)
         wanted = self.ticket.layout.groups[unit.group]
         tag = self.tags[unit.group][positions]
-        of = seeds(self.ticket.transfer, wanted.name, wanted.layers[unit.layer], tag)
-        return self.memory.views[buffer], offsets, nbytes, of
-
-    def _pieces(self, unit: SendUnit, positions: Ids) -> tuple[int, Numbers, int]:
-        found = self.match.groups[unit.group]
-        blocks = self.blocks[unit.group][positions]
-        return self.memory.pieces(found.group, found.layers[unit.layer], blocks)
-
-    def _place(self, found: GroupMatch, layer: int) -> tuple[int, int, int]:
-        """(buffer, offset of block 0, bytes from one block to the next) of one of our layers."""
-        buffer, offsets, _ = self.memory.pieces(found.group, layer, np.array([0, 1], np.int64))
-        return buffer, int(offsets[0]), int(offsets[1] - offsets[0])
+        of = seeds(self.transfer, wanted.name, wanted.layers[unit.layer], tag, unit.split)
+        return source.view, offsets, size, of
 
 
 def per_group(given: Any, names: Sequence[str], what: str) -> list[Any]:

@@ -187,12 +187,16 @@ class Pool:
 
     # -- sending --
 
-    def open_send(self, ticket: bytes, blocks: Blocks, *, hashes: Any = None, lease: float = SEND_LEASE_S) -> Send:
+    def open_send(
+        self, ticket: bytes, blocks: Blocks, *, hashes: Any = None, lease: float = SEND_LEASE_S, convert: bool = False
+    ) -> Send:
         """Begins to send blocks of this pool to who made the ticket; returns at once.
 
         `blocks`: ids by the name of the ticket's group, one for each position that it wants, in that order. They may be
         part of other sends. `hashes`: of each group, the hash of the block at each position: what the receiver has by
         the same hash is not sent. `lease`: seconds without a sign of life of the receiver after which it ends.
+        `convert`: layouts may differ in what can be converted exactly (tokens of a block, heads); a group that is
+        converted takes as many blocks as the receiver's are made of, and memory for its layers.
 
         Raises ArgumentError (a block; counts), LayoutMismatch (the receiver is told), TicketUsed, ProtocolError (no
         ticket), Closed.
@@ -210,7 +214,7 @@ class Pool:
                 raise TicketUsed(f"the ticket of {decoded.request!r} has opened a send already")
             given = per_group(blocks, names, "blocks"), per_group(hashes, names, "hashes")
             try:
-                one = self._outbound(decoded, *given, seconds)
+                one = self._outbound(decoded, *given, seconds, convert)
             except LayoutMismatch as error:
                 text = error.message
                 self._tell(lambda: self._exchange.refuse(decoded.peer, decoded.transfer, "layout", text))
@@ -247,17 +251,21 @@ class Pool:
         self._tell(lambda: self._exchange.tick_at(added.until))
         return handle
 
-    def _outbound(self, ticket: Ticket, blocks: list[Any], hashes: list[Any], lease_s: float) -> Outbound:
+    def _outbound(
+        self, ticket: Ticket, blocks: list[Any], hashes: list[Any], lease_s: float, convert: bool
+    ) -> Outbound:
         """A send whose blocks are taken."""
-        found = match(self.layout, ticket.layout)
+        found = match(self.layout, ticket.layout, convert)
         ids = []
         for group, given, wanted in zip(found.groups, blocks, ticket.wanted, strict=True):
             one = self._memory.check(group.group, [] if given is None else given)
-            if one.size != wanted.blocks:
-                name = group.target.name
-                raise ArgumentError(f"the ticket wants {wanted.blocks} blocks of {name!r}, given are {one.size}")
+            if one.size != group.blocks_needed(wanted.blocks):
+                name, count = group.target.name, group.blocks_needed(wanted.blocks)
+                raise ArgumentError(f"the ticket wants {count} blocks of {name!r}, given are {one.size}")
             ids.append(one)
-        known = self._hashes(hashes, [one.size for one in ids], [group.target.name for group in found.groups])
+        known = self._hashes(
+            hashes, [one.blocks for one in ticket.wanted], [group.target.name for group in found.groups]
+        )
         tag = [tags(one, wanted.blocks) for one, wanted in zip(known, ticket.wanted, strict=True)]
         handle = Send(self, next(self._numbers), ticket.transfer, ticket.request)
         now = time.monotonic()
@@ -265,7 +273,7 @@ class Pool:
         one_send = Outbound(ticket, self._memory, found, ids, need, tag, handle, now, now + ticket.left_s, lease_s)
         own: list[Ids] = [np.empty(0, np.int64) for _ in self._names]
         for group, mine in zip(found.groups, ids, strict=True):
-            own[group.group] = mine
+            own[group.group] = np.union1d(own[group.group], mine)
         self._ledger.take(ticket.transfer, own, False)
         return one_send
 
@@ -273,7 +281,7 @@ class Pool:
         by_name = dict(zip(self._names, zip(lease.blocks, lease.hashes, strict=True), strict=True))
         found = match(self.layout, ticket.layout)
         mine = [by_name[self._names[group.group]] for group in found.groups]
-        one = self._outbound(ticket, [ids for ids, _ in mine], [known for _, known in mine], SEND_LEASE_S)
+        one = self._outbound(ticket, [ids for ids, _ in mine], [known for _, known in mine], SEND_LEASE_S, False)
         one.offer = lease.name
         return one
 

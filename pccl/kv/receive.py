@@ -12,10 +12,10 @@ import numpy as np
 
 from pccl.errors import ProtocolError
 from pccl.kv import messages as m
+from pccl.kv.binding import positions_of, unpacked
 from pccl.kv.ends import End, State
 from pccl.kv.machine import Machine, Stop, Tick
 from pccl.kv.memory import Ids
-from pccl.kv.runs import blocks_of
 from pccl.kv.unit import Ask, Mask, Unit
 from pccl.table import row
 from pccl.types import Status
@@ -41,7 +41,7 @@ class Checked:
     """What digests said."""
 
     unit: Unit
-    positions: Ids
+    parts: Ids
     good: Mask
 
 
@@ -50,7 +50,7 @@ class Check:
     """Effect: verify these; Checked follows exactly once."""
 
     unit: Unit
-    positions: Ids
+    parts: Ids
 
 
 @dataclass(slots=True, frozen=True)
@@ -126,39 +126,41 @@ class ReceiveMachine(Machine):
     # -- rows --
 
     def _opened(self, message: m.Open) -> None:
+        """lays out what is to be fetched; one that cannot be fails it"""
         try:
             self.units = self._build(message)
         except ProtocolError as error:
             self._stop(Stop(End(State.FAILED, "protocol", error.message), True))
             return
         self._of = {(unit.group, unit.layer): unit for unit in self.units}
-        self.needed_bytes = sum(unit.left * unit.nbytes for unit in self.units)
+        self.needed_bytes = sum(unit.left_bytes for unit in self.units)
         self.state = State.STREAMING
         for unit in self.units:
             if not unit.left:
                 self._effects.append(Landed(unit))
 
     def _named(self, message: m.Ready | m.Sums) -> tuple[Unit, Ids] | None:
-        """What it speaks of; None: of nothing, and that ends it."""
+        """The parts that it speaks of; None: of nothing, and that ends it."""
         unit = self._of.get((message.group, message.layer))
         try:
             if unit is None:
                 raise ProtocolError(f"there is no layer {message.layer} of group {message.group}")
-            positions = blocks_of(message.positions, unit.need.size)
-            wrong = positions[(positions >= unit.need.size)]
-            wrong = wrong if wrong.size else positions[~unit.need[positions]]
+            needed = unit.need[:: unit.split]
+            positions = unpacked(message.positions, unit.positions) if message.positions else positions_of(needed)
+            wrong = positions[~needed[positions]]
             if wrong.size:
                 raise ProtocolError(f"position {int(wrong[0])} is none of those that are needed")
         except ProtocolError as error:
             self._stop(Stop(End(State.FAILED, "protocol", error.message), True))
             return None
-        return unit, positions
+        return unit, unit.parts_of(positions)
 
     def _ready(self, message: m.Ready) -> None:
+        """these may be asked for; asks that waited for them flow"""
         named = self._named(message)
         if named is not None:
-            unit, positions = named
-            unit.announce(positions)
+            unit, parts = named
+            unit.announce(parts)
             self._recount(unit)
 
     def _recount(self, unit: Unit) -> None:
@@ -169,21 +171,23 @@ class ReceiveMachine(Machine):
                 self.flowing_bytes += ask.ready_bytes - before
 
     def _sums(self, message: m.Sums) -> None:
+        """verifies what has landed of them; a part with two digests fails it"""
         named = self._named(message)
         if named is None:
             return
-        unit, positions = named
-        if len(message.digests) != 8 * positions.size:
-            text = f"{len(message.digests)} bytes of digests for {positions.size} pieces"
+        unit, parts = named
+        if len(message.digests) != 8 * parts.size:
+            text = f"{len(message.digests)} bytes of digests for {parts.size} parts"
             self._stop(Stop(End(State.FAILED, "protocol", text), True))
             return
-        again = unit.hear(positions, np.frombuffer(message.digests, "<u8").astype(np.uint64))
+        again = unit.hear(parts, np.frombuffer(message.digests, "<u8").astype(np.uint64))
         if again is not None:
-            self._stop(Stop(End(State.FAILED, "protocol", f"position {again} was announced with two digests"), True))
+            self._stop(Stop(End(State.FAILED, "protocol", f"part {again} was announced with two digests"), True))
             return
         self._check(unit)
 
     def _finish(self, message: m.Finish) -> None:
+        """commits if everything is verified, fails if something was never ready"""
         missing = next((unit for unit in self.units if not unit.complete()), None)
         if missing is not None:
             text = f"layer {missing.layer} of group {missing.group} was never ready"
@@ -194,12 +198,8 @@ class ReceiveMachine(Machine):
         self._look()
 
     def _ask_ended(self, event: AskEnded) -> None:
-        ask = event.ask
-        self.asks.pop(ask.token, None)
-        self.flowing_bytes -= ask.ready_bytes
-        if self.state is State.ENDING:
-            self._leave()
-            return
+        """verifies what landed; asks again for the rest; one whose peer is lost fails it"""
+        ask = self._forget(event)
         if event.status == Status.OK:
             ask.unit.landed(ask)
             self.landed_bytes += ask.nbytes
@@ -215,26 +215,39 @@ class ReceiveMachine(Machine):
             cause = "closed" if event.status == Status.ECLOSED else "lost"
             self._stop(Stop(End(State.FAILED, cause, "the other peer cannot be reached any more"), True))
 
+    def _ask_over(self, event: AskEnded) -> None:
+        """over when it was the last"""
+        self._forget(event)
+        self._leave()
+
+    def _forget(self, event: AskEnded) -> Ask:
+        self.asks.pop(event.ask.token, None)
+        self.flowing_bytes -= event.ask.ready_bytes
+        return event.ask
+
     def _check(self, unit: Unit) -> None:
-        positions = unit.to_check()
-        if positions.size:
+        parts = unit.to_check()
+        if parts.size:
             self._checks += 1
-            self._effects.append(Check(unit, positions))
+            self._effects.append(Check(unit, parts))
 
     def _checked(self, event: Checked) -> None:
+        """asks again for what is wrong; fails it the second time; commits when all is well"""
         self._checks -= 1
-        if self.state is State.ENDING:
-            self._leave()
-            return
-        bad = event.unit.checked(event.positions, event.good)
+        bad = event.unit.checked(event.parts, event.good)
         self._behind = 0
         if bad is not None:
-            text = f"position {bad} of layer {event.unit.layer} of group {event.unit.group} came wrong twice"
+            text = f"part {bad} of layer {event.unit.layer} of group {event.unit.group} came wrong twice"
             self._stop(Stop(End(State.FAILED, "checksum", text), True))
             return
         if not event.unit.left:
             self._effects.append(Landed(event.unit))
         self._look()
+
+    def _check_over(self, _: Checked) -> None:
+        """over when it was the last"""
+        self._checks -= 1
+        self._leave()
 
     def _look(self) -> None:
         if self._finished and not any(unit.left for unit in self.units):
@@ -243,6 +256,7 @@ class ReceiveMachine(Machine):
             self._leave()
 
     def _tick(self, _: Tick) -> None:
+        """expires at the deadline; fails if what was gone was not explained"""
         if self.now >= self.deadline_at:
             what = "nobody has opened it" if self.state is State.RESERVED else "not everything came in time"
             self._stop(Stop(End(State.EXPIRED, "deadline", what), True))
@@ -250,6 +264,7 @@ class ReceiveMachine(Machine):
             self._stop(Stop(End(State.FAILED, "gone", "what was served is not there any more"), True))
 
     def _stop(self, event: Stop) -> None:
+        """cancels all asks; over when the last has ended"""
         self._decide(event.end, event.say)
         if self.asks:
             self._effects.append(Drop(tuple(self.asks)))
@@ -260,15 +275,18 @@ class ReceiveMachine(Machine):
             self._close()
 
 
-_ENDS = (State.ENDING, State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)
+_OVER = (State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)
+_ENDS = (State.ENDING, *_OVER)
 _R = ReceiveMachine
 ReceiveMachine.table = {
     (State.RESERVED, m.Open): row(_R._opened, State.STREAMING, *_ENDS),
     (State.STREAMING, m.Ready): row(_R._ready, *_ENDS),
     (State.STREAMING, m.Sums): row(_R._sums, *_ENDS),
     (State.STREAMING, m.Finish): row(_R._finish, *_ENDS),
-    **{(state, AskEnded): row(_R._ask_ended, *_ENDS) for state in (State.STREAMING, State.ENDING)},
-    **{(state, Checked): row(_R._checked, *_ENDS) for state in (State.STREAMING, State.ENDING)},
+    (State.STREAMING, AskEnded): row(_R._ask_ended, *_ENDS),
+    (State.STREAMING, Checked): row(_R._checked, *_ENDS),
+    (State.ENDING, AskEnded): row(_R._ask_over, *_OVER),
+    (State.ENDING, Checked): row(_R._check_over, *_OVER),
     **{(state, Stop): row(_R._stop, *_ENDS) for state in (State.RESERVED, State.STREAMING)},
     **{(state, Tick): row(_R._tick, *_ENDS) for state in (State.RESERVED, State.STREAMING)},
 }

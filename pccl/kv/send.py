@@ -8,12 +8,11 @@ import numpy as np
 
 from pccl.errors import ArgumentError
 from pccl.kv import messages as m
-from pccl.kv.binding import positions_of
+from pccl.kv.binding import packed, positions_of
 from pccl.kv.ends import End, State
 from pccl.kv.machine import Machine, Stop, Tick
 from pccl.kv.memory import Ids, Numbers
-from pccl.kv.runs import runs_of
-from pccl.kv.unit import Mask
+from pccl.kv.unit import Mask, split_of
 from pccl.table import row
 
 __all__ = ["Announce", "Digest", "Expose", "FinishNow", "Hide", "SendMachine", "SendUnit", "Summed", "Withdrawn"]
@@ -21,16 +20,20 @@ __all__ = ["Announce", "Digest", "Expose", "FinishNow", "Hide", "SendMachine", "
 #: So long after the receiver's deadline its last word may still come.
 GRACE_S = 0.5
 LEASE_S = 30.0
+#: So much is digested in one go: the receiver verifies what has come while the rest is.
+HASH_BYTES = 16 << 20
 
 
 class SendUnit:
     """One layer of one group, by the receiver's numbers. `need`: positions that are to be sent."""
 
-    def __init__(self, group: int, layer: int, need: Mask) -> None:
+    def __init__(self, group: int, layer: int, need: Mask, nbytes: int) -> None:
         self.group, self.layer, self.need = group, layer, need
+        self.split = split_of(nbytes)
+        self.batch = max(1, HASH_BYTES // nbytes)  # positions that are digested in one go
         self.ready = np.zeros(need.size, bool)
         self.known = np.zeros(need.size, bool)
-        self.sums = np.zeros(need.size, np.uint64)
+        self.sums = np.zeros((need.size, self.split), np.uint64)
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,7 +46,7 @@ class Announce:
 
 @dataclass(slots=True, frozen=True)
 class Summed:
-    """The digests that were asked for."""
+    """The digests that were asked for, of all parts."""
 
     unit: SendUnit
     positions: Ids
@@ -107,6 +110,7 @@ class SendMachine(Machine):
     # -- rows --
 
     def _announce(self, event: Announce) -> None:
+        """makes new positions readable, says so, takes all digests"""
         unit, positions = event.unit, event.positions[event.unit.need[event.positions]]
         if not positions.size:
             return
@@ -114,30 +118,37 @@ class SendMachine(Machine):
         if new.size:
             unit.ready[new] = True
             self._effects.append(Expose(unit, new))
-            self._say(m.Ready(self.transfer, unit.group, unit.layer, tuple(runs_of(new))))
-        self._digests += 1
-        self._effects.append(Digest(unit, positions))
+            is_all = new.size == np.count_nonzero(unit.need)
+            self._say(m.Ready(self.transfer, unit.group, unit.layer, b"" if is_all else packed(new)))
+        for at in range(0, positions.size, unit.batch):
+            self._digests += 1
+            self._effects.append(Digest(unit, positions[at : at + unit.batch]))
 
     def _summed(self, event: Summed) -> None:
+        """says digests that are new; one that has changed fails it; Finish behind the last"""
         self._digests -= 1
-        if self.state is State.ENDING:
-            self._leave()
-            return
         unit, positions = event.unit, event.positions
+        sums = event.sums.reshape(-1, unit.split)
         old = unit.known[positions]
-        changed = positions[old & (unit.sums[positions] != event.sums)]
+        changed = positions[old & (unit.sums[positions] != sums).any(axis=1)]
         if changed.size:
             text = f"position {int(changed[0])} of layer {unit.layer} was announced again with other bytes"
             self._stop(Stop(End(State.FAILED, "protocol", text), True))
             return
-        unit.sums[positions], unit.known[positions] = event.sums, True
-        new, sums = positions[~old], event.sums[~old]
+        unit.sums[positions], unit.known[positions] = sums, True
+        new, sums = positions[~old], sums[~old]
         if new.size:
             data = sums.astype("<u8").tobytes()
-            self._say(m.Sums(self.transfer, unit.group, unit.layer, tuple(runs_of(new)), data))
+            self._say(m.Sums(self.transfer, unit.group, unit.layer, packed(new), data))
         self._look()
 
+    def _summed_late(self, _: Summed) -> None:
+        """over when it was the last and nothing is read any more"""
+        self._digests -= 1
+        self._leave()
+
     def _finish(self, event: FinishNow) -> None:
+        """fails if something was never ready; else says Finish behind the last digest"""
         missing = next((unit for unit in self.units if (unit.need & ~unit.ready).any()), None)
         if missing is not None:
             at = int(positions_of(missing.need & ~missing.ready)[0])
@@ -154,25 +165,31 @@ class SendMachine(Machine):
             self._meta = None
 
     def _beat(self, _: m.Beat) -> None:
+        """extends the lease"""
         self.lease_until = self.now + self.lease_s
 
     def _committed(self, _: m.Committed) -> None:
+        """withdraws everything; over when nothing is read any more"""
         self._stop(Stop(End(State.COMMITTED), False))
 
     def _early(self, _: m.Committed) -> None:
+        """fails it"""
         self._stop(Stop(End(State.FAILED, "protocol", "it was committed before it was finished"), True))
 
     def _tick(self, _: Tick) -> None:
+        """expires at the deadline, or when the lease is over"""
         if self.now >= self.deadline_at:
             self._stop(Stop(End(State.EXPIRED, "deadline", "the receiver has not committed in time"), True))
         elif self.now >= self.lease_until:
             self._stop(Stop(End(State.EXPIRED, "lease", f"the receiver is silent for {self.lease_s:g} s"), True))
 
     def _stop(self, event: Stop) -> None:
+        """withdraws everything; over when nothing is read any more"""
         self._decide(event.end, event.say)
         self._effects.append(Hide())
 
     def _withdrawn(self, _: Withdrawn) -> None:
+        """over when no digests are being taken"""
         self._hidden = True
         self._leave()
 
@@ -188,17 +205,18 @@ def check_meta(meta: bytes) -> bytes:
     return bytes(meta)
 
 
-_ENDS = (State.ENDING, State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)
+_OVER = (State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)
 _LIVE = (State.STREAMING, State.FINISHING)
 _S = SendMachine
 SendMachine.table = {
     **{(state, Announce): row(_S._announce) for state in _LIVE},
-    **{(state, Summed): row(_S._summed, *_ENDS) for state in (*_LIVE, State.ENDING)},
-    (State.STREAMING, FinishNow): row(_S._finish, State.FINISHING, *_ENDS),
-    (State.STREAMING, m.Committed): row(_S._early, *_ENDS),
-    (State.FINISHING, m.Committed): row(_S._committed, *_ENDS),
+    **{(state, Summed): row(_S._summed, State.ENDING) for state in _LIVE},
+    (State.ENDING, Summed): row(_S._summed_late, *_OVER),
+    (State.STREAMING, FinishNow): row(_S._finish, State.FINISHING, State.ENDING),
+    (State.STREAMING, m.Committed): row(_S._early, State.ENDING),
+    (State.FINISHING, m.Committed): row(_S._committed, State.ENDING),
     **{(state, m.Beat): row(_S._beat) for state in _LIVE},
-    **{(state, Stop): row(_S._stop, *_ENDS) for state in _LIVE},
-    **{(state, Tick): row(_S._tick, *_ENDS) for state in _LIVE},
-    (State.ENDING, Withdrawn): row(_S._withdrawn, *_ENDS),
+    **{(state, Stop): row(_S._stop, State.ENDING) for state in _LIVE},
+    **{(state, Tick): row(_S._tick, State.ENDING) for state in _LIVE},
+    (State.ENDING, Withdrawn): row(_S._withdrawn, *_OVER),
 }

@@ -1,7 +1,8 @@
-"""unit.py - one layer of one group of a transfer, as its receiver sees it: which pieces are ready, asked for, landed,
+"""unit.py - one layer of one group of a transfer, as its receiver sees it: which parts are ready, asked for, landed,
 verified; and the next ask. Pure: arrays, no network, no clock.
 
-A piece larger than an ask is moved in *parts*; parts that are neighbours on both sides are one run.
+A piece that is larger than an ask is moved in equal *parts*, each with a digest of its own; parts that are neighbours
+on both sides are one run.
 """
 
 from __future__ import annotations
@@ -13,19 +14,33 @@ import numpy as np
 
 from pccl.kv.memory import Ids, Numbers
 
-__all__ = ["ASK_BYTES", "Ask", "Unit"]
+__all__ = ["ASK_BYTES", "Ask", "Mask", "Unit", "split_of", "spread"]
 
 ASK_BYTES = 4 << 20
 RUNS_MAX = 4096
+SPLIT_MAX = 4096
 TRIES = 2
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
+def split_of(nbytes: int) -> int:
+    """How many equal parts a piece of so many bytes has: the fewest of an ask's size at most, if there are such."""
+    least = -(-nbytes // ASK_BYTES)
+    return next((count for count in range(least, SPLIT_MAX + 1) if nbytes % count == 0), 1)
+
+
+def spread(offsets: Numbers, nbytes: int) -> tuple[Numbers, int]:
+    """The parts of pieces at these offsets, and their size."""
+    split = split_of(nbytes)
+    size = nbytes // split
+    return (offsets[:, None] + np.arange(split, dtype=np.uint64) * np.uint64(size)).ravel(), size
+
+
 @dataclass(slots=True, eq=False)
 class Ask:
-    """One ask. `parts`: what it brings; `ready_bytes`: of those that are ready at the other side; `runs`: rows of
-    (offset there, bytes, offset here)."""
+    """One ask. `ready_bytes`: of those that are ready at the other side; `runs`: rows of (offset there, bytes, offset
+    here)."""
 
     unit: Unit
     parts: Ids
@@ -36,73 +51,75 @@ class Ask:
 
 
 class Unit:
-    """`source`, `target`: offsets of every position's piece in buffer `there` of the sender and `here` of ours."""
+    """`source`, `target`: offsets of every position's piece in buffer `there` of the sender and `here` of ours; `need`:
+    which positions are to be fetched.
+    """
 
     def __init__(
         self, group: int, layer: int, there: int, source: Numbers, here: int, target: Numbers, nbytes: int, need: Mask
     ) -> None:
-        count = need.size
         self.group, self.layer = group, layer
-        self.there, self.here, self.nbytes = there, here, nbytes
-        self.target = target
-        self.need = need
+        self.there, self.here = there, here
+        self.positions = need.size
+        self.split = split_of(nbytes)
+        self._source, self.part_bytes = spread(source, nbytes)
+        self.target, _ = spread(target, nbytes)
+        count = self.target.size
+        self.need: Mask = np.repeat(need, self.split)
         self.ready = np.zeros(count, bool)
         self.known = np.zeros(count, bool)  # its digest has come
         self.sums = np.zeros(count, np.uint64)
-        self.verified = ~need
+        self.verified = ~self.need
         self.tries = np.zeros(count, np.uint8)
-        self.left = int(need.sum())  # pieces that are not verified
-        self._source = source
-        self._split = -(-nbytes // ASK_BYTES)
-        self._asked = np.zeros(count * self._split, bool)
-        self._missing = np.full(count, self._split, np.uint32)  # parts of each piece that have not landed
+        self.left = self.unasked = int(self.need.sum())  # not verified; not asked for
+        self._asked = np.zeros(count, bool)
+        self._landed = np.zeros(count, bool)
         self._checking = np.zeros(count, bool)
-        self.unasked = self.left * self._split  # parts
 
-    @property
-    def part_bytes(self) -> int:
-        """The most that a part has."""
-        return min(self.nbytes, ASK_BYTES)
+    def parts_of(self, positions: Ids) -> Ids:
+        """All parts of these positions."""
+        found: Ids = (positions[:, None] * self.split + np.arange(self.split)).ravel()
+        return found
 
     def complete(self) -> bool:
         """Everything needed has been announced, with its digest."""
-        return bool((self.known | ~self.need).all() and (self.ready | ~self.need).all())
+        return bool((self.known & self.ready | ~self.need).all())
+
+    @property
+    def left_bytes(self) -> int:
+        """Of what is not verified."""
+        return self.left * self.part_bytes
 
     # -- what is said of it --
 
-    def announce(self, positions: Ids) -> None:
+    def announce(self, parts: Ids) -> None:
         """They are ready."""
-        self.ready[positions] = True
+        self.ready[parts] = True
 
     def ready_bytes_of(self, ask: Ask) -> int:
         """Of what it asks for, how much is ready."""
-        return int(self._sizes(ask.parts)[self.ready[ask.parts // self._split]].sum())
+        return int(self.ready[ask.parts].sum()) * self.part_bytes
 
-    def hear(self, positions: Ids, sums: Numbers) -> int | None:
-        """Their digests; a position that had another one before, or None."""
-        old = self.known[positions]
-        wrong = positions[old & (self.sums[positions] != sums)]
+    def hear(self, parts: Ids, sums: Numbers) -> int | None:
+        """Their digests; a part that had another one before, or None."""
+        wrong = parts[self.known[parts] & (self.sums[parts] != sums)]
         if wrong.size:
             return int(wrong[0])
-        self.sums[positions] = sums
-        self.known[positions] = True
+        self.sums[parts], self.known[parts] = sums, True
         return None
 
     # -- asking --
 
     def next_ask(self, ahead: bool) -> Ask | None:
         """Of what is ready; `ahead`: of what is not."""
-        ready = np.repeat(self.ready, self._split)
-        mask = self._open() & (~ready if ahead else ready)
+        mask = self.need & ~self.verified & ~self._asked & (~self.ready if ahead else self.ready)
         parts = np.flatnonzero(mask)[: max(1, min(RUNS_MAX, ASK_BYTES // self.part_bytes))]
         if not parts.size:
             return None
         self._asked[parts] = True
         self.unasked -= parts.size
-        sizes = self._sizes(parts)
-        ask = Ask(self, parts, self._runs(parts, sizes), int(sizes.sum()), 0)
-        ask.ready_bytes = self.ready_bytes_of(ask)
-        return ask
+        nbytes = parts.size * self.part_bytes
+        return Ask(self, parts, self._runs(parts), nbytes, 0 if ahead else nbytes)
 
     def again(self, ask: Ask) -> None:
         """It brought nothing."""
@@ -111,43 +128,32 @@ class Unit:
 
     def landed(self, ask: Ask) -> None:
         """All of it is there."""
-        np.subtract.at(self._missing, ask.parts // self._split, 1)
+        self._landed[ask.parts] = True
 
     def to_check(self) -> Ids:
-        """Positions to be verified now, each given once."""
-        mask = (self._missing == 0) & self.known & ~self.verified & ~self._checking
+        """Parts to be verified now, each given once."""
+        mask = self._landed & self.known & ~self.verified & ~self._checking
         self._checking |= mask
         return np.flatnonzero(mask).astype(np.int64, copy=False)
 
-    def checked(self, positions: Ids, good: Mask) -> int | None:
-        """What their digests said: bad ones are fetched again; a position that was bad twice, or None."""
-        self._checking[positions] = False
-        self.verified[positions[good]] = True
+    def checked(self, parts: Ids, good: Mask) -> int | None:
+        """What their digests said: bad ones are fetched again; a part that was bad twice, or None."""
+        self._checking[parts] = False
+        self.verified[parts[good]] = True
         self.left -= int(good.sum())
-        bad = positions[~good]
+        bad = parts[~good]
         self.tries[bad] += 1
         hopeless = bad[self.tries[bad] >= TRIES]
         if hopeless.size:
             return int(hopeless[0])
-        self._missing[bad] = self._split
-        self._asked.reshape(-1, self._split)[bad] = False
-        self.unasked += bad.size * self._split
+        self._landed[bad] = self._asked[bad] = False
+        self.unasked += bad.size
         return None
 
-    def _open(self) -> Mask:
-        return np.repeat(self.need & ~self.verified, self._split) & ~self._asked
-
-    def _sizes(self, parts: Ids) -> Numbers:
-        number = (parts % self._split).astype(np.uint64)
-        left = np.uint64(self.nbytes) - number * np.uint64(ASK_BYTES)
-        sizes: Numbers = np.minimum(left, np.uint64(ASK_BYTES))
-        return sizes
-
-    def _runs(self, parts: Ids, sizes: Numbers) -> Numbers:
+    def _runs(self, parts: Ids) -> Numbers:
         """Rows of (offset there, bytes, offset here), joined where they are neighbours on both sides."""
-        at = parts // self._split
-        into = (parts % self._split).astype(np.uint64) * np.uint64(ASK_BYTES)
-        source, target = self._source[at] + into, self.target[at] + into
-        joins = (source[1:] == source[:-1] + sizes[:-1]) & (target[1:] == target[:-1] + sizes[:-1])
-        begins = np.flatnonzero(np.concatenate(([True], ~joins)))
-        return np.stack([source[begins], np.add.reduceat(sizes, begins), target[begins]], axis=1)
+        source, target, size = self._source[parts], self.target[parts], np.uint64(self.part_bytes)
+        apart = (source[1:] != source[:-1] + size) | (target[1:] != target[:-1] + size)
+        begins = np.flatnonzero(np.concatenate(([True], apart)))
+        counts = np.diff(begins, append=parts.size).astype(np.uint64)
+        return np.stack([source[begins], counts * size, target[begins]], axis=1)

@@ -130,20 +130,16 @@ class Worker:
         wake_at = min(self._named.deadline(), *self._deadlines.values(), float("inf"))
         timeout = None if wake_at == float("inf") else max(0.0, wake_at - time.monotonic())
         touched: set[Task] = set()
-        try:
-            item = self._queue.get(timeout=timeout)
-            for _ in range(_BATCH):
-                if item is None:
-                    return None
-                task = self._on_fetch(item) if isinstance(item, Event) else item()
-                if task is not None:
-                    touched.add(task)
-                item = self._queue.get_nowait()
-        except queue.Empty:
-            return touched
-        if item is None:
-            return None
-        self._queue.put(item)
+        for number in range(_BATCH):
+            try:
+                item = self._queue.get_nowait() if number else self._queue.get(timeout=timeout)
+            except queue.Empty:
+                break
+            if item is None:
+                return None
+            task = self._on_fetch(item) if isinstance(item, Event) else item()
+            if task is not None:
+                touched.add(task)
         return touched
 
     def _add(self, task: Task) -> Task:

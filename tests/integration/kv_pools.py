@@ -14,12 +14,22 @@ import pccl.kv as kv
 
 LAYERS = ("L0", "L1", "L2")
 BLOCK_BYTES = 16384
+UNIT = 64  # bytes of one head of one token
 
 
 def layout(layers: tuple[str, ...] = LAYERS, block_bytes: int = BLOCK_BYTES, order: Any = "layer_first") -> kv.Layout:
     """One group of full attention."""
     group = kv.Group(name="full", layers=layers, bytes_per_block_layer=block_bytes, block_tokens=16, order=order)
     return kv.Layout(model_id="test/1", groups=(group,))
+
+
+def attention(block_tokens: int, heads: tuple[int, int, int]) -> kv.Layout:
+    """One group, some of its heads."""
+    size = block_tokens * (heads[1] - heads[0]) * UNIT
+    group = kv.Group(
+        name="full", layers=LAYERS, bytes_per_block_layer=size, block_tokens=block_tokens, heads=heads, rows="tokens"
+    )
+    return kv.Layout(model_id="test/heads", groups=(group,))
 
 
 def hybrid() -> kv.Layout:

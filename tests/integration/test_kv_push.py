@@ -21,6 +21,7 @@ class Pair:
     """P has content, D has zeros."""
 
     def __init__(self, comms: Any, ours: kv.Layout, theirs: kv.Layout | None = None) -> None:
+        self.comms = comms
         self.d_layout, self.p_layout = ours, theirs or ours
         self.d_memory = kv_pools.buffers(self.d_layout, BLOCKS, None)
         self.p_memory = kv_pools.buffers(self.p_layout, BLOCKS, 1)
@@ -243,10 +244,11 @@ def test_deadlines_end_both_sides(cluster: Any) -> None:
 
 def test_a_hedged_receive_is_given_up_on_while_it_goes_on(cluster: Any) -> None:
     with pair(cluster, kv_pools.layout()) as both:
-        receive = both.d.prep_recv("r", [3, 4], deadline=WAIT_S, on_failure="hedge", hedge_after=0.2)
+        receive = both.d.prep_recv("r", [3, 4], deadline=WAIT_S, on_failure="hedge", hedge_after=2.0)
         send = both.p.open_send(receive.ticket, [0, 1])
         send.layer_ready("L0")
-        got = receive.wait(2.0)
+        receive.wait_layer("L0", WAIT_S)
+        got = receive.wait(WAIT_S)
         assert not got.committed and got.end.state is kv.State.STREAMING
         assert got.recompute["full"].tolist() == [0, 1] and both.d.busy("full").tolist() == [3, 4]
         for layer in ("L1", "L2"):
@@ -297,8 +299,9 @@ def test_bad_input_is_refused_before_any_byte_moves(cluster: Any) -> None:
         with pytest.raises(ArgumentError, match=r"blocks\[1\] is 5"):
             send.layer_ready("L0", [1, 5])
         send.abort()
-        with pytest.raises(kv.TransferAborted):
-            receive.wait(WAIT_S)
+        for side in (receive, send):
+            with pytest.raises(kv.TransferAborted):
+                side.wait(WAIT_S)
         both.free()
 
 
@@ -311,4 +314,34 @@ def test_layouts_that_differ_end_both_sides_by_the_name_of_the_field(cluster: An
         with pytest.raises(kv.TransferFailed, match="unit_bytes") as failed:
             receive.wait(WAIT_S)
         assert failed.value.cause == "layout"
+        both.free()
+
+
+def test_layouts_that_differ_in_what_can_be_converted_meet_if_the_sender_wants(cluster: Any) -> None:
+    """Half of the heads, and blocks of half the tokens: the sender lays its bytes out as the receiver's."""
+    ours = kv_pools.attention(block_tokens=8, heads=(2, 4, 4))
+    theirs = kv_pools.attention(block_tokens=16, heads=(0, 4, 4))
+    with pair(cluster, ours, theirs) as both:
+        receive = both.d.prep_recv("r", [4, 5, 6])
+        with pytest.raises(kv.LayoutMismatch):
+            both.p.open_send(receive.ticket, [1, 2])
+        with pytest.raises(kv.TransferFailed, match="differ"):
+            receive.wait(WAIT_S)
+        receive = both.d.prep_recv("r", [4, 5, 6])
+        with pytest.raises(ArgumentError, match="wants 2 blocks"):
+            both.p.open_send(receive.ticket, [1, 2, 3], convert=True)
+        send = both.p.open_send(receive.ticket, [1, 2], convert=True)
+        with pytest.raises(ArgumentError, match="all of its blocks"):
+            send.layer_ready("L0", [1])
+        for layer in kv_pools.LAYERS:
+            send.layer_ready(layer)
+        send.finish()
+        receive.wait(WAIT_S)
+        send.wait(WAIT_S)
+        for layer in range(3):
+            sent = np.concatenate([kv_pools.slab(theirs, both.p_memory, "full", layer, b) for b in (1, 2)])
+            by_head = sent.reshape(2, 16, 4, -1)[:, :, 2:4].reshape(4, 8 * 2 * kv_pools.UNIT)
+            for position, block in enumerate([4, 5, 6]):
+                got = kv_pools.slab(ours, both.d_memory, "full", layer, block)
+                assert np.array_equal(got, by_head[position])
         both.free()

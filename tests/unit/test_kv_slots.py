@@ -84,9 +84,9 @@ def test_heads() -> None:
 
 
 EVERY = [
-    m.Open(TID, 1.5, (m.Grouping(((0, 0, 64),), ((0, 4, 1),), b"\x0f", bytes(32)),)),
-    m.Ready(TID, 0, 1, ((0, 4, 1),)),
-    m.Sums(TID, 0, 1, ((3, 1, 1),), bytes(8)),
+    m.Open(TID, 1.5, (m.Grouping(((0, 0, 64),), bytes(16), b"\x0f", bytes(32)),)),
+    m.Ready(TID, 0, 1, bytes(16)),
+    m.Sums(TID, 0, 1, bytes(4), bytes(8)),
     m.Finish(TID, b"meta"),
     m.Committed(TID),
     m.End(TID, "failed", "checksum", "why"),
@@ -115,8 +115,8 @@ def test_fields_out_of_bounds_are_refused() -> None:
         m.End(TID, "committed", "x", ""),
         m.End(TID[:15], "failed", "x", ""),
         m.Finish(TID, bytes(m.META_BYTES_MAX + 1)),
-        m.Ready(TID, 0, 0, ((0, 0, 1),)),
-        m.Ready(TID, 0, 0, ((-1, 1, 1),)),
+        m.Ready(TID, 0, 0, bytes((1 << 20) + 4)),
+        m.Ready(TID, -1, 0, b""),
         m.Open(TID, -1.0, ()),
     ):
         with pytest.raises(ProtocolError):
