@@ -185,12 +185,17 @@ class Offered:
         self._orders = orders
         self.name = name
         self._over = threading.Event()
+        self._pulls = 0
         #: "withdrawn", "lease" or "closed", once it is over.
         self.cause = ""
 
     def over(self) -> bool:
         """Whether its blocks are free again, but for pulls that are under way."""
         return self._over.is_set()
+
+    def free(self) -> bool:
+        """Whether it is over, and so is every pull of it: nothing reads its blocks on its account any more."""
+        return self._over.is_set() and not self._pulls
 
     def wait(self, timeout: float | None = None) -> bool:
         """Blocks until it is over; False: it is not, after so many seconds."""
@@ -200,7 +205,13 @@ class Offered:
         """No pull that has not begun gets anything. Idempotent; does not block."""
         self._orders.withdraw(self.name)
 
+    # -- called by the exchange --
+
+    def pulls(self, more: int) -> None:
+        """So many more, or fewer, are under way."""
+        self._pulls += more
+
     def ended(self, cause: str) -> None:
-        """Called by the exchange."""
+        """No pull begins any more."""
         self.cause = cause
         self._over.set()

@@ -37,8 +37,9 @@ class Memory:
 
     def __init__(self, layout: Layout, buffers: Mapping[str, Any]) -> None:
         """`buffers`: of each group, by name: its layers' arrays in their order or by their names (layer-first), or one
-        array (block-first). C-contiguous, writable host memory; shapes do not matter, sizes do. Raises ArgumentError
-        or TypeError that names group and layer.
+        array (block-first). C-contiguous, writable host memory; shapes do not matter, sizes do. Two groups may have the
+        same memory, if a block is of one of them at a time. Raises ArgumentError or TypeError that names group and
+        layer.
         """
         self.layout = layout
         self.views: list[Array] = []
@@ -52,7 +53,7 @@ class Memory:
                 raise ArgumentError(f"buffers lack the group {group.name!r}")
             self._first.append(len(self.views))
             self._blocks.append(self._take(group, buffers[group.name]))
-        _check_apart(self.views)
+            _check_apart(self.views[self._first[-1] :])
 
     def block_count(self, group: int) -> int:
         """Blocks of a group."""

@@ -31,7 +31,7 @@ from pccl.kv.schedule import CLASSES
 from pccl.kv.send import LEASE_S as SEND_LEASE_S
 from pccl.kv.send import Announce, FinishNow, SendUnit, check_meta
 from pccl.kv.surroundings import Surroundings
-from pccl.kv.ticket import Priority, Ticket, Wanted
+from pccl.kv.ticket import WANTED_MAX, Priority, Ticket, Wanted
 from pccl.transfer.offers import FENCE_S, log
 from pccl.transfer.task import Task
 from pccl.transfer.transfers import Transfers
@@ -87,7 +87,7 @@ class Pool:
         self._leases = Leases(pulled_bytes_max)
         self._pulls = Pulls(self._exchange, self._ledger, self._leases, self._pulled)
         self._post.told, self._post.lost = self._exchange.told, self._exchange.lost
-        self._exchange.on_closed = self._closed.set
+        self._exchange.on_closed = self._over
         self._exchange.on_sent, self._exchange.on_pull = self._pulls.sent, self._pulls.pulled
         self._exchange.on_tick, self._exchange.on_beat = self._pulls.tick, self._pulls.beat
         transfers.drive(self._exchange)
@@ -136,6 +136,7 @@ class Pool:
         request_id: str,
         into: Blocks,
         *,
+        first: Mapping[str, int] | int | None = None,
         deadline: float | None = None,
         priority: Priority = "normal",
         have: Any = None,
@@ -144,10 +145,13 @@ class Pool:
     ) -> Receive:
         """Fetches what a peer's pool of this name offers by `request_id`. See `prep_recv`. Fails with cause "gone" if
         it offers no such thing, or not any more.
+
+        `into`: for as many of the offered blocks as are wanted, from number `first` (of each group; 0) on. Whatever is
+        left out, the offer is over when this has committed: to want nothing is to release it.
         """
         if not isinstance(peer, bytes) or len(peer) != PEER_ID_BYTES or peer == self._transfers.peer_id:
             raise ArgumentError(f"peer must be the id of another peer, {PEER_ID_BYTES} bytes, not {peer!r}")
-        return self._receive(request_id, into, peer, deadline, priority, have, on_failure, hedge_after)
+        return self._receive(request_id, into, peer, deadline, priority, have, on_failure, hedge_after, first)
 
     def _receive(
         self,
@@ -159,14 +163,17 @@ class Pool:
         have: Any,
         on_failure: str,
         hedge_after: float | None,
+        first: Any = None,
     ) -> Receive:
         self._check()
         ids = self._ids(blocks)
         seconds = self._seconds("deadline", deadline, self._timeout_s)
         wish = self._wish(request_id, priority, on_failure, hedge_after)
         wanted = tuple(
-            Wanted(one.size, _have(given, one.size))
-            for one, given in zip(ids, per_group(have, self._names, "have"), strict=True)
+            Wanted(one.size, _have(given, one.size), _first(begin))
+            for one, given, begin in zip(
+                ids, per_group(have, self._names, "have"), per_group(first, self._names, "first"), strict=True
+            )
         )
         transfer = secrets.token_bytes(16)
         own = self._transfers.peer_id
@@ -280,8 +287,13 @@ class Pool:
     def _pulled(self, ticket: Ticket, lease: Lease) -> Outbound:
         by_name = dict(zip(self._names, zip(lease.blocks, lease.hashes, strict=True), strict=True))
         found = match(self.layout, ticket.layout)
-        mine = [by_name[self._names[group.group]] for group in found.groups]
-        one = self._outbound(ticket, [ids for ids, _ in mine], [known for _, known in mine], SEND_LEASE_S, False)
+        ids, known = [], []
+        for group, wanted in zip(found.groups, ticket.wanted, strict=True):
+            blocks, hashes = by_name[self._names[group.group]]
+            part = slice(wanted.first, wanted.first + wanted.blocks)
+            ids.append(blocks[part])
+            known.append(None if hashes is None else hashes[part])
+        one = self._outbound(ticket, ids, known, SEND_LEASE_S, False)
         one.offer = lease.name
         return one
 
@@ -351,6 +363,11 @@ class Pool:
 
     # -- helpers --
 
+    def _over(self) -> None:
+        """The exchange is driven no more."""
+        self._pulls.close()
+        self._closed.set()
+
     def _tell(self, step: Callable[[], Any]) -> None:
         """Runs a step on the thread of transfers, and has looked at what it was about. What goes wrong in it ends the
         pool's transfers, not the thread.
@@ -400,6 +417,14 @@ class Pool:
         if not 0 < seconds < _SECONDS_MAX:  # also not a number
             raise ArgumentError(f"{what} must be a positive number of seconds, not {given!r}")
         return float(seconds)
+
+
+def _first(given: Any) -> int:
+    if given is None:
+        return 0
+    if not isinstance(given, int) or not 0 <= given < WANTED_MAX:
+        raise ArgumentError(f"first must be the number of an offered block, not {given!r}")
+    return given
 
 
 def _have(given: Any, count: int) -> dict[int, bytes]:

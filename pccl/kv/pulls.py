@@ -8,6 +8,7 @@ from pccl.errors import PcclError, ProtocolError
 from pccl.kv import messages as m
 from pccl.kv.ends import End, State
 from pccl.kv.exchange import Exchange
+from pccl.kv.handles import Offered
 from pccl.kv.leases import Lease, Leases
 from pccl.kv.ledger import REQUEST, WRITER, Ledger
 from pccl.kv.machine import Stop
@@ -30,6 +31,7 @@ class Pulls:
         self, exchange: Exchange, ledger: Ledger, leases: Leases, make: Callable[[Ticket, Lease], Outbound]
     ) -> None:
         self._exchange, self._ledger, self._leases, self._make = exchange, ledger, leases, make
+        self._under_way: dict[bytes, Offered] = {}
 
     def pulled(self, peer: bytes, message: m.Pull) -> None:
         """A peer wants what is offered by that name."""
@@ -58,6 +60,8 @@ class Pulls:
             self._exchange.refuse(peer, ticket.transfer, "busy", "the peer holds too much by pulls already")
             return
         self._leases.pulled(lease, one.transfer, peer, one.nbytes)
+        self._under_way[one.transfer] = lease.handle
+        lease.handle.pulls(1)
         self._exchange.send(one)
         for layer in one.units:
             self._exchange.to_send(one.transfer, Announce(*one.positions(layer, None)))
@@ -83,6 +87,7 @@ class Pulls:
         if one.offer is None:
             return
         self._leases.over(one.offer, one.transfer)
+        self._under_way.pop(one.transfer).pulls(-1)
         if end.state is State.COMMITTED:
             self.withdraw(one.offer, "it has been pulled")
 

@@ -12,22 +12,25 @@ from pccl.kv.layout import Layout
 from pccl.kv.messages import Name, Seconds, Tid
 from pccl.types import PEER_ID_BYTES
 
-__all__ = ["Priority", "Ticket", "Wanted"]
+__all__ = ["WANTED_MAX", "Priority", "Ticket", "Wanted"]
 
 Priority = Literal["critical", "normal", "prefetch"]
 _HASH_BYTES_MAX = 64
-_WANTED_MAX = 1 << 18
+WANTED_MAX = 1 << 18
 _VERSION = 1
 
 
 class Wanted(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Of one group: how many blocks, and at which positions there is one already, by its hash."""
+    """Of one group: how many blocks, and at which positions there is one already, by its hash. `first`: of a pull,
+    which block of the offer is the first of them.
+    """
 
-    blocks: Annotated[int, Meta(ge=0, le=_WANTED_MAX)]
+    blocks: Annotated[int, Meta(ge=0, le=WANTED_MAX)]
     have: Annotated[
         dict[Annotated[int, Meta(ge=0)], Annotated[bytes, Meta(max_length=_HASH_BYTES_MAX)]],
-        Meta(max_length=_WANTED_MAX),
+        Meta(max_length=WANTED_MAX),
     ] = {}
+    first: Annotated[int, Meta(ge=0, le=WANTED_MAX)] = 0
 
 
 class Ticket(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):

@@ -124,3 +124,64 @@ def test_a_pool_that_closes_ends_everything_and_another_of_its_name_takes_its_pl
             assert both.d.pull(peer_of(again), "o", [3]).wait(WAIT_S).committed
             got = kv_pools.slab(both.d_layout, both.d_memory, "full", 0, 3)
             assert np.array_equal(got, kv_pools.slab(both.p_layout, both.p_memory, "full", 0, 6))
+
+
+def test_a_pull_of_a_part_gets_that_part_and_releases_the_whole(cluster: Any) -> None:
+    with pair(cluster, kv_pools.layout()) as both:
+        hashes = [bytes([number]) for number in range(5)]
+        offered = both.p.offer("r", [9, 8, 7, 6, 5], hashes=hashes)
+        got = both.d.pull(peer_of(both.p), "r", [1, 2], first=2, have={1: hashes[3]}).wait(WAIT_S)
+        assert got.nbytes == 3 * kv_pools.BLOCK_BYTES
+        for layer in range(3):
+            both.check("full", layer, [1], [7])
+        both.untouched("full", [1])
+        assert offered.wait(WAIT_S) and offered.free()
+        nothing = both.p.offer("r", [9, 8, 7])
+        assert both.d.pull(peer_of(both.p), "r", []).wait(WAIT_S).nbytes == 0
+        assert nothing.wait(WAIT_S) and nothing.free()
+        both.free()
+        both.p.offer("r", [9, 8, 7])
+        with pytest.raises(kv.TransferFailed, match="wants 2 blocks"):
+            both.d.pull(peer_of(both.p), "r", [1, 2], first=2).wait(WAIT_S)
+        for wrong in (-1, 1 << 20, "1", {"fool": 1}):
+            with pytest.raises(ArgumentError, match="first"):
+                both.d.pull(peer_of(both.p), "r", [1], first=wrong)  # type: ignore[arg-type]
+
+
+def test_an_offer_is_free_when_its_last_pull_has_ended(cluster: Any) -> None:
+    with pair(cluster, kv_pools.layout()) as both:
+        offered = both.p.offer("r", [1, 2])
+        assert not offered.free()
+        offered.pulls(1)
+        offered.withdraw()
+        assert offered.wait(WAIT_S) and not offered.free()
+        offered.pulls(-1)
+        assert offered.free()
+
+
+def test_groups_may_share_memory_whose_blocks_are_of_one_at_a_time(cluster: Any) -> None:
+    groups = tuple(
+        kv.Group(name=name, layers=(f"{name}.0",), bytes_per_block_layer=kv_pools.BLOCK_BYTES, block_tokens=16)
+        for name in ("a", "b")
+    )
+    layout = kv.Layout(model_id="test/shared", groups=groups)
+    chance = np.random.default_rng(4)
+    source = chance.integers(0, 256, (8, kv_pools.BLOCK_BYTES), np.uint8)
+    target = np.zeros_like(source)
+    with kv_pools.two(cluster) as (ours, theirs):
+        with (
+            kv.register(ours, layout, {"a": [target], "b": [target]}) as d,
+            kv.register(theirs, layout, {"a": [source], "b": [source]}) as p,
+        ):
+            p.offer("r", {"a": [0, 1], "b": [5]})
+            assert d.pull(peer_of(p), "r", {"a": [2, 3], "b": [4]}).wait(WAIT_S).committed
+    assert np.array_equal(target[[2, 3, 4]], source[[0, 1, 5]])
+    assert not target[[0, 1, 5, 6, 7]].any()
+
+
+def test_a_communicator_that_closes_sets_what_was_offered_free(cluster: Any) -> None:
+    with pair(cluster, kv_pools.layout()) as both:
+        offered = both.p.offer("r", [1, 2], lease=600.0)
+        both.comms[1].close()
+        assert offered.wait(WAIT_S) and offered.free() and offered.cause == "closed"
+        assert not both.p.busy("full").size
