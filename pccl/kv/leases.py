@@ -54,6 +54,10 @@ class Leases:
         """What is offered by that name."""
         return self._leases.get(name)
 
+    def never(self, name: str) -> bool:
+        """Whether nothing was offered by that name, as far as is known."""
+        return name not in self._leases and name not in self._gone
+
     def why_gone(self, name: str) -> str:
         """In words."""
         return self._gone.get(name, "nothing was offered by that name")

@@ -85,7 +85,7 @@ class Pool:
             memory, self._ledger, transfers.offers, around, self._post, self._tell, name, time.monotonic
         )
         self._leases = Leases(pulled_bytes_max)
-        self._pulls = Pulls(self._exchange, self._ledger, self._leases, self._pulled)
+        self._pulls = Pulls(self._exchange, self._ledger, self._leases, self._pulled, time.monotonic)
         self._post.told, self._post.lost = self._exchange.told, self._exchange.lost
         self._exchange.on_closed = self._over
         self._exchange.on_sent, self._exchange.on_pull = self._pulls.sent, self._pulls.pulled
@@ -255,7 +255,12 @@ class Pool:
             except ArgumentError:
                 self._leases.remove(request_id, "it was never offered")
                 raise
-        self._tell(lambda: self._exchange.tick_at(added.until))
+
+        def begin() -> None:
+            self._exchange.tick_at(added.until)
+            self._pulls.offered(request_id)
+
+        self._tell(begin)
         return handle
 
     def _outbound(

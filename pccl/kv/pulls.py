@@ -1,8 +1,12 @@
-"""pulls.py - offers of a pool and the pulls of them: who gets what, until when. The thread of transfers alone."""
+"""pulls.py - offers of a pool and the pulls of them: who gets what, until when. The thread of transfers alone.
+
+Whoever is told of an offer may be quicker than who makes it: a pull of what was never offered waits for a moment.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pccl.errors import PcclError, ProtocolError
 from pccl.kv import messages as m
@@ -18,18 +22,38 @@ from pccl.kv.ticket import Ticket
 
 __all__ = ["Pulls", "lease_id"]
 
+EARLY_S = 1.0
+_EARLY_MAX = 1024
+
 
 def lease_id(name: str) -> bytes:
     """By which the ledger knows the blocks of an offer."""
     return b"offer/" + name.encode()
 
 
+@dataclass(slots=True)
+class _Early:
+    """A pull of what is not offered yet."""
+
+    name: str
+    peer: bytes
+    ticket: Ticket
+    until: float
+
+
 class Pulls:
     """`make`: a send of a lease's blocks for a ticket; raises PcclError."""
 
     def __init__(
-        self, exchange: Exchange, ledger: Ledger, leases: Leases, make: Callable[[Ticket, Lease], Outbound]
+        self,
+        exchange: Exchange,
+        ledger: Ledger,
+        leases: Leases,
+        make: Callable[[Ticket, Lease], Outbound],
+        clock: Callable[[], float],
     ) -> None:
+        self._clock = clock
+        self._early: list[_Early] = []
         self._exchange, self._ledger, self._leases, self._make = exchange, ledger, leases, make
         self._under_way: dict[bytes, Offered] = {}
 
@@ -43,11 +67,29 @@ class Pulls:
         lease = self._leases.get(message.offer)
         if ticket.peer != peer:
             self._exchange.refuse(peer, ticket.transfer, "ticket", "the ticket is another peer's")
+        elif lease is None and self._leases.never(message.offer) and len(self._early) < _EARLY_MAX:
+            early = _Early(message.offer, peer, ticket, self._clock() + EARLY_S)
+            self._early.append(early)
+            self._exchange.tick_at(early.until)
         elif lease is None:
-            text = f"{message.offer!r}: {self._leases.why_gone(message.offer)}"
-            self._exchange.refuse(peer, ticket.transfer, "gone", text)
+            self._gone(peer, ticket, message.offer)
         else:
             self._begin(peer, ticket, lease)
+
+    def offered(self, name: str) -> None:
+        """Who came too early gets it now."""
+        found = [early for early in self._early if early.name == name]
+        for early in found:
+            self._early.remove(early)
+            lease = self._leases.get(name)
+            if lease is None:
+                self._gone(early.peer, early.ticket, name)
+            else:
+                self._begin(early.peer, early.ticket, lease)
+
+    def _gone(self, peer: bytes, ticket: Ticket, name: str) -> None:
+        text = f"{name!r}: {self._leases.why_gone(name)}"
+        self._exchange.refuse(peer, ticket.transfer, "gone", text)
 
     def _begin(self, peer: bytes, ticket: Ticket, lease: Lease) -> None:
         try:
@@ -80,7 +122,10 @@ class Pulls:
             for transfer in list(lease.pulls):
                 self._exchange.to_send(transfer, Stop(End(State.EXPIRED, "lease", "the offer's lease is over"), True))
             self._end(lease, "lease")
-        return self._leases.deadline()
+        for early in [early for early in self._early if early.until <= now]:
+            self._early.remove(early)
+            self._gone(early.peer, early.ticket, early.name)
+        return min([self._leases.deadline(), *(early.until for early in self._early)])
 
     def sent(self, one: Outbound, end: End) -> None:
         """A send is over, of a pull or not. An offer is good for one pull that commits."""

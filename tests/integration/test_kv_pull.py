@@ -185,3 +185,18 @@ def test_a_communicator_that_closes_sets_what_was_offered_free(cluster: Any) -> 
         both.comms[1].close()
         assert offered.wait(WAIT_S) and offered.free() and offered.cause == "closed"
         assert not both.p.busy("full").size
+
+
+def test_a_pull_may_be_there_before_the_offer_is(cluster: Any) -> None:
+    with pair(cluster, kv_pools.layout()) as both:
+        with pytest.raises(kv.TransferFailed, match="nothing was offered"):
+            both.d.pull(peer_of(both.p), "r", [1, 2]).wait(WAIT_S)
+        receive = both.d.pull(peer_of(both.p), "r", [1, 2])
+        both.p.offer("r", [4, 5])
+        assert receive.wait(WAIT_S).committed
+        both.check("full", 2, [1, 2], [4, 5])
+        cancelled = both.d.pull(peer_of(both.p), "cancelled", [1, 2])
+        cancelled.cancel()
+        offered = both.p.offer("cancelled", [4, 5])
+        assert both.d.pull(peer_of(both.p), "cancelled", [1, 2]).wait(WAIT_S).committed
+        assert offered.wait(WAIT_S)
