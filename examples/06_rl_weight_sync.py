@@ -11,30 +11,24 @@ all of them hold the trainer's very bytes.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xxhash
+from stage import WAIT_S, Popen, Process, say, stage
 
 import pccl
 from pccl.coordinator.server import Coordinator
 from pccl.weights import DeltaLog, FileShadow, MemoryShadow, Publisher, Receiver, Relay, Schema, SigningKey, base
 
-WAIT_S = 60.0
-PORT = 29400
 SITES = ("hub", "trainer", "east", "west")
-Popen = Callable[[str, list[str]], "subprocess.Popen[str]"]
 
 
 def policy(width: int = 512) -> torch.nn.Module:
@@ -54,11 +48,6 @@ def elements(model: torch.nn.Module) -> dict[str, np.ndarray[Any, Any]]:
 def digest(weights: dict[str, np.ndarray[Any, Any]]) -> str:
     """Of all bytes."""
     return xxhash.xxh3_128_hexdigest(b"".join(array.tobytes() for array in weights.values()))[:12]
-
-
-def say(**what: Any) -> None:
-    """One line of JSON."""
-    print(json.dumps(what), flush=True)
 
 
 # -- the trainer --
@@ -161,108 +150,30 @@ def take_part(role: str, options: dict[str, Any]) -> None:
         {"trainer": train, "relay": relay, "worker": worker}[role](comm, options)
 
 
-# -- the stage --
+# -- what happens --
 
 
-class Process:
-    """One of them. `said`: what it said after its first line."""
-
-    def __init__(self, popen: Popen, site: str, role: str, options: dict[str, Any]) -> None:
-        self.name = f"{role} {options['name']}"
-        self.process = popen(site, [sys.executable, __file__, "--role", role, json.dumps(options)])
-        self.first: dict[str, Any] | None = None
-        self.said: list[dict[str, Any]] = []
-        self._news = threading.Condition()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-
-    def _listen(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._news:
-                if self.first is None:
-                    self.first = json.loads(line)
-                else:
-                    self.said.append(json.loads(line))
-                self._news.notify_all()
-
-    def begun(self) -> dict[str, Any]:
-        """Its first line."""
-        self._wait(lambda: self.first is not None)
-        assert self.first is not None
-        return self.first
-
-    def wait_for(self, version: int) -> dict[str, Any]:
-        """What it said of that version, or of a later one."""
-        self._wait(lambda: bool(self.said) and self.said[-1]["version"] >= version)
-        return self.said[-1]
-
-    def _wait(self, true: Callable[[], bool]) -> None:
-        with self._news:
-            if not self._news.wait_for(true, WAIT_S):
-                raise SystemExit(f"{self.name} does not answer")
-
-    def tell(self, line: str) -> None:
-        """A line of input."""
-        assert self.process.stdin is not None
-        print(line, file=self.process.stdin, flush=True)
-
-    def kill(self) -> None:
-        """At once."""
-        self.process.kill()
-        self.process.wait()
-
-    def end(self) -> None:
-        """At its own pace."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.wait(WAIT_S)
-
-
-@contextlib.contextmanager
-def stage(local: bool) -> Iterator[tuple[Popen, dict[str, str], bool]]:
-    """How to start a process at a site, the sites' addresses, and whether they are one."""
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from stress.wan.emulator import Emulator
-    from stress.wan.namespaces import why_not
-    from stress.wan.topology import parse
-
-    if local or why_not():
-        print("on this machine, with no network in between", flush=True)
-        yield lambda site, command: subprocess.Popen(command, **pipes), dict.fromkeys(SITES, "127.0.0.1"), True
-        return
-    sites: dict[str, Any] = {**{site: {} for site in SITES[1:]}, SITES[0]: {"role": "coordinator"}}
-    with Emulator(parse({"name": "rl", "sites": sites, "defaults": {"rtt_ms": 80, "rate_mbit": 100}})) as wan:
-        print("sites are 80 ms and 100 Mbit/s apart", flush=True)
-        addresses = {site: wan.address(site) for site in SITES}
-        yield lambda site, command: wan.popen(site, command, cwd="/", **pipes), addresses, False
-
-
-def free_port(local: bool) -> int:
-    """For the coordinator."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1]) if local else PORT
+def version_of(process: Process, version: int) -> dict[str, Any]:
+    """What it says of that version, or of a later one."""
+    return process.until(lambda news: news["version"] >= version)
 
 
 class Show:
     """The whole of it: a trainer, two relays in a chain, two workers behind each, and what befalls them."""
 
-    def __init__(self, popen: Popen, addresses: dict[str, str], scratch: Path, local: bool) -> None:
+    def __init__(self, popen: Popen, addresses: dict[str, str], scratch: Path, port: int) -> None:
         key = bytes(range(1, 33))
         self._popen, self._addresses, self._scratch = popen, addresses, scratch
         self._common = {
-            "coordinator": f"tcp://{addresses['hub']}:{free_port(local)}", "secret": "an example",
+            "coordinator": f"tcp://{addresses['hub']}:{port}", "secret": "an example",
             "key": key.hex(), "public": SigningKey(key).public.hex(),
         }  # fmt: skip
         self._all: list[Process] = []
-        self._start("hub", "hub", "hub").begun()
+        self._start("hub", "hub", "hub").next()
         self.trainer, east, west = (
             self._start(site, "relay" if site != "trainer" else site, site) for site in ("trainer", "east", "west")
         )
-        ids = {process.name: process.begun()["id"] for process in (self.trainer, east, west)}
+        ids = {process.name: process.next()["id"] for process in (self.trainer, east, west)}
         east.tell(ids[self.trainer.name])
         west.tell(ids[east.name])
         self._relays = {"east": ids[east.name], "west": ids[west.name]}
@@ -273,7 +184,7 @@ class Show:
         kept = self._scratch / f"{role}-{name}"
         kept.mkdir(exist_ok=True)
         mine = {"name": name, "listen": f"{self._addresses[site]}:0", "scratch": str(kept)}
-        process = Process(self._popen, site, role, {**self._common, **mine})
+        process = Process(self._popen, __file__, site, role, {**self._common, **mine})
         self._all.append(process)
         return process
 
@@ -281,15 +192,15 @@ class Show:
         """Comes, or comes back, and follows its region's relay."""
         site = name.split("-")[0]
         process = self.workers[name] = self._start(site, "worker", name)
-        version = process.begun()["begins_at"]
+        version = process.next()["begins_at"]
         process.tell(self._relays[site])
         print(f"{name} begins at version {version}", flush=True)
 
     def step(self, version: int) -> dict[str, Any]:
         """One version, at all workers that are there."""
         self.trainer.tell("step")
-        told = self.trainer.wait_for(version)
-        found = {name: process.wait_for(version) for name, process in self.workers.items()}
+        told = version_of(self.trainer, version)
+        found = {name: version_of(process, version) for name, process in self.workers.items()}
         equal = all(answer["digest"] == told["digest"] for answer in found.values())
         pauses = " ".join(f"{answer['pause_ms']:.1f}" for answer in found.values())
         bits = 8 * told["bytes"] / max(1, told["changed"])
@@ -319,8 +230,8 @@ def main() -> None:
     if options.role:
         take_part(options.role[0], json.loads(options.role[1]))
         return
-    with tempfile.TemporaryDirectory() as scratch, stage(options.local) as (popen, addresses, local):
-        show = Show(popen, addresses, Path(scratch), local)
+    with tempfile.TemporaryDirectory() as scratch, stage(SITES, 80, 100, options.local) as (popen, addresses, port):
+        show = Show(popen, addresses, Path(scratch), port)
         for name in ("east-1", "east-2", "west-1"):
             show.worker(name)
         sent = dense = 0

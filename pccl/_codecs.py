@@ -1,4 +1,4 @@
-"""The codecs of the wire in Python's words: csrc/codec.h on numpy memory, without an engine."""
+"""The codecs of the wire in Python's words: csrc/codec.h and exponents.h on numpy memory, without an engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pccl._native import err_name
 from pccl.errors import error_of
 from pccl.types import Status
 
-__all__ = ["encoded_bytes", "quantized"]
+__all__ = ["encoded_bytes", "from_exponents", "quantized", "to_exponents"]
 
 _FLOAT_BYTES = 4
 
@@ -34,3 +34,18 @@ def quantized(codec: int, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if status != Status.OK:
         raise error_of(status, f"codec {codec}: {err_name(status)}")
     return decoded
+
+
+def to_exponents(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Contiguous bf16 values, as bytes, in fewer bits, as new bytes."""
+    count = values.nbytes // 2
+    encoded = np.empty(lib.pccl_exponents_bound(count), np.uint8)
+    size = ffi.new("uint64_t *")
+    lib.pccl_exponents_encode(ffi.from_buffer(values), count, ffi.from_buffer(encoded), size)
+    return encoded[: size[0]]
+
+
+def from_exponents(encoded: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> bool:
+    """The reverse, into `values`; False, and those are undefined, if the bytes are no encoding of so many."""
+    source, target = ffi.from_buffer(encoded), ffi.from_buffer(values)
+    return bool(lib.pccl_exponents_decode(source, encoded.nbytes, target, values.nbytes // 2) == Status.OK)

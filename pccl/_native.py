@@ -21,7 +21,7 @@ import numpy as np
 
 from pccl._core import ffi, lib
 from pccl._records import event_of, link_of, op_state_of
-from pccl.errors import Closed, error_of
+from pccl.errors import ArgumentError, Closed, error_of
 from pccl.types import (
     PEER_ID_BYTES,
     REGION_KEY_BYTES,
@@ -485,13 +485,12 @@ class Engine:
         ffi.buffer(raw.peer.bytes)[:] = _exact(request.peer, PEER_ID_BYTES, "a peer id")
         ffi.buffer(raw.key)[:] = _c_key(request.key)
         raw.generation, raw.priority = request.generation, request.priority
-        runs = ffi.new("pccl_fetch_run[]", max(1, len(request.runs)))
-        for run, (offset, nbytes, address) in zip(runs, request.runs, strict=False):
-            run.offset, run.bytes, run.target = offset, nbytes, ffi.cast("void *", address)
-        raw.run_count, raw.runs = len(request.runs), runs
+        hold, raw.runs = _c_runs(request.runs)
+        raw.run_count = len(request.runs)
         raw.deadline_ns, raw.token = request.deadline_ns, request.token
         with self._lock:
             _check(lib.pccl_engine_fetch(self._live(), raw), "the fetch was refused")
+        del hold
 
     def cancel_fetch(self, token: int) -> None:
         """Ends the fetches with this token."""
@@ -605,6 +604,15 @@ def _c_ids(ids: Sequence[bytes]) -> Any:
     array = ffi.new("pccl_peer_id[]", len(ids))
     ffi.buffer(array)[:] = b"".join([_exact(peer, PEER_ID_BYTES, "a peer id") for peer in ids])
     return array
+
+
+def _c_runs(runs: Any) -> tuple[Any, Any]:
+    """(what must live as long as the pointer, pointer) of the runs of a fetch: without a loop if they are an array."""
+    table = np.ascontiguousarray(runs, np.uint64)
+    if table.size and (table.ndim != 2 or table.shape[1] * 8 != ffi.sizeof("pccl_fetch_run")):
+        raise ArgumentError(f"runs must be (offset, bytes, address) each, not an array of {table.shape}")
+    hold = ffi.from_buffer(table) if table.size else ffi.new("pccl_fetch_run[1]")
+    return hold, ffi.cast("pccl_fetch_run *", hold)
 
 
 def _c_key(key: bytes) -> bytes:

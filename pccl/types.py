@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 PEER_ID_BYTES = 16
 REGION_KEY_BYTES = 16
@@ -307,7 +309,8 @@ class FetchRequest:
     peer: bytes
     key: bytes  # 16 bytes, of the region
     generation: int
-    runs: Sequence[tuple[int, int, int]]  # (offset in the region, bytes, address of the target)
+    #: (offset in the region, bytes, address of the target) of each; thousands better as a uint64 array of [runs, 3]
+    runs: Sequence[tuple[int, int, int]] | np.ndarray[Any, np.dtype[np.uint64]]
     token: int
     priority: int = 0
     deadline_ns: int = 0

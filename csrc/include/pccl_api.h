@@ -441,6 +441,8 @@ pccl_err pccl_engine_unacquaint(pccl_engine *engine, const pccl_peer_id *peer);
 
 /* Copies `count` pieces: bytes[i] bytes from address from[i] to address to[i], one after the other. No piece overlaps itself. */
 void pccl_copy_pieces(const uintptr_t *to, const uintptr_t *from, const uint64_t *bytes, uint32_t count);
+/* 64-bit digests of `count` pieces of `bytes` bytes each, at data + offsets[i], bound to seeds[i]; csrc/digests.c has the rule. */
+void pccl_digest_pieces(const void *data, const uint64_t *offsets, uint64_t bytes, const uint64_t *seeds, uint32_t count, uint64_t *digests);
 
 /* -- kernels, for tests and benchmarks of the border ------------------------------------------------------------ */
 
@@ -530,6 +532,14 @@ typedef struct {
 pccl_err pccl_scatter_check(const pccl_scatter *parts, uint64_t count, uint64_t *bad_p);
 /* Writes them. They must have been checked, and their memory must still be there. */
 void pccl_scatter_run(const pccl_scatter *parts, uint64_t count);
+
+/* -- bf16 values in fewer bits, without loss: csrc/exponents.h --------------------------------------------------- */
+
+/* The most bytes that so many values take; room for them must be given. */
+uint64_t pccl_exponents_bound(uint64_t count);
+pccl_err pccl_exponents_encode(const void *values, uint64_t count, void *encoded, uint64_t *bytes_p);
+/* PCCL_EPROTO: these bytes are no such encoding of so many values; `values` are then undefined. */
+pccl_err pccl_exponents_decode(const void *encoded, uint64_t bytes, void *values, uint64_t count);
 
 /* -- the simulated network (transport "sim") --------------------------------------------------------------------- */
 

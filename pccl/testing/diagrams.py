@@ -1,4 +1,4 @@
-"""diagrams.py - draws the two state machines of the control plane from their tables: docs/states.md.
+"""diagrams.py - draws the state machines that are written in Python from their tables: docs/states.md.
 
 `python -m pccl.testing.diagrams > docs/states.md`; a test checks that the file is current.
 """
@@ -11,6 +11,8 @@ from typing import Any
 
 from pccl import session
 from pccl.coordinator import membership
+from pccl.kv.receive import ReceiveMachine
+from pccl.kv.send import SendMachine
 
 HEAD = """# States
 
@@ -25,6 +27,8 @@ def document() -> str:
         HEAD,
         _machine("Membership", "coordinator, one per group: `pccl/coordinator/membership.py`", membership.TABLE),
         _machine("Session", "peer: `pccl/session.py`", session.TABLE),
+        _machine("Receive", "a KV transfer, where blocks are wanted: `pccl/kv/receive.py`", ReceiveMachine.table),
+        _machine("Send", "a KV transfer, where blocks are: `pccl/kv/send.py`", SendMachine.table),
     ]
     return "\n".join(parts)
 

@@ -75,6 +75,10 @@ class Read:
         """See Task."""
         self._end(Status.ECLOSED)
 
+    def on_over(self) -> None:
+        """See Task."""
+        self.done(Status.ECLOSED if self.status is None else self.status)
+
     def describe(self) -> str:
         """See Task."""
         return f"read of region {self._what[0].hex()[:8]} generation {self._what[1]}"

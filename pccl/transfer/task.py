@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from pccl.errors import PcclError
 
-__all__ = ["Asks", "Task"]
+__all__ = ["Asks", "Driven", "Runs", "ScatterAsks", "Task"]
+
+#: uint64 of [runs, 3]: offset in the region, bytes, address of the target.
+Runs = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 class Task(Protocol):
@@ -35,6 +40,14 @@ class Task(Protocol):
         """In words."""
 
 
+@runtime_checkable
+class Driven(Task, Protocol):
+    """One that is not of this package: it says itself what its end means."""
+
+    def on_over(self) -> None:
+        """Called once, when it is over and driven no more."""
+
+
 class Asks(Protocol):
     """How a task reaches other peers. Nothing blocks."""
 
@@ -45,3 +58,10 @@ class Asks(Protocol):
 
     def cancel(self, token: int) -> None:
         """Ends an ask soon; `on_ended` still follows."""
+
+
+class ScatterAsks(Asks, Protocol):
+    """One that can ask for many runs at once."""
+
+    def ask_runs(self, task: Task, peer: bytes, key: bytes, generation: int, runs: Runs, priority: int) -> int:
+        """As `ask`, for up to 4096 rows of (offset, bytes, address)."""

@@ -22,7 +22,7 @@ from pccl.transfer.push import Push, PushJob, PushResult
 from pccl.transfer.read import Read
 from pccl.transfer.receipt import NO_ROOT, pushed_name
 from pccl.transfer.target import Bytes, Into, Target
-from pccl.transfer.task import Task
+from pccl.transfer.task import Driven, ScatterAsks, Task
 from pccl.transfer.worker import Worker, _RelayOf
 from pccl.types import PEER_ID_BYTES, Event, EventKind, Status
 
@@ -195,6 +195,27 @@ class Transfers:
         task = Read(self._worker, peer, key, generation, offset, memory, done, priority=number, deadline_at=deadline_at)
         self._worker.begin(task)
         return task
+
+    @property
+    def asks(self) -> ScatterAsks:
+        """How tasks of others' making ask; on the thread of transfers alone."""
+        return self._worker
+
+    def drive(self, task: Driven) -> None:
+        """Takes over a task of another's making. Raises what forbids any further transfer."""
+        self._host.check()
+        self._worker.begin(task)
+
+    def tell(self, step: Callable[[], Task]) -> None:
+        """Runs a step on the thread of transfers; it gives the task that it was about. Does not block."""
+        self._worker.tell(step)
+
+    def rtts_s(self) -> dict[bytes, float]:
+        """Round trips of the links, as far as they are known."""
+        try:
+            return {link.peer: link.rtt_us / 1e6 for link in self._host.engine.links()}
+        except Closed:
+            return {}
 
     def cancel_read(self, task: Read) -> None:
         """Ends a read soon; `done` still follows, unless it was called already. Does not block."""
@@ -397,8 +418,8 @@ class Transfers:
             raise
 
     def _on_over(self, task: Task) -> None:
-        if isinstance(task, Read):
-            task.done(Status.ECLOSED if task.status is None else task.status)
+        if isinstance(task, Driven):
+            task.on_over()
             return
         entry = self._forget(task)
         if isinstance(task, PushJob):

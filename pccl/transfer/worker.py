@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from pccl import _native
 from pccl.errors import Closed, PcclError, ResourceError
@@ -21,7 +22,7 @@ from pccl.transfer.named import Links, Named
 from pccl.transfer.offers import Offer, Offers, log
 from pccl.transfer.schedule import Path
 from pccl.transfer.target import Bytes
-from pccl.transfer.task import Task
+from pccl.transfer.task import Runs, Task
 from pccl.types import Event, EventKind, Status
 
 __all__ = ["Worker"]
@@ -129,20 +130,16 @@ class Worker:
         wake_at = min(self._named.deadline(), *self._deadlines.values(), float("inf"))
         timeout = None if wake_at == float("inf") else max(0.0, wake_at - time.monotonic())
         touched: set[Task] = set()
-        try:
-            item = self._queue.get(timeout=timeout)
-            for _ in range(_BATCH):
-                if item is None:
-                    return None
-                task = self._on_fetch(item) if isinstance(item, Event) else item()
-                if task is not None:
-                    touched.add(task)
-                item = self._queue.get_nowait()
-        except queue.Empty:
-            return touched
-        if item is None:
-            return None
-        self._queue.put(item)
+        for number in range(_BATCH):
+            try:
+                item = self._queue.get_nowait() if number else self._queue.get(timeout=timeout)
+            except queue.Empty:
+                break
+            if item is None:
+                return None
+            task = self._on_fetch(item) if isinstance(item, Event) else item()
+            if task is not None:
+                touched.add(task)
         return touched
 
     def _add(self, task: Task) -> Task:
@@ -190,6 +187,13 @@ class Worker:
         self, task: Task, peer: bytes, key: bytes, generation: int, span: tuple[int, int], address: int, priority: int
     ) -> int:
         """See Port. An ask that the engine refuses ends like any other."""
+        return self._ask(task, peer, key, generation, ((*span, address),), priority)
+
+    def ask_runs(self, task: Task, peer: bytes, key: bytes, generation: int, runs: Runs, priority: int) -> int:
+        """See Port."""
+        return self._ask(task, peer, key, generation, runs, priority)
+
+    def _ask(self, task: Task, peer: bytes, key: bytes, generation: int, runs: Any, priority: int) -> int:
         token = next(self._tokens)
         self._of[token] = task
 
@@ -198,7 +202,7 @@ class Worker:
             deadline_ns = _native.now_ns() + int(left_s * 1e9)
             try:
                 self._offers.host.engine.fetch(
-                    _native.FetchRequest(peer, key, generation, ((*span, address),), token, priority, deadline_ns)
+                    _native.FetchRequest(peer, key, generation, runs, token, priority, deadline_ns)
                 )
             except (Closed, ResourceError) as error:
                 self._end_ask(token, Status.ECLOSED if isinstance(error, Closed) else Status.ENOMEM)

@@ -105,3 +105,12 @@ def test_rl_weight_sync(tmp_path: Path) -> None:
     assert output.count(" everywhere") == 12
     assert "east-2 is killed" in output and "east-2 begins at version 3" in output
     assert "4 workers" in output and "done: 12 versions in " in output
+
+
+def test_prefill_offload(tmp_path: Path) -> None:
+    options = ["--local", "--tokens", "200", "--requests", "1"]
+    output = run(tmp_path, sys.executable, EXAMPLES / "07_prefill_offload.py", *options)
+    assert "logits equal to the last bit" in output
+    assert "here aborted (the user has gone), there TransferAborted (the user has gone)" in output
+    assert "one whose prefill freezes: here Transfer" in output
+    assert "done: no block is held on either side" in output

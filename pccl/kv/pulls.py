@@ -1,0 +1,154 @@
+"""pulls.py - offers of a pool and the pulls of them: who gets what, until when. The thread of transfers alone.
+
+Whoever is told of an offer may be quicker than who makes it: a pull of what was never offered waits for a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pccl.errors import PcclError, ProtocolError
+from pccl.kv import messages as m
+from pccl.kv.ends import End, State
+from pccl.kv.exchange import Exchange
+from pccl.kv.handles import Offered
+from pccl.kv.leases import Lease, Leases
+from pccl.kv.ledger import REQUEST, WRITER, Ledger
+from pccl.kv.machine import Stop
+from pccl.kv.outbound import Outbound
+from pccl.kv.send import Announce, FinishNow
+from pccl.kv.ticket import Ticket
+
+__all__ = ["Pulls", "lease_id"]
+
+EARLY_S = 1.0
+_EARLY_MAX = 1024
+
+
+def lease_id(name: str) -> bytes:
+    """By which the ledger knows the blocks of an offer."""
+    return b"offer/" + name.encode()
+
+
+@dataclass(slots=True)
+class _Early:
+    """A pull of what is not offered yet."""
+
+    name: str
+    peer: bytes
+    ticket: Ticket
+    until: float
+
+
+class Pulls:
+    """`make`: a send of a lease's blocks for a ticket; raises PcclError."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        ledger: Ledger,
+        leases: Leases,
+        make: Callable[[Ticket, Lease], Outbound],
+        clock: Callable[[], float],
+    ) -> None:
+        self._clock = clock
+        self._early: list[_Early] = []
+        self._exchange, self._ledger, self._leases, self._make = exchange, ledger, leases, make
+        self._under_way: dict[bytes, Offered] = {}
+
+    def pulled(self, peer: bytes, message: m.Pull) -> None:
+        """A peer wants what is offered by that name."""
+        try:
+            ticket = Ticket.decode(message.ticket)
+        except ProtocolError:
+            self._exchange.counters.refused += 1
+            return
+        lease = self._leases.get(message.offer)
+        if ticket.peer != peer:
+            self._exchange.refuse(peer, ticket.transfer, "ticket", "the ticket is another peer's")
+        elif lease is None and self._leases.never(message.offer) and len(self._early) < _EARLY_MAX:
+            early = _Early(message.offer, peer, ticket, self._clock() + EARLY_S)
+            self._early.append(early)
+            self._exchange.tick_at(early.until)
+        elif lease is None:
+            self._gone(peer, ticket, message.offer)
+        else:
+            self._begin(peer, ticket, lease)
+
+    def offered(self, name: str) -> None:
+        """Who came too early gets it now."""
+        found = [early for early in self._early if early.name == name]
+        for early in found:
+            self._early.remove(early)
+            lease = self._leases.get(name)
+            if lease is None:
+                self._gone(early.peer, early.ticket, name)
+            else:
+                self._begin(early.peer, early.ticket, lease)
+
+    def _gone(self, peer: bytes, ticket: Ticket, name: str) -> None:
+        text = f"{name!r}: {self._leases.why_gone(name)}"
+        self._exchange.refuse(peer, ticket.transfer, "gone", text)
+
+    def _begin(self, peer: bytes, ticket: Ticket, lease: Lease) -> None:
+        try:
+            one = self._make(ticket, lease)
+        except PcclError as error:
+            self._exchange.refuse(peer, ticket.transfer, getattr(error, "cause", "") or "layout", error.message)
+            return
+        if not self._leases.fits(peer, one.nbytes):
+            self._exchange.forget(one)
+            self._exchange.refuse(peer, ticket.transfer, "busy", "the peer holds too much by pulls already")
+            return
+        self._leases.pulled(lease, one.transfer, peer, one.nbytes)
+        self._under_way[one.transfer] = lease.handle
+        lease.handle.pulls(1)
+        self._exchange.send(one)
+        for layer in one.units:
+            self._exchange.to_send(one.transfer, Announce(*one.positions(layer, None)))
+        self._exchange.to_send(one.transfer, FinishNow(lease.meta))
+
+    def beat(self, transfer: bytes, now: float) -> None:
+        """The puller is still there."""
+        one = self._exchange.outbound.get(transfer)
+        if one is not None and one.offer is not None:
+            self._leases.beat(one.offer, now)
+            self._exchange.tick_at(self._leases.deadline())
+
+    def tick(self, now: float) -> float:
+        """Ends leases whose time is over; gives when the next one's is."""
+        for lease in self._leases.expired(now):
+            for transfer in list(lease.pulls):
+                self._exchange.to_send(transfer, Stop(End(State.EXPIRED, "lease", "the offer's lease is over"), True))
+            self._end(lease, "lease")
+        for early in [early for early in self._early if early.until <= now]:
+            self._early.remove(early)
+            self._gone(early.peer, early.ticket, early.name)
+        return min([self._leases.deadline(), *(early.until for early in self._early)])
+
+    def sent(self, one: Outbound, end: End) -> None:
+        """A send is over, of a pull or not. An offer is good for one pull that commits."""
+        if one.offer is None:
+            return
+        self._leases.over(one.offer, one.transfer)
+        self._under_way.pop(one.transfer).pulls(-1)
+        if end.state is State.COMMITTED:
+            self.withdraw(one.offer, "it has been pulled")
+
+    def withdraw(self, name: str, why: str) -> None:
+        """No pull that has not begun gets anything."""
+        lease = self._leases.remove(name, why)
+        if lease is not None:
+            self._end(lease, "withdrawn")
+
+    def close(self) -> None:
+        """All of them."""
+        for lease in self._leases.all():
+            self._leases.remove(lease.name, "the pool was closed")
+            self._end(lease, "closed")
+
+    def _end(self, lease: Lease, cause: str) -> None:
+        self._ledger.let_go(lease_id(lease.name), REQUEST)
+        self._ledger.let_go(lease_id(lease.name), WRITER)
+        lease.handle.ended(cause)

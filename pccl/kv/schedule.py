@@ -1,0 +1,145 @@
+"""schedule.py - what to ask a peer for next: class, deadline, age; and how much at a time. Pure; the time is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from pccl.types import Priority
+
+__all__ = ["CLASSES", "Asker", "Meter", "Rate", "class_of", "plan", "suggestions", "window"]
+
+CLASSES = {"critical": Priority.HIGH, "normal": Priority.NORMAL, "prefetch": Priority.LOW}
+_ORDER = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
+PROMOTE_S = 10.0
+WINDOW_MIN, WINDOW_START, WINDOW_MAX = 8 << 20, 16 << 20, 1 << 30
+#: What it takes until the next ask is made once one has ended.
+REACTION_S = 0.02
+#: Asks that wait at the other side: of one transfer, of all.
+AHEAD, AHEAD_ALL = 8, 128
+THETA = 1.5
+_SAMPLE_S = 0.1
+_KEEP_S = 10.0
+
+
+class Rate(Protocol):
+    """What is known of what a link carries: an estimator. Bytes count while there was more to come."""
+
+    @property
+    def bytes_per_s(self) -> float:
+        """0: not known yet."""
+
+    def landed(self, nbytes: int, now: float) -> None:
+        """So much has come."""
+
+    def busy(self, is_busy: bool, now: float) -> None:
+        """Whether something is asked for that could come."""
+
+
+class Meter:
+    """The simplest Rate: the most of the last ten seconds, over busy time only; an idle link keeps what was known."""
+
+    def __init__(self) -> None:
+        self.bytes_per_s = 0.0
+        self._samples: list[tuple[float, float]] = []
+        self._since: float | None = None
+        self._spent = 0.0
+        self._bytes = 0
+
+    def busy(self, is_busy: bool, now: float) -> None:
+        """See Rate."""
+        if is_busy and self._since is None:
+            self._since = now
+        elif not is_busy and self._since is not None:
+            self._spent += now - self._since
+            self._since = None
+
+    def landed(self, nbytes: int, now: float) -> None:
+        """See Rate."""
+        self._bytes += nbytes
+        if self._since is not None:
+            self._spent += now - self._since
+            self._since = now
+        if self._spent < _SAMPLE_S:
+            return
+        self._samples.append((now, self._bytes / self._spent))
+        self._samples = [one for one in self._samples if one[0] >= now - _KEEP_S]
+        self.bytes_per_s = max(rate for _, rate in self._samples)
+        self._spent, self._bytes = 0.0, 0
+
+
+def window(rate: float, rtt_s: float) -> int:
+    """Bytes to keep asked for."""
+    if not rate:
+        return WINDOW_START
+    return int(min(max(2 * rate * rtt_s + rate * REACTION_S, WINDOW_MIN), WINDOW_MAX))
+
+
+def class_of(priority: str, waited_s: float) -> Priority:
+    """By its age, too."""
+    place = _ORDER.index(CLASSES[priority]) - int(waited_s / PROMOTE_S)
+    return _ORDER[max(0, place)]
+
+
+class Asker(Protocol):
+    """A transfer that may have something to ask for."""
+
+    @property
+    def priority(self) -> str:
+        """As the user gave it."""
+
+    @property
+    def since(self) -> float:
+        """When it was made."""
+
+    @property
+    def deadline_at(self) -> float:
+        """When it ends."""
+
+    @property
+    def flowing_bytes(self) -> int:
+        """Asked for and ready."""
+
+    @property
+    def left_bytes(self) -> int:
+        """That have not come."""
+
+    def waiting(self) -> tuple[int, int]:
+        """(asks, their bytes) that wait at the other side."""
+
+    def ask(self, ahead: bool, priority: Priority) -> int | None:
+        """Posts its next ask; gives its bytes."""
+
+
+def in_order(askers: Iterable[Asker], now: float) -> list[tuple[Priority, Asker]]:
+    """The most urgent first."""
+    classed = [(class_of(asker.priority, now - asker.since), asker) for asker in askers]
+    return sorted(classed, key=lambda pair: (_ORDER.index(pair[0]), pair[1].deadline_at, pair[1].since))
+
+
+def plan(askers: Iterable[Asker], now: float, room: int) -> None:
+    """Lets those that share a link ask, up to `room` bytes of what is ready, and ahead of what is not."""
+    ordered = in_order(askers, now)
+    flowing = sum(asker.flowing_bytes for _, asker in ordered)
+    for priority, asker in ordered:
+        while flowing < room and (nbytes := asker.ask(False, priority)) is not None:
+            flowing += nbytes
+    waits = [asker.waiting() for _, asker in ordered]
+    asks, ahead = sum(count for count, _ in waits), sum(nbytes for _, nbytes in waits)
+    for (priority, asker), (own, _) in zip(ordered, waits, strict=True):
+        while asks < AHEAD_ALL and own < AHEAD and (ahead < room or not own):
+            nbytes = asker.ask(True, priority)
+            if nbytes is None:
+                break
+            asks, own, ahead = asks + 1, own + 1, ahead + nbytes
+
+
+def suggestions(askers: Iterable[Asker], now: float, rate: float, suggest: Callable[[Asker], None]) -> None:
+    """Which of those that share a link had better be computed again where they are wanted."""
+    if not rate:
+        return
+    before = 0
+    for _, asker in in_order(askers, now):
+        before += asker.left_bytes
+        if before / rate > THETA * (asker.deadline_at - now):
+            suggest(asker)

@@ -1,0 +1,222 @@
+"""send.py - the sending side of one transfer, as a table: streaming, finishing, ending, over. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pccl.errors import ArgumentError
+from pccl.kv import messages as m
+from pccl.kv.binding import packed, positions_of
+from pccl.kv.ends import End, State
+from pccl.kv.machine import Machine, Stop, Tick
+from pccl.kv.memory import Ids, Numbers
+from pccl.kv.unit import Mask, split_of
+from pccl.table import row
+
+__all__ = ["Announce", "Digest", "Expose", "FinishNow", "Hide", "SendMachine", "SendUnit", "Summed", "Withdrawn"]
+
+#: So long after the receiver's deadline its last word may still come.
+GRACE_S = 0.5
+LEASE_S = 30.0
+#: So much is digested in one go: the receiver verifies what has come while the rest is.
+HASH_BYTES = 16 << 20
+
+
+class SendUnit:
+    """One layer of one group, by the receiver's numbers. `need`: positions that are to be sent."""
+
+    def __init__(self, group: int, layer: int, need: Mask, nbytes: int) -> None:
+        self.group, self.layer, self.need = group, layer, need
+        self.split = split_of(nbytes)
+        self.batch = max(1, HASH_BYTES // nbytes)  # positions that are digested in one go
+        self.ready = np.zeros(need.size, bool)
+        self.known = np.zeros(need.size, bool)
+        self.sums = np.zeros((need.size, self.split), np.uint64)
+
+
+@dataclass(slots=True, frozen=True)
+class Announce:
+    """The user says: these positions hold what they are to hold."""
+
+    unit: SendUnit
+    positions: Ids
+
+
+@dataclass(slots=True, frozen=True)
+class Summed:
+    """The digests that were asked for, of all parts."""
+
+    unit: SendUnit
+    positions: Ids
+    sums: Numbers
+
+
+@dataclass(slots=True, frozen=True)
+class FinishNow:
+    """The user has announced everything."""
+
+    meta: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class Withdrawn:
+    """Nothing of it is read any more."""
+
+
+@dataclass(slots=True, frozen=True)
+class Expose:
+    """Effect: these may be fetched from now on."""
+
+    unit: SendUnit
+    positions: Ids
+
+
+@dataclass(slots=True, frozen=True)
+class Digest:
+    """Effect: take their digests; Summed follows exactly once."""
+
+    unit: SendUnit
+    positions: Ids
+
+
+@dataclass(slots=True, frozen=True)
+class Hide:
+    """Effect: withdraw everything; Withdrawn follows."""
+
+
+class SendMachine(Machine):
+    """`open_message` is said first. `lease_s`: without a word from the receiver it ends after that."""
+
+    def __init__(
+        self, open_message: m.Open, units: list[SendUnit], now: float, deadline_at: float, lease_s: float = LEASE_S
+    ) -> None:
+        super().__init__(open_message.transfer, State.STREAMING, deadline_at + GRACE_S)
+        self.units = units
+        self.lease_s = lease_s
+        self.lease_until = now + lease_s
+        self._meta: bytes | None = None
+        self._digests = 0  # under way
+        self._hidden = False
+        self._say(open_message)
+
+    def deadline(self) -> float:
+        """When Tick is due."""
+        if self.state not in (State.STREAMING, State.FINISHING):
+            return float("inf")
+        return min(self.deadline_at, self.lease_until)
+
+    # -- rows --
+
+    def _announce(self, event: Announce) -> None:
+        """makes new positions readable, says so, takes all digests"""
+        unit, positions = event.unit, event.positions[event.unit.need[event.positions]]
+        if not positions.size:
+            return
+        new = positions[~unit.ready[positions]]
+        if new.size:
+            unit.ready[new] = True
+            self._effects.append(Expose(unit, new))
+            is_all = new.size == np.count_nonzero(unit.need)
+            self._say(m.Ready(self.transfer, unit.group, unit.layer, b"" if is_all else packed(new)))
+        for at in range(0, positions.size, unit.batch):
+            self._digests += 1
+            self._effects.append(Digest(unit, positions[at : at + unit.batch]))
+
+    def _summed(self, event: Summed) -> None:
+        """says digests that are new; one that has changed fails it; Finish behind the last"""
+        self._digests -= 1
+        unit, positions = event.unit, event.positions
+        sums = event.sums.reshape(-1, unit.split)
+        old = unit.known[positions]
+        changed = positions[old & (unit.sums[positions] != sums).any(axis=1)]
+        if changed.size:
+            text = f"position {int(changed[0])} of layer {unit.layer} was announced again with other bytes"
+            self._stop(Stop(End(State.FAILED, "protocol", text), True))
+            return
+        unit.sums[positions], unit.known[positions] = sums, True
+        new, sums = positions[~old], sums[~old]
+        if new.size:
+            data = sums.astype("<u8").tobytes()
+            self._say(m.Sums(self.transfer, unit.group, unit.layer, packed(new), data))
+        self._look()
+
+    def _summed_late(self, _: Summed) -> None:
+        """over when it was the last and nothing is read any more"""
+        self._digests -= 1
+        self._leave()
+
+    def _finish(self, event: FinishNow) -> None:
+        """fails if something was never ready; else says Finish behind the last digest"""
+        missing = next((unit for unit in self.units if (unit.need & ~unit.ready).any()), None)
+        if missing is not None:
+            at = int(positions_of(missing.need & ~missing.ready)[0])
+            text = f"position {at} of layer {missing.layer} of group {missing.group} was never ready"
+            self._stop(Stop(End(State.FAILED, "incomplete", text), True))
+            return
+        self._meta = event.meta
+        self.state = State.FINISHING
+        self._look()
+
+    def _look(self) -> None:
+        if self._meta is not None and not self._digests:
+            self._say(m.Finish(self.transfer, self._meta))
+            self._meta = None
+
+    def _beat(self, _: m.Beat) -> None:
+        """extends the lease"""
+        self.lease_until = self.now + self.lease_s
+
+    def _committed(self, _: m.Committed) -> None:
+        """withdraws everything; over when nothing is read any more"""
+        self._stop(Stop(End(State.COMMITTED), False))
+
+    def _early(self, _: m.Committed) -> None:
+        """fails it"""
+        self._stop(Stop(End(State.FAILED, "protocol", "it was committed before it was finished"), True))
+
+    def _tick(self, _: Tick) -> None:
+        """expires at the deadline, or when the lease is over"""
+        if self.now >= self.deadline_at:
+            self._stop(Stop(End(State.EXPIRED, "deadline", "the receiver has not committed in time"), True))
+        elif self.now >= self.lease_until:
+            self._stop(Stop(End(State.EXPIRED, "lease", f"the receiver is silent for {self.lease_s:g} s"), True))
+
+    def _stop(self, event: Stop) -> None:
+        """withdraws everything; over when nothing is read any more"""
+        self._decide(event.end, event.say)
+        self._effects.append(Hide())
+
+    def _withdrawn(self, _: Withdrawn) -> None:
+        """over when no digests are being taken"""
+        self._hidden = True
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._hidden and not self._digests:
+            self._close()
+
+
+def check_meta(meta: bytes) -> bytes:
+    """What travels with Finish. ArgumentError if it is too long."""
+    if len(meta) > m.META_BYTES_MAX:
+        raise ArgumentError(f"meta has {len(meta)} bytes, more than {m.META_BYTES_MAX}")
+    return bytes(meta)
+
+
+_OVER = (State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)
+_LIVE = (State.STREAMING, State.FINISHING)
+_S = SendMachine
+SendMachine.table = {
+    **{(state, Announce): row(_S._announce) for state in _LIVE},
+    **{(state, Summed): row(_S._summed, State.ENDING) for state in _LIVE},
+    (State.ENDING, Summed): row(_S._summed_late, *_OVER),
+    (State.STREAMING, FinishNow): row(_S._finish, State.FINISHING, State.ENDING),
+    (State.STREAMING, m.Committed): row(_S._early, State.ENDING),
+    (State.FINISHING, m.Committed): row(_S._committed, State.ENDING),
+    **{(state, m.Beat): row(_S._beat) for state in _LIVE},
+    **{(state, Stop): row(_S._stop, State.ENDING) for state in _LIVE},
+    **{(state, Tick): row(_S._tick, State.ENDING) for state in _LIVE},
+    (State.ENDING, Withdrawn): row(_S._withdrawn, *_OVER),
+}

@@ -1,0 +1,70 @@
+"""`python -m stress.kv.loopback`: pushes and pulls of 256 MiB between two processes of this machine, checksums on.
+
+Rounds take turns with plain TCP in the same processes: one blocking socket, and several streams. A row for each block
+size: the median rate of pushes ("write") and of pulls ("read") in Gbit/s, and beside what plain TCP carried. Blocks lie
+in another order on either side. Exit code 1: a goal was missed, or bytes were wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from typing import Any
+
+import click
+
+from pccl.cli._units import format_bytes
+from stress.kv.crew import Crew, Here
+from stress.wan.lines import WorkerError
+
+MIB = 1 << 20
+GOALS = {256 * MIB: 20.0, 65536: 15.0}
+
+
+def gbit(nbytes: int, seconds: list[float]) -> float:
+    """The median rate."""
+    return round(nbytes * 8 / statistics.median(seconds) / 1e9, 2)
+
+
+def measured(crew: Crew, block: int, nbytes: int, rounds: int, streams: int) -> dict[str, Any]:
+    """One row."""
+    found: dict[str, list[float]] = {"write": [], "read": [], "socket": [], "streams": []}
+    crew.push(block, nbytes)
+    for _ in range(rounds):
+        found["write"].append(crew.push(block, nbytes)["s"])
+        found["socket"].append(crew.raw(1, nbytes))
+        found["read"].append(crew.pull(block, nbytes))
+        found["streams"].append(crew.raw(streams, nbytes))
+    rates = {name: gbit(nbytes, seconds) for name, seconds in found.items()}
+    best = gbit(nbytes, [min(found["write"])])
+    goal = GOALS.get(block, 0.0)
+    row = {"op": "kv_loopback", "block": block, "bytes": nbytes, **rates, "best_write": best, "goal": goal}
+    return {**row, "ok": rates["write"] >= goal}
+
+
+@click.command()
+@click.option("--mib", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--blocks", type=click.IntRange(1024), multiple=True, default=[256 * MIB, 2 * MIB, 65536, 16384])
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True)
+@click.option("--streams", type=click.IntRange(1), default=4, show_default=True, help="Of plain TCP.")
+@click.option("--transport", default="tcp", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per row.")
+def main(mib: int, blocks: tuple[int, ...], rounds: int, streams: int, transport: str, as_json: bool) -> None:
+    """Measure pushes and pulls over loopback."""
+    nbytes, missed = mib * MIB, False
+    crew = Crew(Here(), nbytes, transport)
+    for block in blocks:
+        row = measured(crew, min(block, nbytes), nbytes, rounds, streams)
+        missed |= not row["ok"]
+        words = "  ".join(f"{key} {value}" for key, value in row.items() if key not in ("op", "block", "bytes"))
+        click.echo(json.dumps(row) if as_json else f"{format_bytes(row['block']):>9}  {words}")
+    crew.close()
+    sys.exit(int(missed))
+
+
+if __name__ == "__main__":
+    try:
+        main(prog_name="python -m stress.kv.loopback")
+    except WorkerError as error:
+        sys.exit(f"{error}")

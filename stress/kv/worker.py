@@ -1,0 +1,155 @@
+"""What runs at the two sites of loopback.py and wan.py: P, which has blocks, and D, which wants them.
+
+Runs as a script against the installed package. Takes its job as JSON in argv[1], is told the rest in lines of JSON, and
+answers in such lines; ends with its input. Times are CLOCK_MONOTONIC, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pccl
+import pccl.kv as kv
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from raw import Sink, Source
+
+DEADLINE_S = 120.0
+_SAY = threading.Lock()
+
+
+def say(**answer: Any) -> None:
+    """One line."""
+    with _SAY:
+        print(json.dumps(answer), flush=True)
+
+
+class Site:
+    """The memory, and a pool over the beginning of it for each shape that is wanted."""
+
+    def __init__(self, comm: pccl.Communicator, job: dict[str, Any]) -> None:
+        self.comm, self.job = comm, job
+        has = job["role"] == "p"
+        self.content = np.random.default_rng(1).integers(0, 256, job["bytes"], np.uint8)
+        self.memory = self.content.copy() if has else np.zeros(job["bytes"], np.uint8)
+        self.pools: dict[tuple[int, int, int], kv.Pool] = {}
+        self.receives: dict[str, kv.Receive] = {}
+
+    def pool(self, told: dict[str, Any]) -> kv.Pool:
+        """Of so many bytes in all, in layers, in blocks."""
+        nbytes, layers, block = shape = told["bytes"], told["layers"], told["block"]
+        if shape not in self.pools:
+            group = kv.Group(
+                name="g", layers=tuple(f"L{at}" for at in range(layers)), bytes_per_block_layer=block, block_tokens=1
+            )
+            layout = kv.Layout(model_id="bench", groups=(group,))
+            begin = told.get("begin", 0)
+            parts = np.array_split(self.memory[begin : begin + nbytes], layers)
+            self.pools[shape] = kv.register(self.comm, layout, {"g": parts}, name="/".join(map(str, shape)))
+        return self.pools[shape]
+
+    def blocks(self, told: dict[str, Any], role: str) -> Any:
+        """All of them, in an order that is not that of the memory, and another on each side."""
+        count = told["bytes"] // told["layers"] // told["block"]
+        return np.random.default_rng(ord(role)).permutation(count)
+
+    def check(self, told: dict[str, Any]) -> bool:
+        """Whether D has what P has."""
+        begin, nbytes, layers, block = told.get("begin", 0), told["bytes"], told["layers"], told["block"]
+        shape = (layers, -1, block)
+        mine = self.memory[begin : begin + nbytes].reshape(shape)[:, self.blocks(told, "d")]
+        theirs = self.content[begin : begin + nbytes].reshape(shape)[:, self.blocks(told, "p")]
+        return bool(np.array_equal(mine, theirs))
+
+    # -- D --
+
+    def recv(self, told: dict[str, Any]) -> None:
+        begin = told.get("begin", 0)
+        self.memory[begin : begin + told["bytes"]] = 0
+        receive = self.pool(told).prep_recv(
+            "r", self.blocks(told, "d"), deadline=DEADLINE_S, priority=told.get("priority", "normal")
+        )
+        say(ticket=receive.ticket.hex())
+        self._later(told, receive)
+
+    def pull(self, told: dict[str, Any]) -> None:
+        self.memory[: told["bytes"]] = 0
+        pool, blocks = self.pool(told), self.blocks(told, "d")
+        began = time.monotonic()
+        receive = pool.pull(bytes.fromhex(told["peer"]), told["name"], blocks, deadline=DEADLINE_S)
+        receive.wait()
+        ended = time.monotonic()
+        say(seconds=ended - began, right=self.check(told))
+
+    def _later(self, told: dict[str, Any], receive: kv.Receive) -> None:
+        name = told.get("name", "")
+        self.receives[name] = receive
+
+        def wait() -> None:
+            try:
+                got = receive.wait()
+            except kv.EndError as error:
+                say(failed=str(error), name=name)
+                return
+            ended = time.monotonic()
+            say(ended=ended, nbytes=got.nbytes, right=self.check(told), name=name)
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    def cancel(self, told: dict[str, Any]) -> None:
+        self.receives[told["name"]].cancel()
+
+    def sink(self, told: dict[str, Any]) -> None:
+        sink = Sink(self.job["address"], told["streams"], self.memory[: told["bytes"]])
+        say(port=sink.port)
+        say(ended=sink.wait())
+
+    # -- P --
+
+    def send(self, told: dict[str, Any]) -> None:
+        """`every_s`: between a layer that is ready and the next."""
+        pool, blocks, ticket = self.pool(told), self.blocks(told, "p"), bytes.fromhex(told["ticket"])
+        began = time.monotonic()
+        send = pool.open_send(ticket, blocks)
+        for layer in range(told["layers"]):
+            time.sleep(max(0.0, began + (layer + 1) * told.get("every_s", 0.0) - time.monotonic()))
+            send.layer_ready(f"L{layer}")
+        last = time.monotonic()
+        send.finish()
+        say(began=began, last=last)
+        try:
+            say(sent=send.wait().nbytes)
+        except kv.EndError as error:
+            say(failed=str(error))
+
+    def offer(self, told: dict[str, Any]) -> None:
+        self.pool(told).offer(told["name"], self.blocks(told, "p"), lease=DEADLINE_S)
+        say(offered=True)
+
+    def source(self, told: dict[str, Any]) -> None:
+        streams = Source(told["host"], told["port"], told["streams"], self.job["congestion"])
+        say(began=streams.send(self.memory[: told["bytes"]]))
+
+
+def main(job: dict[str, Any]) -> None:
+    """Until the input ends."""
+    options = {"secret": job["secret"], "timeout": 60.0, "transport": job["transport"]}
+    if job["congestion"]:
+        options["congestion"] = job["congestion"]
+    with pccl.connect(job["coordinator"], run=job["run"], listen=f"{job['address']}:0", **options) as comm:
+        site = Site(comm, job)
+        say(id=comm.peer_id.hex())
+        for line in sys.stdin:
+            told = json.loads(line)
+            threading.Thread(target=getattr(site, told["do"]), args=(told,), daemon=True).start()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

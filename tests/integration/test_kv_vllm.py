@@ -1,0 +1,145 @@
+"""vLLM's connector between two engines: D goes on with what P has computed, and in the end nobody holds a block."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration.vllm_caches import BLOCK_TOKENS, both, pool_of
+
+DOUBLES = Path(__file__).parent.parent / "doubles"
+PROMPT = [7 * at % 101 for at in range(30)]
+CACHES = (("full",), ("mla",), ("full", "swa"), ("full", "state"), ("full", "swa", "state"))
+
+
+@pytest.fixture(autouse=True)
+def vllm(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The double can be imported, and is forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(DOUBLES))
+    yield
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "vllm" or name == "pccl.kv.adapters.vllm":
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("kinds", CACHES, ids="-".join)
+def test_d_goes_on_where_p_ended(cluster: Any, kinds: tuple[str, ...]) -> None:
+    with both(cluster, *kinds) as engines:
+        for number, length in enumerate((30, 29, 32, 3, 1)):
+            name, prompt = f"r{number}", [number, *PROMPT, *PROMPT][:length]
+            params = engines.prefill(name, prompt)
+            before = engines.d.model.computed
+            assert engines.decode(name, prompt, params) == engines.expected(prompt)
+            assert engines.d.model.computed - before == 4  # the last token of the prompt, and all but one that it made
+        engines.free()
+        assert pool_of(engines.d).counters.committed == 5
+
+
+def test_only_what_d_lacks_is_pulled(cluster: Any) -> None:
+    with both(cluster, "full") as engines:
+        pool = pool_of(engines.d)
+        engines.decode("first", PROMPT, engines.prefill("first", PROMPT))
+        whole = pool.counters.received_bytes
+        block = whole * BLOCK_TOKENS // 32  # 30 tokens are 8 blocks
+        for tail, blocks in (([9] * 9, 3), ([8, 8], 1)):  # of 35 and 28 tokens; 24 are here
+            prompt = PROMPT[:26] + tail
+            before = pool.counters.received_bytes
+            assert engines.decode(f"r{blocks}", prompt, engines.prefill(f"r{blocks}", prompt)) == engines.expected(
+                prompt
+            )
+            engines.free()
+            assert pool.counters.received_bytes - before == blocks * block
+        params = engines.prefill("short", PROMPT[:24])
+        before = pool.counters.received_bytes
+        assert engines.decode("short", PROMPT, params) == engines.expected(PROMPT)
+        assert pool.counters.received_bytes == before  # all that P has was here: P is free all the same
+        engines.free()
+
+
+def test_who_goes_away_sets_p_free(cluster: Any) -> None:
+    with both(cluster, "full", "swa") as engines:
+        params = engines.prefill("early", PROMPT)
+        engines.d.add("early", PROMPT, 4, params)
+        engines.d.abort("early")  # before it had any blocks
+        engines.free()
+        engines.p.add("late", PROMPT, 1, {"do_remote_decode": True})
+        engines.until(lambda: "late" in engines.p.params, engines.p)
+        engines.d.add("late", PROMPT, 4, engines.p.params["late"])
+        engines.d.step()  # P's worker has not been told: the pull waits for the offer
+        assert engines.d.blocks.held()
+        engines.d.abort("late")
+        assert engines.d.blocks.held() and "late" in engines.d.requests
+        engines.until(lambda: not engines.d.requests, engines.d)
+        assert pool_of(engines.d).counters.aborted == 1
+        engines.free()
+        engines.p.add("never", PROMPT, 1, {"do_remote_decode": True})
+        engines.p.abort("never")
+        assert engines.p.params["never"] is None
+        engines.free()
+
+
+@pytest.mark.parametrize("kinds", [("full",), ("full", "swa", "state")], ids="-".join)
+def test_what_does_not_come_is_computed(cluster: Any, kinds: tuple[str, ...]) -> None:
+    with both(cluster, *kinds, p={"lease_s": 0.2}) as engines:
+        params = engines.prefill("expired", PROMPT)
+        engines.until(lambda: not engines.p.requests, engines.p)
+        before = engines.d.model.computed
+        assert engines.decode("expired", PROMPT, params) == engines.expected(PROMPT)
+        assert engines.d.model.computed - before == len(PROMPT) + 3
+        failed = [output for output in engines.d.outputs if output.invalid_block_ids]
+        assert [output.finished_recving for output in failed] == [{"expired"}]
+        engines.free()
+        params = engines.prefill("gone", PROMPT)
+        engines.p.worker.shutdown()
+        assert engines.d.blocks.held() == set()
+        prompt = [1, *PROMPT[1:]]
+        request = engines.d.add("gone", prompt, 4, params)
+        engines.until(lambda: len(request.output) == 4, engines.d)
+        assert list(request.output) == engines.expected(prompt)
+        engines.free()
+
+
+def test_what_requests_say_is_never_an_error(cluster: Any) -> None:
+    with both(cluster, "full") as engines:
+        params = engines.prefill("r", PROMPT, transfer_id="x")
+        assert params["transfer_id"] == "x"
+        assert engines.prefill("again", PROMPT, transfer_id="x") is None
+        assert engines.prefill("long", PROMPT, transfer_id="x" * 256) is None
+        for number, change in enumerate(
+            (
+                {"peers": ["nobody"]},
+                {"peers": params["peers"] * 2},
+                {"peers": [pool_of(engines.d)._transfers.peer_id.hex()]},
+                {"pool": "other"},
+                {"tokens": -1},
+                {"first": {}},
+                {"first": {"model.full.0": 1000}},
+                {"transfer_id": ""},
+                {"transfer_id": "y"},
+            )
+        ):
+            prompt = [number, *PROMPT]
+            given = {**params, **change}
+            assert engines.decode(f"d{number}", prompt, given) == engines.expected(prompt), change
+        assert engines.decode("d", PROMPT, params) == engines.expected(PROMPT)
+        engines.free()
+
+
+def test_completions_that_are_late_or_come_twice_change_nothing(cluster: Any) -> None:
+    from vllm.v1.outputs import KVConnectorOutput
+
+    from pccl.kv.adapters.vllm_orders import Orders
+
+    with both(cluster, "full") as engines:
+        engines.decode("r", PROMPT, engines.prefill("r", PROMPT))
+        engines.free()
+        for engine in (engines.p, engines.d):
+            for output in [*engine.outputs, KVConnectorOutput({"?"}, {"?"})]:
+                engine.scheduler.update_connector_output(output)
+            engine.worker._worker.begin(Orders(aborts=["r", "?"]))
+            assert engine.worker.get_finished({"r"}) == (set(), set())
+            assert engine.worker.get_block_ids_with_load_errors() == set()
+            engine.worker.shutdown()
+            engine.worker.shutdown()
