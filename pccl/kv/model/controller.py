@@ -32,10 +32,11 @@ class Pace:
     hysteresis: float = 0.10
     window_s: float = 300.0
     conversion_s: float = 180.0
+    advise_s: float = 15.0
     seen_min: int = 64
 
     def __post_init__(self) -> None:
-        for field in ("resolve_s", "dwell_s", "window_s", "conversion_s"):
+        for field in ("resolve_s", "dwell_s", "window_s", "conversion_s", "advise_s"):
             positive(field, getattr(self, field))
         share("hysteresis", self.hysteresis)
         count("seen_min", self.seen_min, 1)
@@ -67,7 +68,7 @@ class Controller:
         self.plan = Plan("relief", 0.0, 0.0, "too few requests seen")
         self.solution: Solution | None = None
         self.advice: Advice | None = None
-        self._solved_s = self._changed_s = float("-inf")
+        self._solved_s = self._changed_s = self._advised_s = float("-inf")
         self._better_since_s: float | None = None
 
     def saw(self, now_s: float, uncached_tokens: float) -> None:
@@ -117,8 +118,11 @@ class Controller:
         return Plan("offload", floor, threshold, reason if floor < threshold else "overload: the model's t")
 
     def _advise(self, now_s: float, model: ThroughputModel) -> None:
-        best, now = model.solve(), self.solution
-        assert now is not None
+        now = self.solution
+        if now is None or now_s - self._advised_s < self.pace.advise_s:
+            return
+        self._advised_s = now_s
+        best = model.solve()
         if best.lambda_max_per_s <= now.lambda_max_per_s * (1 + self.pace.hysteresis):
             self._better_since_s, self.advice = None, None
             return

@@ -122,7 +122,7 @@ class ThroughputModel:
 
     def local_rate_per_s(self, n_p: int) -> float:
         """What `n_p` local instances prefill without any help."""
-        return float(n_p * self._cut(self.lengths.cut(float(self.lengths.tokens[-1]))).local[0])
+        return n_p / self.local.prefill_s.at(self.lengths.mean)
 
     def _division(self, n_p: int) -> int:
         count("n_p", n_p)

@@ -96,7 +96,8 @@ def _arrivals(rng: np.random.Generator, wanted: int, duration_s: float, burst: f
     per_second = rng.multinomial(wanted, weights / weights.sum())
     within = np.repeat(np.arange(len(weights)), per_second) + rng.random(wanted)
     arrival: Floats = np.sort(within)
-    return arrival - np.floor(arrival[0])
+    arrival -= np.floor(arrival[0])
+    return arrival
 
 
 def _with_prefixes(rng: np.random.Generator, tokens: Ints, uncached: Ints) -> tuple[Ints, tuple[tuple[int, ...], ...]]:
