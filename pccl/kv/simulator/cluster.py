@@ -54,6 +54,9 @@ class Pool:
         self._free_s = [0.0] * instances
         heapify(self._free_s)
 
+    def __len__(self) -> int:
+        return len(self._free_s)
+
     def wait_s(self, now_s: float) -> float:
         """How long a request that comes now waits."""
         return max(0.0, self._free_s[0] - now_s)

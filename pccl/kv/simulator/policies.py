@@ -90,9 +90,9 @@ def _greedy(controller: Controller) -> Choose:
 def _by_threshold(
     threshold: float, reason: str, total: int, cached_local: int, cached_remote: int, load: Load, paths: Paths
 ) -> Decision:
-    local_s, remote_s, pull = predict(total, cached_local, cached_remote, load, paths)
+    found = predict(total, cached_local, cached_remote, load, paths)
     uncached = total - cached_local
-    predicted: dict[Where, float] = {"local": local_s, "remote": remote_s}
+    predicted: dict[Where, float] = {"local": found.local_s, "remote": found.remote_s}
     if uncached > threshold:
-        return Decision("remote", threshold, predicted, reason, uncached > paths.remote.longest, pull)
+        return Decision("remote", threshold, predicted, reason, uncached > paths.remote.longest, found.pull_tokens)
     return Decision("local", threshold, predicted, reason, uncached > paths.local.longest)

@@ -135,6 +135,8 @@ class _World:
             link.utilisation,
             self.remote.wait_s(now_s),
             self.local.wait_s(now_s),
+            len(self.remote),
+            len(self.local),
         )
 
     def _offload(
