@@ -7,9 +7,8 @@ either queue and on the link; the rest is rules, in this order:
 2. a plan that finds local prefill sufficient ("relief") lends the link only to requests that would break the SLO here.
 3. an uncached part that is not above the floor stays here. The floor is the plan's: it moves with bandwidth and load.
    While the link is busier than the ceiling, bandwidth is scarce, and the floor is the model's threshold t.
-4. whoever is sooner, once each has paid for the delay that it causes: who joins a queue of instances that are all busy
-   keeps those waiting who come before the queue is gone (PRESSURE_PER_S); and the link is not used for a gain below
-   `gain_min_s`.
+4. whoever is sooner, once each has paid for the delay that it causes: who joins a queue keeps those waiting who come
+   before the queue is gone; and the link is not used for a gain below `gain_min_s`.
 
 What counts as cached remotely: with bandwidth to spare the longer of both prefixes, the local one pulled over the link
 the other way where that is sooner than to compute it; with scarce bandwidth each cluster's own.
@@ -27,8 +26,8 @@ from pccl.kv.numbers import ahead, at_least_zero, count, positive, share
 __all__ = ["Decision", "Load", "Paths", "Plan", "Predicted", "Where", "decide", "predict"]
 
 INFINITE = float("inf")
-#: Requests per second that come to a queue which does not empty: each waits for what was put there before.
-PRESSURE_PER_S = 2.0
+#: Requests per second that join a queue, over the part of its time in which it is free: rate / (1 - load).
+PRESSURE_PER_S = 3.0
 
 Where = Literal["local", "remote"]
 Mode = Literal["offload", "relief", "local only"]
@@ -47,7 +46,7 @@ class Paths:
     rtt_s: float = 0.03
     ceiling: float = 0.85
     slo_s: float = 5.0
-    gain_min_s: float = 0.2
+    gain_min_s: float = 0.3
 
     def __post_init__(self) -> None:
         count("layers", self.layers, 1)
@@ -194,11 +193,18 @@ def decide(
 
 def _sooner(found: Predicted, load: Load, paths: Paths) -> tuple[Where, str]:
     """The last rule."""
-    local_delay_s = PRESSURE_PER_S * load.local_wait_s * found.local_work_s / load.local_instances
-    remote_delay_s = PRESSURE_PER_S * load.remote_wait_s * found.remote_work_s / load.remote_instances
+    local_delay_s = _delay_s(load.local_wait_s, found.local_work_s / load.local_instances)
+    remote_delay_s = _delay_s(load.remote_wait_s, found.remote_work_s / load.remote_instances)
     if found.remote_s + remote_delay_s + paths.gain_min_s < found.local_s + local_delay_s:
         return "remote", "sooner" if found.remote_s < found.local_s else "others are sooner, the local queue is long"
     return "local", "sooner" if found.local_s <= found.remote_s else "the remote way gains too little"
+
+
+def _delay_s(wait_s: float, work_s: float) -> float:
+    """What a queue's next requests lose, together, by `work_s` more before them. A queue of w seconds that shrinks
+    costs those who come before it is gone about PRESSURE_PER_S * w * w / 2; this is the difference.
+    """
+    return PRESSURE_PER_S * work_s * (wait_s + work_s / 2)
 
 
 def _refuse(total_tokens: int, cached_local: int, cached_remote: int) -> None:

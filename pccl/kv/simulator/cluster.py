@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
 
 from pccl.kv.model.decide import Paths
-from pccl.kv.numbers import count, positive
+from pccl.kv.numbers import at_least_zero, count, positive
 
 __all__ = ["Link", "Pool", "PrefixCache", "Topology"]
 
@@ -43,6 +43,7 @@ class Topology:
         count("n_d", self.n_d)
         positive("decode_per_s", self.decode_per_s)
         positive("bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
+        at_least_zero("jitter", self.jitter)
         if self.cache_blocks is not None:
             count("cache_blocks", self.cache_blocks)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pccl.kv.estimator import BandwidthEstimator
 from pccl.kv.model.decide import Decision, Load
-from pccl.kv.numbers import at_least_zero, count
+from pccl.kv.numbers import count
 from pccl.kv.simulator.cluster import Link, Pool, PrefixCache, Topology
 from pccl.kv.simulator.policies import Policy
 from pccl.kv.simulator.trace import Trace
@@ -26,7 +26,7 @@ __all__ = ["Outcome", "simulate"]
 class Outcome:
     """Arrays by request. `ttft_s`: to the first token, with every wait. `predicted_s`: what the decision said of that.
     `sent_bytes`: over the link to here, `saved_bytes`: that the prefix cached here made needless, `pulled_bytes`: of
-    prefixes over the link the other way. `plans`: how often the plan changed.
+    prefixes over the link the other way.
     """
 
     trace: Trace
@@ -49,7 +49,6 @@ class Outcome:
 def simulate(trace: Trace, topology: Topology, policy: Policy, seed: int = 0) -> Outcome:
     """Replays the trace. Takes a second or less for ten thousand requests; blocks for that long."""
     count("seed", seed)
-    at_least_zero("jitter", topology.jitter)
     noise = np.exp(np.random.default_rng(seed).normal(0.0, 1.0, len(trace)) * topology.jitter)
     world = _World(topology, trace.block_tokens)
     rows = [

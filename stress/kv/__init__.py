@@ -1,0 +1,1 @@
+"""How fast is pccl.kv, and how well does it decide where prompts are prefilled?"""
