@@ -72,7 +72,7 @@ def test_with_bandwidth_to_spare_a_prefix_is_pulled_with_scarce_each_has_its_own
     assert choose(100_000, here=80_000, load=replace(IDLE, remote_wait_s=9.0)).pull_tokens == 0, "it stays here"
 
 
-def test_a_queue_of_busy_instances_has_its_price() -> None:
+def test_who_joins_a_queue_pays_for_the_delay_of_others() -> None:
     """The remote way is a little later for this request, but spares a long work to those in the local queue."""
     waits = Load(25 * GBIT, local_wait_s=3.0, remote_instances=4, local_instances=3)
     found = predict(30_000, 0, 0, waits, PATHS)
@@ -80,7 +80,13 @@ def test_a_queue_of_busy_instances_has_its_price() -> None:
     decision = choose(30_000, load=later)
     assert decision.predicted["remote"] == pytest.approx(decision.predicted["local"] + 0.1)
     assert (decision.where, decision.reason) == ("remote", "others are sooner, the local queue is long")
-    assert choose(30_000, load=replace(later, local_instances=100)).where == "local", "a price that many share"
+    much_later = replace(later, queued_bytes=25 * GBIT * 2.1 * found.local_s)
+    assert choose(30_000, load=much_later).where == "local", "there are limits"
+    both = replace(waits, remote_wait_s=20.0, local_wait_s=18.0)
+    assert predict(4000, 0, 0, both, PATHS).remote_s > predict(4000, 0, 0, both, PATHS).local_s
+    assert choose(4000, load=replace(both, local_wait_s=20.1)).reason == "sooner", (
+        "0.3 s sooner here, 0.5 s of work less there"
+    )
 
 
 def test_a_deadline_that_only_one_way_keeps_decides() -> None:
@@ -197,7 +203,7 @@ def test_where_local_prefill_suffices_the_link_is_left_alone() -> None:
 
 
 def test_before_enough_was_seen_nothing_is_known() -> None:
-    assert {plan.reason for plan in driven(fresh(), 0, 15, IDLE)} == {"too few requests seen"}
+    assert {plan.reason for plan in driven(fresh(), 0, 7, IDLE)} == {"too few requests seen"}
 
 
 def test_a_small_change_is_not_followed_and_a_large_one_once_per_dwell() -> None:

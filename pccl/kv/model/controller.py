@@ -13,6 +13,7 @@ spare and rises as the link gets scarce. A peer that is down is acted on at once
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pccl.kv.model.decide import Load, Paths, Plan
@@ -33,7 +34,7 @@ class Pace:
     window_s: float = 300.0
     conversion_s: float = 180.0
     advise_s: float = 15.0
-    seen_min: int = 64
+    seen_min: int = 24
 
     def __post_init__(self) -> None:
         for field in ("resolve_s", "dwell_s", "window_s", "conversion_s", "advise_s"):
@@ -111,7 +112,8 @@ class Controller:
         self.solution = model.solve(self.n_p)
         self._advise(now_s, model)
         threshold = self.solution.threshold_tokens
-        if rate <= paths.ceiling * model.local_rate_per_s(self.n_p):
+        surely = rate * (1.0 - 2.0 / math.sqrt(seen))  # what of the rate is no chance
+        if surely <= paths.ceiling * model.local_rate_per_s(self.n_p):
             return Plan("relief", 0.0, threshold, "local prefill suffices")
         floor = min(model.feasible_threshold(rate, paths.ceiling), threshold)
         reason = "the link bears every length" if floor == 0 else "the lowest floor that link and cluster bear"

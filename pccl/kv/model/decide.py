@@ -8,7 +8,8 @@ either queue and on the link; the rest is rules, in this order:
 3. an uncached part that is not above the floor stays here. The floor is the plan's: it moves with bandwidth and load.
    While the link is busier than the ceiling, bandwidth is scarce, and the floor is the model's threshold t.
 4. whoever is sooner, once each has paid for the delay that it causes: who joins a queue keeps those waiting who come
-   before the queue is gone; and the link is not used for a gain below `gain_min_s`.
+   before the queue is gone. Nobody is sent far for the sake of others when that takes LATER_MAX times as long, and
+   the link is not used for a gain below `gain_min_s`.
 
 What counts as cached remotely: with bandwidth to spare the longer of both prefixes, the local one pulled over the link
 the other way where that is sooner than to compute it; with scarce bandwidth each cluster's own.
@@ -26,8 +27,10 @@ from pccl.kv.numbers import ahead, at_least_zero, count, positive, share
 __all__ = ["Decision", "Load", "Paths", "Plan", "Predicted", "Where", "decide", "predict"]
 
 INFINITE = float("inf")
-#: Requests per second that join a queue, over the part of its time in which it is free: rate / (1 - load).
-PRESSURE_PER_S = 3.0
+#: Requests per second and instance that join a queue, over the part of time in which it is free: rate / (1 - load).
+PRESSURE_PER_S = 1.0
+#: No request is made more than so much later for the sake of others.
+LATER_MAX = 1.5
 
 Where = Literal["local", "remote"]
 Mode = Literal["offload", "relief", "local only"]
@@ -193,18 +196,19 @@ def decide(
 
 def _sooner(found: Predicted, load: Load, paths: Paths) -> tuple[Where, str]:
     """The last rule."""
-    local_delay_s = _delay_s(load.local_wait_s, found.local_work_s / load.local_instances)
-    remote_delay_s = _delay_s(load.remote_wait_s, found.remote_work_s / load.remote_instances)
-    if found.remote_s + remote_delay_s + paths.gain_min_s < found.local_s + local_delay_s:
+    local_delay_s = _delay_s(load.local_wait_s, found.local_work_s, load.local_instances)
+    remote_delay_s = _delay_s(load.remote_wait_s, found.remote_work_s, load.remote_instances)
+    bearable = found.remote_s <= LATER_MAX * found.local_s
+    if bearable and found.remote_s + remote_delay_s + paths.gain_min_s < found.local_s + local_delay_s:
         return "remote", "sooner" if found.remote_s < found.local_s else "others are sooner, the local queue is long"
     return "local", "sooner" if found.local_s <= found.remote_s else "the remote way gains too little"
 
 
-def _delay_s(wait_s: float, work_s: float) -> float:
-    """What a queue's next requests lose, together, by `work_s` more before them. A queue of w seconds that shrinks
-    costs those who come before it is gone about PRESSURE_PER_S * w * w / 2; this is the difference.
+def _delay_s(wait_s: float, work_s: float, instances: int) -> float:
+    """What the next requests of a queue lose, together, by `work_s` more before them: a queue that is free again after
+    w seconds costs those who come until then about PRESSURE_PER_S * instances * w * w / 2; this is the difference.
     """
-    return PRESSURE_PER_S * work_s * (wait_s + work_s / 2)
+    return PRESSURE_PER_S * work_s * (wait_s + work_s / (2 * instances))
 
 
 def _refuse(total_tokens: int, cached_local: int, cached_remote: int) -> None:

@@ -53,5 +53,5 @@ class RecentLengths:
         sums = np.array([sums for _, _, sums in self._slices]).sum(axis=0)
         begin_s = max(oldest * self.window_s / SLICES, self._first_s)
         number, seen = int(counts.sum()), counts > 0
-        rate = number / max(now_s - begin_s, self.window_s / SLICES)
+        rate = number / max(now_s - begin_s, self.window_s / 100)
         return Lengths.weighted(sums[seen] / counts[seen], counts[seen]), number, rate
