@@ -30,7 +30,7 @@ INFINITE = float("inf")
 #: Requests per second and instance that join a queue, over the part of time in which it is free: rate / (1 - load).
 PRESSURE_PER_S = 1.0
 #: No request is made more than so much later for the sake of others.
-LATER_MAX = 1.5
+LATER_MAX = 1.75
 
 Where = Literal["local", "remote"]
 Mode = Literal["offload", "relief", "local only"]
