@@ -12,7 +12,7 @@ Only the last two see the load. All of them pull a prefix over the link where th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pccl.errors import ArgumentError
 from pccl.kv.model.controller import Controller, Pace
@@ -29,13 +29,10 @@ Choose = Callable[[float, int, int, int, Load], Decision]
 
 @dataclass(frozen=True)
 class Policy:
-    """`choose(now_s, total_tokens, cached_local, cached_remote, load)`. Of one simulation: it may remember.
-    `controller`: of those that have one.
-    """
+    """`choose(now_s, total_tokens, cached_local, cached_remote, load)`. Of one simulation: it may remember."""
 
     name: str
     choose: Choose
-    controller: Controller | None = field(default=None)
 
 
 def policy_of(name: str, topology: Topology, pace: Pace | None = None) -> Policy:
@@ -55,7 +52,7 @@ def policy_of(name: str, topology: Topology, pace: Pace | None = None) -> Policy
         controller = Controller(
             topology.paths, topology.n_remote, topology.n_p, topology.n_d, topology.decode_per_s, pace
         )
-        return Policy(name, (_model if name == "model" else _greedy)(controller), controller)
+        return Policy(name, (_model if name == "model" else _greedy)(controller))
     raise ArgumentError(f"policy must be one of {', '.join(POLICIES)}, not {name!r}")
 
 
