@@ -28,7 +28,7 @@ __all__ = ["Decision", "Load", "Paths", "Plan", "Predicted", "Where", "decide", 
 
 INFINITE = float("inf")
 #: Requests per second and instance that join a queue, over the part of time in which it is free: rate / (1 - load).
-PRESSURE_PER_S = 1.0
+PRESSURE_PER_S = 0.6
 #: No request is made more than so much later for the sake of others.
 LATER_MAX = 1.75
 
@@ -49,7 +49,7 @@ class Paths:
     rtt_s: float = 0.03
     ceiling: float = 0.85
     slo_s: float = 5.0
-    gain_min_s: float = 0.3
+    gain_min_s: float = 0.4
 
     def __post_init__(self) -> None:
         count("layers", self.layers, 1)
