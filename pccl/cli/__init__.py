@@ -1,4 +1,5 @@
-"""The command line: ``pccl coordinator | launch | status | token | doctor | bench | simulate | weights | version``.
+"""The command line: ``pccl coordinator | launch | status | token | doctor | bench | simulate | weights | kv |
+version``.
 
 Each command lives in a file of its own and is imported only when it is called, so that ``pccl --help`` is quick and a
 command does not need the dependencies of another.
@@ -17,6 +18,7 @@ COMMANDS = {
     "bench": "Measure collectives on this machine, against gloo if asked.",
     "coordinator": "Serve a run: membership, order and topology.",
     "doctor": "Examine the path between two machines and say what to change.",
+    "kv": "Simulate where prompts are prefilled, over datacenters.",
     "launch": "Run a script as several local peers of a new run.",
     "simulate": "Run many seeds of the simulator and check every promise.",
     "status": "Show who is in a run and what happened to it.",

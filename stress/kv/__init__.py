@@ -1,1 +1,1 @@
-"""Benchmarks of pccl.kv: over loopback, over an emulated WAN, and a storm of aborts."""
+"""Benchmarks of pccl.kv: over loopback, over an emulated WAN, of codecs, of deciding, and a storm of aborts."""

@@ -1,0 +1,132 @@
+"""estimator.py - how fast a link is, for all who ask: ordering on the link, admission, and the choice of a cluster.
+
+Fed with counters of the sender, asked at any time; the clock is an argument. What counts is goodput while something
+waited to be sent: a link that carries little because little is asked of it is not slow. Bytes and backlogged time are
+added up until SAMPLE_S of backlog make a sample; samples give a mean that fades (over MEAN_S of backlog), its spread,
+and the peak of the last PEAK_S. An idle link keeps its last estimate, with an uncertainty that grows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from pccl.errors import ArgumentError
+from pccl.kv.numbers import at_least_zero, positive
+
+__all__ = ["BandwidthEstimator", "Estimate"]
+
+SAMPLE_S = 0.05
+MEAN_S = 3.0
+PEAK_S = 10.0
+#: Over so long an idle link becomes unknown again (to 63 %).
+FORGET_S = 120.0
+#: How far a bandwidth that was only told, and never seen, may be off.
+TOLD_UNCERTAINTY = 0.5
+#: The round trip without queues is the least of so long.
+RTT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What is known of a link. `bandwidth_bytes_per_s`: the mean; `peak_bytes_per_s`: the best of the last seconds;
+    `cautious_bytes_per_s`: the mean less its `uncertainty` (0 to 1). `drain_s`: until the queue is gone.
+    `retransmission_ratio`: of the bytes; `rtt_inflation`: the round trip beside the least one, 1 without a queue.
+    """
+
+    bandwidth_bytes_per_s: float
+    peak_bytes_per_s: float
+    cautious_bytes_per_s: float
+    uncertainty: float
+    queued_bytes: float
+    drain_s: float
+    retransmission_ratio: float
+    rtt_inflation: float
+
+
+class BandwidthEstimator:
+    """`told_bytes_per_s`: what to believe until something is seen. Not for several threads."""
+
+    def __init__(self, told_bytes_per_s: float) -> None:
+        self.bandwidth_bytes_per_s = positive("told_bytes_per_s", told_bytes_per_s)
+        self.queued_bytes = 0.0
+        self._spread = TOLD_UNCERTAINTY
+        self._samples = 0
+        self._last = (0.0, 0.0, 0.0)  # backlogged_s, sent_bytes, resent_bytes at the end of the last sample
+        self._peaks: deque[tuple[float, float]] = deque()  # falling
+        self._troughs: deque[tuple[float, float]] = deque()  # rising, of round trips
+        self._rtt_s = 0.0
+        self._resent = 0.0
+        self._fresh_s: float | None = None  # when the last sample was made
+
+    def note(
+        self,
+        now_s: float,
+        backlogged_s: float,
+        sent_bytes: float,
+        queued_bytes: float,
+        resent_bytes: float = 0.0,
+        rtt_s: float | None = None,
+    ) -> None:
+        """Counters of the sender, from its beginning on: time during which something waited, bytes that were
+        acknowledged in that time, bytes sent again. Of now: bytes that wait, the round trip. ArgumentError names a
+        value that is no number or a counter that went back.
+        """
+        counters = (backlogged_s, sent_bytes, resent_bytes)
+        if not all(now >= before for now, before in zip(counters, self._last, strict=True)):
+            names = ("backlogged_s", "sent_bytes", "resent_bytes")
+            wrong = [n for n, now, before in zip(names, counters, self._last, strict=True) if not now >= before]
+            raise ArgumentError(f"{wrong[0]} must be a number that does not fall")
+        self.queued_bytes = at_least_zero("queued_bytes", queued_bytes)
+        if rtt_s is not None:
+            self._note_rtt(now_s, positive("rtt_s", rtt_s))
+        if self._samples == 0 and self._fresh_s is None:
+            self._fresh_s = now_s
+        passed_s, sent, resent = (now - before for now, before in zip(counters, self._last, strict=True))
+        if passed_s >= SAMPLE_S:
+            self._last = counters
+            self._sample(now_s, passed_s, sent / passed_s)
+            self._resent += (1.0 - math.exp(-passed_s / MEAN_S)) * (resent / max(sent, resent, 1.0) - self._resent)
+
+    def estimate(self, now_s: float) -> Estimate:
+        """All that is known."""
+        while self._peaks and self._peaks[0][0] < now_s - PEAK_S:
+            self._peaks.popleft()
+        mean, uncertainty = self.bandwidth_bytes_per_s, self.uncertainty(now_s)
+        return Estimate(
+            mean,
+            self._peaks[0][1] if self._peaks else mean,
+            mean * (1.0 - uncertainty),
+            uncertainty,
+            self.queued_bytes,
+            self.queued_bytes / mean,
+            self._resent,
+            self._rtt_s / self._troughs[0][1] if self._troughs else 1.0,
+        )
+
+    def uncertainty(self, now_s: float) -> float:
+        """Part of the mean that it may be off: the spread of the samples, more with every second without one."""
+        idle_s = 0.0 if self._fresh_s is None else max(0.0, now_s - self._fresh_s)
+        return 1.0 - (1.0 - min(self._spread, 1.0)) * math.exp(-idle_s / FORGET_S)
+
+    def _sample(self, now_s: float, passed_s: float, rate: float) -> None:
+        if rate <= 0.0:  # nothing came through at all: a fault, which others see to; it is no bandwidth
+            return
+        weight = 1.0 if self._samples == 0 else 1.0 - math.exp(-passed_s / MEAN_S)
+        off = abs(rate - self.bandwidth_bytes_per_s) / max(rate, self.bandwidth_bytes_per_s)
+        self.bandwidth_bytes_per_s += weight * (rate - self.bandwidth_bytes_per_s)
+        self._spread += (1.0 - math.exp(-passed_s / MEAN_S)) * (off - self._spread)
+        self._samples += 1
+        self._fresh_s = now_s
+        while self._peaks and self._peaks[-1][1] <= rate:
+            self._peaks.pop()
+        self._peaks.append((now_s, rate))
+
+    def _note_rtt(self, now_s: float, rtt_s: float) -> None:
+        self._rtt_s = rtt_s
+        while self._troughs and self._troughs[-1][1] >= rtt_s:
+            self._troughs.pop()
+        self._troughs.append((now_s, rtt_s))
+        while self._troughs[0][0] < now_s - RTT_S:
+            self._troughs.popleft()

@@ -1,0 +1,1 @@
+"""What prefill costs, what clusters and link carry together, and where one request goes."""
