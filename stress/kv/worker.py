@@ -96,7 +96,7 @@ class Site:
             try:
                 got = receive.wait()
             except kv.EndError as error:
-                say(failed=str(error), name=name)
+                say(failed=str(error), name=name, ended=time.monotonic())
                 return
             ended = time.monotonic()
             say(ended=ended, nbytes=got.nbytes, right=self.check(told), name=name)
@@ -122,7 +122,7 @@ class Site:
             time.sleep(max(0.0, began + (layer + 1) * told.get("every_s", 0.0) - time.monotonic()))
             send.layer_ready(f"L{layer}")
         last = time.monotonic()
-        send.finish()
+        send.abort("bench") if told.get("abort") else send.finish()
         say(began=began, last=last)
         try:
             say(sent=send.wait().nbytes)
