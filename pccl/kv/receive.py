@@ -146,7 +146,7 @@ class ReceiveMachine(Machine):
             if unit is None:
                 raise ProtocolError(f"there is no layer {message.layer} of group {message.group}")
             needed = unit.need[:: unit.split]
-            positions = unpacked(message.positions, unit.positions) if message.positions else positions_of(needed)
+            positions = _positions(message, needed)
             wrong = positions[~needed[positions]]
             if wrong.size:
                 raise ProtocolError(f"position {int(wrong[0])} is none of those that are needed")
@@ -273,6 +273,16 @@ class ReceiveMachine(Machine):
     def _leave(self) -> None:
         if not self.asks and not self._checks:
             self._close()
+
+
+def _positions(message: m.Ready | m.Sums, needed: Mask) -> Ids:
+    if message.positions:
+        return unpacked(message.positions, needed.size)
+    if isinstance(message, m.Ready):
+        return positions_of(needed)
+    if message.first + message.count > needed.size:
+        raise ProtocolError(f"position {message.first + message.count - 1} is none of the {needed.size}")
+    return np.arange(message.first, message.first + message.count, dtype=np.int64)
 
 
 _OVER = (State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)
