@@ -55,6 +55,8 @@ class Runs:
         """One for each block size; rounds take turns with plain TCP."""
         found: dict[int, list[float]] = {min(block, self.nbytes): [] for block in blocks}
         raw: dict[int, list[float]] = {count: [] for count in streams}
+        for block in found:
+            self.crew.push(block, self.nbytes)  # each shape is a pool, and two pools have met before it is measured
         for _ in range(self.rounds):
             for block, seconds in found.items():
                 seconds.append(self.crew.push(block, self.nbytes)["s"])
