@@ -16,7 +16,7 @@ from pccl.kv.binding import positions_of, unpacked
 from pccl.kv.ends import End, State
 from pccl.kv.machine import Machine, Stop, Tick
 from pccl.kv.memory import Ids
-from pccl.kv.unit import Ask, Mask, Unit
+from pccl.kv.unit import ASK_BYTES, Ask, Mask, Unit
 from pccl.table import row
 from pccl.types import Status
 
@@ -78,6 +78,7 @@ class ReceiveMachine(Machine):
         self.flowing_bytes = 0  # asked for, and ready
         self.landed_bytes = 0
         self.needed_bytes = 0
+        self.ask_bytes = ASK_BYTES  # of an ask
         self._build = build
         self._of: dict[tuple[int, int], Unit] = {}
         self._checks = 0
@@ -102,7 +103,7 @@ class ReceiveMachine(Machine):
         while self._behind < len(self.units) and not self.units[self._behind].unasked:
             self._behind += 1
         for unit in self.units[self._behind :]:
-            ask = unit.next_ask(ahead) if unit.unasked else None
+            ask = unit.next_ask(ahead, self.ask_bytes) if unit.unasked else None
             if ask is not None:
                 self.flowing_bytes += ask.ready_bytes
                 return ask
