@@ -403,4 +403,3 @@ class Exchange:
 def _suggest(asker: Asker) -> None:
     assert isinstance(asker, Inbound)
     asker.handle.recompute_suggested = True
-

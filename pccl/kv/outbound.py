@@ -172,5 +172,3 @@ def per_group(given: Any, names: Sequence[str], what: str) -> list[Any]:
     if unknown:
         raise ArgumentError(f"{what} name a group that is not there: {sorted(map(str, unknown))[0]!r}")
     return [given.get(name) for name in names]
-
-

@@ -32,5 +32,3 @@ class Surroundings:
     def when_gone(self, regions: list[Any], callback: Callable[[], None]) -> None:
         """Calls back, on any thread, once for each region that goes, or has gone."""
         self._transfers.offers.when_gone(regions, callback)
-
-
