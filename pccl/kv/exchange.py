@@ -25,7 +25,7 @@ from pccl.kv.memory import Memory
 from pccl.kv.outbound import Outbound
 from pccl.kv.post import Post
 from pccl.kv.receive import AskEnded, Check, Checked, Drop, Landed
-from pccl.kv.schedule import Asker, Meter, Rate, plan, suggestions, window
+from pccl.kv.schedule import Asker, Meter, Rate, ask_bytes, plan, suggestions, window
 from pccl.kv.send import Digest, Expose, Hide, Summed, Withdrawn
 from pccl.kv.surroundings import Surroundings
 from pccl.types import Status
@@ -264,6 +264,8 @@ class Exchange:
 
     def _ask(self, peer: bytes, askers: list[Inbound], now: float) -> None:
         rate = self.rates.setdefault(peer, Meter())
+        for asker in askers:
+            asker.machine.ask_bytes = ask_bytes(rate.bytes_per_s)
         plan(askers, now, window(rate.bytes_per_s, self._around.rtt_s(peer)))
         rate.busy(any(asker.flowing_bytes for asker in askers), now)
         suggestions(askers, now, rate.bytes_per_s, _suggest)

@@ -10,7 +10,7 @@ import numpy as np
 
 from pccl.errors import ProtocolError
 from pccl.kv import messages as m
-from pccl.kv.binding import data_key, seeds, unpacked
+from pccl.kv.binding import data_key, seeds, tags, unpacked
 from pccl.kv.ends import End, State, error_of
 from pccl.kv.handles import Receive, Received
 from pccl.kv.mail import Correspondence
@@ -155,9 +155,10 @@ class Inbound:
     def _build_group(self, number: int, grouping: m.Grouping) -> list[Unit]:
         group, ids = self.memory.layout.groups[number], self.blocks[number]
         places = unpacked(grouping.blocks, 1 << 32, ids.size)
-        if len(grouping.layers) != len(group.layers) or len(grouping.tags) != 8 * ids.size:
+        if len(grouping.layers) != len(group.layers) or len(grouping.tags) not in (0, 8 * ids.size):
             raise ProtocolError(f"an Open whose group {group.name!r} is not the one that was wanted")
-        self._tags.append(np.frombuffer(grouping.tags, "<u8").astype(np.uint64))
+        told = np.frombuffer(grouping.tags, "<u8").astype(np.uint64)
+        self._tags.append(told if grouping.tags else tags(None, ids.size))
         need = _bits(grouping.need, ids.size)
         last = int(places.max()) if places.size else 0
         units = []

@@ -57,7 +57,8 @@ class _Message(Struct, array_like=True, frozen=True, forbid_unknown_fields=True)
 
 class Grouping(_Message, frozen=True):
     """One group of an Open. `layers`: where each layer's pieces are; `blocks`: the place of each position; `need`: one
-    bit for each, the first in the lowest bit of the first byte; b"": all. `tags`: 8 bytes for each.
+    bit for each, the first in the lowest bit of the first byte; b"": all. `tags`: 8 bytes for each; b"": their
+    positions.
     """
 
     layers: Annotated[tuple[Place, ...], Meta(max_length=4096)]
@@ -84,11 +85,13 @@ class Ready(_Message, frozen=True, tag="ready"):
 
 
 class Sums(_Message, frozen=True, tag="sums"):
-    """Their digests, 8 bytes each, in the order of the positions."""
+    """Digests of their parts, 8 bytes each, in the order of the positions; b"" is for `count` of them from `first`."""
 
     transfer: Tid
     group: U32
     layer: U32
+    first: U32
+    count: U32
     positions: Packed
     digests: Annotated[bytes, Meta(max_length=_BLOCKS_MAX * 8)]
 

@@ -36,7 +36,9 @@ def needed(ticket: Ticket, hashes: Sequence[Sequence[Any] | None]) -> list[Mask]
 
 @dataclass(slots=True, eq=False)
 class Outbound:
-    """`need`, `tags`: of each of the receiver's groups, by position; `blocks`: ours that they are made of."""
+    """`need`, `tags`: of each of the receiver's groups, by position; `blocks`: ours that they are made of; `hashed`:
+    whether the tags are of hashes, and must be told.
+    """
 
     ticket: Ticket
     memory: Memory
@@ -44,6 +46,7 @@ class Outbound:
     blocks: list[Ids]
     need: list[Mask]
     tags: list[Numbers]
+    hashed: list[bool]
     handle: Send
     since: float
     deadline_at: float
@@ -71,7 +74,7 @@ class Outbound:
                 self._views |= {source.place[0]: source.view for source in sources}
                 self.nbytes += int(self.need[number].sum()) * wanted.bytes_per_block_layer * len(sources)
             need = np.packbits(self.need[number], bitorder="little").tobytes()
-            tags = self.tags[number].astype("<u8").tobytes()
+            tags = self.tags[number].astype("<u8").tobytes() if self.hashed[number] else b""
             ids = self.blocks[number] if found.plain else np.arange(self.need[number].size)
             groups.append(m.Grouping(tuple(source.place for source in sources), packed(ids), need, tags))
             self._places.append(None)

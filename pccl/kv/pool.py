@@ -282,7 +282,9 @@ class Pool:
         handle = Send(self, next(self._numbers), ticket.transfer, ticket.request)
         now = time.monotonic()
         need = needed(ticket, known)
-        one_send = Outbound(ticket, self._memory, found, ids, need, tag, handle, now, now + ticket.left_s, lease_s)
+        hashed = [one is not None for one in known]
+        deadline_at = now + ticket.left_s
+        one_send = Outbound(ticket, self._memory, found, ids, need, tag, hashed, handle, now, deadline_at, lease_s)
         own: list[Ids] = [np.empty(0, np.int64) for _ in self._names]
         for group, mine in zip(found.groups, ids, strict=True):
             own[group.group] = np.union1d(own[group.group], mine)

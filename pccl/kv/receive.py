@@ -16,7 +16,7 @@ from pccl.kv.binding import positions_of, unpacked
 from pccl.kv.ends import End, State
 from pccl.kv.machine import Machine, Stop, Tick
 from pccl.kv.memory import Ids
-from pccl.kv.unit import Ask, Mask, Unit
+from pccl.kv.unit import ASK_BYTES, Ask, Mask, Unit
 from pccl.table import row
 from pccl.types import Status
 
@@ -78,6 +78,7 @@ class ReceiveMachine(Machine):
         self.flowing_bytes = 0  # asked for, and ready
         self.landed_bytes = 0
         self.needed_bytes = 0
+        self.ask_bytes = ASK_BYTES  # of an ask
         self._build = build
         self._of: dict[tuple[int, int], Unit] = {}
         self._checks = 0
@@ -102,7 +103,7 @@ class ReceiveMachine(Machine):
         while self._behind < len(self.units) and not self.units[self._behind].unasked:
             self._behind += 1
         for unit in self.units[self._behind :]:
-            ask = unit.next_ask(ahead) if unit.unasked else None
+            ask = unit.next_ask(ahead, self.ask_bytes) if unit.unasked else None
             if ask is not None:
                 self.flowing_bytes += ask.ready_bytes
                 return ask
@@ -146,7 +147,7 @@ class ReceiveMachine(Machine):
             if unit is None:
                 raise ProtocolError(f"there is no layer {message.layer} of group {message.group}")
             needed = unit.need[:: unit.split]
-            positions = unpacked(message.positions, unit.positions) if message.positions else positions_of(needed)
+            positions = _positions(message, needed)
             wrong = positions[~needed[positions]]
             if wrong.size:
                 raise ProtocolError(f"position {int(wrong[0])} is none of those that are needed")
@@ -273,6 +274,16 @@ class ReceiveMachine(Machine):
     def _leave(self) -> None:
         if not self.asks and not self._checks:
             self._close()
+
+
+def _positions(message: m.Ready | m.Sums, needed: Mask) -> Ids:
+    if message.positions:
+        return unpacked(message.positions, needed.size)
+    if isinstance(message, m.Ready):
+        return positions_of(needed)
+    if message.first + message.count > needed.size:
+        raise ProtocolError(f"position {message.first + message.count - 1} is none of the {needed.size}")
+    return np.arange(message.first, message.first + message.count, dtype=np.int64)
 
 
 _OVER = (State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from pccl.kv.unit import ASK_BYTES
 from pccl.types import Priority
 
-__all__ = ["CLASSES", "Asker", "Meter", "Rate", "class_of", "plan", "suggestions", "window"]
+__all__ = ["CLASSES", "Asker", "Meter", "Rate", "ask_bytes", "class_of", "plan", "suggestions", "window"]
 
 CLASSES = {"critical": Priority.HIGH, "normal": Priority.NORMAL, "prefetch": Priority.LOW}
 _ORDER = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
@@ -18,6 +19,8 @@ REACTION_S = 0.02
 #: Asks that wait at the other side: of one transfer, of all.
 AHEAD, AHEAD_ALL = 8, 128
 THETA = 1.5
+ASK_S = 0.005
+ASK_BYTES_MAX = 16 << 20
 _SAMPLE_S = 0.1
 _KEEP_S = 10.0
 
@@ -73,6 +76,11 @@ def window(rate: float, rtt_s: float) -> int:
     if not rate:
         return WINDOW_START
     return int(min(max(2 * rate * rtt_s + rate * REACTION_S, WINDOW_MIN), WINDOW_MAX))
+
+
+def ask_bytes(rate: float) -> int:
+    """Of one ask: what waits behind it is what is more urgent, and each costs half a millisecond of this thread."""
+    return int(min(max(rate * ASK_S, ASK_BYTES), ASK_BYTES_MAX))
 
 
 def class_of(priority: str, waited_s: float) -> Priority:

@@ -138,8 +138,10 @@ class SendMachine(Machine):
         unit.sums[positions], unit.known[positions] = sums, True
         new, sums = positions[~old], sums[~old]
         if new.size:
-            data = sums.astype("<u8").tobytes()
-            self._say(m.Sums(self.transfer, unit.group, unit.layer, packed(new), data))
+            first, data = int(new[0]), sums.astype("<u8").tobytes()
+            in_a_row = bool((new == np.arange(first, first + new.size)).all())
+            ids = b"" if in_a_row else packed(new)
+            self._say(m.Sums(self.transfer, unit.group, unit.layer, first, new.size, ids, data))
         self._look()
 
     def _summed_late(self, _: Summed) -> None:

@@ -110,16 +110,16 @@ class Unit:
 
     # -- asking --
 
-    def next_ask(self, ahead: bool) -> Ask | None:
-        """Of what is ready; `ahead`: of what is not."""
+    def next_ask(self, ahead: bool, nbytes: int = ASK_BYTES) -> Ask | None:
+        """Of what is ready, about so much; `ahead`: of what is not."""
         mask = self.need & ~self.verified & ~self._asked & (~self.ready if ahead else self.ready)
-        parts = np.flatnonzero(mask)[: max(1, min(RUNS_MAX, ASK_BYTES // self.part_bytes))]
+        parts = np.flatnonzero(mask)[: max(1, min(RUNS_MAX, nbytes // self.part_bytes))]
         if not parts.size:
             return None
         self._asked[parts] = True
         self.unasked -= parts.size
-        nbytes = parts.size * self.part_bytes
-        return Ask(self, parts, self._runs(parts), nbytes, 0 if ahead else nbytes)
+        found = parts.size * self.part_bytes
+        return Ask(self, parts, self._runs(parts), found, 0 if ahead else found)
 
     def again(self, ask: Ask) -> None:
         """It brought nothing."""

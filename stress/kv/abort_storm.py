@@ -20,6 +20,7 @@ import numpy as np
 import pccl
 import pccl.kv as kv
 from pccl.coordinator.server import Coordinator
+from pccl.kv.slots import AHEAD
 
 LAYERS = ("L0", "L1", "L2", "L3")
 BLOCK_BYTES = 8192
@@ -139,7 +140,7 @@ class Storm:
             if not (memory == MARK).all():
                 self._wrong("blocks were written to after the end")
         deadline = time.monotonic() + SLACK_S
-        while any(engine.stats().transfers_pending > 17 for engine in self.engines):  # mail: 16 slots and a bell
+        while any(engine.stats().transfers_pending > AHEAD + 1 for engine in self.engines):  # a bell, and slots
             if time.monotonic() > deadline:
                 self._wrong(f"asks are left: {[engine.stats().transfers_pending for engine in self.engines]}")
                 return

@@ -78,6 +78,14 @@ class Crew:
             raise WorkerError(f"what came is not what was sent: {got} {sent}")
         return {"s": got["ended"] - told["began"], "tail_s": got["ended"] - told["last"]}
 
+    def aborted(self, shape: Row) -> float:
+        """Seconds from the sender's abort until the receiver's blocks are free. The layers are half a second apart."""
+        self.begin_push({**shape, "abort": True}, HEAD_START_S / 2)
+        told, got, sent = self._answer(self.p), self._answer(self.d), self._answer(self.p)
+        if "failed" not in got or "failed" not in sent:
+            raise WorkerError("what was aborted has ended well")
+        return float(got["ended"] - told["last"])
+
     def overtake(self, bulk: Row, small: Row) -> float:
         """Seconds of a push that begins while another is under way, which is then cancelled."""
         self.begin_push(bulk)

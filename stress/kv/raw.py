@@ -1,4 +1,7 @@
-"""raw.py - what plain TCP carries between the same two processes: blocking sockets, one thread for each stream."""
+"""raw.py - what plain TCP carries between the same two processes: blocking sockets, one thread for each stream.
+
+Streams are warm before the time begins: each has carried so many bytes, and been told that they have come.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ CHUNK = 1 << 20
 class Sink:
     """Receives so many bytes over so many streams into memory; `wait` gives when the last one came."""
 
-    def __init__(self, host: str, streams: int, memory: Any) -> None:
+    def __init__(self, host: str, streams: int, memory: Any, warm_bytes: int) -> None:
+        self._warm_bytes = warm_bytes
         self._listener = socket.create_server((host, 0), backlog=streams)
         self.port = self._listener.getsockname()[1]
         self._parts = np.array_split(memory, streams)
@@ -33,9 +37,11 @@ class Sink:
         self._listener.close()
         self.ended_at = time.monotonic()
 
-    @staticmethod
-    def _take(connection: socket.socket, part: memoryview) -> None:
+    def _take(self, connection: socket.socket, part: memoryview) -> None:
         with connection:
+            for left in range(self._warm_bytes, 0, -CHUNK):
+                connection.recv(min(left, CHUNK), socket.MSG_WAITALL)
+            connection.sendall(b"w")
             at = 0
             while at < len(part):
                 count = connection.recv_into(part[at : at + CHUNK])
@@ -52,24 +58,32 @@ class Sink:
 class Source:
     """Streams that are open before `send` is called. `congestion`: "": the system's."""
 
-    def __init__(self, host: str, port: int, streams: int, congestion: str) -> None:
+    def __init__(self, host: str, port: int, streams: int, congestion: str, warm_bytes: int) -> None:
         self._sockets = [socket.create_connection((host, port)) for _ in range(streams)]
         for one in self._sockets if congestion else []:
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
+        self._each([self._warm] * streams, [bytes(warm_bytes)] * streams)
 
     def send(self, memory: Any) -> float:
         """Sends all of it; gives when that began."""
         began = time.monotonic()
-        parts = np.array_split(memory, len(self._sockets))
+        self._each([self._give] * len(self._sockets), np.array_split(memory, len(self._sockets)))
+        return began
+
+    def _each(self, steps: Any, parts: Any) -> None:
         threads = [
-            threading.Thread(target=self._give, args=pair, daemon=True)
-            for pair in zip(self._sockets, parts, strict=True)
+            threading.Thread(target=step, args=(one, part), daemon=True)
+            for step, one, part in zip(steps, self._sockets, parts, strict=True)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return began
+
+    @staticmethod
+    def _warm(connection: socket.socket, part: Any) -> None:
+        connection.sendall(part)
+        connection.recv(1)
 
     @staticmethod
     def _give(connection: socket.socket, part: Any) -> None:

@@ -2,8 +2,9 @@
 
 For every round trip and loss a network of its own. Rows: the median rate of pushes in blocks of each size, as a part of
 what the best number of plain streams carried between the same processes ("share"); layers that become ready one after
-another ("layers": what is exposed behind the last one, beside what it must take); and a small urgent push behind a
-large one ("urgent": its time beside its time alone). Exit code 1: a goal was missed, or bytes were wrong.
+another ("layers": what is exposed behind the last one, beside what it must take); how soon after an abort the other
+side's blocks are free ("abort"); and a small urgent push behind a large one ("urgent": its time beside its time alone).
+Exit code 1: a goal was missed, or bytes were wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from stress.wan.run import main_guard
 from stress.wan.topology import parse
 
 MIB = 1 << 20
-SHARE, SHARE_LOSSY, TAIL_S, URGENT = 0.95, 0.9, 0.02, 1.3
+SHARE, SHARE_LOSSY, TAIL_S, URGENT, ABORT_S = 0.95, 0.9, 0.02, 1.3, 0.01
 LAYERS = 16
 
 Row = dict[str, Any]
@@ -54,6 +55,8 @@ class Runs:
         """One for each block size; rounds take turns with plain TCP."""
         found: dict[int, list[float]] = {min(block, self.nbytes): [] for block in blocks}
         raw: dict[int, list[float]] = {count: [] for count in streams}
+        for block in found:
+            self.crew.push(block, self.nbytes)  # each shape is a pool, and two pools have met before it is measured
         for _ in range(self.rounds):
             for block, seconds in found.items():
                 seconds.append(self.crew.push(block, self.nbytes)["s"])
@@ -97,6 +100,16 @@ class Runs:
             "ratio": round(ratio, 3), "goal": URGENT, "ok": ratio <= URGENT,
         }  # fmt: skip
 
+    def abort(self) -> Row:
+        """Amid the bytes of a layer that just became ready."""
+        shape = {"block": MIB, "bytes": self.nbytes, "layers": 2}
+        seconds = statistics.median(self.crew.aborted(shape) for _ in range(self.rounds))
+        goal = self.rtt_s + ABORT_S
+        return {
+            "op": "kv_abort", "bytes": self.nbytes, **self.options, "free_s": round(seconds, 4), "goal_s": goal,
+            "ok": seconds <= goal,
+        }  # fmt: skip
+
     def _mbit(self, seconds: list[float]) -> float:
         return round(self.nbytes * 8 / statistics.median(seconds) / 1e6, 1)
 
@@ -111,7 +124,7 @@ class Runs:
 @click.option("--mib", type=click.IntRange(16), default=256, show_default=True, help="Of a push.")
 @click.option("--large-mib", type=click.IntRange(16), default=2048, show_default=True, help="What is overtaken.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--only", type=click.Choice(["shares", "layers", "urgent"]), multiple=True)
+@click.option("--only", type=click.Choice(["shares", "layers", "urgent", "abort"]), multiple=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per row.")
 def main(rtts_ms: tuple[float, ...], losses: tuple[float, ...], as_json: bool, **options: Any) -> None:
     """Measure pushes over a WAN."""
@@ -130,7 +143,7 @@ def main(rtts_ms: tuple[float, ...], losses: tuple[float, ...], as_json: bool, *
 
 def measured(rtt_ms: float, loss: float, options: dict[str, Any]) -> Iterator[Row]:
     """The rows of one network."""
-    only = options["only"] or ("shares", "layers", "urgent")
+    only = options["only"] or ("shares", "layers", "urgent", "abort")
     nbytes, small = options["mib"] * MIB, 20 * MIB
     large = options["large_mib"] * MIB if "urgent" in only else 0
     facts = {"rtt_ms": rtt_ms, "loss": loss, "rate_mbit": options["rate_mbit"], "congestion": options["congestion"]}
@@ -143,6 +156,8 @@ def measured(rtt_ms: float, loss: float, options: dict[str, Any]) -> Iterator[Ro
             yield from runs.shares(options["blocks"], options["streams"])
         if "layers" in only:
             yield runs.layers(1.3 * nbytes / LAYERS * 8 / (options["rate_mbit"] * 1e6))
+        if "abort" in only:
+            yield runs.abort()
         if "urgent" in only:
             yield runs.urgent(small, large)
         crew.close()

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from raw import Sink, Source
 
 DEADLINE_S = 120.0
+WARM_BYTES = 64 << 20  # of plain streams, together
 _SAY = threading.Lock()
 
 
@@ -96,7 +97,7 @@ class Site:
             try:
                 got = receive.wait()
             except kv.EndError as error:
-                say(failed=str(error), name=name)
+                say(failed=str(error), name=name, ended=time.monotonic())
                 return
             ended = time.monotonic()
             say(ended=ended, nbytes=got.nbytes, right=self.check(told), name=name)
@@ -107,7 +108,7 @@ class Site:
         self.receives[told["name"]].cancel()
 
     def sink(self, told: dict[str, Any]) -> None:
-        sink = Sink(self.job["address"], told["streams"], self.memory[: told["bytes"]])
+        sink = Sink(self.job["address"], told["streams"], self.memory[: told["bytes"]], WARM_BYTES // told["streams"])
         say(port=sink.port)
         say(ended=sink.wait())
 
@@ -122,7 +123,7 @@ class Site:
             time.sleep(max(0.0, began + (layer + 1) * told.get("every_s", 0.0) - time.monotonic()))
             send.layer_ready(f"L{layer}")
         last = time.monotonic()
-        send.finish()
+        send.abort("bench") if told.get("abort") else send.finish()
         say(began=began, last=last)
         try:
             say(sent=send.wait().nbytes)
@@ -134,7 +135,8 @@ class Site:
         say(offered=True)
 
     def source(self, told: dict[str, Any]) -> None:
-        streams = Source(told["host"], told["port"], told["streams"], self.job["congestion"])
+        warm_bytes = WARM_BYTES // told["streams"]
+        streams = Source(told["host"], told["port"], told["streams"], self.job["congestion"], warm_bytes)
         say(began=streams.send(self.memory[: told["bytes"]]))
 
 

@@ -176,17 +176,17 @@ def test_a_connection_that_is_cut_in_the_middle_does_not_start_it_again(cluster:
 
 def test_what_will_not_come_in_time_is_said_before_the_deadline(cluster: Any) -> None:
     with ExitStack() as stack:
-        d, p, _ = slow_pair(cluster, stack, 8 << 20, 32)
-        receive = d.prep_recv("r", list(range(32)), deadline=2.0, on_failure="recompute")
-        send = p.open_send(receive.ticket, list(range(32)))
+        d, p, _ = slow_pair(cluster, stack, 8 << 20, 64)
+        receive = d.prep_recv("r", list(range(64)), deadline=4.0, on_failure="recompute")
+        send = p.open_send(receive.ticket, list(range(64)))
         send.layer_ready("L0")
         began = time.monotonic()
         while not receive.recompute_suggested:
             with pytest.raises(Timeout):
                 receive.wait(0.01)
-        assert time.monotonic() - began < 1.9
+        assert time.monotonic() - began < 3.5
         got = receive.wait(WAIT_S)
-        assert got.end.state is kv.State.EXPIRED and 0 < got.recompute["full"].size < 32
+        assert got.end.state is kv.State.EXPIRED and 0 < got.recompute["full"].size < 64
         with pytest.raises(kv.TransferExpired):
             send.wait(WAIT_S)
         assert not d.busy("full").size and not p.busy("full").size

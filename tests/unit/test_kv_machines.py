@@ -44,7 +44,7 @@ def ready(layer: int, count: int = 4) -> m.Ready:
 
 
 def sums(layer: int, count: int = 4, seed: int = 0) -> m.Sums:
-    return m.Sums(TID, 0, layer, packed(np.arange(count)), np.arange(seed, seed + count, dtype="<u8").tobytes())
+    return m.Sums(TID, 0, layer, 0, count, b"", np.arange(seed, seed + count, dtype="<u8").tobytes())
 
 
 def kinds(effects: list[Any]) -> list[str]:
@@ -141,7 +141,8 @@ def test_memory_is_not_free_before_the_last_ask_and_the_last_check_have_ended() 
         (m.Ready(TID, 0, 0, packed(np.array([3, 4]))), "protocol"),
         (m.Ready(TID, 0, 0, bytes(5)), "protocol"),
         (m.Ready(TID, 0, 0, packed(np.array([2]))), "protocol"),  # one that is not needed
-        (m.Sums(TID, 0, 0, packed(np.arange(2)), bytes(15)), "protocol"),
+        (m.Sums(TID, 0, 0, 0, 0, packed(np.arange(2)), bytes(15)), "protocol"),
+        (m.Sums(TID, 0, 0, 2, 3, b"", bytes(24)), "protocol"),
         (m.Finish(TID, b""), "incomplete"),
     ],
 )

@@ -18,6 +18,7 @@ from pccl.kv.schedule import (
     WINDOW_MIN,
     WINDOW_START,
     Meter,
+    ask_bytes,
     class_of,
     plan,
     suggestions,
@@ -114,6 +115,10 @@ def test_the_window_follows_the_rate() -> None:
     meter.busy(True, 100.0)  # idle time does not count, and an idle link keeps what was known
     meter.landed(5_000_000, 100.05)
     assert meter.bytes_per_s == pytest.approx(1e8, rel=0.01)
+
+
+def test_asks_grow_with_the_rate() -> None:
+    assert [ask_bytes(rate) // MIB for rate in (0.0, 1.25e8, 1.7e9, 1e11)] == [4, 4, 8, 16]
 
 
 def test_what_will_be_too_late_is_said() -> None:

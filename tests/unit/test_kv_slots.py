@@ -86,7 +86,7 @@ def test_heads() -> None:
 EVERY = [
     m.Open(TID, 1.5, (m.Grouping(((0, 0, 64),), bytes(16), b"\x0f", bytes(32)),)),
     m.Ready(TID, 0, 1, bytes(16)),
-    m.Sums(TID, 0, 1, bytes(4), bytes(8)),
+    m.Sums(TID, 0, 1, 0, 1, bytes(4), bytes(8)),
     m.Finish(TID, b"meta"),
     m.Committed(TID),
     m.End(TID, "failed", "checksum", "why"),
