@@ -1,4 +1,4 @@
-"""KV caches across datacenters: where prompts are prefilled, and how their blocks get to the decoder, verified, in time.
+"""KV caches across datacenters: where prompts are prefilled, and how their blocks get to the decoder, in time.
 
     plan = controller.tick(now_s, load)                        # where: docs/kv_routing.md; pure, no clock, no thread
     decision = decide(total, cached_local, cached_remote, load, paths, plan)
