@@ -24,6 +24,7 @@ __all__ = ["Pulls", "lease_id"]
 
 EARLY_S = 1.0
 _EARLY_MAX = 1024
+_EARLY_BYTES_MAX = 32 << 20
 
 
 def lease_id(name: str) -> bytes:
@@ -38,6 +39,7 @@ class _Early:
     name: str
     peer: bytes
     ticket: Ticket
+    nbytes: int
     until: float
 
 
@@ -67,14 +69,19 @@ class Pulls:
         lease = self._leases.get(message.offer)
         if ticket.peer != peer:
             self._exchange.refuse(peer, ticket.transfer, "ticket", "the ticket is another peer's")
-        elif lease is None and self._leases.never(message.offer) and len(self._early) < _EARLY_MAX:
-            early = _Early(message.offer, peer, ticket, self._clock() + EARLY_S)
+        elif lease is None and self._may_wait(message):
+            early = _Early(message.offer, peer, ticket, len(message.ticket), self._clock() + EARLY_S)
             self._early.append(early)
             self._exchange.tick_at(early.until)
         elif lease is None:
             self._gone(peer, ticket, message.offer)
         else:
             self._begin(peer, ticket, lease)
+
+    def _may_wait(self, message: m.Pull) -> bool:
+        """It was never offered, and what waits is not too much."""
+        nbytes = sum(early.nbytes for early in self._early) + len(message.ticket)
+        return self._leases.never(message.offer) and len(self._early) < _EARLY_MAX and nbytes <= _EARLY_BYTES_MAX
 
     def offered(self, name: str) -> None:
         """Who came too early gets it now."""
@@ -95,6 +102,8 @@ class Pulls:
         try:
             one = self._make(ticket, lease)
         except PcclError as error:
+            if not any(wanted.blocks for wanted in ticket.wanted):  # a release, from a cache of another layout
+                self.withdraw(lease.name, "it was released")
             self._exchange.refuse(peer, ticket.transfer, getattr(error, "cause", "") or "layout", error.message)
             return
         if not self._leases.fits(peer, one.nbytes):

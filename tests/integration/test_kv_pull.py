@@ -200,3 +200,15 @@ def test_a_pull_may_be_there_before_the_offer_is(cluster: Any) -> None:
         offered = both.p.offer("cancelled", [4, 5])
         assert both.d.pull(peer_of(both.p), "cancelled", [1, 2]).wait(WAIT_S).committed
         assert offered.wait(WAIT_S)
+
+
+def test_who_has_another_layout_can_release_an_offer_and_no_more(cluster: Any) -> None:
+    with pair(cluster, kv_pools.layout(block_bytes=512), kv_pools.layout()) as both:
+        offered = both.p.offer("r", [1, 2])
+        for into in ([3], []):
+            assert not offered.over()
+            with pytest.raises(kv.TransferFailed) as caught:
+                both.d.pull(peer_of(both.p), "r", into).wait(WAIT_S)
+            assert caught.value.cause == "layout"
+        assert offered.wait(WAIT_S) and offered.free()
+        both.free()

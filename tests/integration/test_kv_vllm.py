@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.vllm_caches import BLOCK_TOKENS, both, pool_of
+from integration.vllm_caches import BLOCK_TOKENS, Both, both, engine, engine_alone, pools_of, settings
 
 DOUBLES = Path(__file__).parent.parent / "doubles"
+PEER = Path(__file__).parent / "vllm_peer.py"
 PROMPT = [7 * at % 101 for at in range(30)]
 CACHES = (("full",), ("mla",), ("full", "swa"), ("full", "state"), ("full", "swa", "state"))
 
@@ -34,12 +38,12 @@ def test_d_goes_on_where_p_ended(cluster: Any, kinds: tuple[str, ...]) -> None:
             assert engines.decode(name, prompt, params) == engines.expected(prompt)
             assert engines.d.model.computed - before == 4  # the last token of the prompt, and all but one that it made
         engines.free()
-        assert pool_of(engines.d).counters.committed == 5
+        assert pools_of(engines.d)[0].counters.committed == 5
 
 
 def test_only_what_d_lacks_is_pulled(cluster: Any) -> None:
     with both(cluster, "full") as engines:
-        pool = pool_of(engines.d)
+        pool = pools_of(engines.d)[0]
         engines.decode("first", PROMPT, engines.prefill("first", PROMPT))
         whole = pool.counters.received_bytes
         block = whole * BLOCK_TOKENS // 32  # 30 tokens are 8 blocks
@@ -72,7 +76,7 @@ def test_who_goes_away_sets_p_free(cluster: Any) -> None:
         engines.d.abort("late")
         assert engines.d.blocks.held() and "late" in engines.d.requests
         engines.until(lambda: not engines.d.requests, engines.d)
-        assert pool_of(engines.d).counters.aborted == 1
+        assert pools_of(engines.d)[0].counters.aborted == 1
         engines.free()
         engines.p.add("never", PROMPT, 1, {"do_remote_decode": True})
         engines.p.abort("never")
@@ -92,7 +96,7 @@ def test_what_does_not_come_is_computed(cluster: Any, kinds: tuple[str, ...]) ->
         assert [output.finished_recving for output in failed] == [{"expired"}]
         engines.free()
         params = engines.prefill("gone", PROMPT)
-        engines.p.worker.shutdown()
+        engines.p.workers[0].shutdown()
         assert engines.d.blocks.held() == set()
         prompt = [1, *PROMPT[1:]]
         request = engines.d.add("gone", prompt, 4, params)
@@ -111,7 +115,7 @@ def test_what_requests_say_is_never_an_error(cluster: Any) -> None:
             (
                 {"peers": ["nobody"]},
                 {"peers": params["peers"] * 2},
-                {"peers": [pool_of(engines.d)._transfers.peer_id.hex()]},
+                {"peers": [pools_of(engines.d)[0]._transfers.peer_id.hex()]},
                 {"pool": "other"},
                 {"tokens": -1},
                 {"first": {}},
@@ -138,8 +142,53 @@ def test_completions_that_are_late_or_come_twice_change_nothing(cluster: Any) ->
         for engine in (engines.p, engines.d):
             for output in [*engine.outputs, KVConnectorOutput({"?"}, {"?"})]:
                 engine.scheduler.update_connector_output(output)
-            engine.worker._worker.begin(Orders(aborts=["r", "?"]))
-            assert engine.worker.get_finished({"r"}) == (set(), set())
-            assert engine.worker.get_block_ids_with_load_errors() == set()
-            engine.worker.shutdown()
-            engine.worker.shutdown()
+            engine.workers[0]._worker.begin(Orders(aborts=["r", "?"]))
+            assert engine.workers[0].get_finished({"r"}) == (set(), set())
+            assert engine.workers[0].get_block_ids_with_load_errors() == set()
+            engine.workers[0].shutdown()
+            engine.workers[0].shutdown()
+
+
+def test_workers_meet_by_their_ranks(cluster: Any) -> None:
+    with both(cluster, "full", sizes=(2, 2)) as engines:
+        for name, prompt in (("first", PROMPT), ("second", [*PROMPT[:26], 9, 9])):
+            assert engines.decode(name, prompt, engines.prefill(name, prompt)) == engines.expected(prompt)
+            engines.free()
+        assert engines.d.model.computed == 2 * 4
+        params = engines.prefill("early", PROMPT)
+        engines.d.add("early", PROMPT, 4, params)
+        engines.d.abort("early")
+        engines.free()
+    with both(cluster, "full", sizes=(2, 1)) as engines:
+        assert engines.decode("r", PROMPT, engines.prefill("r", PROMPT)) == engines.expected(PROMPT)
+        assert engines.d.model.computed == len(PROMPT) + 3  # other shards of heads: they are of no use here
+        engines.free()
+
+
+def test_a_killed_p_holds_nothing_at_d(cluster: Any) -> None:
+    coordinator = cluster.coordinator(1, form_peers=1, lease_s=1.0)
+    argv = [sys.executable, str(PEER), coordinator.address, cluster.secret]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(DOUBLES), str(PEER.parents[1]), *sys.path])}
+    process = subprocess.Popen(argv, text=True, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        good, lost = json.loads(process.stdout.readline())
+        extra = {**settings(coordinator.address, cluster.secret, 5), "deadline_s": 10.0}
+        d = engine(extra, 1, "full")
+        alone = engine_alone("full")
+        try:
+            engines = Both(alone, d, alone)
+            assert engines.decode("good", PROMPT, good) == engines.expected(PROMPT)
+            before = d.model.computed
+            assert before == 4
+            process.kill()
+            process.wait()
+            prompt = [1, *PROMPT[1:]]
+            assert engines.decode("lost", prompt, lost) == engines.expected(prompt)
+            assert d.model.computed - before == len(prompt) + 3
+            assert not d.blocks.held() and not d.requests and not pools_of(d)[0].busy("model.full.0").size
+        finally:
+            d.workers[0].shutdown()
+    finally:
+        process.kill()
+        process.communicate()

@@ -43,9 +43,9 @@ def config(extra: dict[str, Any], rank: int = 0, size: int = 1) -> Any:
     )
 
 
-def settings(coordinator: Any, secret: str, group: int, **extra: Any) -> dict[str, Any]:
+def settings(address: str, secret: str, group: int, **extra: Any) -> dict[str, Any]:
     """kv_connector_extra_config."""
-    connect = {"address": coordinator.address, "secret": secret, "listen": "127.0.0.1:0", "transport": "tcp"}
+    connect = {"address": address, "secret": secret, "listen": "127.0.0.1:0", "transport": "tcp"}
     return {"connect": {**connect, "group": group, "op_timeout": 20.0}, "deadline_s": 20.0, **extra}
 
 
@@ -89,27 +89,40 @@ class Both:
         self.until(lambda: not self.p.requests and not self.d.requests)
         for engine in (self.p, self.d):
             assert not engine.blocks.held()
-            pool = pool_of(engine)
-            self.until(lambda pool=pool: not any(pool.busy(group.name).size for group in pool.layout.groups))
+            for pool in pools_of(engine):
+                self.until(lambda pool=pool: not any(pool.busy(group.name).size for group in pool.layout.groups))
 
 
-def pool_of(engine: Any) -> Any:
-    """Of its worker."""
-    return engine.worker._worker.pool
+def pools_of(engine: Any) -> list[Any]:
+    """Of its workers."""
+    return [worker._worker.pool for worker in engine.workers]
 
 
 @contextmanager
-def both(cluster: Any, *kinds: str, p: Any = None, d: Any = None) -> Iterator[Both]:
-    """P and D, each a group by itself. `p`, `d`: more settings of theirs."""
+def both(cluster: Any, *kinds: str, p: Any = None, d: Any = None, sizes: tuple[int, int] = (1, 1)) -> Iterator[Both]:
+    """P and D, of so many workers, each of which is a group by itself. `p`, `d`: more settings of theirs."""
+    coordinator = cluster.coordinator(1, form_peers=1)
+    with ExitStack() as stack:
+        engines = []
+        for number, (extra, size) in enumerate(zip((p, d), sizes, strict=True)):
+            given = settings(coordinator.address, cluster.secret, 10 * number, **(extra or {}))
+            engines.append(engine(given, size, *kinds))
+            for worker in engines[-1].workers:
+                stack.callback(worker.shutdown)
+        yield Both(*engines, engine_alone(*kinds, size=sizes[1]))
+
+
+def engine(extra: dict[str, Any], size: int, *kinds: str) -> Any:
+    """One with connectors."""
     from vllm.v1.engine import Engine
 
     from pccl.kv.adapters.vllm import PcclConnector
 
-    coordinator = cluster.coordinator(1, form_peers=1)
-    with ExitStack() as stack:
-        engines = []
-        for group, extra in enumerate((p, d)):
-            given = config(settings(coordinator, cluster.secret, group, **(extra or {})))
-            engines.append(Engine(given, cache(*kinds), PcclConnector))
-            stack.callback(engines[-1].worker.shutdown)
-        yield Both(*engines, Engine(None, cache(*kinds)))
+    return Engine([config(extra, rank, size) for rank in range(size)], cache(*kinds), PcclConnector)
+
+
+def engine_alone(*kinds: str, size: int = 1) -> Any:
+    """One without."""
+    from vllm.v1.engine import Engine
+
+    return Engine([None] * size, cache(*kinds))

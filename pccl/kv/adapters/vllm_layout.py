@@ -59,7 +59,7 @@ class Facts:
 
 def groups_of(kv_cache_config: Any) -> list[Facts]:
     """The groups of vLLM's KVCacheConfig. Raises ArgumentError that names what cannot be moved."""
-    from vllm.v1.kv_cache_interface import AttentionSpec, MambaSpec, SlidingWindowSpec
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, SlidingWindowSpec
 
     found = []
     for group in kv_cache_config.kv_cache_groups:
@@ -71,7 +71,7 @@ def groups_of(kv_cache_config: Any) -> list[Facts]:
                 raise ArgumentError(f"the state of {layers[0]!r} has more than one block of a request")
         elif isinstance(spec, SlidingWindowSpec):
             kind = "swa"
-        elif not isinstance(spec, AttentionSpec):
+        elif not isinstance(spec, FullAttentionSpec):
             raise ArgumentError(f"layers like {layers[0]!r} are not known here: {type(spec).__name__}")
         window = spec.sliding_window if kind == "swa" else None
         found.append(Facts(layers[0], layers, kind, spec.block_size, window, spec))

@@ -82,8 +82,8 @@ def _view(raw: Any, spec: Any, blocks: int, paged: bool) -> Any:
 class Model:
     """Writes keys, values and states of tokens; reads all of them for the next."""
 
-    def __init__(self, config: KVCacheConfig, tensors: dict[str, Any]) -> None:
-        self._groups, self.tensors = config.kv_cache_groups, tensors
+    def __init__(self, config: KVCacheConfig, tensors: dict[str, Any], rank: int) -> None:
+        self._groups, self.tensors, self._rank = config.kv_cache_groups, tensors, rank
         self.computed = 0
 
     def run(self, tokens: list[int], begin: int, block_ids: tuple[list[int], ...]) -> int:
@@ -92,7 +92,9 @@ class Model:
             self.computed += 1
             for group, ids in zip(self._groups, block_ids, strict=True):
                 for number, layer in enumerate(group.layer_names):
-                    self._write(group.kv_cache_spec, self.tensors[layer], ids, at, tokens[at] + 17 * number)
+                    self._write(
+                        group.kv_cache_spec, self.tensors[layer], ids, at, tokens[at] + 17 * number + 7 * self._rank
+                    )
         total = 0
         for group, ids in zip(self._groups, block_ids, strict=True):
             for layer in group.layer_names:

@@ -7,6 +7,7 @@ two processes. Loads that fail are computed (`kv_load_failure_policy="recompute"
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole, SupportsHMA
@@ -27,12 +28,13 @@ class Allocated:
 
 
 class Engine:
-    """`connector`: the class, or None for an engine by itself."""
+    """`connector`: the class, or None for an engine by itself. `configs`: of its workers, by their rank."""
 
-    def __init__(self, config: Any, cache: KVCacheConfig, connector: Any = None) -> None:
+    def __init__(self, configs: list[Any], cache: KVCacheConfig, connector: Any = None) -> None:
         self.cache = cache
         self.blocks = Blocks(cache.num_blocks)
-        self.model = Model(cache, tensors_of(cache))
+        self.models = [Model(cache, tensors_of(cache), rank) for rank in range(len(configs))]
+        self.model = self.models[0]
         self.requests: dict[str, Request] = {}
         self.ids: dict[str, tuple[list[int], ...]] = {}
         self.params: dict[str, Any] = {}
@@ -40,13 +42,17 @@ class Engine:
         self._finished: set[str] = set()
         self._received: set[str] = set()
         self._failed: set[str] = set()
-        self.scheduler = self.worker = None
+        self._reported: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+        self.scheduler: Any = None
+        self.workers: list[Any] = []
         if connector is not None:
-            self.scheduler = connector(config, KVConnectorRole.SCHEDULER, cache)
-            self.worker = connector(config, KVConnectorRole.WORKER, cache)
-            self.worker.register_kv_caches(self.model.tensors)
-            metadata = pickle.loads(pickle.dumps(self.worker.get_handshake_metadata()))
-            self.scheduler.set_xfer_handshake_metadata({0: metadata})
+            self.scheduler = connector(configs[0], KVConnectorRole.SCHEDULER, cache)
+            metadata = {}
+            for rank, (config, model) in enumerate(zip(configs, self.models, strict=True)):
+                self.workers.append(connector(config, KVConnectorRole.WORKER, cache))
+                self.workers[-1].register_kv_caches(model.tensors)
+                metadata[rank] = self.workers[-1].get_handshake_metadata()
+            self.scheduler.set_xfer_handshake_metadata(pickle.loads(pickle.dumps(metadata)))
 
     def add(self, request_id: str, prompt: list[int], max_tokens: int, params: Any = None) -> Request:
         request = self.requests[request_id] = Request(request_id, prompt, max_tokens, params)
@@ -63,19 +69,30 @@ class Engine:
     def step(self) -> None:
         """One, with or without anything to compute."""
         runs = [request for request in list(self.requests.values()) if self._schedule(request)]
-        output = KVConnectorOutput()
-        if self.scheduler is not None:
-            metadata = pickle.loads(pickle.dumps(self.scheduler.build_connector_meta(None)))
-            self.worker.bind_connector_metadata(metadata)
-            self.worker.start_load_kv(None)
+        output = KVConnectorOutput(set(), set())
+        data = None if self.scheduler is None else pickle.dumps(self.scheduler.build_connector_meta(None))
+        for worker in self.workers:
+            worker.bind_connector_metadata(pickle.loads(data))
+            worker.start_load_kv(None)
         tokens = {r.request_id: self._compute(r) for r in runs}
         finished, self._finished = self._finished, set()
-        if self.worker is not None:
-            self.worker.wait_for_save()
-            output.finished_sending, output.finished_recving = self.worker.get_finished(finished)
-            output.invalid_block_ids = self.worker.get_block_ids_with_load_errors()
-            self.worker.clear_connector_metadata()
+        for worker in self.workers:
+            worker.wait_for_save()
+            self._aggregate(worker.get_finished(finished), output)
+            output.invalid_block_ids |= worker.get_block_ids_with_load_errors()
+            worker.clear_connector_metadata()
         self._update(tokens, output)
+
+    def _aggregate(self, told: tuple[Any, Any], output: KVConnectorOutput) -> None:
+        """A request is finished when all workers have said so."""
+        for ids, counts, all_said in zip(
+            told, self._reported, (output.finished_sending, output.finished_recving), strict=True
+        ):
+            for request_id in ids or ():
+                counts[request_id] += 1
+                if counts[request_id] == len(self.workers):
+                    del counts[request_id]
+                    all_said.add(request_id)
 
     def _schedule(self, request: Request) -> bool:
         """Whether it is computed in this step."""
@@ -152,7 +169,8 @@ class Engine:
         return max(0, computed - spec.sliding_window) // int(spec.block_size)
 
     def _compute(self, request: Request) -> int:
-        return self.model.run(request._all_token_ids, request.num_computed_tokens, self.ids[request.request_id])
+        ids = self.ids[request.request_id]
+        return sum(model.run(request._all_token_ids, request.num_computed_tokens, ids) for model in self.models) % 251
 
     def _update(self, tokens: dict[str, int], output: KVConnectorOutput) -> None:
         self.outputs.append(output)
