@@ -15,7 +15,6 @@ from pccl.kv.convert import match
 from pccl.kv.errors import LayoutMismatch
 from pccl.kv.layout import Group, Layout
 from pccl.kv.memory import Memory, coalesce, digests
-from pccl.kv.runs import blocks_of, runs_of
 
 UNIT = 4
 
@@ -192,21 +191,6 @@ def test_coalesced_runs_are_maximal_and_cover_the_pieces_in_order(ids: list[int]
     assert cover == [8 * one for one in ids]
     ends = (offsets + sizes).tolist()
     assert all(end != begin for end, begin in zip(ends, offsets.tolist()[1:], strict=False))
-
-
-@given(st.lists(st.integers(0, 1000), unique=True))
-def test_runs_of_blocks_travel(ids: list[int]) -> None:
-    array = np.array(ids, np.int64)
-    runs = runs_of(array)
-    assert blocks_of(runs, len(ids)).tolist() == ids
-    assert len(runs) <= max(1, len(ids))
-    with pytest.raises(ProtocolError):
-        blocks_of([*runs, (0, 1, 1)], len(ids))
-
-
-def test_a_gigabyte_of_blocks_side_by_side_takes_few_runs() -> None:
-    ids = np.concatenate([np.arange(0, 30000), np.arange(60000, 40000, -2), np.array([7_000_000])])
-    assert len(runs_of(ids)) == 3
 
 
 def test_digests_are_bound_to_seed_and_bytes() -> None:
