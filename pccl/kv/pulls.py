@@ -99,6 +99,9 @@ class Pulls:
         self._exchange.refuse(peer, ticket.transfer, "gone", text)
 
     def _begin(self, peer: bytes, ticket: Ticket, lease: Lease) -> None:
+        if ticket.transfer in self._exchange.outbound:  # it came twice: an End would end what it has opened
+            self._exchange.counters.refused += 1
+            return
         try:
             one = self._make(ticket, lease)
         except PcclError as error:

@@ -41,6 +41,18 @@ def test_d_goes_on_where_p_ended(cluster: Any, kinds: tuple[str, ...]) -> None:
         assert pools_of(engines.d)[0].counters.committed == 5
 
 
+def test_a_window_that_has_moved_on_too_far_is_of_no_use(cluster: Any) -> None:
+    with both(cluster, "full", "swa") as engines:
+        params = engines.prefill("r", PROMPT)
+        for length, computed in ((20, 20), (30, 1)):
+            before = engines.d.model.computed
+            given = {**params, "transfer_id": "r" if length == 30 else "another"}
+            prompt = PROMPT[:length]
+            assert engines.decode(f"d{length}", prompt, given) == engines.expected(prompt)
+            assert engines.d.model.computed - before == computed + 3
+        engines.free()
+
+
 def test_only_what_d_lacks_is_pulled(cluster: Any) -> None:
     with both(cluster, "full") as engines:
         pool = pools_of(engines.d)[0]
@@ -111,6 +123,7 @@ def test_what_requests_say_is_never_an_error(cluster: Any) -> None:
         assert params["transfer_id"] == "x"
         assert engines.prefill("again", PROMPT, transfer_id="x") is None
         assert engines.prefill("long", PROMPT, transfer_id="x" * 256) is None
+        assert engines.prefill("none", PROMPT, transfer_id=["x"]) is None
         for number, change in enumerate(
             (
                 {"peers": ["nobody"]},

@@ -106,8 +106,10 @@ class Scheduler:
         self, request: Any, params: dict[str, Any], block_ids: Sequence[Sequence[int]]
     ) -> tuple[bool, dict[str, Any] | None]:
         transfer = params.get("transfer_id") or request.request_id
-        if not self.peers or transfer in self._offered or not isinstance(transfer, str) or len(transfer) > 255:
-            log.warning("%s is not offered: no workers are known, or transfer_id is in use", request.request_id)
+        if not self.peers or not isinstance(transfer, str) or len(transfer) > 255 or transfer in self._offered:
+            log.warning(
+                "%s is not offered: no workers are known, or transfer_id is wrong or in use", request.request_id
+            )
             return False, None
         tokens: int = request.num_computed_tokens
         parts = {group.name: group.part(ids, 0, tokens) for group, ids in zip(self._groups, block_ids, strict=True)}
@@ -128,19 +130,19 @@ class Scheduler:
 
     def _tokens(self, request: Any, remote: Remote) -> int:
         """So many of the prompt can be had; 0: none, for a reason that the log names."""
-        why = ""
-        if remote.pool != self._pool or (self.peers and len(remote.peers) != len(self.peers)):
+        why, tokens = "", min(remote.tokens, int(request.num_prompt_tokens))
+        if remote.pool != self._pool or len(remote.peers) != len(self.peers):
             why = f"P has pools {remote.pool!r} in {len(remote.peers)} workers"
         elif set(remote.first) != {group.name for group in self._groups}:
             why = f"P has other groups: {sorted(remote.first)}"
-        elif not all(group.covered(remote.first[group.name], remote.tokens) for group in self._groups):
+        elif not all(group.covered(remote.first[group.name], tokens) for group in self._groups):
             why = f"P has blocks from {remote.first} on alone"
         elif self._has_state and remote.tokens != request.num_prompt_tokens - 1:
             why = f"P has the state after {remote.tokens} tokens of {request.num_prompt_tokens}"
         if why:
             log.warning("%s is computed here: %s", request.request_id, why)
             return 0
-        return min(remote.tokens, int(request.num_prompt_tokens))
+        return tokens
 
     def _release(self, request: Any, remote: Remote) -> None:
         self._orders.pulls.append(Pulling(request.request_id, remote.transfer_id, remote.peers, {}, {}))
