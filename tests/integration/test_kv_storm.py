@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from integration import kv_pools
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # at the end: pccl itself is the installed one
 
 from stress.kv.abort_storm import Storm
 
