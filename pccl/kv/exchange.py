@@ -201,6 +201,8 @@ class Exchange:
             self._deliver(self.outbound.get(message.transfer), peer, message)
         elif isinstance(message, m.End):
             self._their_end(peer, message)
+            if message.cause == "closed":
+                self._post.leave(peer)
         else:
             self._deliver(self.inbound.get(message.transfer), peer, message)
         self._nudge()

@@ -10,6 +10,7 @@ import numpy as np
 from pccl.kv.mail import Correspondence, Regions, bell_key
 from pccl.kv.messages import Message
 from pccl.transfer.task import Driven, ScatterAsks
+from pccl.types import short_id
 
 __all__ = ["Post"]
 
@@ -63,6 +64,11 @@ class Post:
                 self._drive(known)
                 known.open()
         return known
+
+    def leave(self, peer: bytes) -> None:
+        """Its pool was closed: what is said to it from now on is for the next of that name."""
+        if peer in self._with:
+            self._with[peer].lose("gone", f"peer {short_id(peer)} has closed its pool")
 
     def close(self) -> Any:
         """Nobody is told anything any more; gives the bell's region, which is on its way out."""
