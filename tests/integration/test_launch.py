@@ -132,8 +132,14 @@ def test_peers_that_do_nothing_about_ctrl_c_end_with_it(tmp_path: Path) -> None:
 
 
 def test_a_second_ctrl_c_kills_what_ignores_the_first(tmp_path: Path) -> None:
-    script = "import signal\nsignal.signal(signal.SIGINT, lambda *_: print('ignored'))\nprint('ready')\n"
-    process = launch(tmp_path, script + "while True: signal.pause()\n", "-n", "1")
+    # os.write: the signal may come while print('ready') has not returned yet, and print cannot be entered twice.
+    script = (
+        "import os, signal\n"
+        "signal.signal(signal.SIGINT, lambda *_: os.write(1, b'ignored\\n'))\n"
+        "print('ready')\n"
+        "while True: signal.pause()\n"
+    )
+    process = launch(tmp_path, script, "-n", "1")
     read_lines(process, 1)
     process.send_signal(signal.SIGINT)
     assert read_lines(process, 1) == ["[0] ignored"]
