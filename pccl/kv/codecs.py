@@ -1,8 +1,8 @@
-"""codecs.py - how slabs travel, and when it pays: as they are, bf16 without loss in 11 to 12 bits, or in 8 bits.
+"""codecs.py - slabs in fewer bytes, and when that pays: as they are, bf16 without loss in 11 to 12 bits, or in 8 bits.
 
 `bf16-exp` (csrc/exponents.c) keeps every bit. `int8-kc-vt` does not: keys get a scale for each channel of a block,
 values one for each token (KIVI, 2402.02750, section 3), and whoever receives them must agree to that in its layout.
-Recurrent state is never quantised: its errors add up. Pure.
+Recurrent state is never quantised: its errors add up. Pools send slabs raw: codecs are for who stages them. Pure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""codecs.py - how small and how fast KV caches travel by each codec, beside zstd on a plane of exponents and memcpy.
+"""codecs.py - how small and how fast each codec makes KV caches, beside zstd on a plane of exponents and memcpy.
 
     python -m stress.kv.codecs [--mib 32] [--rounds 5] [--json]
 
