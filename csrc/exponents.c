@@ -1,8 +1,9 @@
 /* exponents.c - encodes and decodes; see exponents.h.
  *
- * Sign and mantissa of a cache's values have no structure that pays, so all that can be saved is in the exponents: about 2.6 to 3 bits of 8 are
- * left of them. zstd on a plane of exponents makes independent values 5 % smaller than codes of fixed width with exceptions do (python -m
- * stress.kv.codecs), which have no table to walk and take half the time or less: values pass in chunks through loops that know no branch, which the compiler makes vectors of on every machine. */
+ * Sign and mantissa of a cache's values have no structure that pays, so all that can be saved is in the exponents: about 2.6 to
+ * 3 bits of 8 are left of them. zstd on a plane of exponents makes independent values 5 % smaller than codes of fixed width
+ * with exceptions do (python -m stress.kv.codecs). These have no table to walk, and take half the time or less: values pass in
+ * chunks through loops that know no branch, which the compiler makes vectors of on every machine. */
 #include <string.h>
 
 #include "exponents.h"

@@ -1,4 +1,4 @@
-"""estimator.py - how fast a link is, for whoever decides about requests; what a pool orders its asks by is schedule.Meter.
+"""estimator.py - how fast a link is, for whoever decides about requests (a pool orders its asks by schedule.Meter).
 
 Fed with counters of the sender, asked at any time; the clock is an argument. What counts is goodput while something
 waited to be sent: a link that carries little because little is asked of it is not slow. Bytes and backlogged time are
