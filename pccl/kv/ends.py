@@ -22,6 +22,11 @@ class State(str, Enum):
     EXPIRED = "expired"
     FAILED = "failed"
 
+    @property
+    def terminal(self) -> bool:
+        """Whether none follows."""
+        return self in (State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)
+
 
 @dataclass(slots=True, frozen=True)
 class End:

@@ -73,10 +73,11 @@ class _Side:
         self.end: End | None = None
 
     def poll(self) -> State:
-        """Its state; never blocks. Terminal ones are COMMITTED, ABORTED, EXPIRED, FAILED."""
+        """Its state; never blocks. COMMITTED, ABORTED, EXPIRED, FAILED are terminal: its blocks are free by then."""
         if self.end is not None:
             return self.end.state
-        return self._orders.state_of(self.transfer_id) or State.ENDING
+        state = self._orders.state_of(self.transfer_id)
+        return State.ENDING if state is None or state.terminal else state
 
 
 class Receive(_Side, Pending[Received]):

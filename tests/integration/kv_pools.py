@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +16,14 @@ import pccl.kv as kv
 LAYERS = ("L0", "L1", "L2")
 BLOCK_BYTES = 16384
 UNIT = 64  # bytes of one head of one token
+SOON_S = 20.0  # as good as never
+
+
+def until(what: Callable[[], bool]) -> None:
+    """Soon it is so."""
+    end = time.monotonic() + SOON_S
+    while not what():
+        assert time.monotonic() < end
 
 
 def layout(layers: tuple[str, ...] = LAYERS, block_bytes: int = BLOCK_BYTES, order: Any = "layer_first") -> kv.Layout:

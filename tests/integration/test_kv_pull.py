@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,13 +15,6 @@ from pccl.errors import ArgumentError, Closed
 
 def peer_of(pool: kv.Pool) -> bytes:
     return pool._transfers.peer_id
-
-
-def until(what: Callable[[], bool]) -> None:
-    """Soon it is so."""
-    end = time.monotonic() + WAIT_S
-    while not what():
-        assert time.monotonic() < end
 
 
 def test_what_is_offered_is_pulled_once_and_then_gone(cluster: Any) -> None:
@@ -228,9 +219,9 @@ def test_a_ticket_that_comes_twice_opens_one_send(cluster: Any) -> None:
         receive = both.d.pull(peer_of(both.p), "r", [1, 2])
         one = kv.messages.Pull("r", receive.ticket)
         both.d._tell(lambda: both.d._post.to(peer_of(both.p)).say(one))
-        until(lambda: len(both.p._pulls._early) == 2)
+        kv_pools.until(lambda: len(both.p._pulls._early) == 2)
         offered = both.p.offer("r", [4, 5])
         assert receive.wait(WAIT_S).committed
-        until(offered.free)
+        kv_pools.until(offered.free)
         assert both.p.counters.refused == 1
         both.free()

@@ -255,7 +255,7 @@ def test_a_hedged_receive_is_given_up_on_while_it_goes_on(cluster: Any) -> None:
             send.layer_ready(layer)
         send.finish()
         send.wait(WAIT_S)  # it came, and was of no use
-        assert receive.poll() is kv.State.COMMITTED
+        kv_pools.until(lambda: receive.poll() is kv.State.COMMITTED)
         both.free()
 
 
