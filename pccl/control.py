@@ -528,6 +528,8 @@ def _dealer(context: zmq.Context[zmq.Socket[bytes]], keys: RunKeys, peer: bytes)
         zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
         zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
         zmq.HEARTBEAT_TIMEOUT: SILENCE_MS,
+        zmq.HEARTBEAT_TTL: SILENCE_MS,  # after which the coordinator closes its end
+        zmq.RCVHWM: 0,  # a full queue makes libzmq 4.3.5 abort if its connection is reset before a heartbeat
     }
     for option, value in options.items():
         dealer.setsockopt(option, value)

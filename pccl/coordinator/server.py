@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import resource
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -50,6 +53,18 @@ BACKLOG = 1024
 DESCRIPTORS_BESIDES = 128
 
 
+@dataclass(frozen=True, slots=True)
+class Spoke:
+    """What a message says of connections. `lost`: a peer that must have lost this descriptor; `back`: the sender has
+    another connection than before, `old` was its former one, if that is still open; `still_open`: that of the message.
+    """
+
+    lost: bytes | None = None
+    back: bool = False
+    old: int | None = None
+    still_open: bool = True
+
+
 class Connections:
     """Which peer speaks over which descriptor. Gives the peers whose connection is gone or new; decides no more."""
 
@@ -69,12 +84,12 @@ class Connections:
         self._open.discard(fd)
         return self._forget(fd)
 
-    def spoke(self, peer: bytes, fd: int) -> tuple[bytes | None, bool, bool]:
-        """A message came: (a peer that must have lost this descriptor, sender is back, sender's connection is open)."""
+    def spoke(self, peer: bytes, fd: int) -> Spoke:
+        """A message came."""
         if fd not in self._open:
-            return None, False, False
+            return Spoke(still_open=False)
         if self._fd_of.get(peer) == fd:
-            return None, False, True
+            return Spoke()
         lost = self._forget(fd)
         old = self._fd_of.get(peer)
         if old is not None:
@@ -82,7 +97,7 @@ class Connections:
         back = old is not None or peer in self._closed
         self._closed.pop(peer, None)
         self._fd_of[peer], self._peer_of[fd] = fd, peer
-        return lost, back, True
+        return Spoke(lost, back, old)
 
     def _forget(self, fd: int) -> bytes | None:
         peer = self._peer_of.pop(fd, None)
@@ -185,7 +200,7 @@ class Coordinator:
         try:
             self._zap = self._context.socket(zmq.REP)
             self._zap.bind(ZAP_ENDPOINT)
-            self._router = _router(self._context, self._keys, self._run.settings.lease_s)
+            self._router = _router(self._context, self._keys)
             self._monitor = self._router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
             self.port = _bind(self._router, self._bind)
         except zmq.ZMQError as error:
@@ -265,13 +280,15 @@ class Coordinator:
         if frames[1].get("User-Id") == GUEST:
             self._on_guest(peer, frames[1])
             return
-        lost, back, still_open = self._connections.spoke(peer, int(frames[1].get(zmq.SRCFD)))
-        if lost is not None:
+        spoke = self._connections.spoke(peer, int(frames[1].get(zmq.SRCFD)))
+        if (lost := spoke.lost) is not None:
             self._tell(lambda now: self._ledger.disconnected(now, lost))
-        if back:
+        if spoke.old is not None:
+            hang_up(spoke.old)
+        if spoke.back:
             self._tell(lambda now: self._ledger.reconnected(now, peer))
         self._tell(lambda now: self._ledger.bytes_from(now, peer, frames[1].bytes))
-        if not still_open:  # a late message of a connection that is closed: it proves nothing about now
+        if not spoke.still_open:  # a late message of a connection that is closed: it proves nothing about now
             self._tell(lambda now: self._ledger.disconnected(now, peer))
 
     def _on_guest(self, guest: bytes, frame: zmq.Frame) -> None:
@@ -327,9 +344,19 @@ def _store(state: str | Path | None, ha: str | None, end: threading.Event, depos
     return EtcdStore(ha, end, deposed.set)
 
 
-def _router(context: zmq.Context[zmq.Socket[bytes]], keys: RunKeys, lease_s: float) -> zmq.Socket[bytes]:
+def hang_up(fd: int) -> None:
+    """Ends a connection that a newer one of the same peer has replaced. libzmq would read on until a message comes that
+    it has nobody to give to, and then keep the descriptor for ever.
+    """
+    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as old:
+        old.shutdown(socket.SHUT_RDWR)
+
+
+def _router(context: zmq.Context[zmq.Socket[bytes]], keys: RunKeys) -> zmq.Socket[bytes]:
+    """No heartbeats of its own: libzmq 4.3.5 aborts when one falls due on a connection that was handed over and then
+    reset. Those of the peers say how long a connection may be silent (HEARTBEAT_TTL), and it is closed after that.
+    """
     router = context.socket(zmq.ROUTER)
-    lease_ms = max(100, int(lease_s * 1000))
     options = {
         zmq.LINGER: 0,
         zmq.IPV6: 1,
@@ -338,8 +365,6 @@ def _router(context: zmq.Context[zmq.Socket[bytes]], keys: RunKeys, lease_s: flo
         zmq.SNDHWM: SEND_QUEUE_MAX,
         zmq.BACKLOG: BACKLOG,
         zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
-        zmq.HEARTBEAT_IVL: max(20, lease_ms // 5),
-        zmq.HEARTBEAT_TIMEOUT: lease_ms,
         zmq.CURVE_SERVER: 1,
     }
     for option, value in options.items():
