@@ -34,6 +34,9 @@ from pccl.weights.stream import StreamIn, slots_for
 
 __all__ = ["Joint", "Together", "part_slots"]
 
+#: Lines that are not there yet are looked for so often at least.
+IDLE_S = 0.1
+
 Array = np.ndarray[Any, Any]
 Step = Callable[[], None]
 
@@ -91,7 +94,7 @@ class Joint:
                 if now >= until:
                     names = ", ".join(wait.peer.hex()[:8] for wait in missing)
                     raise Timeout(f"no part of version {self._round.version + 1} came from {names}")
-                due = min(until, *(wait.tend(now) for wait in missing))
+                due = min(until, now + IDLE_S, *(wait.tend(now) for wait in missing))
                 with suppress(queue.Empty):
                     self._steps.get(timeout=max(0.001, due - now))()
             for wait in waiting.values():
