@@ -170,11 +170,17 @@ def calm_advances(history: History) -> Iterator[Broken]:
     for track in history.tracks.values():
         for event in track.advances:
             since = event["t"] - event["s"]
-            if event["s"] < ADVANCE_S_MAX or _within(restless, since - CALM_S, event["t"]):
+            if event["s"] < ADVANCE_S_MAX or _within(restless, since - CALM_S, event["t"]) or _held(history, since):
                 continue
             if not any(fault.touches(since, event["t"]) and _stops(fault) for fault in history.of(track.name)):
                 detail = f"advance() took {event['s']:.2f} s, and nobody came or went"
                 yield Broken("P3", f"boundary {event['b']} at {track.name}", detail, event["t"])
+
+
+def _held(history: History, at: float) -> bool:
+    """Whether somebody waited to join then: members hold for a joiner also while the coordinator is dead."""
+    said = [event for event in history.decisions if event["what"] in ("hold", "epoch", "release") and event["t"] <= at]
+    return bool(said) and max(said, key=lambda event: event["t"])["what"] == "hold"
 
 
 def _stops(fault: Fault) -> bool:

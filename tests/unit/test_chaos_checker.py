@@ -254,6 +254,16 @@ def test_a_pause_while_it_joins_excuses_too() -> None:
     assert not judged(lines)
 
 
+def test_members_hold_for_a_joiner_also_while_the_coordinator_is_dead() -> None:
+    lines = good()
+    find(lines, "p0.1", "advance", b=2).update(t=7.5, s=2.5)
+    assert [broken.promise for broken in judged(lines)] == ["P3"]
+    lines["hub.1"].append({"e": "decision", "t": 3.4, "epoch": 2, "peer": "", "what": "hold", "reason": "1 wait to join"})
+    assert not judged(lines)
+    lines["hub.1"].append({"e": "decision", "t": 3.45, "epoch": 2, "peer": "", "what": "release", "reason": "gone"})
+    assert [broken.promise for broken in judged(lines)] == ["P3"]
+
+
 def test_who_has_left_may_be_found_out() -> None:
     """It closed without a word from the coordinator, which was away and finds a port that nobody listens at."""
     lines = good()
