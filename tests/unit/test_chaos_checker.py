@@ -258,7 +258,7 @@ def test_members_hold_for_a_joiner_also_while_the_coordinator_is_dead() -> None:
     lines = good()
     find(lines, "p0.1", "advance", b=2).update(t=7.5, s=2.5)
     assert [broken.promise for broken in judged(lines)] == ["P3"]
-    lines["hub.1"].append({"e": "decision", "t": 3.4, "epoch": 2, "peer": "", "what": "hold", "reason": "1 wait to join"})
+    lines["hub.1"].append({"e": "decision", "t": 3.4, "epoch": 2, "peer": "", "what": "hold", "reason": "1 waits"})
     assert not judged(lines)
     lines["hub.1"].append({"e": "decision", "t": 3.45, "epoch": 2, "peer": "", "what": "release", "reason": "gone"})
     assert [broken.promise for broken in judged(lines)] == ["P3"]
