@@ -56,6 +56,13 @@ class EndError(PcclError):
         super().__init__(message, peer=peer, epoch=epoch, op=op)
         self.cause = cause
 
+    @property
+    def retriable(self) -> bool:
+        """Whether the same may go well a little later, with a new ticket or pull: somebody was full ("busy",
+        "no_space"), and nothing is wrong.
+        """
+        return self.cause in _FULL
+
     def __reduce__(self) -> tuple[object, ...]:
         return (*super().__reduce__(), {"cause": self.cause})
 
@@ -78,6 +85,7 @@ class TicketUsed(ArgumentError):
     """The ticket has opened a send before. Nothing happened."""
 
 
+_FULL = ("busy", "no_space")
 _ERRORS = {State.ABORTED: TransferAborted, State.EXPIRED: TransferExpired, State.FAILED: TransferFailed}
 
 

@@ -27,6 +27,7 @@ from pccl.kv.post import Post
 from pccl.kv.receive import AskEnded, Check, Checked, Drop, Landed
 from pccl.kv.schedule import Asker, Meter, Rate, ask_bytes, plan, suggestions, window
 from pccl.kv.send import Digest, Expose, Hide, Summed, Withdrawn
+from pccl.kv.staging import Staging, give_up_at
 from pccl.kv.surroundings import Surroundings
 from pccl.types import Status
 
@@ -63,12 +64,13 @@ class Exchange:
         tell: Callable[[Callable[[], Any]], None],
         name: str,
         clock: Callable[[], float],
+        staging: Staging,
     ) -> None:
         self.deadline_at = float("inf")
         self.over = False
         self.error: PcclError | None = None
         self.counters = Counters()
-        self.memory, self.ledger = memory, ledger
+        self.memory, self.ledger, self.staging = memory, ledger, staging
         self.inbound: dict[bytes, Inbound] = {}
         self.outbound: dict[bytes, Outbound] = {}
         self.rates: dict[bytes, Rate] = {}
@@ -84,6 +86,8 @@ class Exchange:
         self.on_sent: Callable[[Outbound, End], None] = lambda _out, _end: None
         self.on_beat: Callable[[bytes, float], None] = lambda _transfer, _now: None
         self.on_pull: Callable[[bytes, m.Pull], None] = lambda _peer, _pull: None
+        self.on_end: Callable[[bytes, m.End], None] = lambda _peer, _end: None
+        self.on_lost: Callable[[bytes], None] = lambda _peer: None
         self.on_tick: Callable[[float], float] = lambda _now: float("inf")
         self._tick_at = float("inf")
 
@@ -101,16 +105,33 @@ class Exchange:
         """A send whose ticket was good."""
         self.outbound[one.transfer] = one
         one.mail = self._post.to(one.peer)
-        one.regions = one.show(self._regions)
-        self._do(one, one.machine.begin())
+        one.opening = one.machine.begin()
+        if self.staging.take(one.transfer, one.staging_bytes, give_up_at(one.since, one.deadline_at)):
+            self._open(one)
+        else:
+            one.machine.lease_until = float("inf")  # the receiver does not know of it yet
         if self._stopping is not None:
             self._event(one, Stop(self._stopping, False))
+
+    def _open(self, one: Outbound) -> None:
+        """It has what it needs: the receiver is told, and what the user has said meanwhile counts."""
+        try:
+            one.regions = one.show(self._regions)
+        except MemoryError as error:
+            self._event(one, Stop(End(State.FAILED, "no_space", f"no memory to convert into: {error}"), True))
+            return
+        one.machine.lease_until = self._clock() + one.lease_s
+        self._do(one, one.opening)
+        for event in one.early:
+            self._event(one, event)
 
     def to_send(self, transfer: bytes, event: Any) -> None:
         """Of a user."""
         one = self.outbound.get(transfer)
         if one is None:
             self.counters.late += 1
+        elif self.staging.waits(transfer):
+            one.early.append(event)
         else:
             self._event(one, event)
 
@@ -144,6 +165,7 @@ class Exchange:
                 self._event(one, Tick())
         for receive in list(self.inbound.values()):
             receive.hedge(now)
+        self._stage(now)
         if self._beat_at <= now:
             self._beat(now)
         if self._tick_at <= now:
@@ -152,9 +174,19 @@ class Exchange:
             self._ask(peer, askers, now)
         self.over = self._stopping is not None and not self.inbound and not self.outbound
 
+    def _stage(self, now: float) -> None:
+        """Who waits for room gets it, or has waited for too long."""
+        for transfer in self.staging.expired(now):
+            text = f"no room to convert into: the pool has {self.staging.most_bytes} bytes for it, in use by others"
+            self._event(self.outbound[transfer], Stop(End(State.FAILED, "no_space", text), True))
+        if self._stopping is None:
+            for transfer in self.staging.admitted():
+                self._open(self.outbound[transfer])
+
     def deadline(self, now: float) -> float:
         """See Task."""
-        return min(self._beat_at, self._tick_at, min((one.deadline() for one in self._all()), default=float("inf")))
+        fixed = self._beat_at, self._tick_at, self.staging.deadline()
+        return min(*fixed, min((one.deadline() for one in self._all()), default=float("inf")))
 
     def on_ended(self, token: int, status: int, now: float) -> None:
         """See Task. It asks for nothing itself."""
@@ -214,6 +246,7 @@ class Exchange:
             if one.peer == peer:
                 self._event(one, Stop(end, False))
         self.rates.pop(peer, None)
+        self.on_lost(peer)
 
     def refuse(self, peer: bytes, transfer: bytes, cause: str, text: str) -> None:
         """Says why something does not begin here."""
@@ -238,6 +271,7 @@ class Exchange:
         if receive is not None and receive.peer is None:  # refused before it was opened, by who has the ticket
             receive.peer = peer
         end = End(State(message.state), message.cause, message.text)
+        self.on_end(peer, message)
         self._deliver(receive or self.outbound.get(message.transfer), peer, Stop(end, False))
 
     def _deliver(self, one: Inbound | Outbound | None, peer: bytes, event: Any) -> None:
@@ -302,6 +336,7 @@ class Exchange:
                 self._do_outbound(one, effect)
         if one.machine.end is not None:
             self.ledger.let_go(one.transfer, REQUEST)
+            self.staging.give_up(one.transfer)
 
     def _do_inbound(self, one: Inbound, effect: Any) -> None:
         unit = getattr(effect, "unit", None)
@@ -373,6 +408,7 @@ class Exchange:
         self._ends[one.transfer] = end
         if len(self._ends) > _TOMBSTONES:
             self._ends.popitem(last=False)
+        self.staging.leave(one.transfer)
         self.ledger.let_go(one.transfer, REQUEST)
         self.ledger.let_go(one.transfer, WRITER)
         setattr(self.counters, end.state.value, getattr(self.counters, end.state.value) + 1)

@@ -56,8 +56,14 @@ class Outbound:
     mail: Correspondence | None = None
     units: dict[str, SendUnit] = field(init=False)
     nbytes: int = 0
+    #: Of memory that it converts into.
+    staging_bytes: int = 0
+    #: What its machine said, and its user, before it had that.
+    opening: list[Any] = field(default_factory=list)
+    early: list[Any] = field(default_factory=list)
     regions: list[Any] = field(default_factory=list)
     _views: dict[int, Array] = field(default_factory=dict)
+    _shown: list[Source] = field(default_factory=list)
     _sources: dict[tuple[int, int], Source] = field(default_factory=dict)
     _places: list[dict[int, int] | None] = field(default_factory=list)
 
@@ -71,7 +77,7 @@ class Outbound:
                 self._sources[number, layer] = source
                 units.append(self.units[name])
             if self.need[number].any():
-                self._views |= {source.place[0]: source.view for source in sources}
+                self._shown += sources
                 self.nbytes += int(self.need[number].sum()) * wanted.bytes_per_block_layer * len(sources)
             need = np.packbits(self.need[number], bitorder="little").tobytes()
             tags = self.tags[number].astype("<u8").tobytes() if self.hashed[number] else b""
@@ -79,6 +85,7 @@ class Outbound:
             groups.append(m.Grouping(tuple(source.place for source in sources), packed(ids), need, tags))
             self._places.append(None)
         self.handle.positions = self.positions
+        self.staging_bytes = sum(source.staging_bytes for source in self._shown if isinstance(source, Staged))
         left_s = max(0.0, self.deadline_at - self.since)
         message = m.Open(self.ticket.transfer, left_s, tuple(groups))
         self.machine = SendMachine(message, units, self.since, self.deadline_at, self.lease_s)
@@ -126,7 +133,11 @@ class Outbound:
     # -- the thread of transfers --
 
     def show(self, regions: Regions) -> list[Any]:
-        """Offers a region over each of the buffers, of which nothing is available yet."""
+        """Offers a region over each of the buffers, of which nothing is available yet. MemoryError: of none."""
+        for source in self._shown:
+            if isinstance(source, Staged):
+                source.allocate()
+        self._views = {source.place[0]: source.view for source in self._shown}
         return [
             regions.offer_region(data_key(self.transfer, number), 1, view, None, whole=False)
             for number, view in self._views.items()

@@ -26,10 +26,11 @@ from pccl.kv.ledger import Ledger
 from pccl.kv.memory import Ids, Memory
 from pccl.kv.outbound import Outbound, needed, per_group
 from pccl.kv.post import Post
-from pccl.kv.pulls import Pulls, lease_id
+from pccl.kv.pulls import EARLY_S, Pulls, lease_id
 from pccl.kv.schedule import CLASSES
 from pccl.kv.send import LEASE_S as SEND_LEASE_S
 from pccl.kv.send import Announce, FinishNow, SendUnit, check_meta
+from pccl.kv.staging import STAGING_BYTES, Staging
 from pccl.kv.surroundings import Surroundings
 from pccl.kv.ticket import WANTED_MAX, Priority, Ticket, Wanted
 from pccl.transfer.offers import FENCE_S, log
@@ -52,22 +53,34 @@ def register(
     *,
     name: str = "kv",
     pulled_bytes_max: int = BYTES_PER_PEER,
+    staging_bytes_max: int = STAGING_BYTES,
+    early_s: float = EARLY_S,
 ) -> Pool:
     """Registers the buffers of a KV cache, so that blocks of it can be sent to and received from pools of other peers.
 
     `comm`: a Communicator; peers may be of any group of the run. `buffers`: see Memory; nothing is copied, and they are
     kept alive until `Pool.close`. `name`: peers find each other's pools by it; one pool of a name per communicator.
-    `pulled_bytes_max`: that one peer may hold by pulls at a time. Raises ArgumentError or TypeError that names the
-    group and the layer, Closed.
+    `pulled_bytes_max`: that one peer may hold by pulls at a time. `staging_bytes_max`: memory that all sends together
+    convert into; a send that finds it in use begins when others have ended, or fails with cause "no_space" just before
+    its deadline. `early_s`: for which a pull waits for an offer that nobody has made yet, or for `asked`. Raises
+    ArgumentError or TypeError that names the argument, or the group and the layer; Closed.
     """
-    return Pool(comm.transfers, comm.op_timeout, Memory(layout, buffers), name, pulled_bytes_max)
+    memory, staging = Memory(layout, buffers), Staging(staging_bytes_max)
+    return Pool(comm.transfers, comm.op_timeout, memory, name, pulled_bytes_max, staging, _seconds("early_s", early_s))
 
 
 class Pool:
     """Made by `register`. Any thread; nothing blocks but `close`, and `wait` of what it gives."""
 
     def __init__(
-        self, transfers: Transfers, timeout_s: float, memory: Memory, name: str, pulled_bytes_max: int
+        self,
+        transfers: Transfers,
+        timeout_s: float,
+        memory: Memory,
+        name: str,
+        pulled_bytes_max: int,
+        staging: Staging,
+        early_s: float,
     ) -> None:
         self.layout, self.name = memory.layout, name
         self._transfers, self._timeout_s, self._memory = transfers, timeout_s, memory
@@ -82,14 +95,15 @@ class Pool:
         self._post = Post(names, transfers.asks, transfers.offers, transfers.drive, self._tell, time.monotonic)
         around = Surroundings(transfers)
         self._exchange = Exchange(
-            memory, self._ledger, transfers.offers, around, self._post, self._tell, name, time.monotonic
+            memory, self._ledger, transfers.offers, around, self._post, self._tell, name, time.monotonic, staging
         )
         self._leases = Leases(pulled_bytes_max)
-        self._pulls = Pulls(self._exchange, self._ledger, self._leases, self._pulled, time.monotonic)
+        self._pulls = Pulls(self._exchange, self._ledger, self._leases, self._pulled, time.monotonic, early_s)
         self._post.told, self._post.lost = self._exchange.told, self._exchange.lost
         self._exchange.on_closed = self._over
         self._exchange.on_sent, self._exchange.on_pull = self._pulls.sent, self._pulls.pulled
         self._exchange.on_tick, self._exchange.on_beat = self._pulls.tick, self._pulls.beat
+        self._exchange.on_end, self._exchange.on_lost = self._pulls.ended, self._pulls.lost
         transfers.drive(self._exchange)
         self._post.open()
 
@@ -229,8 +243,29 @@ class Pool:
             self._used[decoded.transfer] = None
             if len(self._used) > _TICKETS_MAX:
                 del self._used[next(iter(self._used))]
-        self._tell(lambda: self._exchange.send(one))
+
+        def begin() -> None:
+            self._pulls.taken(decoded.transfer)
+            self._exchange.send(one)
+
+        self._tell(begin)
         return one.handle
+
+    def asked(self, stem: str) -> dict[str, bytes]:
+        """Tickets of the pulls of `STEM/...` that wait here, by these names: for `open_send`, instead of an offer.
+
+        A pull waits for `early_s` (see `register`), its deadline at most; it is here no more once its puller has
+        ended it, or is lost. Any thread; does not block.
+        """
+        return self._pulls.asked(stem)
+
+    def expect(self, stem: str) -> None:
+        """Pulls of `STEM/...` that come from now on wait here again, whatever was declined before."""
+        self._tell(lambda: self._pulls.expect(stem))
+
+    def decline(self, stem: str, why: str) -> None:
+        """Pulls of `STEM/...` that wait here or are yet to come fail, with cause "gone", and are told why."""
+        self._tell(lambda: self._pulls.decline(stem, why))
 
     def offer(
         self, request_id: str, blocks: Blocks, *, hashes: Any = None, meta: bytes = b"", lease: float = LEASE_S
@@ -285,6 +320,7 @@ class Pool:
         hashed = [one is not None for one in known]
         deadline_at = now + ticket.left_s
         one_send = Outbound(ticket, self._memory, found, ids, need, tag, hashed, handle, now, deadline_at, lease_s)
+        self._exchange.staging.check(one_send.staging_bytes)
         own: list[Ids] = [np.empty(0, np.int64) for _ in self._names]
         for group, mine in zip(found.groups, ids, strict=True):
             own[group.group] = np.union1d(own[group.group], mine)
@@ -420,10 +456,13 @@ class Pool:
         return Wish(request_id, priority, on_failure, hedge_s)
 
     def _seconds(self, what: str, given: float | None, default: float) -> float:
-        seconds = default if given is None else given
-        if not 0 < seconds < _SECONDS_MAX:  # also not a number
-            raise ArgumentError(f"{what} must be a positive number of seconds, not {given!r}")
-        return float(seconds)
+        return _seconds(what, default if given is None else given)
+
+
+def _seconds(what: str, given: Any) -> float:
+    if not isinstance(given, int | float) or not 0 < given < _SECONDS_MAX:  # also not a number
+        raise ArgumentError(f"{what} must be a positive number of seconds, not {given!r}")
+    return float(given)
 
 
 def _first(given: Any) -> int:

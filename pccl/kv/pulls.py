@@ -1,10 +1,12 @@
 """pulls.py - offers of a pool and the pulls of them: who gets what, until when. The thread of transfers alone.
 
-Whoever is told of an offer may be quicker than who makes it: a pull of what was never offered waits for a moment.
+Whoever is told of an offer may be quicker than who makes it: a pull of what was never offered waits for a moment. Or
+for longer, where somebody answers pulls by hand: with sends that they open by the pulls' tickets.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,13 +25,18 @@ from pccl.kv.ticket import Ticket
 __all__ = ["Pulls", "lease_id"]
 
 EARLY_S = 1.0
-_EARLY_MAX = 1024
+_EARLY_MAX = 8192
 _EARLY_BYTES_MAX = 32 << 20
+_DECLINED_MAX = 4096
 
 
 def lease_id(name: str) -> bytes:
     """By which the ledger knows the blocks of an offer."""
     return b"offer/" + name.encode()
+
+
+def _stem(name: str) -> str:
+    return name.partition("/")[0]
 
 
 @dataclass(slots=True)
@@ -39,8 +46,13 @@ class _Early:
     name: str
     peer: bytes
     ticket: Ticket
-    nbytes: int
+    data: bytes
     until: float
+
+    @property
+    def stem(self) -> str:
+        """What several pulls of one request have in common."""
+        return _stem(self.name)
 
 
 class Pulls:
@@ -53,9 +65,13 @@ class Pulls:
         leases: Leases,
         make: Callable[[Ticket, Lease], Outbound],
         clock: Callable[[], float],
+        early_s: float = EARLY_S,
     ) -> None:
-        self._clock = clock
-        self._early: list[_Early] = []
+        self._clock, self._early_s = clock, early_s
+        self._early: dict[bytes, _Early] = {}  # by transfer
+        self._stems: dict[str, dict[str, bytes]] = {}  # of those: stem -> name -> ticket; replaced, never changed
+        self._early_bytes = 0
+        self._declined: OrderedDict[str, str] = OrderedDict()
         self._exchange, self._ledger, self._leases, self._make = exchange, ledger, leases, make
         self._under_way: dict[bytes, Offered] = {}
 
@@ -69,25 +85,79 @@ class Pulls:
         lease = self._leases.get(message.offer)
         if ticket.peer != peer:
             self._exchange.refuse(peer, ticket.transfer, "ticket", "the ticket is another peer's")
-        elif lease is None and self._may_wait(message):
-            early = _Early(message.offer, peer, ticket, len(message.ticket), self._clock() + EARLY_S)
-            self._early.append(early)
-            self._exchange.tick_at(early.until)
-        elif lease is None:
-            self._gone(peer, ticket, message.offer)
-        else:
+        elif lease is not None:
             self._begin(peer, ticket, lease)
+        elif not self._leases.never(message.offer):
+            self._gone(peer, ticket, message.offer)
+        elif (why := self._declined.get(_stem(message.offer))) is not None:
+            self._exchange.refuse(peer, ticket.transfer, "gone", why)
+        elif ticket.transfer in self._early or ticket.transfer in self._exchange.outbound:
+            self._exchange.counters.refused += 1  # it came twice
+        elif len(self._early) >= _EARLY_MAX or self._early_bytes + len(message.ticket) > _EARLY_BYTES_MAX:
+            self._exchange.refuse(peer, ticket.transfer, "no_space", f"{len(self._early)} pulls wait here already")
+        else:
+            self._wait(_Early(message.offer, peer, ticket, message.ticket, self._clock() + self._wait_s(ticket)))
 
-    def _may_wait(self, message: m.Pull) -> bool:
-        """It was never offered, and what waits is not too much."""
-        nbytes = sum(early.nbytes for early in self._early) + len(message.ticket)
-        return self._leases.never(message.offer) and len(self._early) < _EARLY_MAX and nbytes <= _EARLY_BYTES_MAX
+    def _wait_s(self, ticket: Ticket) -> float:
+        return min(self._early_s, max(EARLY_S, ticket.left_s))
+
+    def _wait(self, early: _Early) -> None:
+        self._early[early.ticket.transfer] = early
+        self._early_bytes += len(early.data)
+        self._stems[early.stem] = {**self._stems.get(early.stem, {}), early.name: early.data}
+        self._exchange.tick_at(early.until)
+
+    def _forget(self, early: _Early) -> None:
+        del self._early[early.ticket.transfer]
+        self._early_bytes -= len(early.data)
+        left = {name: data for name, data in self._stems[early.stem].items() if data is not early.data}
+        if left:
+            self._stems[early.stem] = left
+        else:
+            del self._stems[early.stem]
+
+    # -- for who answers by hand --
+
+    def asked(self, stem: str) -> dict[str, bytes]:
+        """See Pool.asked. Any thread."""
+        return dict(self._stems.get(stem, {}))
+
+    def expect(self, stem: str) -> None:
+        """See Pool.expect."""
+        self._declined.pop(stem, None)
+
+    def decline(self, stem: str, why: str) -> None:
+        """See Pool.decline."""
+        self._declined[stem] = why
+        if len(self._declined) > _DECLINED_MAX:
+            self._declined.popitem(last=False)
+        for early in [early for early in self._early.values() if early.stem == stem]:
+            self._forget(early)
+            self._exchange.refuse(early.peer, early.ticket.transfer, "gone", why)
+
+    def taken(self, transfer: bytes) -> None:
+        """Its ticket opens a send."""
+        early = self._early.get(transfer)
+        if early is not None:
+            self._forget(early)
+
+    def ended(self, peer: bytes, message: m.End) -> None:
+        """A puller wants it no more."""
+        early = self._early.get(message.transfer)
+        if early is not None and early.peer == peer:
+            self._forget(early)
+
+    def lost(self, peer: bytes) -> None:
+        """A puller is gone."""
+        for early in [early for early in self._early.values() if early.peer == peer]:
+            self._forget(early)
 
     def offered(self, name: str) -> None:
         """Who came too early gets it now."""
-        found = [early for early in self._early if early.name == name]
+        self._declined.pop(_stem(name), None)
+        found = [early for early in self._early.values() if early.name == name]
         for early in found:
-            self._early.remove(early)
+            self._forget(early)
             lease = self._leases.get(name)
             if lease is None:
                 self._gone(early.peer, early.ticket, name)
@@ -134,10 +204,10 @@ class Pulls:
             for transfer in list(lease.pulls):
                 self._exchange.to_send(transfer, Stop(End(State.EXPIRED, "lease", "the offer's lease is over"), True))
             self._end(lease, "lease")
-        for early in [early for early in self._early if early.until <= now]:
-            self._early.remove(early)
+        for early in [early for early in self._early.values() if early.until <= now]:
+            self._forget(early)
             self._gone(early.peer, early.ticket, early.name)
-        return min([self._leases.deadline(), *(early.until for early in self._early)])
+        return min([self._leases.deadline(), *(early.until for early in self._early.values())])
 
     def sent(self, one: Outbound, end: End) -> None:
         """A send is over, of a pull or not. An offer is good for one pull that commits."""

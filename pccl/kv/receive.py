@@ -85,6 +85,7 @@ class ReceiveMachine(Machine):
         self._finished = False
         self._gone_at = float("inf")
         self._busy_until = 0.0
+        self._refused = False  # what was asked for last, for want of room
         self._behind = 0  # units before this one have nothing left to ask for
 
     def deadline(self) -> float:
@@ -202,6 +203,7 @@ class ReceiveMachine(Machine):
         """verifies what landed; asks again for the rest; one whose peer is lost fails it"""
         ask = self._forget(event)
         if event.status == Status.OK:
+            self._refused = False
             ask.unit.landed(ask)
             self.landed_bytes += ask.nbytes
             self._check(ask.unit)
@@ -211,7 +213,7 @@ class ReceiveMachine(Machine):
         if event.status == Status.EGONE:
             self._gone_at = min(self._gone_at, self.now + GONE_S)
         elif event.status == Status.ENOMEM:
-            self._busy_until = self.now + BUSY_S
+            self._busy_until, self._refused = self.now + BUSY_S, True
         elif event.status != Status.ECANCELLED:
             cause = "closed" if event.status == Status.ECLOSED else "lost"
             self._stop(Stop(End(State.FAILED, cause, "the other peer cannot be reached any more"), True))
@@ -257,8 +259,10 @@ class ReceiveMachine(Machine):
             self._leave()
 
     def _tick(self, _: Tick) -> None:
-        """expires at the deadline; fails if what was gone was not explained"""
-        if self.now >= self.deadline_at:
+        """expires at the deadline, or fails for want of room; fails if what was gone was not explained"""
+        if self.now >= self.deadline_at and self._refused:
+            self._stop(Stop(End(State.FAILED, "no_space", "one of the two had no room for what was asked for"), True))
+        elif self.now >= self.deadline_at:
             what = "nobody has opened it" if self.state is State.RESERVED else "not everything came in time"
             self._stop(Stop(End(State.EXPIRED, "deadline", what), True))
         elif self.now >= self._gone_at:

@@ -47,13 +47,24 @@ class Cached:
 
 
 class Staged:
-    """Converted: `fill` reads the cache, once, when the layer is ready. `number`: of the region."""
+    """Converted: `fill` reads the cache, once, when the layer is ready. `number`: of the region. `view`: None until
+    memory was allocated.
+    """
 
     def __init__(self, memory: Memory, found: GroupMatch, layer: int, blocks: Ids, wanted: int, number: int) -> None:
         self._of = memory, found, layer, blocks, wanted
         self.nbytes = found.target.bytes_per_block_layer
         self.place: Place = number, 0, self.nbytes
-        self.view: Any = np.empty(wanted * self.nbytes, np.uint8)
+        self.view: Any = None
+
+    @property
+    def staging_bytes(self) -> int:
+        """That it takes."""
+        return self._of[4] * self.nbytes
+
+    def allocate(self) -> None:
+        """Takes them. MemoryError."""
+        self.view = np.empty(self.staging_bytes, np.uint8)
 
     def fill(self) -> None:
         """Takes a while."""
