@@ -259,8 +259,12 @@ class Pool:
         """
         return self._pulls.asked(stem)
 
+    def left(self, stem: str) -> str:
+        """Why a pull of `STEM/...` that waited here does so no more: its puller has ended it, or is lost. "": none."""
+        return self._pulls.left(stem)
+
     def expect(self, stem: str) -> None:
-        """Pulls of `STEM/...` that come from now on wait here again, whatever was declined before."""
+        """Pulls of `STEM/...` that come from now on wait here again, whatever has been declined, or has left."""
         self._tell(lambda: self._pulls.expect(stem))
 
     def decline(self, stem: str, why: str) -> None:

@@ -27,7 +27,7 @@ __all__ = ["Pulls", "lease_id"]
 EARLY_S = 1.0
 _EARLY_MAX = 8192
 _EARLY_BYTES_MAX = 32 << 20
-_DECLINED_MAX = 4096
+_NOTES_MAX = 4096
 
 
 def lease_id(name: str) -> bytes:
@@ -37,6 +37,13 @@ def lease_id(name: str) -> bytes:
 
 def _stem(name: str) -> str:
     return name.partition("/")[0]
+
+
+def _note(notes: OrderedDict[str, str], stem: str, why: str) -> None:
+    """For a while."""
+    notes[stem] = why
+    if len(notes) > _NOTES_MAX:
+        notes.popitem(last=False)
 
 
 @dataclass(slots=True)
@@ -72,6 +79,7 @@ class Pulls:
         self._stems: dict[str, dict[str, bytes]] = {}  # of those: stem -> name -> ticket; replaced, never changed
         self._early_bytes = 0
         self._declined: OrderedDict[str, str] = OrderedDict()
+        self._left: OrderedDict[str, str] = OrderedDict()
         self._exchange, self._ledger, self._leases, self._make = exchange, ledger, leases, make
         self._under_way: dict[bytes, Offered] = {}
 
@@ -122,15 +130,18 @@ class Pulls:
         """See Pool.asked. Any thread."""
         return dict(self._stems.get(stem, {}))
 
+    def left(self, stem: str) -> str:
+        """See Pool.left. Any thread."""
+        return self._left.get(stem, "")
+
     def expect(self, stem: str) -> None:
         """See Pool.expect."""
         self._declined.pop(stem, None)
+        self._left.pop(stem, None)
 
     def decline(self, stem: str, why: str) -> None:
         """See Pool.decline."""
-        self._declined[stem] = why
-        if len(self._declined) > _DECLINED_MAX:
-            self._declined.popitem(last=False)
+        _note(self._declined, stem, why)
         for early in [early for early in self._early.values() if early.stem == stem]:
             self._forget(early)
             self._exchange.refuse(early.peer, early.ticket.transfer, "gone", why)
@@ -146,11 +157,13 @@ class Pulls:
         early = self._early.get(message.transfer)
         if early is not None and early.peer == peer:
             self._forget(early)
+            _note(self._left, early.stem, f"{message.state} ({message.cause})")
 
     def lost(self, peer: bytes) -> None:
         """A puller is gone."""
         for early in [early for early in self._early.values() if early.peer == peer]:
             self._forget(early)
+            _note(self._left, early.stem, "its peer is lost")
 
     def offered(self, name: str) -> None:
         """Who came too early gets it now."""

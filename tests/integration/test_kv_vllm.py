@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from integration import kv_pools
 from integration.vllm_caches import BLOCK_TOKENS, Both, both, engine, engine_alone, pools_of, settings
 
 DOUBLES = Path(__file__).parent.parent / "doubles"
@@ -175,6 +176,83 @@ def test_workers_meet_by_their_ranks(cluster: Any) -> None:
     with both(cluster, "full", sizes=(2, 1)) as engines:
         assert engines.decode("r", PROMPT, engines.prefill("r", PROMPT)) == engines.expected(PROMPT)
         assert engines.d.model.computed == len(PROMPT) + 3  # other shards of heads: they are of no use here
+        engines.free()
+
+
+LAYERS = {"load": "layers"}
+
+
+@pytest.mark.parametrize("kind", ["full", "mla"])
+def test_layers_are_waited_for_one_by_one(cluster: Any, kind: str) -> None:
+    """While the last layer is held back a step that loads has done the first, and is not over."""
+    with both(cluster, kind, d=LAYERS) as engines:
+        for length in (30, 29, 32, 3):
+            prompt = [length, *PROMPT, *PROMPT][:length]
+            params = engines.prefill(f"r{length}", prompt)
+            engines.p.step()  # its worker offers
+            before = engines.d.model.computed
+            worker = engines.d.workers[0]
+            seen: list[tuple[str, bool]] = []
+            held: list[Any] = []
+            hasher, wait = worker._worker.pool._exchange._hasher, worker.wait_for_layer_load
+            put = hasher.put
+            last = worker._worker.pool._memory.views[-1]
+
+            def hold(job: Any, put: Any = put, held: Any = held, last: Any = last) -> None:
+                held.append(job) if job.view is last else put(job)
+
+            def note(layer: str, wait: Any = wait, seen: Any = seen, put: Any = put, held: Any = held) -> None:
+                if layer == f"model.{kind}.1":
+                    kv_pools.until(lambda: bool(held))
+                    for job in held:
+                        put(job)
+                wait(layer)
+                seen.append((layer, bool(held)))
+
+            hasher.put, worker.wait_for_layer_load = hold, note
+            request = engines.d.add(f"r{length}", prompt, 1, params)
+            engines.d.step()
+            hasher.put, worker.wait_for_layer_load = put, wait
+            assert [layer for layer, _ in seen] == [f"model.{kind}.0", f"model.{kind}.1"] and len(held) == 1
+            assert list(request.output) == engines.expected(prompt, 1)
+            assert engines.d.model.computed - before == 1
+            engines.free()
+        assert not any(output.finished_recving for output in engines.d.outputs)
+
+
+def test_layers_that_do_not_come_are_computed(cluster: Any) -> None:
+    with both(cluster, "full", p={"lease_s": 0.2}, d=LAYERS) as engines:
+        params = engines.prefill("expired", PROMPT)
+        engines.until(lambda: not engines.p.requests, engines.p)
+        before = engines.d.model.computed
+        assert engines.decode("expired", PROMPT, params) == engines.expected(PROMPT)
+        assert engines.d.model.computed - before == 1 + len(PROMPT) + 3  # one in vain
+        assert [bool(output.invalid_block_ids) for output in engines.d.outputs].count(True) == 1
+        engines.free()
+        wrong = {**params, "peers": [pools_of(engines.d)[0]._transfers.peer_id.hex()]}
+        assert engines.decode("wrong", [1, *PROMPT], wrong) == engines.expected([1, *PROMPT])
+        engines.free()
+
+
+def test_layers_of_a_part_of_a_prompt_and_of_several_requests_in_one_step(cluster: Any) -> None:
+    with both(cluster, "full", d=LAYERS) as engines:
+        prompts = {f"r{number}": [number, *PROMPT[1:]] for number in range(3)}
+        params = {name: engines.prefill(name, prompt[:22]) for name, prompt in prompts.items()}
+        engines.p.step()
+        before = engines.d.model.computed
+        requests = {name: engines.d.add(name, prompt, 1, params[name]) for name, prompt in prompts.items()}
+        engines.d.step()
+        for name, prompt in prompts.items():  # whole blocks of what P has, so that nothing is written over
+            assert list(requests[name].output) == engines.expected(prompt, 1)
+        assert engines.d.model.computed - before == 3 * 10
+        engines.free()
+
+
+def test_models_with_several_groups_load_as_a_whole(cluster: Any) -> None:
+    with both(cluster, "full", "swa", d=LAYERS) as engines:
+        params = engines.prefill("r", PROMPT)
+        assert engines.decode("r", PROMPT, params) == engines.expected(PROMPT)
+        assert any(output.finished_recving == {"r"} for output in engines.d.outputs)
         engines.free()
 
 

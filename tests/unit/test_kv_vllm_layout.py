@@ -165,6 +165,7 @@ def test_settings_and_params_are_refused_by_the_name_of_the_field() -> None:
         ({"connect": {}, "lease_s": 0}, "lease_s"),
         ({"connect": {}, "deadline_s": float("nan")}, "deadline_s"),
         ({"connect": {}, "pool": 7}, "pool"),
+        ({"connect": {}, "load": "some"}, "load"),
     ):
         with pytest.raises(ArgumentError, match=text):
             Settings.of(wrong)
@@ -178,7 +179,8 @@ def test_settings_and_params_are_refused_by_the_name_of_the_field() -> None:
 def test_importing_what_adapters_share_imports_no_engine() -> None:
     code = (
         "import sys, pccl.kv, pccl.kv.adapters.vllm_layout, pccl.kv.adapters.vllm_scheduler\n"
-        "import pccl.kv.adapters.vllm_worker\n"
+        "import pccl.kv.adapters.vllm_worker, pccl.kv.adapters.sglang_layout, pccl.kv.adapters.sglang_rooms\n"
+        "import pccl.kv.adapters.sglang_bootstrap, pccl.kv.adapters.sglang_settings\n"
         "print([m for m in ('torch', 'vllm', 'sglang') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)

@@ -61,7 +61,9 @@ class PcclConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._shard = parallel.rank % size, size
         model = vllm_config.model_config
         self._model_id = settings.model_id or f"{model.model}@{model.revision or ''}"
-        self._scheduler = Scheduler(self._groups, settings.pool) if role == KVConnectorRole.SCHEDULER else None
+        self._layers = settings.load == "layers" and [group.kind for group in self._groups] == ["full"]
+        is_scheduler = role == KVConnectorRole.SCHEDULER
+        self._scheduler = Scheduler(self._groups, settings.pool, self._layers) if is_scheduler else None
         self._worker = Worker(settings, *self._shard) if role == KVConnectorRole.WORKER else None
 
     # -- in the workers --
@@ -77,10 +79,13 @@ class PcclConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Begins what the scheduler wants. Does not block, nor raise."""
-        self._working().begin(self._get_connector_metadata().orders)
+        self._working().begin(self._get_connector_metadata().orders, self._layers)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing: requests wait outside of the batch until they are complete."""
+        """With `load` "layers": blocks until this layer of what the step loads is there, verified, or will not come.
+        Else nothing: requests wait outside of the batch until they are complete.
+        """
+        self._working().wait_layer(layer_name)
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
         """Nothing: what is computed stays where it is until it is pulled."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -75,7 +75,9 @@ class Orders:
 class Settings:
     """`kv_connector_extra_config`. `connect`: arguments of pccl.connect; `group` is that of the worker of rank 0,
     others are in the groups after it. `pool`: the same name at P and D. `lease_s`: for which P keeps blocks that
-    nobody pulls. `deadline_s`: of a pull. `model_id`: "" for vLLM's name of the model.
+    nobody pulls. `deadline_s`: of a pull. `model_id`: "" for vLLM's name of the model. `load`: "whole": a request
+    waits outside of the batch until all is there; "layers": it is in the batch, which waits for each layer when it
+    comes to it. Models with several groups load as a whole.
     """
 
     connect: Mapping[str, Any]
@@ -83,6 +85,7 @@ class Settings:
     lease_s: float = 120.0
     deadline_s: float = 60.0
     model_id: str = ""
+    load: Literal["whole", "layers"] = "whole"
 
     @classmethod
     def of(cls, extra: Mapping[str, Any]) -> Settings:

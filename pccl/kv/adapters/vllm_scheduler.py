@@ -23,9 +23,12 @@ _DONE = ("FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED")
 
 
 class Scheduler:
-    """`pool`: its name. `peers`: of this engine's workers, once they are known."""
+    """`pool`: its name. `layers`: loads are waited for layer by layer, within the step that begins them. `peers`: of
+    this engine's workers, once they are known.
+    """
 
-    def __init__(self, groups: Sequence[Facts], pool: str) -> None:
+    def __init__(self, groups: Sequence[Facts], pool: str, layers: bool = False) -> None:
+        self._layers = layers
         self.peers: list[str] = []
         self._groups, self._pool = groups, pool
         self._has_state = any(group.kind == "state" for group in groups)
@@ -45,11 +48,11 @@ class Scheduler:
             request.max_tokens = 1
 
     def matched(self, request: Any, computed: int) -> tuple[int, bool]:
-        """How many tokens more than those P has of the prompt, to be loaded while other requests go on."""
+        """How many tokens more than those P has of the prompt; True: to be loaded while other requests go on."""
         params = request.kv_transfer_params or {}
         remote = _remote(request) if params.get("do_remote_prefill") else None
         count = 0 if remote is None else self._tokens(request, remote) - computed
-        return (count, True) if count > 0 else (0, False)
+        return (count, not self._layers) if count > 0 else (0, False)
 
     def allocated(self, request: Any, blocks: Any, count: int) -> None:
         """So many tokens are to be loaded into these blocks, of which the first hold what is here already."""
@@ -71,7 +74,8 @@ class Scheduler:
             into[group.name] = part.ids[skipped:]
             first[group.name] = part.first + skipped - remote.first[group.name]
         self._orders.pulls.append(Pulling(request.request_id, remote.transfer_id, remote.peers, into, first))
-        self._pulling.add(request.request_id)
+        if not self._layers:
+            self._pulling.add(request.request_id)
 
     def take_orders(self) -> Orders:
         """What the workers are to begin in this step."""
@@ -142,7 +146,14 @@ class Scheduler:
         if why:
             log.warning("%s is computed here: %s", request.request_id, why)
             return 0
-        return tokens
+        return self._whole(tokens, request.num_prompt_tokens) if self._layers else tokens
+
+    def _whole(self, tokens: int, prompt: int) -> int:
+        """So many can be loaded while the next ones are computed: what comes later must not be written over. A block
+        that P has computed to its end of the prompt holds the same as what is computed here.
+        """
+        size = self._groups[0].block_tokens
+        return prompt - 1 if tokens == prompt else tokens // size * size
 
     def _release(self, request: Any, remote: Remote) -> None:
         self._orders.pulls.append(Pulling(request.request_id, remote.transfer_id, remote.peers, {}, {}))

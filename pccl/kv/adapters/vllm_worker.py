@@ -6,6 +6,7 @@ reported once, when nothing touches its blocks any more.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import pccl
@@ -32,6 +33,8 @@ class Worker:
         self._sent: set[str] = set()
         self._received: set[str] = set()
         self._failed: set[int] = set()
+        self._layers: set[str] = set()
+        self._step: list[str] = []  # requests whose layers are waited for in this step
 
     def register(self, layout: Layout, buffers: dict[str, list[Array]]) -> None:
         """Joins the run; blocks until it is a member. Raises as pccl.connect and kv.register."""
@@ -44,6 +47,7 @@ class Worker:
             comm.close()
             raise
         self._comm = comm
+        self._layers = set(layout.layer_index)
 
     @property
     def peer(self) -> str:
@@ -62,23 +66,39 @@ class Worker:
         assert self._pool is not None, "register_kv_caches has not been called"
         return self._pool
 
-    def begin(self, orders: Orders) -> None:
-        """What the scheduler wants. Does not block."""
+    def begin(self, orders: Orders, layers: bool = False) -> None:
+        """What the scheduler wants. `layers`: what is pulled is waited for by `wait_layer`. Does not block."""
         for offering in orders.offers:
             self._offer(offering)
         for pulling in orders.pulls:
             if pulling.into:
-                self._pull(pulling)
+                self._pull(pulling, layers)
             else:
                 self._release(pulling.transfer, pulling.peers[self._rank :: self._size])
         for request in orders.aborts:
             if request in self._pulls:
                 self.pool.stop(self._pulls[request][0].transfer_id, kv.State.ABORTED, "the request was aborted")
 
+    def wait_layer(self, layer: str) -> None:
+        """Blocks until this layer of all that this step pulls is there, verified; others may not be. What fails is
+        known to `failed` after `finished`; its blocks hold anything.
+        """
+        for name in (layer, f"{layer}.k", f"{layer}.v"):
+            for request in self._step if name in self._layers else ():
+                receive, _ = self._pulls[request]
+                with contextlib.suppress(PcclError):
+                    receive.wait_layer(name)
+
     def finished(self) -> tuple[set[str], set[str]]:
         """Requests whose blocks are not read any more by who pulled them, and those whose pulls have ended, since last
-        time. `failed` knows by now which of their blocks did not come.
+        time. `failed` knows by now which of their blocks did not come. Blocks until the pulls of a step that waited
+        for layers have ended: their blocks are in use.
         """
+        step, self._step = self._step, []
+        for request in step:
+            receive, pulling = self._pulls.pop(request)
+            receive.wait()
+            self._judge(receive, pulling)
         for request, (receive, pulling) in list(self._pulls.items()):
             if receive.done():
                 del self._pulls[request]
@@ -114,7 +134,7 @@ class Worker:
             log.warning("%s cannot be offered: %s", offering.request, error.message)
             self._sent.add(offering.request)
 
-    def _pull(self, pulling: Pulling) -> None:
+    def _pull(self, pulling: Pulling, layers: bool) -> None:
         try:
             receive = self.pool.pull(
                 bytes.fromhex(pulling.peers[self._rank]),
@@ -126,10 +146,13 @@ class Worker:
             )
         except PcclError as error:
             log.warning("%s cannot be pulled: %s", pulling.request, error.message)
-            self._received.add(pulling.request)
+            if not layers:
+                self._received.add(pulling.request)
             self._fail(pulling.into)
         else:
             self._pulls[pulling.request] = receive, pulling
+            if layers:
+                self._step.append(pulling.request)
 
     def _release(self, transfer: str, peers: list[str]) -> None:
         """Nobody needs what these workers of P offer: a pull of nothing tells them. If it fails, their lease ends."""

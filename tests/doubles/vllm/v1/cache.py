@@ -5,6 +5,7 @@ A model's next token depends on every byte that it reads, so whatever is lost or
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,19 +87,22 @@ class Model:
         self._groups, self.tensors, self._rank = config.kv_cache_groups, tensors, rank
         self.computed = 0
 
-    def run(self, tokens: list[int], begin: int, block_ids: tuple[list[int], ...]) -> int:
-        """Computes those from `begin` on; gives the token after the last."""
-        for at in range(begin, len(tokens)):
-            self.computed += 1
-            for group, ids in zip(self._groups, block_ids, strict=True):
-                for number, layer in enumerate(group.layer_names):
-                    self._write(
-                        group.kv_cache_spec, self.tensors[layer], ids, at, tokens[at] + 17 * number + 7 * self._rank
-                    )
+    def run(
+        self, tokens: list[int], begin: int, block_ids: tuple[list[int], ...], wait: Callable[[str], None] | None = None
+    ) -> int:
+        """Computes those from `begin` on, layer by layer, each of which is waited for before what it holds is read;
+        gives the token after the last.
+        """
+        self.computed += len(tokens) - begin
         total = 0
         for group, ids in zip(self._groups, block_ids, strict=True):
-            for layer in group.layer_names:
-                total = total * 31 + self._read(group.kv_cache_spec, self.tensors[layer], ids, len(tokens))
+            spec = group.kv_cache_spec
+            for number, layer in enumerate(group.layer_names):
+                for at in range(begin, len(tokens)):
+                    self._write(spec, self.tensors[layer], ids, at, tokens[at] + 17 * number + 7 * self._rank)
+                if wait is not None:
+                    wait(layer)
+                total = total * 31 + self._read(spec, self.tensors[layer], ids, len(tokens))
         return total % 251
 
     def _write(self, spec: Any, tensor: Any, ids: list[int], at: int, value: int) -> None:

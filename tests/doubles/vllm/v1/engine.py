@@ -170,7 +170,14 @@ class Engine:
 
     def _compute(self, request: Request) -> int:
         ids = self.ids[request.request_id]
-        return sum(model.run(request._all_token_ids, request.num_computed_tokens, ids) for model in self.models) % 251
+        waits = [worker.wait_for_layer_load for worker in self.workers] or [None] * len(self.models)
+        return (
+            sum(
+                model.run(request._all_token_ids, request.num_computed_tokens, ids, wait)
+                for model, wait in zip(self.models, waits, strict=True)
+            )
+            % 251
+        )
 
     def _update(self, tokens: dict[str, int], output: KVConnectorOutput) -> None:
         self.outputs.append(output)
@@ -178,7 +185,8 @@ class Engine:
             if request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
                 self._invalid(request, output.invalid_block_ids)
         for request_id, token in tokens.items():
-            self._ran(self.requests[request_id], token)
+            if self._usable(self.requests[request_id], output.invalid_block_ids):
+                self._ran(self.requests[request_id], token)
         if self.scheduler is not None:
             self.scheduler.update_connector_output(output)
         for request_id in output.finished_recving or ():
@@ -199,6 +207,15 @@ class Engine:
             whole = wrong[0] * self._block_size() if len(groups) == 1 else 0
             request.num_computed_tokens = min(request.num_computed_tokens, whole)
             self._failed.add(request.request_id)
+
+    def _usable(self, request: Request, invalid: set[int]) -> bool:
+        """Whether what was computed is of use; if not, the next step begins where the load has failed."""
+        before = request.num_computed_tokens
+        self._invalid(request, invalid)
+        failed = request.request_id in self._failed
+        self._failed.discard(request.request_id)
+        assert not failed or request.num_computed_tokens < before
+        return not failed
 
     def _ran(self, request: Request, token: int) -> None:
         request.num_computed_tokens = request.num_tokens

@@ -1,0 +1,1 @@
+"""A double of SGLang, as far as its disaggregation is documented."""
