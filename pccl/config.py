@@ -11,6 +11,8 @@ PCCL_LISTEN       where the engine listens, "host:port"; port 0: any free one
 PCCL_ADVERTISE    addresses under which others reach it, separated by commas
 PCCL_TLS_CA, PCCL_TLS_CERT, PCCL_TLS_KEY   PEM files, if certificates and not the secret prove who a peer is
 PCCL_INSECURE     1: data may travel in plain between hosts
+
+PCCL_SGLANG       JSON for the SGLang adapter of pccl.kv (docs/kv_adapters.md)
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pccl.encryption import TlsFiles, choose_transport, tls_files
 from pccl.errors import ArgumentError
 from pccl.tokens import read
 
-__all__ = ["DEFAULT_PORT", "Settings", "TooFew", "endpoint_of", "settings_from"]
+__all__ = ["DEFAULT_PORT", "Settings", "TooFew", "endpoint_of", "settings_from", "sglang_json"]
 
 #: Port of a coordinator whose address names none.
 DEFAULT_PORT = 29400
@@ -121,6 +123,11 @@ def settings_from(
         tls=files,
         fault_seed=fault_seed,
     )
+
+
+def sglang_json() -> str | None:
+    """What PCCL_SGLANG says; None: it is not set."""
+    return os.environ.get("PCCL_SGLANG")
 
 
 def endpoint_of(address: str) -> str:

@@ -10,7 +10,16 @@
     receive.wait()
 """
 
-from pccl.kv.ends import End, EndError, State, TicketUsed, TransferAborted, TransferExpired, TransferFailed
+from pccl.kv.ends import (
+    End,
+    EndError,
+    State,
+    TicketUsed,
+    TransferAborted,
+    TransferExpired,
+    TransferFailed,
+    TransferUnknown,
+)
 from pccl.kv.errors import LayoutMismatch
 from pccl.kv.estimator import BandwidthEstimator, Estimate
 from pccl.kv.handles import Offered, Receive, Received, Send, Sent
@@ -74,6 +83,7 @@ __all__ = [
     "TransferAborted",
     "TransferExpired",
     "TransferFailed",
+    "TransferUnknown",
     "TwoRings",
     "decide",
     "register",

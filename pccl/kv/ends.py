@@ -7,7 +7,17 @@ from enum import Enum
 
 from pccl.errors import ArgumentError, PcclError
 
-__all__ = ["End", "EndError", "State", "TicketUsed", "TransferAborted", "TransferExpired", "TransferFailed", "error_of"]
+__all__ = [
+    "End",
+    "EndError",
+    "State",
+    "TicketUsed",
+    "TransferAborted",
+    "TransferExpired",
+    "TransferFailed",
+    "TransferUnknown",
+    "error_of",
+]
 
 
 class State(str, Enum):
@@ -81,15 +91,24 @@ class TransferFailed(EndError):
     """
 
 
+class TransferUnknown(TransferFailed, LookupError):
+    """The peer has no such offer (or not any more: `cause` "gone"), knows no such ticket ("ticket"), or has never
+    answered ("lost").
+    """
+
+
 class TicketUsed(ArgumentError):
     """The ticket has opened a send before. Nothing happened."""
 
 
 _FULL = ("busy", "no_space")
+_UNKNOWN = ("gone", "ticket")
 _ERRORS = {State.ABORTED: TransferAborted, State.EXPIRED: TransferExpired, State.FAILED: TransferFailed}
 
 
-def error_of(end: End, peer: bytes | None, what: str) -> EndError:
-    """What `wait` raises for an end that is no commit."""
+def error_of(end: End, peer: bytes | None, what: str, answered: bool = True) -> EndError:
+    """What `wait` raises for an end that is no commit. `answered`: the peer has said anything about it."""
     text = f": {end.text}" if end.text else ""
-    return _ERRORS[end.state](f"{end.state.value} ({end.cause}){text}", peer=peer, op=what, cause=end.cause)
+    unknown = end.state is State.FAILED and end.cause in (_UNKNOWN if answered else (*_UNKNOWN, "lost"))
+    kind = TransferUnknown if unknown else _ERRORS[end.state]
+    return kind(f"{end.state.value} ({end.cause}){text}", peer=peer, op=what, cause=end.cause)

@@ -76,7 +76,8 @@ class Inbound:
         """The user's wait is over."""
         self.resolved = True
         if end.state is not State.COMMITTED and self.wish.on_failure == "fail":
-            self.handle._resolve(None, error_of(end, self.peer, f"receive of {self.wish.request_id!r}"))
+            what, answered = f"receive of {self.wish.request_id!r}", bool(self.machine.units)
+            self.handle._resolve(None, error_of(end, self.peer, what, answered))
             return
         missing = {} if end.state is State.COMMITTED else self.recompute()
         machine = self.machine

@@ -24,6 +24,9 @@ Ids = np.ndarray[Any, np.dtype[np.int64]]
 Numbers = np.ndarray[Any, np.dtype[np.uint64]]
 
 
+_FLOATS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
+
+
 class Pieces(NamedTuple):
     """One layer of some blocks: in `Memory.views[buffer]`, `nbytes` at each of the `offsets`, in the blocks' order."""
 
@@ -37,8 +40,9 @@ class Memory:
 
     def __init__(self, layout: Layout, buffers: Mapping[str, Any]) -> None:
         """`buffers`: of each group, by name: its layers' arrays in their order or by their names (layer-first), or one
-        array (block-first). C-contiguous, writable host memory; shapes do not matter, sizes do. Two groups may have the
-        same memory, if a block is of one of them at a time. Raises ArgumentError or TypeError that names group and
+        array (block-first). C-contiguous, writable host memory; shapes do not matter, sizes do. An array of floats must
+        be of the group's dtype, any other holds bytes. Two groups may have the same memory, if a block is of one of
+        them at a time. Raises ArgumentError or TypeError that names group and
         layer.
         """
         self.layout = layout
@@ -96,7 +100,7 @@ class Memory:
     def _take(self, group: Group, given: Any) -> int:
         """Appends the buffers of a group; gives its number of blocks."""
         if group.order == "block_first":
-            view = self._view(given, f"the buffer of {group.name!r}")
+            view = self._view(given, f"the buffer of {group.name!r}", group.dtype)
             return _count(view, group.bytes_per_block_layer * len(group.layers), f"the buffer of {group.name!r}")
         if isinstance(given, Mapping):
             if wrong := set(given) ^ set(group.layers):
@@ -106,13 +110,16 @@ class Memory:
             raise ArgumentError(f"buffers of {group.name!r} must be a list of {len(group.layers)}, one for each layer")
         counts = []
         for layer, array in zip(group.layers, given, strict=True):
-            view = self._view(array, f"the buffer of layer {layer!r}")
+            view = self._view(array, f"the buffer of layer {layer!r}", group.dtype)
             counts.append(_count(view, group.bytes_per_block_layer, f"the buffer of layer {layer!r}"))
             if counts[-1] != counts[0]:
                 raise ArgumentError(f"layer {layer!r} has {counts[-1]} blocks, {group.layers[0]!r} has {counts[0]}")
         return counts[0]
 
-    def _view(self, array: Any, what: str) -> Array:
+    def _view(self, array: Any, what: str, dtype: str) -> Array:
+        found = _FLOATS.get(str(getattr(array, "dtype", "")).removeprefix("torch."))
+        if found is not None and dtype in _FLOATS.values() and found != dtype:
+            raise TypeError(f"{what} is of {array.dtype}, the layout says {dtype!r}")
         try:
             views, hold = writable(array)
         except (TypeError, ArgumentError) as error:

@@ -159,6 +159,9 @@ def test_memory_that_cannot_be_written_or_is_not_contiguous_is_refused_with_its_
     for wrong in (fixed, wide):
         with pytest.raises((ArgumentError, TypeError), match="L1"):
             Memory(layout(), {"full": [np.zeros(wrong.size, np.uint8), wrong]})
+    for dtype in (np.float16, np.float32):
+        with pytest.raises(TypeError, match=r"'L1' is of float.*, the layout says 'bf16'"):
+            Memory(layout(), {"full": [np.zeros(256, np.uint8), np.zeros(256 // dtype().itemsize, dtype)]})
 
 
 @pytest.mark.parametrize(

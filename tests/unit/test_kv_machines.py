@@ -381,3 +381,22 @@ def test_both_sides_end_once_and_alike_whatever_happens_in_which_order(seed: int
     if states["d"] is not State.COMMITTED:
         assert states["p"] is not State.COMMITTED
     assert both.d.flowing_bytes == 0 and not both.d.asks
+
+
+def test_who_never_gets_room_hears_that_at_the_deadline() -> None:
+    """Back-pressure of the other side: asked again until then, and the cause is what was in the way last."""
+    for served, state, cause in ((False, State.FAILED, "no_space"), (True, State.EXPIRED, "deadline")):
+        machine = receiver()
+        machine.handle(OPEN, 0.0)
+        machine.handle(ready(0), 0.1)
+        ask = machine.take(ahead=False)
+        assert ask is not None
+        machine.posted(ask, 1)
+        machine.handle(AskEnded(ask, Status.ENOMEM), 0.2)
+        assert machine.take(ahead=False) is None  # not at once
+        machine.handle(Tick(), machine.deadline())
+        assert machine.state is State.STREAMING
+        if served:
+            land(machine, 0.5)
+        machine.handle(Tick(), 10.0)
+        assert machine.end is not None and (machine.end.state, machine.end.cause) == (state, cause)

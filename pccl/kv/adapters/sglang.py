@@ -9,7 +9,6 @@ sglang: nothing of pccl imports it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any
@@ -26,6 +25,7 @@ from sglang.srt.disaggregation.base.conn import (
 
 import pccl
 import pccl.kv as kv
+from pccl.config import sglang_json
 from pccl.errors import ArgumentError, PcclError
 from pccl.kv.adapters.sglang_bootstrap import Server, fetch, register
 from pccl.kv.adapters.sglang_layout import caches_of
@@ -66,7 +66,7 @@ class PcclKVManager(BaseKVManager):  # type: ignore[misc]
         names the setting, the buffer or the way of parallelism; as pccl.connect; Timeout.
         """
         self.kv_args, self.server_args, self.disaggregation_mode = args, server_args, disaggregation_mode
-        self.settings = Settings.of(os.environ)
+        self.settings = Settings.of(sglang_json())
         _check(args, server_args, self.settings)
         model_id = self.settings.model_id or f"{server_args.model_path}@{getattr(server_args, 'revision', None) or ''}"
         self.caches = caches_of(args, model_id, server_args.kv_cache_dtype)
@@ -274,13 +274,10 @@ def install() -> None:
     known = {member.name: member.value for member in utils.TransferBackend}
     if NAME in known.values():
         return
-    old, before = utils.TransferBackend, utils.get_kv_class
+    before = utils.get_kv_class
 
     def get_kv_class(transfer_backend: Any, class_type: Any) -> Any:
-        """SGLang's own function knows its own members alone."""
-        if transfer_backend.value == NAME:
-            return kv_class(class_type)
-        return before(old(transfer_backend.value), class_type)
+        return kv_class(class_type) if transfer_backend.value == NAME else before(transfer_backend, class_type)
 
     utils.TransferBackend = Enum("TransferBackend", {**known, NAME.upper(): NAME})  # type: ignore[misc]
     utils.get_kv_class = get_kv_class

@@ -10,6 +10,7 @@ As in SGLang it is for a network of one's own: it tells of peers, what they may 
 from __future__ import annotations
 
 import http.client
+import logging
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,8 @@ from pccl.errors import Timeout
 from pccl.kv.adapters.sglang_settings import Rank, Topology
 
 __all__ = ["Server", "fetch", "register"]
+
+log = logging.getLogger("pccl.kv.sglang")
 
 _BODY_MAX = 1 << 16
 _ANSWER_MAX = 64 << 20
@@ -39,7 +42,7 @@ class Server:
         class Handler(_Handler):
             server_of = outer
 
-        self._http = ThreadingHTTPServer((host, port), Handler)
+        self._http = _Http((host, port), Handler)
         self._http.daemon_threads = True
         self.port: int = self._http.server_address[1]
         self._thread = threading.Thread(target=self._http.serve_forever, name="pccl-sglang-bootstrap", daemon=True)
@@ -67,6 +70,12 @@ class Server:
             ranks = tuple(self._ranks[key] for key in sorted(self._ranks))
         found = Topology(ranks) if ranks else None
         return found if found is not None and found.complete else None
+
+
+class _Http(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Of one that has gone away, or is none: it hurts nobody else."""
+        log.debug("a request of %s", client_address, exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):

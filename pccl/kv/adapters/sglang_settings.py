@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -11,10 +10,8 @@ from msgspec import Meta, Struct
 from pccl.errors import ArgumentError
 from pccl.types import PEER_ID_BYTES
 
-__all__ = ["ENVIRONMENT", "Rank", "Settings", "Topology"]
+__all__ = ["Rank", "Settings", "Topology"]
 
-#: JSON of Settings: SGLang has no place of its own for them.
-ENVIRONMENT = "PCCL_SGLANG"
 Count = Annotated[int, Meta(ge=1, le=65536)]
 Number = Annotated[int, Meta(ge=0, lt=65536)]
 PeerId = Annotated[str, Meta(pattern=rf"\A[0-9a-f]{{{2 * PEER_ID_BYTES}}}\Z")]
@@ -37,16 +34,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     host_memory: bool = False
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Settings:
-        """Raises ArgumentError that names the field."""
-        if ENVIRONMENT not in environment:
-            raise ArgumentError(
-                f'the environment variable {ENVIRONMENT} must be JSON: {{"connect": {{"address": ...}}}}'
-            )
+    def of(cls, text: str | None) -> Settings:
+        """Of JSON, which SGLang has no place of its own for. Raises ArgumentError that names the field."""
+        if text is None:
+            raise ArgumentError('the environment variable PCCL_SGLANG must be JSON, as {"connect": {"group": 3}}')
         try:
-            return msgspec.json.decode(environment[ENVIRONMENT], type=cls)
+            return msgspec.json.decode(text, type=cls)
         except msgspec.DecodeError as error:
-            raise ArgumentError(f"{ENVIRONMENT}: {error}") from None
+            raise ArgumentError(f"PCCL_SGLANG: {error}") from None
 
 
 class Rank(Struct, frozen=True, forbid_unknown_fields=True):
