@@ -224,3 +224,42 @@ def test_a_ticket_that_comes_twice_opens_one_send(cluster: Any) -> None:
         assert receive.wait(WAIT_S).committed
         kv_pools.until(offered.free)
         both.free()
+
+
+def test_pulls_can_be_answered_by_hand(cluster: Any) -> None:
+    with kv_pools.two(cluster) as comms:
+        layout, memory = kv_pools.layout(), kv_pools.buffers(kv_pools.layout(), 8, 1)
+        with (
+            kv.register(comms[0], layout, kv_pools.buffers(layout, 8, None)) as d,
+            kv.register(comms[1], layout, memory, early_s=WAIT_S) as p,
+        ):
+            pulls = [d.pull(peer_of(p), f"r/{n}", [2 * n, 2 * n + 1], deadline=WAIT_S) for n in range(2)]
+            other = d.pull(peer_of(p), "r2/0", [7], deadline=WAIT_S)
+            kv_pools.until(lambda: len(p.asked("r")) == 2 and len(p.asked("r2")) == 1)
+            assert p.asked("r") == {f"r/{n}": pulls[n].ticket for n in range(2)} and p.asked("?") == {}
+            send = p.open_send(p.asked("r")["r/1"], [5, 6])
+            kv_pools.until(lambda: list(p.asked("r")) == ["r/0"])
+            for layer in kv_pools.LAYERS:
+                send.layer_ready(layer, [6])  # in pieces, as they are made
+            assert not pulls[1].done()
+            for layer in kv_pools.LAYERS:
+                send.layer_ready(layer, [5])
+            send.finish(meta=b"by hand")
+            assert pulls[1].wait(WAIT_S).meta == b"by hand" and not pulls[0].done()
+            p.decline("r", "it is not made after all")
+            late = d.pull(peer_of(p), "r/9", [4])
+            for one in (pulls[0], late):
+                with pytest.raises(kv.TransferUnknown, match="not made after all") as caught:
+                    one.wait(WAIT_S)
+                assert caught.value.cause == "gone"
+            p.expect("r")
+            again = d.pull(peer_of(p), "r/9", [4], deadline=WAIT_S)
+            kv_pools.until(lambda: list(p.asked("r")) == ["r/9"])
+            assert p.left("r") == "" and not other.done()
+            again.cancel("nobody wants it")
+            kv_pools.until(lambda: p.left("r") == "aborted (nobody wants it)" and not p.asked("r"))
+            p.offer("r2/0", [3])
+            assert other.wait(WAIT_S).committed
+            with pytest.raises(kv.TransferExpired):
+                d.pull(peer_of(p), "short/0", [4], deadline=0.3).wait(WAIT_S)
+            kv_pools.until(lambda: not p.asked("short") and not p._pulls._early and not p._pulls._stems)

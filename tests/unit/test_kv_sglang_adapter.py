@@ -71,6 +71,13 @@ def test_items_of_one_size_are_a_group_and_nothing_is_copied() -> None:
     assert list(caches.other_blocks(None, None).values()) == [[], []]
 
 
+def test_pools_of_several_sizes_are_groups_of_their_own() -> None:
+    kv = [*arrays(32, 32), np.zeros((2 * BLOCKS, 32), np.uint8)]
+    caches = caches_of(args(kv, arrays(8)), "m", "auto")
+    memory = Memory(caches.layout, caches.buffers)
+    assert caches.pages == ["kv.0", "kv.2"] and [memory.block_count(at) for at in range(2)] == [BLOCKS, 2 * BLOCKS]
+
+
 def test_memory_that_is_none_is_refused_by_its_name() -> None:
     kv, aux = arrays(32, 32), arrays(8)
     for changes, named in (

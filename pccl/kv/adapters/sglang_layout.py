@@ -1,8 +1,8 @@
 """sglang_layout.py - what a pool is made of, from the KVArgs that SGLang gives to its managers: addresses and lengths.
 
 All that SGLang moves becomes blocks: pages of the cache by their page, states by their component ("mamba", "swa" ...)
-and slot, and what goes with the first token ("aux") by its slot. Buffers whose items are of one size make a group, and
-layers are named by their place: KVArgs has no names. Needs no sglang.
+and slot, and what goes with the first token ("aux") by its slot. Buffers with as many items of one size make a group,
+and layers are named by their place: KVArgs has no names. Needs no sglang.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ class _Making:
     def add(
         self, what: str, pointers: Sequence[int], lengths: Sequence[int], items: Sequence[int], **facts: Any
     ) -> list[str]:
-        """Groups of these buffers, by the size of their items; gives their names."""
+        """Groups of these buffers, by the size and the number of their items; gives their names."""
         if not len(pointers) == len(lengths) == len(items):
             raise ArgumentError(f"{what}: {len(pointers)} addresses, {len(lengths)} lengths, {len(items)} item lengths")
-        by_size: dict[int, list[int]] = {}
+        alike: dict[tuple[int, int], list[int]] = {}
         for number, size in enumerate(items):
-            by_size.setdefault(size, []).append(number)
+            alike.setdefault((size, lengths[number]), []).append(number)
         names = []
-        for size, numbers in by_size.items():
+        for (size, _), numbers in alike.items():
             name = f"{what}.{numbers[0]}"
             layers = tuple(f"{what}.{number}" for number in numbers)
             self.groups.append(Group(name=name, layers=layers, bytes_per_block_layer=size, **facts))
