@@ -131,7 +131,8 @@ def test_one_worker_that_fails_ends_all_before_memory_is_given_back(cluster: Any
             both.until(lambda p=p: p.done >= 16)
             (p if who == "p" else d).ends[1].abort()
             both.ended(who)
-            assert causes(both.p if who == "p" else both.d, who) == ["aborted", "aborted"]
+            first, second = causes(both.p if who == "p" else both.d, who)
+            assert second == "aborted" and first in ("aborted", "another worker failed")
         both.free()
 
 
