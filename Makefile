@@ -152,10 +152,12 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	if [ -f csrc/Makefile ]; then $(MAKE) -C csrc clean; fi
 
-# The archive for others, checked by installing it somewhere else.
+# The archive for others, checked by installing it somewhere else; and that the wheel keeps to the limited API.
 dist: venv
 	rm -rf dist build/sdist-check
 	$(BIN)/python setup.py --quiet sdist
 	$(PYTHON) -m venv build/sdist-check
-	build/sdist-check/bin/python -m pip install --quiet dist/pccl-*.tar.gz
+	build/sdist-check/bin/python -m pip install --quiet --requirement requirements/dist.txt dist/pccl-*.tar.gz
+	build/sdist-check/bin/twine check --strict dist/pccl-*.tar.gz build/wheel/pccl-*.whl
+	build/sdist-check/bin/abi3audit --strict build/wheel/pccl-*.whl
 	cd build && sdist-check/bin/pccl version
