@@ -3,7 +3,7 @@
 #   make demo     build, then watch four peers reduce while one is killed and one joins
 #   make test     build, then every test
 #
-# The rest: venv test-c test-py test-LANE sim fuzz soak bench lint dist clean. Nothing is installed outside this directory.
+# The rest: venv test-c test-py test-LANE sim fuzz soak bench docs lint dist clean. Nothing is installed outside this directory.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -28,7 +28,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 LANES := c chaos units wan processes training
 
-.PHONY: help venv test test-py $(LANES:%=test-%) $(LANES:%=lane-%) $(VARIANTS:%=c-%) demo bench sim fuzz soak lint dist clean
+.PHONY: help venv test test-py $(LANES:%=test-%) $(LANES:%=lane-%) $(VARIANTS:%=c-%) demo bench docs sim fuzz soak lint dist clean
 .DELETE_ON_ERROR:
 
 help:
@@ -54,10 +54,10 @@ endef
 export CHECK_HOST
 
 # pip, build tools, torch and test tools: again only when their lists change.
-$(VENV)/.base: requirements/dev.txt
+$(VENV)/.base: requirements/dev.txt requirements/docs.txt
 	@$(PYTHON) -c "$$CHECK_HOST"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements/dev.txt --requirement requirements/docs.txt
 	@touch $@
 
 # pccl itself, from its wheel, as users get it: again whenever a source changes.
@@ -89,7 +89,7 @@ $(LANES:%=lane-%): lane-%:
 INTEGRATION := tests/integration
 CHAOS    := $(INTEGRATION)/test_chaos.py
 WAN      := $(wildcard $(INTEGRATION)/test_wan*.py $(INTEGRATION)/test_doctor*.py)
-TRAINING := $(wildcard $(INTEGRATION)/test_examples.py $(INTEGRATION)/test_optim_*.py)
+TRAINING := $(wildcard $(INTEGRATION)/test_docs.py $(INTEGRATION)/test_examples.py $(INTEGRATION)/test_optim_*.py)
 APART    := $(CHAOS) $(WAN) $(TRAINING)
 
 # Variants beside each other, so that the long last program of one does not keep a processor idle.
@@ -141,6 +141,10 @@ demo: venv
 # Against gloo on this machine and on emulated WANs, kills, joins, kernels: half an hour, and tables in build/bench.
 bench: venv
 	$(BIN)/python stress/bench_all.py --out build/bench --rounds $(ROUNDS)
+
+# The documentation site, in build/site.
+docs: venv
+	$(BIN)/mkdocs build --strict --quiet
 
 # -- for maintainers -----------------------------------------------------------------------------------------------
 
