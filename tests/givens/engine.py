@@ -1,4 +1,5 @@
-# What docs/weights_adapters.md takes as given: a model, a Receiver with one update, an engine that can pause.
+"""What docs/weights_adapters.md takes as given: a model, a Receiver with one update, an engine that can pause."""
+
 import contextlib
 import tempfile
 import types

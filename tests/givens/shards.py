@@ -1,4 +1,5 @@
-# What docs/weights.md takes as given: two ranks that have half of the rows each.
+"""What docs/weights.md takes as given: two ranks that have half of the rows each."""
+
 import tempfile
 
 import numpy as np

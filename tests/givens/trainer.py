@@ -1,4 +1,5 @@
-# What docs/optim.md takes as given: a trainer with callbacks (the double of transformers' that tests use), and a run.
+"""What docs/optim.md takes as given: a trainer with callbacks (the double of transformers' that tests use), and a run."""
+
 import types
 
 import torch

@@ -1,4 +1,5 @@
-# What docs/optim.md takes as given: a model, its data and a loss.
+"""What docs/optim.md takes as given: a model, its data and a loss."""
+
 import torch
 
 

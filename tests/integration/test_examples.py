@@ -83,6 +83,14 @@ def test_noloco_ends_in_a_consensus(tmp_path: Path) -> None:
     assert last[0].split(" and ")[1] == last[1].split(" and ")[1]
 
 
+@pytest.mark.parametrize("example", ["10_lightning.py", "11_accelerate.py"])
+def test_frameworks_keep_their_loop(tmp_path: Path, example: str) -> None:
+    output = launch(tmp_path, "-n", "2", EXAMPLES / example, "--steps", "20", "--every", "5")
+    last = finals(output)
+    assert len(last) == 2, output
+    assert last[0] == last[1] and "4 rounds" in last[0]
+
+
 @pytest.mark.slow
 def test_short_demo(tmp_path: Path) -> None:
     options = ["--steps", "24", "--batch", "4", "--out", tmp_path]
