@@ -74,3 +74,7 @@ class _Entering:
         """See Near."""
         self._comm.enter()
         self.sync.open()
+
+    def go_on(self) -> None:
+        """See Near."""
+        self.sync.go_on()
