@@ -243,6 +243,8 @@ class Sync:
     def _pull(self, chosen: bytes, holders: Sequence[bytes]) -> int:
         """Fetches what differs; the vote of this peer."""
         try:
+            if not all(staging.covers for staging, _ in self.pulls):
+                self.close()
             if not self.pulls:
                 self._begin_pulls(chosen, holders, is_ready=True)
             self.go_on()

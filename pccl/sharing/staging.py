@@ -21,7 +21,7 @@ from pccl.transfer.target import Ahead, Bytes
 __all__ = ["InPlace", "Staging", "differing"]
 
 #: Of a content so many bytes, but only a small part of it, may be fetched although they are here.
-AHEAD_BYTES_MAX = 16 << 20
+AHEAD_BYTES_MAX = 8 << 20
 AHEAD_PART = 64
 #: So many chunks, or somewhat more, say whether a joiner holds some of a content already.
 READ_FIRST = 256
@@ -72,7 +72,7 @@ class Staging:
         """See Target."""
         if not self.is_ready:
             return None
-        if self.manifest is None or self.manifest.root != manifest.root or not self._covers():
+        if self.manifest is None or self.manifest.root != manifest.root or not self.covers:
             self._prepare(manifest)
         self.manifest = manifest
         return [chunk for chunk in range(manifest.count) if chunk not in self._at or chunk in self._done]
@@ -94,11 +94,12 @@ class Staging:
     @property
     def complete(self) -> bool:
         """Whether everything is there that was wanted, and nothing else differs by now."""
-        return self.manifest is not None and len(self._done) == len(self._at) and self._covers()
+        return self.manifest is not None and len(self._done) == len(self._at) and self.covers
 
-    def _covers(self) -> bool:
-        """Whether all chunks that differ are wanted: more may differ than when that was decided, see InPlace.expect."""
-        return self.manifest is not None and all(chunk in self._at for chunk in differing(self.share, self.manifest))
+    @property
+    def covers(self) -> bool:
+        """Whether all chunks that differ are wanted, if that was decided: by now it may be more, see InPlace.expect."""
+        return self.manifest is None or all(chunk in self._at for chunk in differing(self.share, self.manifest))
 
     def pieces(self) -> Iterator[tuple[int, Bytes]]:
         """What was wanted of the tensors: (chunk, bytes)."""

@@ -14,6 +14,7 @@ from unit.fake_state import Dead, Fake, Hub, run
 from pccl.errors import MismatchError, TransferError
 from pccl.sharing import chunks, prefetch_state, sync_state
 from pccl.sharing.content import Content
+from pccl.sharing.join import _ENTER_S, _READ_MAX_S, _Entering
 from pccl.sharing.report import Difference, differences_of, flags_of
 from pccl.sharing.rounds import Sync
 from pccl.sharing.staging import READ_FIRST, SCALARS_AHEAD_MAX, InPlace, Staging, differing
@@ -385,6 +386,13 @@ def test_a_round_may_begin_before_what_is_here_is_known(small_chunks: None) -> N
     assert np.array_equal(ours["w"], theirs[0]["w"]) and ours["step"] == 7
 
 
+def test_a_guest_enters_sooner_where_members_have_much_to_read_but_not_for_ever() -> None:
+    entering = _Entering(Fake(Hub(1), 0), content_of({"w": bytes_of(10)}))  # type: ignore[arg-type]
+    assert not entering.is_near(_ENTER_S + 0.1, 0.0) and entering.is_near(_ENTER_S, 0.0)
+    assert entering.is_near(_ENTER_S + 0.4, 0.2) and not entering.is_near(_ENTER_S + 0.5, 0.2)
+    assert not entering.is_near(_ENTER_S + _READ_MAX_S + 0.1, 60.0)
+
+
 def test_what_has_changed_is_known_before_all_that_was_asked_for_has_come(small_chunks: None) -> None:
     """Chunks 2 and 5 change after the first manifest; 5 has come already, as it is now."""
     old, ours = content_of({"w": bytes_of(8192)}).fixed, content_of({"w": bytes_of(8192, 1)}).fixed
@@ -422,7 +430,7 @@ def test_what_did_not_come_as_expected_is_wanted_after_all(small_chunks: None) -
     assert staging.complete
 
 
-def test_a_round_that_went_on_with_too_much_hope_is_repeated(small_chunks: None) -> None:
+def test_a_round_that_went_on_with_too_much_hope_fetches_the_rest(small_chunks: None) -> None:
     """What is here is not what was said when the round went on: nobody commits before all of it is right."""
     hub = Hub(3)
     theirs = [{"w": bytes_of(8192), "step": 7} for _ in range(2)]
@@ -449,7 +457,8 @@ def test_a_round_that_went_on_with_too_much_hope_is_repeated(small_chunks: None)
             sync.close()
 
     outcomes = run([Fake(hub, 0), Fake(hub, 1), joiner], peer)
-    assert outcomes[2].rounds == 2 and all(outcome.rounds == 2 for outcome in outcomes)
+    assert all(outcome.rounds == 1 and outcome.differences == outcomes[2].differences for outcome in outcomes)
+    assert outcomes[2].entries_received == ("step", "w")
     assert np.array_equal(ours["w"], theirs[0]["w"]) and ours["step"] == 7
 
 
