@@ -2,8 +2,8 @@
 
 One call instead of three, because nobody else writes to the entries meanwhile. So what was verified as it came needs
 not be read again; and the guest enters while the last of it is still coming: members come to their boundary and read
-their own state, which takes them as long as it would take here, tell what it is, and how it has changed, all while
-their lines are busy for the guest.
+their own state, which takes them as long as it would take here or longer, tell what it is, and how it has changed, and
+send that as well, all while their lines are busy for the guest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ __all__ = ["Joiner", "join_state"]
 
 #: From asking to the others' boundary, if their steps are short, and some round trips.
 _ENTER_S = 0.75
-#: Members wait at most about so much longer for a guest that entered too early.
+#: Members read everything, too, and have more to do than that: the slowest is given twice the time that it takes here,
+_READ_FACTOR = 2.0
+#: but no more than this, which is about how much longer they wait for a guest that entered too early.
 _READ_MAX_S = 1.0
 
 
@@ -68,9 +70,13 @@ class _Entering:
 
     def is_near(self, left_s: float, read_s: float) -> bool:
         """See Near."""
-        return left_s <= _ENTER_S + min(read_s, _READ_MAX_S)
+        return left_s <= _ENTER_S + min(_READ_FACTOR * read_s, _READ_MAX_S)
 
     def go(self) -> None:
         """See Near."""
         self._comm.enter()
         self.sync.open()
+
+    def go_on(self) -> None:
+        """See Near."""
+        self.sync.go_on()

@@ -94,6 +94,9 @@ class Near(Protocol):
     def go(self) -> None:
         """Does it. What it raises ends the prefetch."""
 
+    def go_on(self) -> None:
+        """Goes on with it: what the pass will have brought is known by now, as far as it can be."""
+
 
 class Prefetch:
     """One call of prefetch_state. `near`: what is to be done meanwhile; the pass in which it was is the last."""
@@ -143,6 +146,8 @@ class Prefetch:
             if why is None and self.near is not None:
                 self.is_last = True
                 self.near.go()
+                self.target.expect(pull.report.changed)
+                self.near.go_on()
                 why = self._awaited(pull)
             return why or ""
         finally:

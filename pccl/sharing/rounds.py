@@ -137,6 +137,12 @@ class Sync:
         if chosen is not None and all(summary.schema == summaries[0].schema for summary in summaries):
             self._begin_pulls(chosen, _holders(chosen, peers, summaries), is_ready=False)
 
+    def go_on(self) -> None:
+        """What is here is known, or what it will be: what differs from that is fetched."""
+        for staging, pull in self.pulls:
+            staging.is_ready = True
+            pull.go_on()
+
     def close(self) -> None:
         """Nothing is fetched any more."""
         for staging, pull in self.pulls:
@@ -237,11 +243,11 @@ class Sync:
     def _pull(self, chosen: bytes, holders: Sequence[bytes]) -> int:
         """Fetches what differs; the vote of this peer."""
         try:
+            if not all(staging.covers for staging, _ in self.pulls):
+                self.close()
             if not self.pulls:
                 self._begin_pulls(chosen, holders, is_ready=True)
-            for staging, pull in self.pulls:
-                staging.is_ready = True
-                pull.go_on()
+            self.go_on()
             return min(self._settled(staging, pull) for staging, pull in self.pulls)
         finally:
             self.close()

@@ -72,7 +72,7 @@ class Staging:
         """See Target."""
         if not self.is_ready:
             return None
-        if self.manifest is None or self.manifest.root != manifest.root:
+        if self.manifest is None or self.manifest.root != manifest.root or not self.covers:
             self._prepare(manifest)
         self.manifest = manifest
         return [chunk for chunk in range(manifest.count) if chunk not in self._at or chunk in self._done]
@@ -93,8 +93,13 @@ class Staging:
 
     @property
     def complete(self) -> bool:
-        """Whether everything is there that was wanted."""
-        return self.manifest is not None and len(self._done) == len(self._at)
+        """Whether everything is there that was wanted, and nothing else differs by now."""
+        return self.manifest is not None and len(self._done) == len(self._at) and self.covers
+
+    @property
+    def covers(self) -> bool:
+        """Whether all chunks that differ are wanted, if that was decided: by now it may be more, see InPlace.expect."""
+        return self.manifest is None or all(chunk in self._at for chunk in differing(self.share, self.manifest))
 
     def pieces(self) -> Iterator[tuple[int, Bytes]]:
         """What was wanted of the tensors: (chunk, bytes)."""
@@ -190,15 +195,24 @@ class InPlace:
         if part.step > 1 and any(share.digest(chunk) == manifest.digest(chunk) for chunk in part):
             share.read()
 
+    def expect(self, changed: Iterable[int]) -> None:
+        """A fetch is under way: the share has the digests that it will have in the end if these chunks only are not
+        what they should be.
+        """
+        self._take(set(self.wanted) - set(changed))
+
     def keep(self, have: bytes) -> list[int]:
         """A fetch has ended, with these chunks in their places; gives those that were wanted and are not."""
         assert self.manifest is not None
         there = set(chunks_of(have, self.manifest.count)) if have else set()
+        self._take(there)
+        return [chunk for chunk in self.wanted if chunk not in there]
+
+    def _take(self, there: set[int]) -> None:
+        """The digests of what was wanted: of these chunks those that they should have, of the others none."""
+        assert self.manifest is not None
         digests = bytearray(self.share.digests)
-        missing = []
         for chunk in self.wanted:
             at = slice(chunk * DIGEST_BYTES, (chunk + 1) * DIGEST_BYTES)
             digests[at] = self.manifest.digest(chunk) if chunk in there else bytes(DIGEST_BYTES)
-            missing += [] if chunk in there else [chunk]
         self.share.digests = bytes(digests)
-        return missing

@@ -108,11 +108,12 @@ def test_a_guest_fetches_while_members_go_on_and_then_receives_only_what_changed
     assert worlds == {2, 3}
 
 
-def asked_when(guest: pccl.Communicator) -> list[Any]:
-    """How far its first fetch was whenever the guest asked to enter."""
+def marks_of(guest: pccl.Communicator, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int]]:
+    """How far its first fetch was whenever the guest asked to enter, and when it went on with what has changed."""
     pulls: list[Any] = []
-    asked: list[Any] = []
-    pull, ask = guest.depot.pull, guest._runtime.control.enter
+    asked: list[int] = []
+    went_on: list[int] = []
+    pull, ask, go_on = guest.depot.pull, guest._runtime.control.enter, join._Entering.go_on
 
     def watched(*arguments: Any) -> Any:
         pulls.append(pull(*arguments))
@@ -122,9 +123,14 @@ def asked_when(guest: pccl.Communicator) -> list[Any]:
         asked.append(pulls[0].progress().done_bytes)
         return ask(timeout)
 
+    def followed(entering: Any) -> None:
+        went_on.append(pulls[0].progress().done_bytes)
+        go_on(entering)
+
     guest.depot.pull = watched  # type: ignore[method-assign]
     guest._runtime.control.enter = noted  # type: ignore[method-assign]
-    return asked
+    monkeypatch.setattr(join._Entering, "go_on", followed)
+    return asked, went_on
 
 
 def train(state: dict[str, Any]) -> None:
@@ -164,7 +170,8 @@ def train_along(comm: pccl.Communicator, state: dict[str, Any], end: threading.E
 
 def test_join_state_enters_while_the_last_of_the_state_is_coming(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes at 8 MiB/s, three seconds long. When the guest asks to enter, about half-way, something is missing
-    still, and what the members do until their boundary changes what it holds: in the end all are equal.
+    still, and what the members do until their boundary changes what it holds: that is fetched at once, with the rest.
+    In the end all are equal.
     """
     monkeypatch.setattr(join, "_ENTER_S", 1.5)
     coordinator = cluster.coordinator(2)
@@ -173,10 +180,11 @@ def test_join_state_enters_while_the_last_of_the_state_is_coming(cluster: Any, m
     threads, end, failures = members(cluster, coordinator, 2, training(states, nbytes, 4 << 20))
     with cluster.connect(coordinator, enter=False) as guest:
         ours = {"w": np.zeros(nbytes // 8), "step": 0}
-        asked = asked_when(guest)
+        asked, went_on = marks_of(guest, monkeypatch)
         report, synced = guest.join_state(ours)
         assert report.passes == 1 and report.received_bytes == nbytes
         assert 0 < asked[0] < nbytes, "neither at once nor in the end"
+        assert asked[0] <= went_on[0] < nbytes and synced.rounds == 1
         assert synced.received_bytes <= 6 * (256 << 10) and ours["step"] > 0
         train_along(guest, ours, end)
         finish(threads, failures)

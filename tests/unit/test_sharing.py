@@ -14,6 +14,7 @@ from unit.fake_state import Dead, Fake, Hub, run
 from pccl.errors import MismatchError, TransferError
 from pccl.sharing import chunks, prefetch_state, sync_state
 from pccl.sharing.content import Content
+from pccl.sharing.join import _ENTER_S, _READ_MAX_S, _Entering
 from pccl.sharing.report import Difference, differences_of, flags_of
 from pccl.sharing.rounds import Sync
 from pccl.sharing.staging import READ_FIRST, SCALARS_AHEAD_MAX, InPlace, Staging, differing
@@ -382,6 +383,82 @@ def test_a_round_may_begin_before_what_is_here_is_known(small_chunks: None) -> N
         outcomes[2].entries_received == ("step", "w") and outcomes[2].received_bytes == 1024 + content.fixed.blob.size
     )
     assert [outcome.differences for outcome in outcomes] == [outcomes[2].differences] * 3
+    assert np.array_equal(ours["w"], theirs[0]["w"]) and ours["step"] == 7
+
+
+def test_a_guest_enters_sooner_where_members_have_much_to_read_but_not_for_ever() -> None:
+    entering = _Entering(Fake(Hub(1), 0), content_of({"w": bytes_of(10)}))  # type: ignore[arg-type]
+    assert not entering.is_near(_ENTER_S + 0.1, 0.0) and entering.is_near(_ENTER_S, 0.0)
+    assert entering.is_near(_ENTER_S + 0.4, 0.2) and not entering.is_near(_ENTER_S + 0.5, 0.2)
+    assert not entering.is_near(_ENTER_S + _READ_MAX_S + 0.1, 60.0)
+
+
+def test_what_has_changed_is_known_before_all_that_was_asked_for_has_come(small_chunks: None) -> None:
+    """Chunks 2 and 5 change after the first manifest; 5 has come already, as it is now."""
+    old, ours = content_of({"w": bytes_of(8192)}).fixed, content_of({"w": bytes_of(8192, 1)}).fixed
+    theirs = bytes_of(8192)
+    theirs[2048] ^= 1
+    theirs[5120] ^= 1
+    new = content_of({"w": theirs}).fixed.manifest("n", 2)
+    target, staging = InPlace(ours), Staging(ours)
+    target.begin(old.manifest("n", 1))
+    target.expect([5])
+    staging.begin(new)
+    assert staging.wrong == [2, 5]
+    ours.tensors[0].data[:] = old.tensors[0].data
+    assert target.keep(bytes([0b1101_1111, 1])) == [5]
+    staging.keep(bytes([0b0010_0100, 0]))
+    assert staging.complete
+
+
+def test_what_did_not_come_as_expected_is_wanted_after_all(small_chunks: None) -> None:
+    """The fetch ends without chunk 3, which is the same as before: the round must not end without it."""
+    old, ours = content_of({"w": bytes_of(8192)}).fixed, content_of({"w": bytes_of(8192, 1)}).fixed
+    theirs = bytes_of(8192)
+    theirs[0] ^= 1
+    new = content_of({"w": theirs}).fixed.manifest("n", 2)
+    target, staging = InPlace(ours), Staging(ours)
+    target.begin(old.manifest("n", 1))
+    target.expect([])
+    staging.begin(new)
+    staging.keep(bytes([1, 0]))
+    assert staging.complete and staging.wrong == [0]
+    assert target.keep(bytes([0b1111_0111, 1])) == [3]
+    assert not staging.complete
+    assert set(range(8)) - set(staging.begin(new)) == {0, 3}
+    staging.keep(bytes([0b1001, 0]))
+    assert staging.complete
+
+
+def test_a_round_that_went_on_with_too_much_hope_fetches_the_rest(small_chunks: None) -> None:
+    """What is here is not what was said when the round went on: nobody commits before all of it is right."""
+    hub = Hub(3)
+    theirs = [{"w": bytes_of(8192), "step": 7} for _ in range(2)]
+    ours = {"w": bytes_of(8192), "step": 0}
+    ours["w"][5000] ^= 1
+    joiner = Fake(hub, 2, entered=1)
+    content = Content(ours, frozenset(), read_only=False)
+    content.fixed.forget()
+    joiner.mixed.add(content.name(content.fixed))
+
+    def peer(fake: Fake, rank: int) -> Any:
+        if rank < 2:
+            return sync_state(fake, theirs[rank])
+        sync = Sync(fake, content, "majority", None)
+        sync.open()
+        content.fixed.digests = content_of({"w": bytes_of(8192), "step": 0}).fixed.digests
+        sync.go_on()
+        for _, pull in sync.pulls:
+            pull.wait(10)
+        content.fixed.read()
+        try:
+            return sync.run()
+        finally:
+            sync.close()
+
+    outcomes = run([Fake(hub, 0), Fake(hub, 1), joiner], peer)
+    assert all(outcome.rounds == 1 and outcome.differences == outcomes[2].differences for outcome in outcomes)
+    assert outcomes[2].entries_received == ("step", "w")
     assert np.array_equal(ours["w"], theirs[0]["w"]) and ours["step"] == 7
 
 
