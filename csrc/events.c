@@ -124,6 +124,8 @@ void engine_publish(pccl_engine *e)
     e->stats.oldest_boundary = oldest_boundary(e);
     e->stats.up_bytes_per_s = e->line.up_bytes_per_s;
     e->stats.down_bytes_per_s = e->line.down_bytes_per_s;
+    e->stats.went_up_bytes_per_s = e->line.went_up_bytes_per_s;
+    e->stats.went_down_bytes_per_s = e->line.went_down_bytes_per_s;
     count_links(e);
     pthread_mutex_lock(&e->lock);
     signal_events(e);

@@ -115,10 +115,19 @@ static uint64_t estimate(const struct line_meter *m)
     return vague || is_below(known ? line * REFUTED_PERCENT / 100 : line, peak(&m->sent)) ? 0 : line;
 }
 
+/* Of the last totals. */
+static uint64_t total(const struct line_totals *t, uint32_t quarters)
+{
+    return quantile(t->totals, t->count < LINE_TOTALS ? t->count : LINE_TOTALS, quarters);
+}
+
+/* What went over the line is known of any; the upper quartile leaves out bursts, and most of the time with little to do. */
 static void summarize(struct line_meter *m)
 {
     m->up_bytes_per_s = estimate(m);
-    uint64_t usual = quantile(m->received.totals, m->received.count < LINE_TOTALS ? m->received.count : LINE_TOTALS, 2);
+    m->went_up_bytes_per_s = total(&m->sent, 3);
+    m->went_down_bytes_per_s = total(&m->received, 3);
+    uint64_t usual = total(&m->received, 2);
     m->down_bytes_per_s = !m->up_bytes_per_s ? 0 : usual > m->up_bytes_per_s ? usual : m->up_bytes_per_s;
 }
 

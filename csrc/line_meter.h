@@ -24,6 +24,7 @@ struct line_meter {
     uint8_t proofs[LINE_SAMPLES];    /* of each: the links had clearly been better */
     uint32_t sample_count;     /* taken since the beginning */
     uint64_t up_bytes_per_s, down_bytes_per_s;  /* 0: not known */
+    uint64_t went_up_bytes_per_s, went_down_bytes_per_s;  /* all links together, when they carried much */
 };
 
 /* What one link did in a window. */

@@ -562,7 +562,7 @@ class Engine:
     def line(self) -> LineStats:
         """What is known about the line that the long links share."""
         stats = self.stats()
-        return LineStats(stats.up_bytes_per_s, stats.down_bytes_per_s, stats.sent_bytes)
+        return LineStats(*(getattr(stats, name) for name in LineStats.__slots__))
 
     def links(self) -> list[LinkStats]:
         """Every link of the engine."""

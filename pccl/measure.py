@@ -20,6 +20,8 @@ LOSS_NOISE_PPM = 20
 REFRESH_S = 60.0
 CONFIRMED_BYTES = 1 << 20
 
+_NOTHING: Line = (0, 0, 0, 0)
+
 
 @dataclass(slots=True, frozen=True)
 class _Told:
@@ -72,15 +74,16 @@ class LineReporter:
     def news(self, now: float, line: LineStats) -> Line | None:
         """The line's figures if there is something to say about it."""
         told = self._told
-        confirmed = line.up_bytes_per_s and line.sent_bytes >= told.sent_bytes + CONFIRMED_BYTES
-        if not (
-            _has_moved(told.up_bytes_per_s, line.up_bytes_per_s)
-            or _has_moved(told.down_bytes_per_s, line.down_bytes_per_s)
-            or (confirmed and now >= self._at + REFRESH_S)
-        ):
+        confirmed = _figures(line) != _NOTHING and line.sent_bytes >= told.sent_bytes + CONFIRMED_BYTES
+        moved = any(_has_moved(*pair) for pair in zip(_figures(told), _figures(line), strict=True))
+        if not (moved or (confirmed and now >= self._at + REFRESH_S)):
             return None
         self._told, self._at = line, now
-        return line.up_bytes_per_s, line.down_bytes_per_s
+        return _figures(line)
+
+
+def _figures(line: LineStats) -> Line:
+    return line.up_bytes_per_s, line.down_bytes_per_s, line.went_up_bytes_per_s, line.went_down_bytes_per_s
 
 
 def _has_moved(told: int, found: int) -> bool:

@@ -41,8 +41,8 @@ Boundary = Annotated[int, Meta(ge=0, le=BOUNDARY_MAX)]
 Small = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 Pairs = Annotated[tuple[tuple[U32, U32], ...], Meta(max_length=PAIRS_MAX)]
-#: What a peer's line carries, up and down, in bytes/s; 0: not known (any more).
-Line = tuple[U64, U64]
+#: What a peer's line carries, up and down, and what went over it of late, likewise, in bytes/s; 0: not known.
+Line = tuple[U64, U64, U64, U64]
 Triples = Annotated[tuple[tuple[U32, U32, U32], ...], Meta(max_length=PAIRS_MAX)]
 
 

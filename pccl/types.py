@@ -193,6 +193,8 @@ class LineStats:
     up_bytes_per_s: int = 0
     down_bytes_per_s: int = 0
     sent_bytes: int = 0
+    went_up_bytes_per_s: int = 0
+    went_down_bytes_per_s: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -273,6 +275,8 @@ class EngineStats:
     transfer_received_bytes: int
     transfers_pending: int  # fetches that have not ended
     transfers_served: int  # fetches of others that are under way here
+    went_up_bytes_per_s: int
+    went_down_bytes_per_s: int
 
 
 @dataclass(slots=True, frozen=True)

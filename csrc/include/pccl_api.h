@@ -297,6 +297,8 @@ typedef struct {
     uint64_t transfer_received_bytes;
     uint32_t transfers_pending;        /* fetches that have not ended */
     uint32_t transfers_served;         /* fetches of others that are being served, or wait for a part of their region */
+    uint64_t went_up_bytes_per_s;      /* what all long links carried together of late, when they carried much: a line has that; */
+    uint64_t went_down_bytes_per_s;    /* 0: not known */
 } pccl_stats;
 
 /* What a packed description says. */

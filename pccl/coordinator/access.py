@@ -7,6 +7,9 @@ line in common more likely than by chance the same limit each. If that is wrong,
 one anyway. As soon as the paths carry different amounts, they are alike no more: the last to be busy has the line for
 itself. What a member has measured of its line (csrc/line_meter.c) is better; then only those of its paths were held
 back by it that got their turn on it.
+
+Figures come in one after the other: for a while one member's are those of paths that were measured each alone, or its
+line is not known yet, while the others' are. Its line then looks many times as good as theirs, and is not.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ SLOW = 0.6
 BETTER = 0.75
 PATHS_MIN = 2
 #: Who gets so much of what the slower ones have left is held back by the line, and not by something of its own.
-TURN = 0.75
+TURN = 0.6
 
 
 def slow_lines(rates: Array, shared: Bools) -> tuple[Array, Array]:
@@ -44,6 +47,20 @@ def _sums(rates: Array, apart: Bools, slow: float) -> Array:
     most = np.where(apart, rates, 0.0).max(axis=1)
     found = (apart.sum(axis=1) >= PATHS_MIN) & (most <= slow) & (most <= ALIKE * least)
     return np.where(found, np.where(apart, rates, 0.0).sum(axis=1), np.inf)
+
+
+def shown(lines: Array, went: Array, fastest: Array) -> Array:
+    """What each line carries for sure; infinite where nothing speaks for any limit.
+
+    `lines`: what is known of them, infinite where nothing is; `went`: what went over them, NaN where that is not known;
+    `fastest`: the best path of each. Where nobody has said what went over a line, it is taken to be like the best of
+    the known ones.
+    """
+    known = lines[np.isfinite(lines)]
+    least = np.maximum(fastest, known.max()) if len(known) else np.full(len(lines), np.inf)
+    seen = np.where(np.isnan(went), least, np.maximum(fastest, went))
+    found: Array = np.where(np.isfinite(lines), lines, seen)
+    return found
 
 
 def alone(rates: Array, shared: Bools, slow: Array, measured: Array) -> Array:

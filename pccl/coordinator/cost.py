@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pccl.coordinator.access import alone, slow_lines
+from pccl.coordinator.access import alone, shown, slow_lines
 from pccl.coordinator.figures import Array, Figures, Path
 from pccl.coordinator.places import Bools, near_pairs
 from pccl.types import MemberInfo
@@ -45,20 +45,26 @@ Hop = tuple[int, int]
 
 @dataclass(slots=True, frozen=True)
 class Measurements:
-    """What is known about the paths, by (from, to), and about sites, by peer. What is missing is unknown."""
+    """What is known about the paths, by (from, to), and about sites, by peer. What is missing is unknown.
+
+    `up`, `down`: what a line carries; `went_up`, `went_down`: what went over it of late, so that it carries no less.
+    """
 
     rtt_s: Mapping[Path, float] = field(default_factory=dict)
     bytes_per_s: Mapping[Path, float] = field(default_factory=dict)
     loss_ppm: Mapping[Path, float] = field(default_factory=dict)
     up: dict[bytes, float] = field(default_factory=dict)
     down: dict[bytes, float] = field(default_factory=dict)
+    went_up: dict[bytes, float] = field(default_factory=dict)
+    went_down: dict[bytes, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True, frozen=True)
 class Paths:
     """All ways between n members, as matrices [from, to]. `delay`: one way, seconds; `rate`: bytes/s.
 
-    `up`, `down`: bytes/s of a member on all its `shared` paths together. `known`: whether the rate was measured.
+    `up`, `down`: bytes/s of a member on all its `shared` paths together; `up_shown`, `down_shown`: for sure.
+    `known`: whether the rate was measured.
     `near`: both are on one host. A member's way to itself has no delay, and is neither known nor near. `ways`: the
     links that a detour goes over, for each pair without a link; its delay and rate are those of the way.
     """
@@ -69,6 +75,8 @@ class Paths:
     near: Bools
     up: Array
     down: Array
+    up_shown: Array
+    down_shown: Array
     shared: Bools
     ways: dict[Hop, tuple[Hop, ...]] = field(default_factory=dict)
 
@@ -104,7 +112,12 @@ class Paths:
         matrices = (self.delay[pairs], self.rate[pairs], self.known[pairs], self.near[pairs])
         rank = {k: place for place, k in enumerate(order)}
         ways = {(rank[a], rank[b]): tuple((rank[x], rank[y]) for x, y in way) for (a, b), way in self.ways.items()}
-        return Paths(*matrices, self.up[ranks], self.down[ranks], self.shared[pairs], ways)
+        lines = (self.up[ranks], self.down[ranks], self.up_shown[ranks], self.down_shown[ranks])
+        return Paths(*matrices, *lines, self.shared[pairs], ways)
+
+    def at_worst(self) -> Paths:
+        """The same, but no line is better than was shown."""
+        return replace(self, up=np.minimum(self.up, self.up_shown), down=np.minimum(self.down, self.down_shown))
 
 
 # -- what is known, and what is assumed where nothing is ------------------------------------------------------------
@@ -128,7 +141,8 @@ def paths_of(members: Sequence[MemberInfo], measured: Measurements) -> Paths:
 
     rate = _filled(rates, usual_rates)
     shared = ~(near | (rtt <= LOCAL_RTT_MAX_S))
-    fastest = LINE_PATHS * np.where(shared, rate, 0.0)
+    most = np.where(shared, rate, 0.0)
+    fastest_up, fastest_down = most.max(axis=1), most.max(axis=0)
     slow_up, slow_down = slow_lines(rates, shared)
     up, down = _by_rank(ids, measured.up), _by_rank(ids, measured.down)
     held_back = np.fmax(alone(rates, shared, slow_up, up), alone(rates.T, shared.T, slow_down, down).T)
@@ -137,8 +151,10 @@ def paths_of(members: Sequence[MemberInfo], measured: Measurements) -> Paths:
         rate=np.where(shared, np.fmax(rate, held_back), rate),
         known=known,
         near=near,
-        up=_lines(up, np.fmin(slow_up, fastest.max(axis=1))),
-        down=_lines(down, np.fmin(slow_down, fastest.max(axis=0))),
+        up=_lines(up, np.fmin(slow_up, LINE_PATHS * fastest_up)),
+        down=_lines(down, np.fmin(slow_down, LINE_PATHS * fastest_down)),
+        up_shown=shown(_known(up, slow_up), _by_rank(ids, measured.went_up), fastest_up),
+        down_shown=shown(_known(down, slow_down), _by_rank(ids, measured.went_down), fastest_down),
         shared=shared,
     )
 
@@ -163,9 +179,13 @@ def _by_rank(ids: Sequence[bytes], known: Mapping[bytes, float]) -> Array:
     return np.array([known.get(peer, np.nan) for peer in ids], dtype=np.float64)
 
 
-def _lines(known: Array, assumed: Array) -> Array:
+def _known(measured: Array, slow: Array) -> Array:
+    return np.where(np.isnan(measured), slow, measured)
+
+
+def _lines(measured: Array, assumed: Array) -> Array:
     """Who shares its line with nobody has one without a limit."""
-    return np.where(np.isnan(known), np.where(assumed > 0, assumed, np.inf), known)
+    return _known(measured, np.where(assumed > 0, assumed, np.inf))
 
 
 def cautious(paths: Paths) -> Paths:

@@ -71,8 +71,8 @@ class Links:
         oldest = now - FIGURES_AGE_S
         rtt_s, bytes_per_s, loss_ppm = self._figures.since(oldest)
         lines = {peer: line for peer, (at, line) in self._lines.items() if at >= oldest}
-        up, down = ({peer: float(line[way]) for peer, line in lines.items() if line[way]} for way in (0, 1))
-        return Measurements(rtt_s, bytes_per_s, loss_ppm, up, down)
+        told = ({peer: float(line[place]) for peer, line in lines.items() if line[place]} for place in range(4))
+        return Measurements(rtt_s, bytes_per_s, loss_ppm, *told)
 
     @property
     def doubtful(self) -> frozenset[Pair]:

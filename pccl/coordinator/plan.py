@@ -59,6 +59,8 @@ PREFER_GAIN = 0.05
 #: What unequal spans must gain over equal ones. Measured rates of equal paths differ by almost as much, and spans made
 #: from noise cost as much as they promise.
 SPANS_GAIN = 0.2
+#: What they may lose if lines are no better than was shown.
+SPANS_RISK = 0.05
 CHANGE_GAIN = 0.25
 CHANGE_GAIN_S = 0.005
 PAIRS_MAX = 1 << 16
@@ -319,10 +321,21 @@ def _candidates(paths: Paths, regions: tuple[int, ...], segment: int) -> list[_C
 
 
 def _shares(paths: Paths, regions: tuple[int, ...]) -> tuple[tuple[float, ...], float]:
-    """The owners' shares, and the time they take: equal ones unless others are clearly better."""
-    equal, best = equal_shares(paths.n), best_shares(paths, regions)
-    equal_s, best_s = (owners_seconds(paths, regions, shares, REFERENCE_BYTES) for shares in (equal, best))
-    return (best, best_s) if best_s < (1 - SPANS_GAIN) * equal_s else (equal, equal_s)
+    """The owners' shares, and the time they take: equal ones unless others are clearly better, and not much worse
+    should lines of which little is known be no better than was shown.
+    """
+    equal, at_worst = equal_shares(paths.n), paths.at_worst()
+
+    def seconds(shares: Sequence[float]) -> list[float]:
+        return [owners_seconds(known, regions, shares, REFERENCE_BYTES) for known in (paths, at_worst)]
+
+    usual_s, worst_s = seconds(equal)
+    for known in (paths, at_worst):
+        shares = best_shares(known, regions)
+        expected_s, risked_s = seconds(shares)
+        if expected_s < (1 - SPANS_GAIN) * usual_s and risked_s <= (1 + SPANS_RISK) * worst_s:
+            return shares, expected_s
+    return equal, usual_s
 
 
 def _ring(paths: Paths, segment: int) -> tuple[int, ...]:

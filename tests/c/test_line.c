@@ -119,6 +119,18 @@ TEST(a_line_that_has_become_slower_is_learned)
     CHECK_EQ_INT(m.up_bytes_per_s, 60 * MBIT);
 }
 
+TEST(what_went_over_a_line_is_known_without_the_line)
+{
+    struct line_meter m = {0};
+    take(&m, (struct view){.mbit = {120, 0, 0}, .best_mbit = {120, 120, 120}, .received_mbit = 30}, 8);
+    CHECK_EQ_INT(m.went_up_bytes_per_s, 120 * MBIT);
+    take(&m, (struct view){.mbit = {120, 110, 130}, .best_mbit = {120, 120, 120}, .received_mbit = 350}, 16);
+    take(&m, (struct view){.mbit = {900, 0, 0}, .best_mbit = {120, 120, 120}, .received_mbit = 900}, 2);
+    CHECK_EQ_INT(m.up_bytes_per_s, 0);
+    CHECK_EQ_INT(m.went_up_bytes_per_s, 360 * MBIT);    /* and not a burst */
+    CHECK_EQ_INT(m.went_down_bytes_per_s, 350 * MBIT);
+}
+
 /* The real thing, where every path has a rate of its own. */
 static uint8_t data[4][BYTES], result[4][BYTES];
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pccl.coordinator.access import alone, slow_lines
+from pccl.coordinator.access import alone, shown, slow_lines
 from pccl.coordinator.cost import Measurements, mesh_regions, paths_of
 from pccl.coordinator.plan import Plan, plan, predict
 from pccl.coordinator.spans import best_shares
@@ -56,12 +56,12 @@ IDS = [member.id for member in MEMBERS]
 
 
 def known(rates: np.ndarray, up: float = 0.0, down: float = 0.0) -> Measurements:
-    """Of four members, 80 ms apart; and the line of the last."""
+    """Of four members, 80 ms apart, all of whose paths were busy together; and the line of the last."""
     pairs = [(a, b) for a in range(4) for b in range(4) if a != b]
     lines = ({IDS[THIN]: line} if line else {} for line in (up, down))
-    return Measurements(
-        {(IDS[a], IDS[b]): 0.08 for a, b in pairs}, {(IDS[a], IDS[b]): rates[a, b] for a, b in pairs}, {}, *lines
-    )
+    went = (dict(zip(IDS, rates.sum(axis=way).tolist(), strict=True)) for way in (1, 0))
+    rtt = {(IDS[a], IDS[b]): 0.08 for a, b in pairs}
+    return Measurements(rtt, {(IDS[a], IDS[b]): rates[a, b] for a, b in pairs}, {}, *lines, *went)
 
 
 def test_who_has_a_slow_line_owns_nothing() -> None:
@@ -119,3 +119,58 @@ def test_a_plan_stays_when_the_rates_of_its_unequal_spans_come_in() -> None:
     assert predict(alike, MEMBERS, known(UNEQUAL, LINE, LINE)) <= 1.05 * unequal.predicted_s, "no reason to leave it"
     flapping = plan(MEMBERS, known(UNEQUAL))
     assert weights(flapping)[THIN] > 0.05, "without the line it does not stay"
+
+
+# -- figures that come in one after the other -----------------------------------------------------------------------
+
+#: Four lines of 12.2 MB/s. What a path carries while nothing else goes over its lines, and in its turn.
+SINGLE = np.full((4, 4), 12 * MB)
+IN_TURN = np.array([[0, 4.0, 3.9, 4.2], [4.3, 0, 4.6, 3.9], [4.1, 4.9, 0, 3.4], [4.2, 4.0, 3.8, 0]]) * MB
+
+
+def half_known(rates: np.ndarray, lines: tuple[float, ...], went: tuple[float, ...]) -> Measurements:
+    """The same four; each one's line, and what went over it, both ways alike; 0 where nothing is known."""
+    pairs = [(a, b) for a in range(4) for b in range(4) if a != b]
+    up, seen = ({IDS[k]: value * MB for k, value in enumerate(of) if value} for of in (lines, went))
+    rtt = {(IDS[a], IDS[b]): 0.08 for a, b in pairs}
+    return Measurements(rtt, {(IDS[a], IDS[b]): rates[a, b] for a, b in pairs}, {}, up, up, seen, seen)
+
+
+EARLY = {
+    "one line is not known yet": (SINGLE, (12.2, 11.8, 12.0, 0), (12.2, 11.8, 12.0, 12.1)),
+    "nor what went over it": (SINGLE, (12.2, 11.8, 12.0, 0), (12.2, 11.8, 12.0, 0)),
+    "of one all paths were busy": (
+        np.where(np.arange(4)[:, None] == 0, IN_TURN, SINGLE),
+        (0, 0, 0, 0),
+        (12.2, 12.0, 12.0, 12.0),
+    ),
+    "of all but one": (np.where(np.arange(4)[:, None] == THIN, SINGLE, IN_TURN), (0, 12.2, 0, 0), (12.2, 12, 11.9, 12)),
+    "two lines are known, and a path was late": (
+        np.where((np.arange(4)[:, None] == 1) & (np.arange(4) == 3), 2.6 * MB, IN_TURN),
+        (12.2, 11.8, 0, 0),
+        (12.2, 11.8, 11.0, 12.3),
+    ),
+}
+
+
+@pytest.mark.parametrize(("rates", "lines", "went"), EARLY.values(), ids=EARLY)
+def test_equals_are_not_told_apart_by_what_is_known_first(
+    rates: np.ndarray, lines: tuple[float, ...], went: tuple[float, ...]
+) -> None:
+    chosen = plan(MEMBERS, half_known(rates, lines, went))
+    assert not any(chosen.weights), chosen.reason
+
+
+def test_a_better_line_owns_more_once_that_was_seen() -> None:
+    """Three lines of 12 MB/s, and one of 50 whose paths end at theirs."""
+    lines = (12.2, 11.8, 12.0, 0)
+    cautious, seen = (plan(MEMBERS, half_known(SINGLE, lines, (12, 12, 12, went))) for went in (12.0, 36.0))
+    assert not any(cautious.weights)
+    assert seen.weights[seen.order.index(IDS[THIN])] > 0.6 * sum(seen.weights)
+
+
+def test_what_a_line_has_shown() -> None:
+    lines, fastest = np.array([12.0, np.inf, np.inf, np.inf]), np.array([20.0, 5.0, 14.0, 5.0])
+    went = np.array([30.0, 9.0, 10.0, np.nan])
+    assert shown(lines, went, fastest).tolist() == [12.0, 9.0, 14.0, 12.0], "the last like the best that is known"
+    assert shown(np.full(4, np.inf), went, fastest).tolist() == [30.0, 9.0, 14.0, np.inf]

@@ -40,6 +40,8 @@ def flat(n: int, delay: float, rate: float, up: float = INFINITE, down: float = 
         near=apart < 0,
         up=np.full(n, up),
         down=np.full(n, down),
+        up_shown=np.full(n, up),
+        down_shown=np.full(n, down),
         shared=np.ones((n, n), dtype=bool),
     )
 

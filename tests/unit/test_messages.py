@@ -62,7 +62,7 @@ TO_COORDINATOR = st.one_of(
         u64,
         reports,
         st.none() | st.builds(m.Achieved, u32, u32, u64, u64),
-        st.none() | st.tuples(u64, u64),
+        st.none() | st.tuples(u64, u64, u64, u64),
         st.booleans(),
     ),
     st.builds(m.Held, one, u32, boundaries),

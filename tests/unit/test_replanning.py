@@ -118,15 +118,18 @@ def test_a_line_is_known_until_it_is_old_or_refuted_or_its_peer_is_gone() -> Non
         table.say(peer, m.Heartbeat(V, 0, table.machine.epoch, 0, 0, 0, (), None, line))
         assert (links.reports > before) == (line is not None), "what is new is looked at"
 
-    tell(A, (15_000_000, 20_000_000))
-    tell(B, (60_000_000, 60_000_000))
+    tell(A, (15_000_000, 20_000_000, 14_000_000, 0))
+    tell(B, (60_000_000, 60_000_000, 0, 0))
     tell(A, None)
     assert lines() == ({A: 15e6, B: 60e6}, {A: 20e6, B: 60e6})
-    tell(B, (0, 0))
+    tell(B, (0, 0, 50_000_000, 40_000_000))
     assert lines() == ({A: 15e6}, {A: 20e6})
+    measured = links.measured(table.now)
+    assert (measured.went_up, measured.went_down) == ({A: 14e6, B: 50e6}, {B: 40e6})
+    tell(B, (0, 0, 0, 0))
     links.forget(A)
     assert lines() == ({}, {})
-    tell(C, (15_000_000, 15_000_000))
+    tell(C, (15_000_000, 15_000_000, 0, 0))
     table.now += FIGURES_AGE_S
     assert lines() == ({C: 15e6}, {C: 15e6})
     assert links.measured(table.now + 1.0).up == {}

@@ -424,17 +424,21 @@ def test_what_is_confirmed_is_told_again_in_time() -> None:
 def test_a_line_is_told_when_it_is_learned_when_it_changes_and_when_it_is_refuted() -> None:
     reporter = LineReporter()
     assert reporter.news(0.0, LineStats(0, 0, 1 << 30)) is None, "nothing is known"
-    assert reporter.news(1.0, LineStats(100, 150, 1 << 30)) == (100, 150)
+    assert reporter.news(1.0, LineStats(100, 150, 1 << 30)) == (100, 150, 0, 0)
     assert reporter.news(2.0, LineStats(110, 140, 2 << 30)) is None
-    assert reporter.news(3.0, LineStats(111, 140, 2 << 30)) == (111, 140)
-    assert reporter.news(4.0, LineStats(111, 160, 2 << 30)) == (111, 160)
+    assert reporter.news(3.0, LineStats(111, 140, 2 << 30)) == (111, 140, 0, 0)
+    assert reporter.news(4.0, LineStats(111, 160, 2 << 30)) == (111, 160, 0, 0)
     assert reporter.news(64.0, LineStats(112, 161, 2 << 30)) is None, "nothing went over it since"
-    assert reporter.news(65.0, LineStats(112, 161, (2 << 30) + (1 << 20))) == (112, 161)
-    assert reporter.news(66.0, LineStats(0, 0, 3 << 30)) == (0, 0)
+    assert reporter.news(65.0, LineStats(112, 161, (2 << 30) + (1 << 20))) == (112, 161, 0, 0)
+    assert reporter.news(66.0, LineStats(0, 0, 3 << 30)) == (0, 0, 0, 0)
     assert reporter.news(166.0, LineStats(0, 0, 4 << 30)) is None
-    assert reporter.news(167.0, LineStats(112, 161, 4 << 30)) == (112, 161)
+    assert reporter.news(167.0, LineStats(112, 161, 4 << 30)) == (112, 161, 0, 0)
     reporter.forget()
-    assert reporter.news(168.0, LineStats(112, 161, 4 << 30)) == (112, 161)
+    assert reporter.news(168.0, LineStats(112, 161, 4 << 30)) == (112, 161, 0, 0)
+    assert reporter.news(167.0, LineStats(0, 0, 5 << 30, 40, 50)) == (0, 0, 40, 50), "what went over it"
+    assert reporter.news(168.0, LineStats(0, 0, 6 << 30, 44, 54)) is None
+    assert reporter.news(169.0, LineStats(0, 0, 6 << 30, 44, 60)) == (0, 0, 44, 60)
+    assert reporter.news(230.0, LineStats(0, 0, 7 << 30, 44, 60)) == (0, 0, 44, 60), "once more, lest it is forgotten"
 
 
 def test_what_is_known_of_the_line_reaches_the_heartbeat_once(member: Bench) -> None:
@@ -443,10 +447,10 @@ def test_what_is_known_of_the_line_reaches_the_heartbeat_once(member: Bench) -> 
 
     assert lines(1.1) == [None]
     member.engine.line_stats = LineStats(15_000_000, 16_000_000, 1 << 30)
-    assert lines(2.2) == [(15_000_000, 16_000_000), None]
+    assert lines(2.2) == [(15_000_000, 16_000_000, 0, 0), None]
     member.peer.on_connected(member.now)
     (beat,) = member.sent()
-    assert isinstance(beat, m.Heartbeat) and beat.line == (15_000_000, 16_000_000)
+    assert isinstance(beat, m.Heartbeat) and beat.line == (15_000_000, 16_000_000, 0, 0)
 
 
 # -- the end ------------------------------------------------------------------------------------------------------
