@@ -113,7 +113,7 @@ def test_nobody_is_asked_while_a_long_op_or_a_transfer_is_under_way() -> None:
 
 def test_where_the_lines_of_both_ends_are_known_so_is_the_path() -> None:
     crowd = Crowd(A, B, C)
-    crowd.lines = {A: (10**7, 10**7), B: (10**6, 10**6)}
+    crowd.lines = {A: (10**7, 10**7, 0, 0), B: (10**6, 10**6, 0, 0)}
     asked = crowd.live(60.0)
     assert len(asked) == 4 and {frozenset(path) for path in asked} == {frozenset((A, C)), frozenset((B, C))}
 
