@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
+from pccl.torch import hooks
 from pccl.torch.group import Options, ProcessGroup, create
 
-__all__ = ["Options", "ProcessGroup"]
+__all__ = ["Options", "ProcessGroup", "hooks"]
 
 dist.Backend.register_backend("pccl", create, extended_api=True, devices=["cpu", "cuda"])

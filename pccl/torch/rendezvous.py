@@ -9,7 +9,6 @@ that a group of the same name can be made on the same store later.
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import secrets
@@ -66,13 +65,19 @@ class Run:
         """Whether all are on this host."""
         return self.address.startswith("tcp://127.0.0.1:")
 
-    def left(self, group: int) -> None:
-        """This process is out of a group; with the last one the coordinator ends, once nobody needs it any more."""
+    def left(self, group: int) -> bool:
+        """This process is out of a group; with the last one the coordinator ends, once nobody needs it any more. Gives
+        whether it was the last.
+        """
         self.groups.discard(group)
-        if self.groups or self.coordinator is None:
+        if not self.groups:
+            self._end()
+        return not self.groups
+
+    def _end(self) -> None:
+        if self.coordinator is None:
             return
         coordinator, self.coordinator = self.coordinator, None
-        atexit.unregister(coordinator.close)
         until = time.monotonic() + LINGER_S
         while time.monotonic() < until and any(group.members for group in coordinator.status().groups):
             time.sleep(_PAUSE_S)
@@ -116,7 +121,6 @@ def open_run(store: Any, rank: int, size: int, deadline: Deadline) -> Run:
     coordinator = None
     if rank == 0:
         coordinator = _start(store, size, deadline)
-        atexit.register(coordinator.close)
     address, name, secret = json.loads(read(store, "pccl/run", deadline))
     return Run(store, address, name, secret, 0, coordinator)
 
