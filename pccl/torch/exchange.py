@@ -36,20 +36,10 @@ class Exchange:
         self._loss: OnPeerLoss = on_peer_loss
         self._checked = -1
 
-    def all_reduce(
-        self, tensor: Any, op: str, timeout: float | None, out: Any = None, codec: str | None = None
-    ) -> Work:
-        """Of a tensor, or a list of tensors."""
+    def all_reduce(self, tensor: Any, op: Any, timeout: float | None, codec: str | None = None) -> Work:
+        """In place, of a tensor or a list of tensors."""
         self._check(may_shrink=True)
-        return self.comm.all_reduce(
-            tensor,
-            op=op,
-            out=out,
-            codec=codec,
-            async_op=True,
-            timeout=timeout,
-            on_peer_loss=self._loss,  # type: ignore[arg-type]
-        )
+        return self.comm.all_reduce(tensor, op=op, codec=codec, async_op=True, timeout=timeout, on_peer_loss=self._loss)
 
     def broadcast(self, tensor: torch.Tensor, root: int, timeout: float | None) -> Work:
         """From a rank."""

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from pccl.errors import ArgumentError, PcclError
 from pccl.torch.exchange import Exchange, OnPeerLoss, fold
 from pccl.torch.reduction import BITWISE, name_of
-from pccl.torch.rendezvous import Deadline, Member, Run, enter, open_run
+from pccl.torch.rendezvous import Deadline, Member, Run, enter, open_run, store_at
 from pccl.torch.staging import Landing, all_equal, as_moved, as_reduced, moved, reduced
 from pccl.torch.work import Work, failure
 from pccl.work import Work as Op
@@ -58,7 +58,10 @@ def create(given: Any, options: Options | None) -> ProcessGroup:
     return group
 
 
-class ProcessGroup(dist.ProcessGroup):
+_Base: Any = dist.ProcessGroup  # torch's stubs give each method overloads; the C++ interface calls one of them
+
+
+class ProcessGroup(_Base):  # type: ignore[misc]
     """The ranks of a group, as peers. Made by torch.distributed, or by hand and then `configure`d."""
 
     def __init__(
@@ -162,6 +165,18 @@ class ProcessGroup(dist.ProcessGroup):
 
     _set_default_timeout = set_timeout
 
+    def configure(self, store: Any, rank: int, size: int, timeout: timedelta | None = None) -> None:
+        """Makes the group anew, of other processes: all of them call it, with a store that no group has been made on,
+        as "host:port/prefix" or an object of torch.distributed. What was in flight ends with an error. Returns when all
+        are there, at the latest after `timeout` (default: that of ops); raises Timeout, and the group is shut down.
+        """
+        self.shutdown()
+        self._rank, self._size = rank, size
+        deadline = Deadline(self._timeout_s if timeout is None else timeout.total_seconds())
+        if isinstance(store, str):
+            store = store_at(store, deadline)
+        self._join(open_run(store, rank, size, deadline), store, deadline)
+
     def shutdown(self) -> None:
         """Leaves the group. Idempotent; ops in flight end with an error, their inputs restored. On rank 0 of a run's
         last group it waits some seconds for the others to leave too, since the coordinator ends with it.
@@ -185,7 +200,7 @@ class ProcessGroup(dist.ProcessGroup):
 
     def mean(self, tensor: torch.Tensor, codec: str | None = None) -> Work:
         """All-reduces a tensor of a floating type in place, by AVG; float32 may travel as a codec of `all_reduce`."""
-        opts = dist.AllreduceOptions()
+        opts: Any = dist.AllreduceOptions()
         opts.reduceOp = dist.ReduceOp.AVG
         return self._all_reduce([tensor], opts, codec)
 
@@ -197,7 +212,7 @@ class ProcessGroup(dist.ProcessGroup):
             return self._bitwise(views, ops.pop(), landings, tensors, opts)
         if len(ops) > 1:  # bool's sum is another op than that of numbers
             works = [self._all_reduce([tensor], opts) for tensor in tensors]
-            return Work([op for work in works for op in work._ops], tensors, lambda: [work._land() for work in works])
+            return _together(works, tensors)
         if not tensors:
             return Work([], tensors)
         what = views[0] if len(views) == 1 else views
@@ -225,7 +240,7 @@ class ProcessGroup(dist.ProcessGroup):
             return self._all_reduce([tensor], opts)
         scratch = reduced(tensor, "reduce").clone().view(tensor.dtype)
         work = self._all_reduce([scratch], opts)
-        return Work(work._ops, tensors, work._land)
+        return Work(work._ops, tensors, work.land)
 
     def reduce_scatter(self, outputs: Tensors, inputs: list[Tensors], opts: Any) -> Work:
         """Of a list of tensors, one for each rank."""
@@ -449,7 +464,7 @@ def _split(tensor: torch.Tensor, sizes: list[int], ranks: int, what: str) -> Ten
         sizes = [rows // ranks] * ranks
     if len(sizes) != ranks or sum(sizes) != rows:
         raise ValueError(f"{what}: the split sizes {sizes} must be {ranks} numbers with the sum {rows}")
-    return list(tensor.detach().split(sizes))
+    return list(torch.split(tensor.detach(), sizes))
 
 
 def _spread(rows: torch.Tensor, outputs: Sequence[torch.Tensor], order: Sequence[int]) -> None:
@@ -473,7 +488,7 @@ def _landing(landings: Sequence[Landing]) -> Callable[[], None] | None:
 def _together(works: Sequence[Work], tensors: Tensors) -> Work:
     def finish() -> None:
         for work in works:
-            work._land()
+            work.land()
 
     return Work([op for work in works for op in work._ops], tensors, finish)
 

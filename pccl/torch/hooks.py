@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
 
 from pccl.torch.group import ProcessGroup
 
@@ -22,22 +23,22 @@ __all__ = ["NAMES", "bf16", "by_name", "e3m0", "int8"]
 NAMES = ("bf16", "int8", "e3m0")
 
 
-def bf16(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def bf16(group: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Half the bytes; 8 significant bits."""
     return _mean(group, bucket, "bf16")
 
 
-def int8(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def int8(group: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """A quarter of the bytes; blocks of 256, by their greatest magnitude."""
     return _mean(group, bucket, "int8")
 
 
-def e3m0(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def e3m0(group: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """An eighth of the bytes: a sign and a power of two, by blocks of 256."""
     return _mean(group, bucket, "e3m0")
 
 
-def by_name(name: str) -> Callable[[Any, dist.GradBucket], torch.futures.Future[torch.Tensor]]:
+def by_name(name: str) -> Callable[[Any, GradBucket], torch.futures.Future[torch.Tensor]]:
     """The hook of that name. Raises ValueError for others."""
     hooks = {"bf16": bf16, "int8": int8, "e3m0": e3m0}
     if name not in hooks:
@@ -45,10 +46,11 @@ def by_name(name: str) -> Callable[[Any, dist.GradBucket], torch.futures.Future[
     return hooks[name]
 
 
-def _mean(state: Any, bucket: dist.GradBucket, codec: str) -> torch.futures.Future[torch.Tensor]:
+def _mean(state: Any, bucket: GradBucket, codec: str) -> torch.futures.Future[torch.Tensor]:
     group = dist.group.WORLD if state is None else state
     if not isinstance(group, ProcessGroup):
         raise TypeError(f"the hook is for process groups of the backend 'pccl', not {type(group).__name__}")
     gradients = bucket.buffer()
     future = group.mean(gradients, codec if gradients.dtype is torch.float32 else None).get_future()
-    return future.then(lambda done: done.value()[0])
+    mean: torch.futures.Future[torch.Tensor] = future.then(lambda done: done.value()[0])
+    return mean

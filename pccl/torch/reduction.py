@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 __all__ = ["BITWISE", "name_of"]
 
-_KINDS = dist.ReduceOp.RedOpType
+_KINDS: Any = dist.ReduceOp.RedOpType
 _NAMES = {
     _KINDS.SUM: "sum",
     _KINDS.AVG: "avg",

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from pccl.communicator import Communicator
 from pccl.coordinator.server import Coordinator
-from pccl.errors import Timeout
+from pccl.errors import ArgumentError, Timeout
 from pccl.joining import connect
 
-__all__ = ["Deadline", "Member", "Run", "enter", "open_run"]
+__all__ = ["Deadline", "Member", "Run", "enter", "open_run", "store_at"]
 
 #: Rank 0 of a run takes the coordinator with it; so long it waits for the others to leave first.
 LINGER_S = 5.0
@@ -50,7 +51,9 @@ class Member:
 
 @dataclass(slots=True)
 class Run:
-    """What is needed to join; on rank 0 also the coordinator. `store`: where its groups are numbered."""
+    """What is needed to join, "" where the environment says it; on rank 0 also the coordinator. `store`: where its
+    groups are numbered.
+    """
 
     store: Any
     address: str
@@ -111,6 +114,25 @@ def read(store: Any, key: str, deadline: Deadline) -> bytes:
         raise Timeout(f"the store does not have {key!r}: has every rank been started? ({error})") from error
 
 
+def store_at(address: str, deadline: Deadline) -> Any:
+    """The TCPStore at "host:port/prefix", which somebody else serves. Raises ArgumentError, Timeout."""
+    endpoint, _, prefix = address.partition("/")
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdigit():
+        raise ArgumentError(f"a store's address is 'host:port/prefix', not {address!r}")
+    try:
+        store = dist.TCPStore(
+            host.strip("[]"),
+            int(port),
+            is_master=False,
+            timeout=timedelta(seconds=deadline.left_s),
+            wait_for_workers=False,
+        )
+    except (dist.DistStoreError, RuntimeError) as error:
+        raise Timeout(f"there is no store at {endpoint}: {error}") from error
+    return PrefixStore(prefix, store)
+
+
 def open_run(store: Any, rank: int, size: int, deadline: Deadline) -> Run:
     """The run of the ranks that share a store; all call it. Raises Timeout, ArgumentError, or what a coordinator does
     that cannot listen.
@@ -141,9 +163,10 @@ def enter(run: Run, store: Any, rank: int, size: int, op_timeout_s: float, deadl
     if rank == 0:
         store.set("pccl/group", str(run.base + run.store.add("pccl/groups", 1) - 1))
     number = int(read(store, "pccl/group", deadline))
-    known = {"address": run.address, "run": run.name, "secret": run.secret} if run.address else {}
     comm = connect(
-        **known,
+        run.address or None,
+        run=run.name or None,
+        secret=run.secret or None,
         group=number,
         timeout=deadline.left_s,
         listen="127.0.0.1:0" if run.is_local else None,
@@ -187,7 +210,7 @@ def _wildcard() -> str:
 
 def _own_host(store: Any) -> str:
     """Under which name the others reach rank 0: that of the store, which is with rank 0, else this host's."""
-    while isinstance(store, dist.PrefixStore):
+    while isinstance(store, PrefixStore):
         store = store.underlying_store
     host = str(getattr(store, "host", "") or os.environ.get("MASTER_ADDR", "") or socket.gethostname())
     return f"[{host}]" if ":" in host else host

@@ -34,7 +34,10 @@ def failure(error: PcclError) -> Exception:
     return raised
 
 
-class Work(dist.Work):
+_Base: Any = dist.Work
+
+
+class Work(_Base):  # type: ignore[misc]
     """One call in flight. `tensors`: what its future gives. Errors of the ops are raised as DistBackendError."""
 
     def __init__(
@@ -62,14 +65,16 @@ class Work(dist.Work):
                 op.wait(None if end is None else max(0.0, end - time.monotonic()))
         except PcclError as error:
             raise failure(error) from error
-        self._land()
+        self.land()
         return True
 
     def is_completed(self) -> bool:
         """Whether the call has ended, well or not. Never waits for others."""
         if not all(op.done() for op in self._ops):
             return False
-        return self.exception() is not None or self._land()
+        if self.exception() is None:
+            self.land()
+        return True
 
     def is_success(self) -> bool:
         """Whether it has ended well."""
@@ -126,9 +131,9 @@ class Work(dist.Work):
         else:
             self._future.set_result(self._tensors)
 
-    def _land(self) -> bool:
+    def land(self) -> None:
+        """Does what is left to do, once; for when the ops have ended well."""
         with self._lock:
-            finish, self._finish = self._finish, None
-            if finish is not None:
-                finish()
-        return True
+            if self._finish is not None:
+                self._finish()
+                self._finish = None

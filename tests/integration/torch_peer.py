@@ -67,11 +67,16 @@ def example(name: str) -> Any:
     return module
 
 
+def quiet() -> None:
+    """One thread, and no word about names that torch has deprecated."""
+    warnings.simplefilter("ignore", FutureWarning)
+    torch.set_num_threads(1)
+
+
 def main() -> None:
     """One rank."""
     folder, rank, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    warnings.simplefilter("ignore", FutureWarning)
-    torch.set_num_threads(1)
+    quiet()
     found: dict[str, Any] = {}
     begin = time.monotonic()
     ddp, fsdp = example("08_ddp"), example("09_fsdp2")
