@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from pccl.communicator import Communicator
+from pccl.config import group_of_environment
 from pccl.coordinator.server import Coordinator
 from pccl.errors import ArgumentError, Timeout
 from pccl.joining import connect
@@ -137,8 +138,9 @@ def open_run(store: Any, rank: int, size: int, deadline: Deadline) -> Run:
     """The run of the ranks that share a store; all call it. Raises Timeout, ArgumentError, or what a coordinator does
     that cannot listen.
     """
-    if os.environ.get("PCCL_COORDINATOR"):
-        return Run(store, "", "", "", int(os.environ.get("PCCL_GROUP") or 0))
+    first = group_of_environment()
+    if first is not None:
+        return Run(store, "", "", "", first)
     store.set(f"pccl/host/{rank}", _machine())
     coordinator = None
     if rank == 0:
@@ -212,5 +214,5 @@ def _own_host(store: Any) -> str:
     """Under which name the others reach rank 0: that of the store, which is with rank 0, else this host's."""
     while isinstance(store, PrefixStore):
         store = store.underlying_store
-    host = str(getattr(store, "host", "") or os.environ.get("MASTER_ADDR", "") or socket.gethostname())
+    host = str(getattr(store, "host", "") or socket.gethostname())
     return f"[{host}]" if ":" in host else host

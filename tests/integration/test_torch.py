@@ -139,3 +139,8 @@ def test_a_lost_rank_is_told_and_the_rest_can_be_configured_anew(faults: list[di
         assert seen["retried"] == [2, 2, 2]
         assert seen["gather"][1] == "PeerLost"
         assert seen["configured"] == [rank, 2, [2, 2, 2]]
+
+
+def test_ranks_join_the_run_that_the_environment_names(faults: list[dict[str, Any]]) -> None:
+    for seen in faults:
+        assert seen["elsewhere"] == [[2, 2], True]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as functional_collectives
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool)
@@ -248,6 +249,20 @@ def batch_of_transfers(dtype: torch.dtype) -> Case:
     return run
 
 
+def functional(p: Place) -> list[torch.Tensor]:
+    """What DTensor and compiled programs call."""
+    tensor = p.filled(torch.float32, (2 * p.size, 3))
+    found = [
+        functional_collectives.all_reduce(tensor, "sum", p.group),
+        functional_collectives.all_gather_tensor(tensor, 0, p.group),
+        functional_collectives.reduce_scatter_tensor(tensor, "sum", 0, p.group),
+        functional_collectives.all_to_all_single(tensor, None, None, p.group),
+        functional_collectives.broadcast(tensor, p.size - 1, p.group),
+        *functional_collectives.all_reduce_coalesced([tensor, tensor + 1], "max", p.group),
+    ]
+    return [each.wait() if hasattr(each, "wait") else each for each in found]
+
+
 def objects(p: Place) -> list[torch.Tensor]:
     """Every collective of objects; what they give, as bytes."""
     mine: Any = {"rank": p.rank, "text": "x" * (10 + 100 * p.rank)}
@@ -292,4 +307,5 @@ def cases() -> Iterator[tuple[str, Case]]:
         yield f"batch_isend_irecv {name}", batch_of_transfers(dtype)
     yield "broadcast complex64", broadcast(torch.complex64, (5,))
     yield "all_reduce SUM complex64", all_reduce("SUM", torch.complex64, (5,))
+    yield "functional", functional
     yield "objects", objects

@@ -7,6 +7,7 @@ Prints, as JSON, what it has seen.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from integration.torch_peer import quiet
 
 import pccl.torch
+from pccl.coordinator.server import Coordinator
 from pccl.errors import PcclError
 
 SECOND = timedelta(seconds=1)
@@ -116,6 +118,23 @@ def losses(rank: int, store: dist.Store, address: str) -> dict[str, Any]:
     return seen
 
 
+def elsewhere(rank: int, store: dist.Store) -> dict[str, Any]:
+    """The two that are left join the run of another coordinator, as the environment says."""
+    with contextlib.ExitStack() as stack:
+        if rank == 0:
+            store.set("coordinator", stack.enter_context(Coordinator(run="other", secret="s")).address)
+        os.environ |= {"PCCL_COORDINATOR": store.get("coordinator").decode(), "PCCL_RUN": "other", "PCCL_SECRET": "s"}
+        os.environ["PCCL_GROUP"] = "7"
+        dist.init_process_group("pccl", store=dist.PrefixStore("elsewhere", store), rank=rank, world_size=2)
+        tensor = ones(2)
+        dist.all_reduce(tensor)
+        view = dist.group.WORLD.member.comm.epoch
+        dist.destroy_process_group()
+        store.set(f"left {rank}", "")
+        store.wait(["left 0", "left 1"])
+    return {"elsewhere": [tensor.tolist(), view > 0]}
+
+
 def main() -> None:
     """One rank."""
     rank, size, port = int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
@@ -131,6 +150,7 @@ def main() -> None:
             seen["destroyed"] = dist.is_initialized()
     seen |= losses(rank, store, f"127.0.0.1:{port}")
     dist.destroy_process_group()
+    seen |= elsewhere(rank, store)
     print(json.dumps(seen))
 
 
