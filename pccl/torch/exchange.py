@@ -19,6 +19,7 @@ from pccl.buffers import as_buffer
 from pccl.communicator import _transfer_op
 from pccl.errors import PeerLost
 from pccl.runtime import Op
+from pccl.torch.anysource import Anysource
 from pccl.torch.rendezvous import Member
 from pccl.work import Work
 
@@ -35,6 +36,7 @@ class Exchange:
         self.comm = member.comm
         self._loss: OnPeerLoss = on_peer_loss
         self._checked = -1
+        self.anysource = Anysource(member, self.recv)
 
     def all_reduce(self, tensor: Any, op: Any, timeout: float | None, codec: str | None = None) -> Work:
         """In place, of a tensor or a list of tensors."""

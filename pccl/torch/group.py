@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,10 +25,10 @@ from pccl.torch.reduction import BITWISE, name_of
 from pccl.torch.rendezvous import Deadline, Member, Run, enter, open_run, store_at
 from pccl.torch.staging import Landing, all_equal, as_moved, as_reduced, moved, reduced
 from pccl.torch.work import Work, failure
-from pccl.work import Work as Op
 
 __all__ = ["Options", "ProcessGroup", "create"]
 
+T = TypeVar("T")
 Tensors = list[torch.Tensor]
 
 _DEFAULT_TIMEOUT = timedelta(minutes=30)
@@ -405,11 +405,24 @@ class ProcessGroup(_Base):  # type: ignore[misc]
     def recv(self, tensors: Tensors, source: int, tag: int) -> Work:
         """From a rank; of one tag in order."""
         source = self._peer(source, "recv: src")
-        return self._transfers([], [(source, _one(tensors, "recv"))], f"tag {tag}", tensors, self._timeout_s, source)
+        landing = Landing(_one(tensors, "recv"), "recv")
+        view = as_moved(landing.view)
+        posted = self._start(self._ops.anysource.recv, view, source, f"tag {tag}", self._timeout_s)
+        return Work([posted.op], tensors, partial(_take, posted.view, view, landing), source)
 
     def recv_anysource(self, tensors: Tensors, tag: int) -> Work:
-        """Refused: an op of pccl names its sender."""
-        raise NotImplementedError("pccl has no receive from any source: name the rank, as in recv(tensor, src=0)")
+        """From whoever sends first; all messages of the tag must have one dtype and size."""
+        landing = Landing(_one(tensors, "recv"), "recv")
+        view = as_moved(landing.view)
+        claim = self._start(self._ops.anysource.claim, view, f"tag {tag}")
+
+        def finish() -> None:
+            (posted,) = claim.taken
+            work.source = posted.rank
+            _take(posted.view, view, landing)
+
+        work = Work([claim.op], tensors, finish, limit_s=self._timeout_s)
+        return work
 
     def barrier(self, opts: Any) -> Work:
         """Ends when all ranks have called it."""
@@ -422,16 +435,15 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         channel: str,
         tensors: Tensors,
         timeout_s: float,
-        source: int = -1,
     ) -> Work:
         landings = [(rank, Landing(tensor, channel)) for rank, tensor in recvs]
         ops = [self._start(self._ops.recv, as_moved(to.view), rank, channel, timeout_s) for rank, to in landings]
         ops += [self._start(self._ops.send, moved(tensor, channel), rank, channel, timeout_s) for rank, tensor in sends]
-        return Work(ops, tensors, _landing([to for _, to in landings]), source)
+        return Work(ops, tensors, _landing([to for _, to in landings]))
 
     # -- the inside --------------------------------------------------------------------------------------------------
 
-    def _start(self, call: Callable[..., Op], *arguments: Any, **options: Any) -> Op:
+    def _start(self, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Starts an op. Wrong arguments are raised as they are, everything else as torch.distributed does."""
         try:
             return call(*arguments, **options)
@@ -472,6 +484,13 @@ def _spread(rows: torch.Tensor, outputs: Sequence[torch.Tensor], order: Sequence
     with torch.no_grad():
         for row, output in zip(order, outputs, strict=True):
             output.detach().copy_(rows[row].view(output.dtype).view(output.shape))
+
+
+def _take(got: torch.Tensor, view: torch.Tensor, landing: Landing) -> None:
+    """Brings home what was received, there or elsewhere."""
+    if got is not view:
+        view.copy_(got)
+    landing.land()
 
 
 def _land(landings: Sequence[Landing]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from pccl.communicator import Communicator
 from pccl.config import group_of_environment
@@ -122,7 +122,7 @@ def store_at(address: str, deadline: Deadline) -> Any:
     if not host or not port.isdigit():
         raise ArgumentError(f"a store's address is 'host:port/prefix', not {address!r}")
     try:
-        store = dist.TCPStore(
+        store = TCPStore(
             host.strip("[]"),
             int(port),
             is_master=False,

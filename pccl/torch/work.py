@@ -38,7 +38,9 @@ _Base: Any = dist.Work
 
 
 class Work(_Base):  # type: ignore[misc]
-    """One call in flight. `tensors`: what its future gives. Errors of the ops are raised as DistBackendError."""
+    """One call in flight. `tensors`: what its future gives. `source`: of a receive, from whom. `limit_s`: bounds a wait
+    that names no time, for ops without a deadline. Errors of the ops are raised as DistBackendError.
+    """
 
     def __init__(
         self,
@@ -46,20 +48,23 @@ class Work(_Base):  # type: ignore[misc]
         tensors: list[torch.Tensor],
         finish: Callable[[], None] | None = None,
         source: int = -1,
+        limit_s: float | None = None,
     ) -> None:
         super().__init__()
         self._ops = ops
         self._tensors = tensors
         self._finish = finish
-        self._source = source
+        self.source = source
+        self._limit_s = limit_s
         self._lock = threading.Lock()
         self._left = len(ops)
         self._future: Any = None
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Blocks until the call has ended; Ctrl-C interrupts. Raises its error; with a timeout, also if it goes on."""
-        seconds = 0.0 if timeout is None else timeout.total_seconds()
-        end = time.monotonic() + seconds if seconds > 0 else None
+        asked = 0.0 if timeout is None else timeout.total_seconds()
+        seconds = asked if asked > 0 else self._limit_s
+        end = None if seconds is None else time.monotonic() + seconds
         try:
             for op in self._ops:
                 op.wait(None if end is None else max(0.0, end - time.monotonic()))
@@ -100,7 +105,7 @@ class Work(_Base):  # type: ignore[misc]
 
     def source_rank(self) -> int:
         """Of a receive: from whom."""
-        return self._source
+        return self.source
 
     _source_rank = source_rank
 

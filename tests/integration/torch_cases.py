@@ -236,6 +236,30 @@ def ring_of_transfers(dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
     return run
 
 
+def from_anybody(dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
+    """Rank 0 takes two messages of each from whoever comes first, then one of each from ranks that it names."""
+
+    def run(p: Place) -> list[torch.Tensor]:
+        if p.rank:
+            for salt in range(3):
+                if salt == 2:
+                    dist.barrier(group=p.group)
+                dist.send(p.filled(dtype, shape, salt), p.root(0), p.group, tag=3)
+            return []
+        taken: dict[tuple[int, int], torch.Tensor] = {}
+        for _ in range(2 * (p.size - 1)):
+            out = p.empty(dtype, shape)
+            source = dist.recv(out, None, p.group, tag=3)
+            taken[source, sum(rank == source for rank, _ in taken)] = out
+        dist.barrier(group=p.group)
+        for rank in range(1, p.size):
+            taken[p.root(rank), 2] = p.empty(dtype, shape)
+            dist.recv(taken[p.root(rank), 2], p.root(rank), p.group, tag=3)
+        return [taken[key] for key in sorted(taken)]
+
+    return run
+
+
 def batch_of_transfers(dtype: torch.dtype) -> Case:
     def run(p: Place) -> list[torch.Tensor]:
         others = [number for number in range(p.size) if number != p.rank]
@@ -304,6 +328,7 @@ def cases() -> Iterator[tuple[str, Case]]:
         for rows in (0, 3, 5000):
             yield f"all_to_all_single {rows} {name}", all_to_all_even(dtype, rows)
         yield f"all_to_all_single uneven {name}", all_to_all_uneven(dtype)
+        yield f"recv from any source {name}", from_anybody(dtype, (5,))
         yield f"batch_isend_irecv {name}", batch_of_transfers(dtype)
     yield "broadcast complex64", broadcast(torch.complex64, (5,))
     yield "all_reduce SUM complex64", all_reduce("SUM", torch.complex64, (5,))
