@@ -3,7 +3,7 @@
     python -m stress.torch_bench --ranks 2 --mib 64 --rounds 15
 
 All on this host. Both calls use the same communicator and the same memory. gloo, if asked for, is a third in the turns.
-Prints medians over rounds of the slowest rank's time, and their ratio.
+Who begins changes from round to round. Prints medians over rounds of the slowest rank's time, and their ratio.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ def measure(folder: str, rank: int, size: int, mib: float, rounds: int, gloo: bo
         other = dist.new_group(backend="gloo")
         calls["gloo"] = lambda: dist.all_reduce(tensor, dist.ReduceOp.SUM, group=other)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
     for turn in range(rounds + 2):
-        for name, call in calls.items():
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
             tensor.fill_(1.0)
             comm.barrier()
             begin = time.perf_counter()
-            call()
+            calls[name]()
             if turn >= 2:
                 seconds[name].append(time.perf_counter() - begin)
     dist.destroy_process_group()
