@@ -125,8 +125,12 @@ class Work(_Base):  # type: ignore[misc]
         with self._lock:
             self._left -= 1
             last = self._left == 0
-        if last:
+        if not last:
+            return
+        try:
             _threads.submit(self._complete)
+        except RuntimeError:  # the interpreter ends, and has no threads any more
+            self._complete()
 
     def _complete(self) -> None:
         try:
