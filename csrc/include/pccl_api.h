@@ -48,7 +48,7 @@ typedef enum {
 typedef enum {
     PCCL_ALL_REDUCE = 1,      /* in: count elements; out: count elements; out may equal in */
     PCCL_REDUCE_SCATTER = 2,  /* in: count; out: room for count, only this peer's span is written */
-    PCCL_ALL_GATHER = 3,      /* in: count; out: count per participant, in the order of their ranks */
+    PCCL_ALL_GATHER = 3,      /* in: count; out: count per participant, in the order of their ranks or of origin[] */
     PCCL_BROADCAST = 4,       /* root: in; others: out; count */
     PCCL_ALL_TO_ALL = 5,      /* in: count per peer of origin[]; out: count per participant */
     PCCL_SEND_RECV = 6,       /* root sends in, target receives out; count */
@@ -174,8 +174,8 @@ typedef struct {
     void *out;
     pccl_peer_id root;             /* broadcast: source; send_recv: sender */
     pccl_peer_id target;           /* send_recv: receiver */
-    uint32_t origin_count;         /* all_to_all: rows of in and out */
-    const pccl_peer_id *origin;    /* all_to_all: for whom each row of in is; copied */
+    uint32_t origin_count;         /* all_to_all: rows of in and out; all_gather: rows of out, or 0 */
+    const pccl_peer_id *origin;    /* all_to_all: for whom each row of in is; all_gather: from whom each row of out; copied */
     uint64_t deadline_ns;          /* on the engine's clock; 0: none */
     uint64_t token;                /* given back in the event */
 } pccl_op_request;
