@@ -1,8 +1,8 @@
 """codecs.py - slabs in fewer bytes, and when that pays: as they are, bf16 without loss in 11 to 12 bits, or in 8 bits.
 
 `bf16-exp` (csrc/exponents.c) keeps every bit. `int8-kc-vt` does not: keys get a scale for each channel of a block,
-values one for each token (KIVI, 2402.02750, section 3), and whoever receives them must agree to that in its layout.
-Recurrent state is never quantised: its errors add up. Pools send slabs raw: codecs are for who stages them. Pure.
+values one for each token (KIVI, 2402.02750, section 3), and both sides must agree to that. Recurrent state is never
+quantised: its errors add up. Which codec a group travels by is for choice.py. Pure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pccl.errors import ArgumentError, ProtocolError
 from pccl.kv.layout import Group
 from pccl.kv.memory import Array
 
-__all__ = ["CODECS", "PAYS", "Codec", "choose", "pays"]
+__all__ = ["CODECS", "PAYS", "Codec", "pays"]
 
 _BF16 = ("bf16", "bfloat16")
 _FLOAT_BYTES = 4
@@ -51,14 +51,6 @@ def pays(link_bytes_per_s: float, codec_bytes_per_s: float, ratio: float) -> boo
         if not (math.isfinite(value) and value > 0):
             raise ArgumentError(f"{name} must be a finite number above 0, not {value!r}")
     return min(codec_bytes_per_s, ratio * link_bytes_per_s) >= PAYS * link_bytes_per_s
-
-
-def choose(allowed: tuple[str, ...], group: Group) -> Codec:
-    """The first of the allowed codecs that this group can travel by; "raw" if none."""
-    for name in allowed:
-        if name in CODECS and CODECS[name].takes(group):
-            return CODECS[name]
-    return CODECS["raw"]
 
 
 # -- as they are --
@@ -129,7 +121,8 @@ def _from_int8(data: Array, slabs: Array, group: Group) -> None:
         at += scale_bytes
         codes = data[at : at + this.size].view(np.int8).reshape(this.shape)
         at += this.size
-        this[:] = _bf16(codes * scale)
+        with np.errstate(all="ignore"):  # scales from elsewhere
+            this[:] = _bf16(codes * scale)
     if at != data.size:
         raise ProtocolError(f"{data.size} bytes are no {slabs.shape[0]} slabs in 8 bits: too many")
 
@@ -147,7 +140,11 @@ def _is_bf16(group: Group) -> bool:
 
 
 def _is_keys_and_values(group: Group) -> bool:
-    return _is_bf16(group) and group.planes == len(_axes(group)) and group.kind != "state"
+    if not (_is_bf16(group) and group.planes == len(_axes(group)) and group.kind != "state"):
+        return False
+    tokens, channels = group.block_tokens or 1, group.head_count * group.unit_bytes // 2
+    scales = tokens + channels
+    return group.bytes_per_block_layer // 2 + scales * _FLOAT_BYTES < group.bytes_per_block_layer
 
 
 CODECS = {
