@@ -1,7 +1,7 @@
 /* fuzz_exponents.c - any bytes through the decoder of exponents, and as values through the encoder.
  *
- * Input: what to do (1 byte), count of values (3 bytes, little-endian), then bytes. Blocks are of their exact size, so that a sanitizer
- * sees a byte too many on either side. What is decoded must encode to no more than the bound, and to what decodes to the same
+ * Input: what to do (1 byte: bit 0 to encode; from LARGE on, with counts of more than a block, which take their time), count of values (3
+ * bytes, little-endian), then bytes. Blocks are of their exact size, so that a sanitizer sees a byte too many on either side. What is decoded must encode to no more than the bound, and to what decodes to the same
  * values; values must come back bit by bit. */
 #include <stdint.h>
 #include <stdlib.h>
@@ -11,7 +11,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
-enum { ENCODE = 1, COUNT_MAX = EXPONENTS_BLOCK + 4096, HEAD_BYTES = 4, VALUE_BYTES = 2 };
+enum { ENCODE = 1, LARGE = 0xf8, COUNT_MAX = 2300, LARGE_MAX = EXPONENTS_BLOCK + 4096, HEAD_BYTES = 4, VALUE_BYTES = 2 };
 
 static void require(int holds)
 {
@@ -43,7 +43,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     if (bytes < HEAD_BYTES)
         return 0;
-    size_t count = (data[1] | (size_t)data[2] << 8 | (size_t)data[3] << 16) % (COUNT_MAX + 1), given = bytes - HEAD_BYTES;
+    size_t most = data[0] >= LARGE ? LARGE_MAX : COUNT_MAX, given = bytes - HEAD_BYTES;
+    size_t count = (data[1] | (size_t)data[2] << 8 | (size_t)data[3] << 16) % (most + 1);
     uint8_t *values = room(count * VALUE_BYTES), *encoded = room(given);
     memcpy(encoded, data + HEAD_BYTES, given);
     if (data[0] & ENCODE) {

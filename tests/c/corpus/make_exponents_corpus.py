@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DECODE, ENCODE = 0, 1
+DECODE, ENCODE, LARGE = 0, 1, 0xF8
+SMALL = 2300
 SPECIAL = (0x0000, 0x8000, 0x0001, 0x7F80, 0xFF80, 0x7FC0, 0x7F81, 0xFFFF, 0x3F80, 0xBF80, 0x0080)
 
 
 def program(what: int, count: int, data: bytes) -> bytes:
     """One input."""
+    what |= LARGE if count > SMALL else 0
     return struct.pack("<BHB", what, count & 0xFFFF, count >> 16) + data
 
 
