@@ -1,8 +1,9 @@
 /* fuzz_exponents.c - any bytes through the decoder of exponents, and as values through the encoder.
  *
- * Input: what to do (1 byte: bit 0 to encode; from LARGE on, with counts of more than a block, which take their time), count of values (3
- * bytes, little-endian), then bytes. Blocks are of their exact size, so that a sanitizer sees a byte too many on either side. What is decoded must encode to no more than the bound, and to what decodes to the same
- * values; values must come back bit by bit. */
+ * Input: what to do (1 byte: bit 0 to encode; from LARGE on, with counts of more than a block, which take their time), count of
+ * values (3 bytes, little-endian), then bytes. Blocks are of their exact size, so that a sanitizer sees a byte too many on either
+ * side. What is decoded must encode to no more than the bound, and to what decodes to the same values; values must come back bit by
+ * bit. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

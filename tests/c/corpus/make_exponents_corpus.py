@@ -24,7 +24,9 @@ def program(what: int, count: int, data: bytes) -> bytes:
     return struct.pack("<BHB", what, count & 0xFFFF, count >> 16) + data
 
 
-def block(width: int, codes: Sequence[int], others: bytes, table: bytes | None = None, count: int | None = None) -> bytes:
+def block(
+    width: int, codes: Sequence[int], others: bytes, table: bytes | None = None, count: int | None = None
+) -> bytes:
     """An encoding of so many values, right or not: `count` of those without a code, if it is not how many there are."""
     known = (1 << width) - 1
     table = bytes(range(120, 120 + known)) if table is None else table
