@@ -32,6 +32,7 @@ from pccl.kv.schedule import Asker, ask_bytes, plan, suggestions, window
 from pccl.kv.send import Digest, Expose, Free, Hide, Summed, Withdrawn
 from pccl.kv.staging import Staging, give_up_at
 from pccl.kv.surroundings import Surroundings
+from pccl.transfer.offers import log
 from pccl.types import Status
 
 __all__ = ["Counters", "Exchange"]
@@ -432,8 +433,17 @@ class Exchange:
         unit, positions = effect.unit, effect.positions
         if CODECS[unit.codec].lossless:
             self._hasher.put(Job(*one.to_hash(unit, positions), summed))
-        else:
-            self._coder.do(lambda: summed(one.encode(unit, positions)[1]))
+            return
+
+        def step() -> None:
+            try:
+                sums = one.encode(unit, positions)[1]
+            except (PcclError, MemoryError):
+                log.exception("digests of KV blocks could not be taken: they count as wrong")
+                sums = np.zeros(positions.size, np.uint64)
+            summed(sums)
+
+        self._coder.do(step)
 
     def _hide(self, one: Outbound) -> None:
         self.packer.hide(one)

@@ -71,7 +71,6 @@ class Outbound:
     _views: dict[int, Array] = field(default_factory=dict)
     _shown: list[Source] = field(default_factory=list)
     _sources: dict[tuple[int, int], Source] = field(default_factory=dict)
-    _seeds: dict[tuple[int, int], Numbers] = field(default_factory=dict)
     _places: list[dict[int, int] | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -188,22 +187,21 @@ class Outbound:
         if not codec.lossless:
             codec.decode(data, slabs, found.target)
         offsets = np.arange(parts.size, dtype=np.uint64) * np.uint64(slabs.shape[1])
-        return data, digests(slabs.reshape(-1), offsets, slabs.shape[1], self._seeds_of(unit)[parts])
+        of = self._seeds_of(unit, position)[np.arange(parts.size), part]
+        return data, digests(slabs.reshape(-1), offsets, slabs.shape[1], of)
 
-    def _seeds_of(self, unit: SendUnit) -> Numbers:
-        key = unit.group, unit.layer
-        if key not in self._seeds:
-            wanted = self.ticket.layout.groups[unit.group]
-            tags = self.tags[unit.group]
-            self._seeds[key] = seeds(self.transfer, wanted.name, wanted.layers[unit.layer], tags, unit.split)
-        return self._seeds[key]
+    def _seeds_of(self, unit: SendUnit, positions: Ids) -> Numbers:
+        """A row for each, of all its parts."""
+        wanted = self.ticket.layout.groups[unit.group]
+        tag = self.tags[unit.group][positions]
+        of = seeds(self.transfer, wanted.name, wanted.layers[unit.layer], tag, unit.split)
+        return of.reshape(-1, unit.split)
 
     def to_hash(self, unit: SendUnit, positions: Ids) -> tuple[Array, Numbers, int, Numbers]:
         """(buffer, offsets, bytes, seeds) of the parts."""
         source = self._sources[unit.group, unit.layer]
         offsets, size = spread(source.offsets(positions), source.nbytes)
-        of = self._seeds_of(unit).reshape(-1, unit.split)[positions]
-        return source.view, offsets, size, of.ravel()
+        return source.view, offsets, size, self._seeds_of(unit, positions).ravel()
 
 
 def per_group(given: Any, names: Sequence[str], what: str) -> list[Any]:
