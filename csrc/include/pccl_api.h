@@ -543,6 +543,25 @@ pccl_err pccl_exponents_encode(const void *values, uint64_t count, void *encoded
 /* PCCL_EPROTO: these bytes are no such encoding of so many values; `values` are then undefined. */
 pccl_err pccl_exponents_decode(const void *encoded, uint64_t bytes, void *values, uint64_t count);
 
+/* -- bf16 values in 8 bits, with loss: csrc/eight_bits.c --------------------------------------------------------- */
+
+/* Of a block of one layer: keys, then values, each [tokens, heads, channels], or [heads, tokens, channels]. */
+typedef struct {
+    uint32_t tokens;
+    uint32_t heads;
+    uint32_t channels;
+    uint32_t heads_first;
+} pccl_slab;
+
+/* What so many slabs take: the scales of all keys, one for each channel of each head, a float32 each; the keys, -127 to 127, in their
+ * order; the scales of all values, one for each token; the values. A scale is a 127th of the greatest; NaN, with codes of 0, where a
+ * value is not finite. */
+uint64_t pccl_eight_bytes(const pccl_slab *slab, uint64_t slabs);
+/* `values` and `encoded` are aligned to 4. PCCL_EINVAL: keys do not have a multiple of 4 cells. */
+pccl_err pccl_eight_encode(const void *values, const pccl_slab *slab, uint64_t slabs, void *encoded);
+/* The same; PCCL_EPROTO: the bytes are not as many as they must be. NaN becomes the quiet one. */
+pccl_err pccl_eight_decode(const void *encoded, uint64_t bytes, const pccl_slab *slab, uint64_t slabs, void *values);
+
 /* -- the simulated network (transport "sim") --------------------------------------------------------------------- */
 
 /* One direction between two nodes. */

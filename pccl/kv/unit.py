@@ -8,11 +8,14 @@ on both sides are one run.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pccl.kv.memory import Ids, Numbers
+from pccl.kv.memory import Array, Ids, Numbers
+
+if TYPE_CHECKING:
+    from pccl.kv.parcel import Parcel
 
 __all__ = ["ASK_BYTES", "Ask", "Mask", "Unit", "split_of", "spread"]
 
@@ -39,8 +42,9 @@ def spread(offsets: Numbers, nbytes: int) -> tuple[Numbers, int]:
 
 @dataclass(slots=True, eq=False)
 class Ask:
-    """One ask. `ready_bytes`: of those that are ready at the other side; `runs`: rows of (offset there, bytes, offset
-    here)."""
+    """One ask. `nbytes`: that travel; `ready_bytes`: of those that are ready at the other side; `runs`: rows of (offset
+    there, bytes, offset here). Of a `parcel`: no runs, it comes into `data`.
+    """
 
     unit: Unit
     parts: Ids
@@ -48,12 +52,21 @@ class Ask:
     nbytes: int
     ready_bytes: int
     token: int = 0
+    parcel: Parcel | None = None
+    data: Array | None = None
+
+    @property
+    def plain_bytes(self) -> int:
+        """Of the blocks."""
+        return int(self.parts.size) * self.unit.part_bytes
 
 
 class Unit:
     """`source`, `target`: offsets of every position's piece in buffer `there` of the sender and `here` of ours; `need`:
-    which positions are to be fetched.
+    which positions are to be fetched. `codec`: by which they travel.
     """
+
+    codec = "raw"
 
     def __init__(
         self, group: int, layer: int, there: int, source: Numbers, here: int, target: Numbers, nbytes: int, need: Mask
