@@ -27,7 +27,7 @@ class Crowd:
         self.table: Table = group(*peers, lease_s=LEASE_S, **options)
         self.rtt_us = {(a, b): FAR_US for a in peers for b in peers if a != b}
         self.rates: dict[tuple[bytes, bytes], int] = {}
-        self.lines: dict[bytes, tuple[int, int]] = {}
+        self.lines: dict[bytes, tuple[int, int, int, int]] = {}
         self.ops = dict.fromkeys(peers, 0)
         self.busy: set[bytes] = set()
         self.told = False
