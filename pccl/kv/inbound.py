@@ -115,7 +115,8 @@ class Inbound:
         runs: Runs = ask.runs.copy()
         runs[:, 2] += np.uint64(_address(self.memory, ask.unit.here))
         key = data_key(self.transfer, ask.unit.there)
-        self.machine.posted(ask, self.mail.fetch(key, runs, int(priority), self._ended(ask)))
+        ask.unit.digest(ask, self.seeds_of(ask.unit, ask.parts))
+        self.machine.posted(ask, self.mail.fetch(key, runs, int(priority), self._ended(ask), ask.digests))
         return ask.nbytes
 
     def _ended(self, ask: Ask) -> Callable[[int, float], None]:
