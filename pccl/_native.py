@@ -475,7 +475,7 @@ class Engine:
 
     def fetch(self, request: FetchRequest) -> None:
         """Starts a fetch; a FETCH event ends it. After ArgumentError, ResourceError or Closed nothing is borrowed."""
-        raw, hold = fetch_request(request)
+        raw, hold = fetch_request(ffi, request)
         with self._lock:
             _check(lib.pccl_engine_fetch(self._live(), raw), "the fetch was refused")
         del hold

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from pccl._core import ffi
 from pccl.errors import ArgumentError
 from pccl.types import PEER_ID_BYTES, REGION_KEY_BYTES, FetchRequest
 
@@ -20,20 +19,20 @@ def exact(value: bytes, length: int, what: str) -> bytes:
     return value
 
 
-def fetch_request(request: FetchRequest) -> tuple[Any, Any]:
-    """(pccl_fetch_request, what must live until it has been handed over)."""
+def fetch_request(ffi: Any, request: FetchRequest) -> tuple[Any, Any]:
+    """(pccl_fetch_request, what must live until it has been handed over). `ffi`: the extension's."""
     raw = ffi.new("pccl_fetch_request *")
     raw.size = ffi.sizeof("pccl_fetch_request")
     ffi.buffer(raw.peer.bytes)[:] = exact(request.peer, PEER_ID_BYTES, "a peer id")
     ffi.buffer(raw.key)[:] = exact(request.key, REGION_KEY_BYTES, "a region's key")
     raw.generation, raw.priority = request.generation, request.priority
-    hold, raw.runs = _runs(request.runs)
+    hold, raw.runs = _runs(ffi, request.runs)
     raw.run_count = len(request.runs)
     raw.deadline_ns, raw.token = request.deadline_ns, request.token
-    return raw, (hold, _parts(raw, request))
+    return raw, (hold, _parts(ffi, raw, request))
 
 
-def _runs(runs: Any) -> tuple[Any, Any]:
+def _runs(ffi: Any, runs: Any) -> tuple[Any, Any]:
     """(what must live as long as the pointer, pointer): without a loop if they are an array."""
     table = np.ascontiguousarray(runs, np.uint64)
     if table.size and (table.ndim != 2 or table.shape[1] * 8 != ffi.sizeof("pccl_fetch_run")):
@@ -42,7 +41,7 @@ def _runs(runs: Any) -> tuple[Any, Any]:
     return hold, ffi.cast("pccl_fetch_run *", hold)
 
 
-def _parts(raw: Any, request: FetchRequest) -> Any:
+def _parts(ffi: Any, raw: Any, request: FetchRequest) -> Any:
     digests = request.digests
     if digests is None:
         return None
