@@ -211,6 +211,12 @@ typedef struct {
     const pccl_fetch_run *runs;
     uint64_t deadline_ns;          /* on the engine's clock; 0: none */
     uint64_t token;                /* given back in the event; pccl_engine_cancel_fetch knows the fetch by it */
+    /* Digests of what has come, taken as it comes; for runs of whole parts of one size, whose targets do not overlap. */
+    uint32_t part_count;           /* 0: none wanted; 4096 at most */
+    uint8_t bare;                  /* 1: without checksums of payloads, for who uses nothing whose digest is not the right one */
+    uint64_t part_bytes;           /* a multiple of 8, 16 MiB at most */
+    const uint64_t *seeds;         /* of each part, as pccl_digest_pieces takes them; copied */
+    uint64_t *digests;             /* of each part; written before an event with PCCL_OK, borrowed until the event */
 } pccl_fetch_request;
 
 typedef enum {
@@ -417,14 +423,14 @@ pccl_err pccl_engine_extend(pccl_engine *engine, const uint8_t *key, uint64_t ge
 pccl_err pccl_engine_withdraw(pccl_engine *engine, const uint8_t *key, uint64_t generation);
 /* Starts a fetch. It waits for a link that is being dialled and for parts of the region that are not available yet, and ends with
  * exactly one PCCL_EVENT_FETCH, after which nothing is written to its targets:
- *   PCCL_OK          everything is there, and was verified
+ *   PCCL_OK          everything is there, and was verified (a bare one: only that it came to its place)
  *   PCCL_EGONE       no such region, generation or range there, or it was withdrawn
  *   PCCL_EPEER       no link to the peer and none coming, or the link was closed
  *   PCCL_ETIMEOUT    deadline_ns passed, whatever the other side does
  *   PCCL_ECANCELLED  by pccl_engine_cancel_fetch
  *   PCCL_ENOMEM      no memory, here or there; or 65536 fetches are pending here
  *   PCCL_ECLOSED     the engine was closed
- * After an error the first span_count bytes of the concatenation are there and were verified; of the others some may be.
+ * After an error the first span_count bytes of the concatenation are there and were verified (but for a bare one); of the others some may be.
  * Errors: PCCL_EINVAL, PCCL_ENOMEM, PCCL_ECLOSED; after an error nothing is borrowed and no event will come. */
 pccl_err pccl_engine_fetch(pccl_engine *engine, const pccl_fetch_request *request);
 /* Ends the fetches with this token; none if there are none. */

@@ -379,6 +379,9 @@ class Exchange:
                 event = Checked(unit, parts, np.equal(found, expected))
                 self._tell(lambda: self.event(one, event))
 
+            if unit.digested:
+                checked(unit.found[parts])
+                return
             view, of = self.memory.views[unit.here], one.seeds_of(unit, parts)
             self._hasher.put(Job(view, unit.target[parts], unit.part_bytes, of, checked))
         elif isinstance(effect, Decode):

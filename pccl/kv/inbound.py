@@ -124,11 +124,12 @@ class Inbound:
             runs: Runs = ask.runs.copy()
             runs[:, 2] += np.uint64(_address(self.memory.views[ask.unit.here]))
             key = data_key(self.transfer, ask.unit.there)
+            ask.unit.digest(ask, self.seeds_of(ask.unit, ask.parts))
         else:
             ask.data = np.empty(ask.nbytes, np.uint8)
             runs = np.array([[0, ask.nbytes, _address(ask.data)]], np.uint64)
             key = coded_key(self.transfer, ask.parcel.number)
-        self.machine.posted(ask, self.mail.fetch(key, runs, int(priority), self._ended(ask)))
+        self.machine.posted(ask, self.mail.fetch(key, runs, int(priority), self._ended(ask), ask.digests))
         return ask.nbytes
 
     def _ended(self, ask: Ask) -> Callable[[int, float], None]:

@@ -19,8 +19,8 @@ REACTION_S = 0.02
 #: Asks that wait at the other side: of one transfer, of all.
 AHEAD, AHEAD_ALL = 8, 128
 THETA = 1.5
-ASK_S = 0.005
-ASK_BYTES_MAX = 16 << 20
+ASK_S = 0.01
+ASK_BYTES_MAX = 32 << 20
 
 Some = TypeVar("Some", bound="Urgent")
 

@@ -16,7 +16,7 @@
 #include "../../csrc/wire.h"
 
 enum { PEERS = 3, OPS = 24, EPOCHS = 8, SEGMENT_BYTES = 64, WRITE_BYTES_MAX = 3 << 20, REGIONS = 8, REGION_BYTES = 300, FETCHES = 16,
-       FETCH_BYTES = 250 };
+       FETCH_BYTES = 250, FETCH_ROOM = 256, PART_BYTES = 8, FETCH_PARTS = 28 };
 
 #define REQUIRE(holds) ((holds) ? (void)0 : fail(#holds, __FILE__, __LINE__))
 
@@ -69,7 +69,13 @@ struct op_view {
 
 /* Freed and NULL when the engine has given it back. */
 struct region_view { uint8_t *memory; };
-struct fetch_view { uint8_t *memory; };
+struct fetch_view {
+    uint8_t *memory;
+    uint64_t *digests;             /* behind what is fetched, so that both are borrowed as long */
+    uint32_t parts;                /* 0: without digests */
+};
+
+static const uint64_t fetch_seeds[FETCH_PARTS] = {1, 2, 3};
 
 static struct world {
     const uint8_t *data;
@@ -294,6 +300,7 @@ static size_t put_transfer_frame(struct frame *frame, uint8_t which, uint8_t fla
     if (flags & 32)
         payload[next8() % TRANSFER_PAYLOAD_BYTES] ^= next8();
     frame->payload_crc = crc32c(0, payload, frame->payload_bytes);
+    frame->bare = which >> 7;
     wire_encode(frame, message);
     return WIRE_HEADER_BYTES + frame->payload_bytes;
 }
@@ -354,12 +361,26 @@ static void give_back(uint8_t **memory)
     *memory = NULL;
 }
 
+/* Whatever came: the digests are those of what lies there. */
+static void check_digests(const struct fetch_view *f)
+{
+    uint64_t offsets[FETCH_PARTS], found[FETCH_PARTS];
+    for (uint32_t i = 0; i < f->parts; i++)
+        offsets[i] = i == 0 ? 0 : i < 5 ? 32 + (i - 1) * PART_BYTES : 64 + (i - 5) * PART_BYTES;
+    pccl_digest_pieces(f->memory, offsets, PART_BYTES, fetch_seeds, f->parts, found);
+    REQUIRE(memcmp(found, f->digests, f->parts * sizeof *found) == 0);
+}
+
 static void on_transfer_end(const pccl_event *event)
 {
-    if (event->kind == PCCL_EVENT_WITHDRAWN)
+    if (event->kind == PCCL_EVENT_WITHDRAWN) {
         give_back(&w.regions[event->token - 1].memory);
-    else
-        give_back(&w.fetches[event->token - 1].memory);
+        return;
+    }
+    struct fetch_view *f = &w.fetches[event->token - 1];
+    if (event->status == PCCL_OK && f->parts)
+        check_digests(f);
+    give_back(&f->memory);
 }
 
 static void take_events(void)
@@ -469,10 +490,14 @@ static void use_transfers(void)
         REQUIRE(pccl_engine_extend(w.engine, name, generation, place, next8()) == PCCL_OK);
     } else if (w.fetch_count < FETCHES) {
         struct fetch_view *f = &w.fetches[w.fetch_count++];
-        f->memory = calloc(1, FETCH_BYTES);
-        pccl_fetch_run runs[] = {{place, 1 + place % 32, f->memory}, {0, 32, f->memory + 32}, {0, FETCH_BYTES - 64, f->memory + 64}};
+        f->parts = choice & 32 ? FETCH_PARTS : 0;
+        f->memory = calloc(1, FETCH_ROOM + FETCH_PARTS * sizeof *f->digests);
+        f->digests = (uint64_t *)(void *)(f->memory + FETCH_ROOM);
+        uint64_t first = f->parts ? PART_BYTES : 1u + place % 32, last = f->parts ? (FETCH_PARTS - 5) * PART_BYTES : FETCH_BYTES - 64;
+        pccl_fetch_run runs[] = {{place, first, f->memory}, {0, 32, f->memory + 32}, {0, last, f->memory + 64}};
         pccl_fetch_request request = {.size = sizeof request, .peer = id_of(1 + (choice >> 3 & 1)), .generation = generation,
-                                      .run_count = 3, .runs = runs, .token = w.fetch_count,
+                                      .run_count = 3, .runs = runs, .token = w.fetch_count, .part_count = f->parts,
+                                      .part_bytes = PART_BYTES, .bare = f->parts && choice & 8, .seeds = fetch_seeds, .digests = f->digests,
                                       .deadline_ns = choice & 16 ? w.now_ns + MILLISECOND : 0};
         REQUIRE(f->memory && pccl_engine_fetch(w.engine, &request) == PCCL_OK);
     }

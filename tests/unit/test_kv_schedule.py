@@ -108,7 +108,7 @@ def test_the_window_follows_the_rate() -> None:
 
 
 def test_asks_grow_with_the_rate() -> None:
-    assert [ask_bytes(rate) // MIB for rate in (0.0, 1.25e8, 1.7e9, 1e11)] == [4, 4, 8, 16]
+    assert [ask_bytes(rate) // MIB for rate in (0.0, 1.25e8, 1.7e9, 1e11)] == [4, 4, 16, 32]
 
 
 def test_what_will_be_too_late_is_said() -> None:
