@@ -65,6 +65,7 @@ struct op_view {
     uint8_t *in, *out;
     size_t in_bytes, out_bytes;
     int ended;
+    int named;                     /* row i of out is that of node i */
 };
 
 /* Freed and NULL when the engine has given it back. */
@@ -332,13 +333,15 @@ static void check_result(const struct op_view *op, const struct epoch_view *e)
         begin = span_at(s->count, e->n, rank_of(e, 0));
         end = span_at(s->count, e->n, rank_of(e, 0) + 1);
     }
-    for (uint32_t row = 0; op->out && row < (exchanges ? e->n : 1); row++)
+    for (uint32_t rank = 0; op->out && rank < (exchanges ? e->n : 1); rank++) {
+        uint32_t row = op->named ? e->order[rank] : rank;
         for (uint64_t k = begin; k < end; k++) {
-            float value = own_value(exchanges ? e->order[row] : 1, k);
+            float value = own_value(exchanges ? e->order[rank] : 1, k);
             if (reduces)
                 value = folded(e, 0, e->n, k, s->redop == PCCL_AVG);
             REQUIRE(holds(op->out, s, row * s->count + k, value));
         }
+    }
 }
 
 static void on_op_end(const pccl_event *event)
@@ -407,7 +410,8 @@ static void submit(void)
     int exchanges = shape->kind == PCCL_ALL_GATHER || shape->kind == PCCL_ALL_TO_ALL;
     *op = (struct op_view){.shape = shape, .boundary = w.boundary, .seq = w.posted[lane]++,
                            .in_bytes = shape->kind == PCCL_ALL_TO_ALL ? PEERS * row : row,
-                           .out_bytes = exchanges ? PEERS * row : row};
+                           .out_bytes = exchanges ? PEERS * row : row,
+                           .named = shape->kind == PCCL_ALL_GATHER && choice & 64};
     int rooted = shape->kind == PCCL_BROADCAST || shape->kind == PCCL_SEND_RECV;
     if (row && (!rooted || shape->own_root))
         op->in = malloc(op->in_bytes);
@@ -419,7 +423,7 @@ static void submit(void)
         .size = sizeof request, .kind = shape->kind, .dtype = shape->dtype, .redop = shape->redop,
         .algorithm = shape->algorithm, .name = {.lane = lane, .boundary = w.boundary, .seq = op->seq}, .count = shape->count,
         .in = op->in, .out = op->out, .root = id_of(!shape->own_root), .target = id_of(shape->own_root), .origin = origin,
-        .origin_count = PEERS, .token = w.op_count, .deadline_ns = choice & 128 ? w.now_ns + MILLISECOND : 0,
+        .origin_count = shape->kind == PCCL_ALL_TO_ALL || op->named ? PEERS : 0, .token = w.op_count, .deadline_ns = choice & 128 ? w.now_ns + MILLISECOND : 0,
     };
     REQUIRE(pccl_engine_submit(w.engine, &request) == PCCL_OK);
     settle();

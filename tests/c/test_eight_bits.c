@@ -2,7 +2,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "pccl.h"
+#include "include/pccl.h"
 
 #include "test.h"
 
