@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 import zmq
 from rich.console import Console, Group
 from rich.live import Live
@@ -102,17 +101,6 @@ def asking(address: str, run: str, keys: RunKeys) -> Iterator[Asker]:
         yield asker
     finally:
         asker.close()
-
-
-def plain(value: Any) -> Any:
-    """A message as what JSON knows: structs as objects, ids as hex."""
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, msgspec.Struct):
-        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    return value
 
 
 def peer_table(group: messages.GroupStatus) -> Table:
@@ -228,6 +216,6 @@ def command(
             return
         status = asker.ask(timeout)
     if as_json:
-        click.echo(json.dumps(plain(status), indent=2))
+        click.echo(json.dumps(messages.plain(status), indent=2))
     else:
         Console().print(page(status))
