@@ -191,7 +191,9 @@ function linkInWords(link, group) {
 function hintOf(group, scale, known) {
   if (!group.links.length && group.members.length > 1) return "Too many links to show each.";
   if (!known) return "Grey: bandwidth not measured. Point at a link for its figures.";
-  return `Wide links are fast: ${short(scale.least, "B/s")} to ${short(scale.most, "B/s")}, each way. Point at one for its figures.`;
+  const grey = known < group.links.length ? " Grey: not measured yet." : "";
+  const range = scale.most > scale.least ? `${short(scale.least, "B/s")} to ${short(scale.most, "B/s")}` : short(scale.most, "B/s");
+  return `Wide is fast: ${range}, each way.${grey} Point at a link for its figures.`;
 }
 
 // -- tables ---------------------------------------------------------------------------------------------------
