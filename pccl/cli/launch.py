@@ -86,8 +86,8 @@ class Launch:
                 self.on_signals()
                 self.on_deadlines(time.monotonic())
                 if self.steps and not self.ending:
-                    self.on_boundary(run_boundary(self.coordinator.status()))
-                if self.only_joiners and not self.ending and run_is_empty(self.coordinator.status()):
+                    self.on_boundary(run_boundary(self.coordinator.status(links=False)))
+                if self.only_joiners and not self.ending and run_is_empty(self.coordinator.status(links=False)):
                     self.on_late_joiners()
         finally:
             self.fleet.close()

@@ -25,11 +25,11 @@ from pccl.coordinator.places import is_loopback
 from pccl.errors import ArgumentError, PcclError
 from pccl.loop import LoopThread
 
-FRESH_S = 0.25
+FRESH_S = 0.5
 DEADLINE_S = 10.0
 REQUEST_BYTES_MAX = 8192
-VISITORS_MAX = 64
-BACKLOG = 64
+VISITORS_MAX = 32
+BACKLOG = 32
 
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),

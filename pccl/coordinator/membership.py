@@ -172,9 +172,9 @@ class Membership:
         """Whether the peer is a member or waits."""
         return peer in self.members or peer in self.waiting
 
-    def status(self, now: float) -> m.GroupStatus:
-        """What `pccl status` shows."""
-        return group_status(self, self._planning.status(), self._links, now)
+    def status(self, now: float, links: bool = True) -> m.GroupStatus:
+        """What `pccl status` shows; `links`: of each link, too."""
+        return group_status(self, self._planning.status(), self._links if links else None, now)
 
     # -- facts ------------------------------------------------------------------------------------------------
 

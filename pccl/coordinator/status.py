@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import permutations
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pccl import messages as m
-from pccl.coordinator.figures import Figures
+from pccl.coordinator.figures import Array, Figures
 from pccl.coordinator.links import Links, pair_of
-from pccl.coordinator.plan import Pair, Plan
+from pccl.coordinator.plan import Plan
 from pccl.coordinator.roster import wire_plan
 from pccl.types import LOSS_UNKNOWN
 
@@ -19,9 +22,10 @@ if TYPE_CHECKING:
     from pccl.coordinator.membership import Membership
 
 
-def group_status(group: Membership, reality: m.Reality | None, links: Links, now: float) -> m.GroupStatus:
-    """The group as it is."""
+def group_status(group: Membership, reality: m.Reality | None, links: Links | None, now: float) -> m.GroupStatus:
+    """The group as it is; without `links` nothing is said of each."""
     chosen = group.plan if group.members else None
+    shown = link_statuses(list(group.members), chosen, links, now) if chosen is not None and links is not None else ()
     return m.GroupStatus(
         group=group.group,
         state=group.state.value,
@@ -36,7 +40,7 @@ def group_status(group: Membership, reality: m.Reality | None, links: Links, now
             m.LogEntry(now - entry.time, entry.epoch, entry.peer, entry.what, entry.reason) for entry in group.log
         ),
         reality=reality if group.members else None,
-        links=tuple(link_statuses(list(group.members), chosen, links, now)) if chosen is not None else (),
+        links=tuple(shown),
         counts=tuple(sorted(group.counts.items())),
         losses=tuple(sorted(group.losses.items())),
     )
@@ -48,36 +52,22 @@ def link_statuses(members: list[bytes], plan: Plan, links: Links, now: float) ->
         return
     measured = links.measured(now)
     rtt_s, rate, loss = (
-        Figures.of(known).matrix(members).tolist()
-        for known in (measured.rtt_s, measured.bytes_per_s, measured.loss_ppm)
+        Figures.of(known).matrix(members) for known in (measured.rtt_s, measured.bytes_per_s, measured.loss_ppm)
     )
+    rtts, rates, losses = _whole(rtt_s * 1e6, 0), _whole(rate, 0), _whole(loss, LOSS_UNKNOWN)
     streams = {pair_of(plan.order[a], plan.order[b]): count for a, b, count in plan.pair_streams}
     rank_of = {peer: rank for rank, peer in enumerate(members)}
     via = {(plan.order[a], plan.order[b]): rank_of.get(plan.order[c], -1) for a, b, c in plan.detours}
-    doubtful = links.doubtful
-    for a, sender in enumerate(members):
-        for b, receiver in enumerate(members):
-            if a == b:
-                continue
-            pair = pair_of(sender, receiver)
-            yield m.LinkStatus(
-                sender=a,
-                receiver=b,
-                rtt_us=_whole(rtt_s[a][b] * 1e6),
-                bytes_per_s=_whole(rate[a][b]),
-                loss_ppm=_whole(loss[a][b], LOSS_UNKNOWN),
-                streams=streams.get(pair, plan.streams),
-                state=_state(pair, links, doubtful),
-                via=via.get((sender, receiver), -1),
-            )
+    states = {pair: "broken" if pair in links.broken else "suspected" for pair in links.doubtful}
+    for (a, sender), (b, receiver) in permutations(enumerate(members), 2):
+        pair = pair_of(sender, receiver)
+        figures = rtts[a][b], rates[a][b], losses[a][b]
+        over = via.get((sender, receiver), -1) if via else -1
+        yield m.LinkStatus(a, b, *figures, streams.get(pair, plan.streams), states.get(pair, "up"), over)
 
 
-def _state(pair: Pair, links: Links, doubtful: frozenset[Pair]) -> str:
-    if pair not in doubtful:
-        return "up"
-    return "broken" if pair in links.broken else "suspected"
-
-
-def _whole(figure: float, unknown: int = 0) -> int:
-    """A figure as the wire says it; NaN is not known."""
-    return unknown if figure != figure else min(round(figure), FIGURE_MAX)
+def _whole(figures: Array, unknown: int) -> list[list[int]]:
+    """Figures as the wire says them; NaN is not known."""
+    known = np.minimum(np.where(np.isnan(figures), unknown, figures), FIGURE_MAX)
+    whole: list[list[int]] = np.rint(known).astype(np.int64).tolist()
+    return whole
