@@ -9,16 +9,17 @@ const NEW_S = 15;
 const LOSS_UNKNOWN = 0xffffffff;
 const ALGORITHMS = ["ring", "ring", "mesh", "two-level"];
 const LEAVING = ["lost", "lease", "leave"];
-// What of the log is about who is in; the rest on request. Each word has its colour.
-const EVENTS = {
-  join: "good", reconnected: "good", restart: "warn", lost: "bad", lease: "bad", leave: "warn", gone: "warn",
-  disconnected: "warn", "dials only": "warn", "dead link": "bad", "far from the prediction": "warn", state: "bad",
-  empty: "warn", epoch: "", plan: "plan-made",
-};
+const RATES_OVER_S = 5;
+// Decisions that are always listed; the rest on request. Then, the colours of both.
+const USUAL = new Set(["join", "epoch", "lost", "lease", "leave", "gone", "empty", "disconnected", "reconnected", "restart",
+  "dials only", "dead link", "far from the prediction", "state"]);
+const COLOURS = new Map([["join", "good"], ["reconnected", "good"], ["healed", "good"], ["lost", "bad"], ["lease", "bad"],
+  ["dead link", "bad"], ["state", "bad"], ["leave", "warn"], ["gone", "warn"], ["restart", "warn"], ["suspect", "warn"],
+  ["disconnected", "warn"], ["dials only", "warn"], ["far from the prediction", "warn"], ["epoch", "made"], ["plan", "made"]]);
 
 const byId = (id) => document.getElementById(id);
 const short8 = (peer) => peer.slice(0, 8);
-const state = { status: null, heardAt: 0, group: 0, hover: "", history: new Map(), hosts: new Map() };
+const state = { status: null, heardAt: 0, group: 0, hover: "", history: new Map(), totals: new Map() };
 const charts = [
   [new Chart("bytes sent and received by ops", (value) => short(value, "B/s"), false), "bytes"],
   [new Chart("ops ended", (value) => short(value, "/s"), false), "ops"],
@@ -41,16 +42,33 @@ async function poll() {
 function take(status) {
   state.status = status;
   state.heardAt = Date.now() / 1000;
+  const peers = status.groups.flatMap((group) => group.members);
+  state.totals = new Map(peers.map((peer) => [peer.peer, grown(state.totals.get(peer.peer) || [], peer)]));
   for (const group of status.groups) {
     const seen = state.history.get(group.group) || [];
-    const sum = (name) => group.members.reduce((total, member) => total + member[name], 0);
-    seen.push({ time: state.heardAt, bytes: sum("bytes_per_s"), ops: sum("ops_per_s"), members: group.members.length });
+    const sum = (name) => group.members.reduce((total, member) => total + rate(member, name), 0);
+    seen.push({ time: state.heardAt, bytes: sum("bytes"), ops: sum("ops"), members: group.members.length });
     while (seen[0].time < state.heardAt - REMEMBERED_S) seen.shift();
     state.history.set(group.group, seen);
-    for (const peer of [...group.members, ...group.waiting]) state.hosts.set(peer.peer, `${peer.host}, pid ${peer.pid}`);
   }
   render();
   sayLive(null);
+}
+
+/** What a peer had told of itself before, and now; as old as rates look back. */
+function grown(told, peer) {
+  if (!peer.ops) return []; // it has told nothing yet, or not to a coordinator that was started anew
+  const all = [...told, { time: state.heardAt, bytes: peer.bytes, ops: peer.ops }];
+  while (all.length > 2 && all[1].time <= state.heardAt - RATES_OVER_S) all.shift();
+  return all;
+}
+
+/** Over some seconds: what an op moves is told when it has ended. At first, what the coordinator says. */
+function rate(peer, name) {
+  const told = state.totals.get(peer.peer) || [];
+  if (told.length < 3) return peer[`${name}_per_s`];
+  const [first, last] = [told[0], told[told.length - 1]];
+  return Math.max(0, last[name] - first[name]) / (last.time - first.time);
 }
 
 function sayLive(error) {
@@ -220,9 +238,9 @@ function renderMembers(group) {
     peer.host,
     peer.pid,
     peer.boundary,
-    short(peer.bytes_per_s, "B/s"),
+    short(rate(peer, "bytes"), "B/s"),
     short(peer.bytes, "B"),
-    short(peer.ops_per_s, "/s"),
+    short(rate(peer, "ops"), "/s"),
     short(peer.ops, ""),
     peer.connected ? `${age(peer.heard_s)} ago` : [`${age(peer.heard_s)} ago, disconnected`, "bad"],
     [peer.inbound ? peer.address : `${peer.address}, dials only`, ""],
@@ -276,15 +294,14 @@ function renderCharts(group) {
 
 function renderEvents(group) {
   const all = byId("all").checked;
-  const entries = [...group.log].reverse().filter((entry) => all || Object.hasOwn(EVENTS, entry.what));
+  const entries = [...group.log].reverse().filter((entry) => all || USUAL.has(entry.what));
   byId("events").replaceChildren(...entries.map((entry) => {
     const at = new Date((state.heardAt - entry.age_s) * 1000);
     const time = make("time", "", at.toLocaleTimeString("en-GB"));
     const parts = [make("span", "what", entry.what), " "];
     if (entry.peer) parts.push(make("span", "peer", short8(entry.peer)), " ");
     parts.push(make("span", "why", entry.reason));
-    const kind = Object.hasOwn(EVENTS, entry.what) ? EVENTS[entry.what] : "";
-    return make("li", kind, time, make("div", "", ...parts));
+    return make("li", COLOURS.get(entry.what) || "", time, make("div", "", ...parts));
   }));
 }
 
