@@ -94,12 +94,26 @@ class Gallery:
         return "application/json", msgspec.json.encode(m.plain(self._status))
 
 
+class House:
+    """Who is inside; nobody is let in any more once it is closed."""
+
+    def __init__(self, answer: Callable[[bytes], bytes]) -> None:
+        self.answer = answer
+        self.inside: set[Visitor] = set()
+        self.closed = False
+
+    def close(self) -> None:
+        """Turns everybody out, also who is at the door but has not been heard of yet."""
+        self.closed = True
+        for visitor in list(self.inside):
+            visitor.transport.abort()
+
+
 class Visitor(asyncio.Protocol):
     """One connection: a request, an answer, the end."""
 
-    def __init__(self, answer: Callable[[bytes], bytes], inside: set[Visitor]) -> None:
-        self._answer = answer
-        self._inside = inside
+    def __init__(self, house: House) -> None:
+        self._house = house
         self._request = b""
         self._answered = False
 
@@ -107,8 +121,10 @@ class Visitor(asyncio.Protocol):
         """Its time begins."""
         self.transport = cast(asyncio.Transport, transport)  # uvloop's are of another family
         self._end = asyncio.get_running_loop().call_later(DEADLINE_S, self.transport.abort)
-        self._inside.add(self)
-        if len(self._inside) > VISITORS_MAX:
+        self._house.inside.add(self)
+        if self._house.closed:
+            self.transport.abort()
+        elif len(self._house.inside) > VISITORS_MAX:
             self._reply(response(503, b"too many visitors, try again\n"))
 
     def data_received(self, data: bytes) -> None:
@@ -120,12 +136,12 @@ class Visitor(asyncio.Protocol):
         if len(head) > REQUEST_BYTES_MAX:
             self._reply(response(431, b"the request is too long\n"))
         elif end:
-            self._reply(self._answer(head))
+            self._reply(self._house.answer(head))
 
     def connection_lost(self, error: Exception | None) -> None:
         """Its place is free."""
         self._end.cancel()
-        self._inside.discard(self)
+        self._house.inside.discard(self)
 
     def _reply(self, answer: bytes) -> None:
         self._answered = True
@@ -143,7 +159,7 @@ class Eyes:
     def __init__(self, ask: Ask, bind: str) -> None:
         self.host, self.port = parse_bind(bind)
         self._gallery = Gallery(ask)
-        self._inside: set[Visitor] = set()
+        self._house = House(self._answer)
         near = self.host == "localhost" or is_loopback(self.host)
         self._names = ("localhost", self.host) if near else ()
         self._thread: LoopThread | None = None
@@ -182,15 +198,18 @@ class Eyes:
     def _setup(self) -> None:
         assert self._thread is not None
         loop = self._thread.loop
-        serve = loop.create_server(lambda: Visitor(self._answer, self._inside), sock=self._socket, backlog=BACKLOG)
-        self._server = loop.run_until_complete(serve)
+        serve = loop.create_server(lambda: Visitor(self._house), sock=self._socket, backlog=BACKLOG)
+        self._serving = loop.create_task(serve)
 
     def _teardown(self) -> None:
         assert self._thread is not None
-        self._server.close()
-        for visitor in list(self._inside):
-            visitor.transport.abort()
-        self._thread.loop.run_until_complete(self._server.wait_closed())
+        self._thread.loop.run_until_complete(self._end())
+
+    async def _end(self) -> None:
+        server = await self._serving
+        server.close()
+        self._house.close()
+        await server.wait_closed()
 
     def _answer(self, head: bytes) -> bytes:
         return answer(head, self._gallery, self._names)
