@@ -9,7 +9,7 @@ const NEW_S = 15;
 const LOSS_UNKNOWN = 0xffffffff;
 const ALGORITHMS = ["ring", "ring", "mesh", "two-level"];
 const LEAVING = ["lost", "lease", "leave"];
-const RATES_OVER_S = 5;
+const RATES_OVER_S = 10;
 // Decisions that are always listed; the rest on request. Then, the colours of both.
 const USUAL = new Set(["join", "epoch", "lost", "lease", "leave", "gone", "empty", "disconnected", "reconnected", "restart",
   "dials only", "dead link", "far from the prediction", "state"]);
