@@ -49,5 +49,6 @@ def shown(coordinator: Coordinator, http: str | None, say: Callable[[str], objec
     from pccl.coordinator.eyes import Eyes
 
     with Eyes(coordinator.status, http) as eyes:
-        say(f"shown at {eyes.address} (metrics at {eyes.address}metrics)")
+        whom = ", to everybody who reaches this host" if eyes.is_open else ""
+        say(f"shown at {eyes.address}{whom}; metrics at {eyes.address}metrics")
         yield

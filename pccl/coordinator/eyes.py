@@ -160,8 +160,8 @@ class Eyes:
         self.host, self.port = parse_bind(bind)
         self._gallery = Gallery(ask)
         self._house = House(self._answer)
-        near = self.host == "localhost" or is_loopback(self.host)
-        self._names = ("localhost", self.host) if near else ()
+        self.is_open = self.host != "localhost" and not is_loopback(self.host)  # to other hosts
+        self._names = () if self.is_open else ("localhost", self.host)
         self._thread: LoopThread | None = None
 
     def start(self) -> None:

@@ -189,6 +189,13 @@ def test_where_nobody_can_serve(text: str) -> None:
         eyes.parse_bind(text)
 
 
+@pytest.mark.parametrize(
+    ("bind", "is_open"), [("0", False), ("localhost:0", False), ("[::1]:0", False), ("0.0.0.0:0", True)]
+)
+def test_who_is_let_in_from_outside_is_known(bind: str, is_open: bool) -> None:
+    assert eyes.Eyes(Source(), bind).is_open == is_open
+
+
 def test_a_host_from_outside_may_use_any_name() -> None:
     gallery = eyes.Gallery(Source())
     request = b"GET / HTTP/1.1\r\nHost: run.example"
