@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from prometheus_client.parser import text_string_to_metric_families
+from unit.eyes_status import example
 
 from pccl.coordinator.eyes import Eyes
 
@@ -160,6 +162,21 @@ def test_a_browser_shows_who_was_lost_and_who_came(run: Run, tmp_path: Path) -> 
     assert f">{run.came}" in table[1] and f">{run.lost}" not in table[1]
     assert re.search(rf'class="node gone".*?>{run.lost}', dom), "the graph shows it for a while"
     assert dom.count('class="reach"') == 6, "three members, each way"
+
+
+@needs_browser
+def test_what_peers_call_themselves_is_text(tmp_path: Path) -> None:
+    """A member by the name of a tag, and a reason that is a script: both are read, neither is obeyed."""
+    status = example()
+    group = status.groups[0]
+    named = structs.replace(group.members[0], host="<img src=x onerror=document.title='obeyed'>")
+    hostile = structs.replace(status, groups=(structs.replace(group, members=(named, *group.members[1:])),))
+    with Eyes(lambda: hostile, "0") as eyes:
+        dom = browse(eyes.address, tmp_path, "--dump-dom")
+    assert "<title>pccl demo</title>" in dom
+    assert "&lt;img src=x onerror=" in dom and "<img" not in dom
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in dom and "<script>alert" not in dom
+    assert 'class="link broken"' in dom and "the mesh is faster" in dom
 
 
 @needs_browser
