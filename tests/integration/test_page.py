@@ -55,7 +55,7 @@ def test_metrics_move_with_the_run(cluster: Any) -> None:
     with Eyes(coordinator.status, "0") as eyes:
         assert metric(eyes.address, "pccl_joins_total") == []
         with cluster.connect(coordinator) as comm:
-            assert metric(eyes.address, "pccl_members") == [1]
+            wait_for(lambda: metric(eyes.address, "pccl_members") == [1])
             comm.all_reduce(np.ones(1000, np.float32))
             comm.advance()
             wait_for(lambda: metric(eyes.address, "pccl_member_ops_total") == [1])
