@@ -102,6 +102,7 @@ def test_stock_scripts_of_torch(tmp_path: Path, name: str) -> None:
 def test_short_demo(tmp_path: Path) -> None:
     options = ["--steps", "24", "--batch", "4", "--out", tmp_path]
     output = run(tmp_path, sys.executable, EXAMPLES / "demo" / "run.py", *options)
+    assert "watch the run at http://127.0.0.1:" in output
     verdict = json.loads(output.splitlines()[-1])
     assert verdict["failures"] == []
     assert verdict["steps"] == 24
