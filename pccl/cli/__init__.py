@@ -1,4 +1,4 @@
-"""The command line: ``pccl coordinator | launch | status | token | doctor | bench | simulate | weights | kv |
+"""The command line: ``pccl coordinator | launch | status | token | trace | doctor | bench | simulate | weights | kv |
 version``.
 
 Each command lives in a file of its own and is imported only when it is called, so that ``pccl --help`` is quick and a
@@ -23,6 +23,7 @@ COMMANDS = {
     "simulate": "Run many seeds of the simulator and check every promise.",
     "status": "Show who is in a run and what happened to it.",
     "token": "Let a peer into a run for a while, without the run's secret.",
+    "trace": "Merge what peers have written under PCCL_TRACE into one picture.",
     "weights": "Look into payloads of pccl.weights.",
     "version": "Show the versions of the package, the wire and the kernels.",
 }
