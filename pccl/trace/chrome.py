@@ -1,7 +1,8 @@
 """chrome.py - draws the traces of peers as one Chrome trace, the JSON that Perfetto opens. Pure.
 
 A process is a peer. Its threads are the user's, with what they waited for; *membership*, with freezes, epochs and
-links; and rows of ops: the untagged ones, those of each tag, sends, lists. Ops of a row that overlap get further rows.
+links; and rows of ops: the untagged ones, those of each tag, sends, lists; and of fetches. What overlaps in a row gets
+further rows.
 An op that several peers have called is one id on all of them, with arrows from who called it first to who did last.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 
 from pccl.trace.clocks import Clock, key_of
 from pccl.trace.files import PeerTrace
-from pccl.trace.records import Dropped, End, Epoch, Fault, Freeze, Link, Submit, Wait
+from pccl.trace.records import Dropped, End, Epoch, Fault, Fetch, Freeze, Link, Submit, Wait
 
 __all__ = ["chrome_trace"]
 
@@ -129,6 +130,11 @@ class _Drawing:
         elif isinstance(record, Link):
             what = f"link to {record.peer[:8]} {'down: ' + record.cause if record.cause else 'up'}"
             self._instants.append((self._at(record.t), what, {"peer": record.peer}))
+        elif isinstance(record, Fetch):
+            about: Json = {"peer": record.peer, "outcome": record.outcome, "bytes": record.nbytes}
+            at = self._at(record.t)
+            bar = _Bar(at - record.engine_ns, at, "fetches", f"from {record.peer[:8]}", "fetch", about)
+            self._others.append(bar)
         elif isinstance(record, Fault):
             args = {"op": self._names.get(record.token, ""), "peer": record.peer}
             self._instants.append((self._at(record.t), record.kind, args))

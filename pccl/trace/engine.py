@@ -9,7 +9,7 @@ import time
 
 from pccl import _native
 from pccl.trace.recorder import Recorder
-from pccl.trace.records import Epoch, Fault, Freeze, Link
+from pccl.trace.records import Epoch, Fault, Fetch, Freeze, Link, Record
 from pccl.types import Cause, EpochConfig, Event, EventKind, Status
 
 __all__ = ["TracedEngine"]
@@ -48,14 +48,23 @@ class TracedEngine(_native.Engine):
         )
 
     def events(self) -> list[Event]:
-        """As there; those of links, and of ops that cannot end by themselves, are recorded."""
+        """As there; those of links, of fetches, and of ops that cannot end by themselves, are recorded."""
         taken = super().events()
         for event in taken:
-            if event.kind == EventKind.LINK_UP:
-                self._recorder.put(Link(time.monotonic_ns(), event.peer.hex(), ""))
-            elif event.kind == EventKind.LINK_DOWN:
-                self._recorder.put(Link(time.monotonic_ns(), event.peer.hex(), Cause(event.cause).name.lower()))
-            elif event.kind in _FAULTS:
-                kind, peer = _FAULTS[EventKind(event.kind)], event.peer.hex() if any(event.peer) else ""
-                self._recorder.put(Fault(time.monotonic_ns(), kind, event.token, peer))
+            record = _record_of(event)
+            if record is not None:
+                self._recorder.put(record)
         return taken
+
+
+def _record_of(event: Event) -> Record | None:
+    now, peer = time.monotonic_ns(), event.peer.hex()
+    if event.kind == EventKind.LINK_UP:
+        return Link(now, peer, "")
+    if event.kind == EventKind.LINK_DOWN:
+        return Link(now, peer, Cause(event.cause).name.lower())
+    if event.kind == EventKind.FETCH:
+        return Fetch(now, peer, Status(event.status).name.lower(), event.received_bytes, event.duration_ns)
+    if event.kind in _FAULTS:
+        return Fault(now, _FAULTS[EventKind(event.kind)], event.token, peer if any(event.peer) else "")
+    return None

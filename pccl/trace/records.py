@@ -9,7 +9,21 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["VERSION", "Begin", "Dropped", "End", "Epoch", "Fault", "Freeze", "Link", "Name", "Record", "Submit", "Wait"]
+__all__ = [
+    "VERSION",
+    "Begin",
+    "Dropped",
+    "End",
+    "Epoch",
+    "Fault",
+    "Fetch",
+    "Freeze",
+    "Link",
+    "Name",
+    "Record",
+    "Submit",
+    "Wait",
+]
 
 VERSION = 1
 
@@ -103,6 +117,18 @@ class Link(_Record, frozen=True, tag="link"):
     cause: str
 
 
+class Fetch(_Record, frozen=True, tag="fetch"):
+    """Byte ranges came from a peer, or did not: part of a transfer or of shared state. `engine_ns`: how long it
+    took.
+    """
+
+    t: int
+    peer: str
+    outcome: str
+    nbytes: int
+    engine_ns: int
+
+
 class Fault(_Record, frozen=True, tag="fault"):
     """The engine reports an op: "overdue" or "mismatch". `peer`: who is waited for, or who called otherwise."""
 
@@ -119,4 +145,4 @@ class Dropped(_Record, frozen=True, tag="dropped"):
     count: int
 
 
-Record = Begin | Submit | End | Wait | Freeze | Epoch | Link | Fault | Dropped
+Record = Begin | Submit | End | Wait | Freeze | Epoch | Link | Fetch | Fault | Dropped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from pccl.cli import main
 from pccl.metrics import serve
 from pccl.trace import files
 from pccl.trace.recorder import Recorder
-from pccl.trace.records import End, Epoch, Freeze, Submit, Wait
+from pccl.trace.records import End, Epoch, Fetch, Freeze, Submit, Wait
 
 PATIENCE_S = 60
 
@@ -93,8 +94,9 @@ def test_two_peers_of_which_one_is_killed(tmp_path: Path) -> None:
     assert {wait.what for wait in of_kind(traces[1], Wait)} >= {"wait", "advance"}
 
 
-def test_what_one_process_sees(cluster: Any, tmp_path: Path) -> None:
-    """An op that fails, a list, a pair, counts of stats, and the same as metrics."""
+def test_what_one_process_sees(cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An op that fails, a list, a pair, shared state, counts of stats, the same as metrics, and fields in the log."""
+    caplog.set_level(logging.DEBUG, "pccl")
 
     def body(comm: pccl.Communicator) -> dict[str, Any]:
         comm.all_reduce([np.ones(8, np.float32), np.ones(8, np.int64)])
@@ -104,7 +106,9 @@ def test_what_one_process_sees(cluster: Any, tmp_path: Path) -> None:
             comm.recv(np.ones(4), 0)
         with pytest.raises(pccl.Timeout):
             comm.all_reduce(np.ones(8), tag=comm.rank, timeout=0.2)
-        comm.sync_state({"step": 1})
+        comm.sync_state(
+            {"step": 1, "weights": np.full(1 << 16, comm.rank)}, strategy="receive" if comm.rank else "send"
+        )
         comm.barrier()
         with serve(comm, 0) as server, urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
             page = answer.read().decode()
@@ -118,6 +122,7 @@ def test_what_one_process_sees(cluster: Any, tmp_path: Path) -> None:
         assert ops["all_reduce", "ok"] >= 2 and ops["all_reduce", "etimeout"] == 1
         waits = {wait["what"]: wait for wait in of_peer["waits"]}
         assert waits["sync_state"]["count"] == 1 and waits["wait"]["seconds"] >= 0.15
+    fetched_bytes: dict[str, int] = {}
     for trace in files.read(files.find([tmp_path])):
         assert {submit.row for submit in of_kind(trace, Submit)} >= {"ops", "lists", "send, recv"}
         (failed,) = [end for end in of_kind(trace, End) if end.outcome != "ok"]
@@ -126,7 +131,13 @@ def test_what_one_process_sees(cluster: Any, tmp_path: Path) -> None:
         assert sorted(tokens) == sorted(end.token for end in of_kind(trace, End)), "each op has ended, once"
         well = [end for end in of_kind(trace, End) if end.outcome == "ok"]
         assert {end.world_size for end in well} == {2} and max(end.engine_ns for end in well) > 0
+        fetched = sum(fetch.nbytes for fetch in of_kind(trace, Fetch) if fetch.outcome == "ok")
+        fetched_bytes[trace.begin.peer] = fetched
         assert "sync_state" in {wait.what for wait in of_kind(trace, Wait)}
+    assert max(fetched_bytes.values()) >= 8 << 16, "one of the two had other weights"
+    failed_here = [record for record in caplog.records if "an op failed" in record.getMessage()]
+    assert {record.peer for record in failed_here} == {peer[:8] for peer in fetched_bytes}  # type: ignore[attr-defined]
+    assert all(record.epoch >= 1 and record.op.startswith("all_reduce sum") for record in failed_here)  # type: ignore[attr-defined]
 
 
 def test_without_a_trace_nothing_of_it_runs(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from pccl.trace.records import (
     End,
     Epoch,
     Fault,
+    Fetch,
     Freeze,
     Link,
     Record,
@@ -277,6 +278,7 @@ def test_waits_membership_and_ops_that_never_ended() -> None:
         Epoch(9 * MS, 2, 1, 0, (A,), committed=1),
         Fault(9 * MS, "overdue", 1, B),
         Wait(2 * MS, 10 * MS, "wait", 1, "MainThread (1)"),
+        Fetch(10 * MS, B, "egone", 17, 4 * MS),
         Dropped(11 * MS, 3),
     ]
     picture = chrome.chrome_trace([trace], clocks.align([trace]))
@@ -284,6 +286,8 @@ def test_waits_membership_and_ops_that_never_ended() -> None:
     assert (freeze["ts"], freeze["dur"]) == (3000.0, 6000.0) and freeze["args"]["committed"] == 1
     (wait,) = events_of(picture, ph="X", cat="wait")
     assert wait["dur"] == 8000.0 and wait["args"]["op"].endswith("0.0.0")
+    (fetch,) = events_of(picture, ph="X", cat="fetch")
+    assert (fetch["ts"], fetch["dur"], fetch["args"]["bytes"]) == (6000.0, 4000.0, 17)
     (never,) = events_of(picture, ph="X", cat="op")
     assert never["args"]["outcome"].startswith("in flight") and never["ts"] + never["dur"] == 11000.0
     said = [event["name"] for event in events_of(picture, ph="i")]
