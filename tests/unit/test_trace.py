@@ -33,7 +33,7 @@ from pccl.trace.records import (
 
 MS = 10**6
 S = 10**9
-A, B, C = (f"{number:032x}" for number in (0xA, 0xB, 0xC))
+A, B, C = (digit * 32 for digit in "abc")
 
 
 def begin(peer: str, wall_ns: int = 0, t: int = 0, part: int = 0) -> Begin:
