@@ -63,6 +63,9 @@ class _Owner:
         """Refused."""
         return False
 
+    def waited(self, token: int, begin_ns: int) -> None:
+        """Not counted: the receives that are posted for it are."""
+
 
 class Anysource:
     """The receives of one group that name no sender, and those that are posted for them."""
