@@ -64,7 +64,8 @@ class _Owner:
         return False
 
     def waited(self, token: int, begin_ns: int) -> None:
-        """Not counted: the receives that are posted for it are."""
+        """Counted as a wait for an op: no thread waits for the receives that are posted for it."""
+        self._member.comm._runtime.waited(token, begin_ns)
 
 
 class Anysource:
