@@ -40,10 +40,10 @@ class Told:
 class _Process:
     """A peer's process and its present job."""
 
-    def __init__(self) -> None:
+    def __init__(self, python: Sequence[str]) -> None:
         environ = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._popen = subprocess.Popen(
-            [sys.executable, str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environ
+            [*python, str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environ
         )
         self._rest = b""
         self.told: Told | None = None
@@ -96,9 +96,10 @@ class _Process:
 
 
 class Crew:
-    """Peers that outlive runs; a context manager."""
+    """Peers that outlive runs; a context manager. `python`: what runs their script."""
 
-    def __init__(self) -> None:
+    def __init__(self, python: Sequence[str] = (sys.executable,)) -> None:
+        self._python = python
         self._processes: list[_Process] = []
 
     def __enter__(self) -> Crew:
@@ -141,7 +142,7 @@ class Crew:
 
     def _process(self, place: int) -> _Process:
         while len(self._processes) <= place:
-            self._processes.append(_Process())
+            self._processes.append(_Process(self._python))
         return self._processes[place]
 
     def _until(self, done: Callable[[], bool]) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import forks
 import pytest
 
 import pccl
@@ -93,3 +94,10 @@ def cluster() -> Iterator[Cluster]:
     made = Cluster()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[str]:
+    """Stands before a program that imports torch, `python FORKED PROGRAM`, and makes that cheap: see forks.py."""
+    with forks.server():
+        yield forks.FORKED

@@ -52,11 +52,13 @@ def test_there_are_blocks_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("block", named([block for block in PYTHON if not block.title]))
-def test_a_block_of_python_runs(block: Block, tmp_path: Path) -> None:
+def test_a_block_of_python_runs(block: Block, tmp_path: Path, forked: str) -> None:
     files_of(block.page, tmp_path)
     (tmp_path / "block.py").write_text(block.program())
+    trains = re.search(r"^import torch|\bpccl\.optim\b", block.program(), re.MULTILINE)
     peers = block.said.get("launch")
-    run(["pccl", "launch", "-n", peers, "block.py"] if peers else ["python", "block.py"], tmp_path)
+    python = ["pccl", "launch", "-n", peers] if peers else ["python"]
+    run([*python, *([forked] if trains else []), "block.py"], tmp_path)
 
 
 @pytest.mark.parametrize("block", named([block for block in SHELL if "run" in block.said]))

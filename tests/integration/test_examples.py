@@ -68,24 +68,24 @@ def test_diloco_survives_a_kill(tmp_path: Path) -> None:
     assert "2 peers, |change|" in output
 
 
-def test_streaming_ends_with_one_theta(tmp_path: Path) -> None:
+def test_streaming_ends_with_one_theta(forked: str, tmp_path: Path) -> None:
     options = ["--steps", "24", "--every", "8", "--overlap", "2"]
-    output = launch(tmp_path, "-n", "2", EXAMPLES / "04_streaming.py", *options)
+    output = launch(tmp_path, "-n", "2", forked, EXAMPLES / "04_streaming.py", *options)
     last = finals(output)
     assert len(last) == 2, output
     assert last[0] == last[1]
 
 
-def test_noloco_ends_in_a_consensus(tmp_path: Path) -> None:
-    output = launch(tmp_path, "-n", "2", EXAMPLES / "05_noloco.py", "--steps", "20", "--every", "5")
+def test_noloco_ends_in_a_consensus(forked: str, tmp_path: Path) -> None:
+    output = launch(tmp_path, "-n", "2", forked, EXAMPLES / "05_noloco.py", "--steps", "20", "--every", "5")
     last = finals(output)
     assert len(last) == 2, output
     assert last[0].split(" and ")[1] == last[1].split(" and ")[1]
 
 
 @pytest.mark.parametrize("example", ["10_lightning.py", "11_accelerate.py"])
-def test_frameworks_keep_their_loop(tmp_path: Path, example: str) -> None:
-    output = launch(tmp_path, "-n", "2", EXAMPLES / example, "--steps", "20", "--every", "5")
+def test_frameworks_keep_their_loop(forked: str, tmp_path: Path, example: str) -> None:
+    output = launch(tmp_path, "-n", "2", forked, EXAMPLES / example, "--steps", "20", "--every", "5")
     last = finals(output)
     assert len(last) == 2, output
     assert last[0] == last[1] and "4 rounds" in last[0]

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    with Crew() as crew:
+def bench(forked: str) -> Iterator[Bench]:
+    with Crew((sys.executable, forked)) as crew:
         yield Bench(crew, watch_every=200)
 
 

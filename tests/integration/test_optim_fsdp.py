@@ -15,7 +15,7 @@ from integration.fsdp_replica import EVERY, SHARDS, STEPS, build, train
 from pccl.coordinator.server import Coordinator
 from pccl.optim import DiLoCo, LocalComm, Nesterov
 
-TESTS = Path(__file__).resolve().parents[1]
+REPLICA = str(Path(__file__).with_name("fsdp_replica.py"))
 PATIENCE_S = 120
 
 
@@ -38,19 +38,12 @@ def whole_replicas() -> list[torch.Tensor]:
         return comms.run(replica)
 
 
-def test_sharded_replicas_train_as_whole_ones_and_shards_decide_alike() -> None:
+def test_sharded_replicas_train_as_whole_ones_and_shards_decide_alike(forked: str) -> None:
     with Coordinator(form_peers=2) as coordinator:
         ports = [free_port() for _ in range(2)]
         processes = {
             (replica, shard): subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "integration.fsdp_replica",
-                    coordinator.address,
-                    *map(str, (ports[replica], replica, shard)),
-                ],
-                cwd=TESTS,
+                [sys.executable, forked, REPLICA, coordinator.address, *map(str, (ports[replica], replica, shard))],
                 stdout=subprocess.PIPE,
                 text=True,
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -38,7 +39,8 @@ from torch import nn
 from pccl.coordinator.server import Coordinator
 from pccl.optim import DiLoCo, LocalComm, Nesterov
 
-TESTS = Path(__file__).resolve().parents[1]
+TESTS = str(Path(__file__).resolve().parents[1])
+SCRIPT = str(Path(__file__).with_name("trainer_peer.py"))
 SKIPPED, NEVER = 5, STEPS + 1  # with GradScaler in both cases
 ROUNDS = 4 + 3  # sent after steps 4, 8, 12, 16 and 6, 10, 14
 GATE = 9
@@ -47,10 +49,10 @@ GATE = 9
 class Peer:
     """A process that does jobs."""
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "integration.trainer_peer"]
+    def __init__(self, forked: str) -> None:
+        command, environ = [sys.executable, forked, SCRIPT], {**os.environ, "PYTHONPATH": TESTS}
         self._busy = False
-        self._popen = subprocess.Popen(command, cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._popen = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def say(self, line: str) -> None:
         assert self._popen.stdin is not None
@@ -82,13 +84,13 @@ class Peer:
 
 
 @pytest.fixture(scope="module")
-def peers() -> Iterator[Callable[[int], list[Peer]]]:
+def peers(forked: str) -> Iterator[Callable[[int], list[Peer]]]:
     """As many as are asked for; they serve all tests, but for those that a failed test has left."""
     made: list[Peer] = []
 
     def of(number: int) -> list[Peer]:
         free = [peer for peer in made if peer.is_free()]
-        fresh = [Peer() for _ in range(number - len(free))]
+        fresh = [Peer(forked) for _ in range(number - len(free))]
         made.extend(fresh)
         return [*free, *fresh][:number]
 

@@ -1,6 +1,6 @@
 """A peer whose training loop is a trainer's: its double (trainer_double.py), or transformers.Trainer itself.
 
-    python -m integration.trainer_peer
+    PYTHONPATH=tests python tests/integration/trainer_peer.py
 
 Every line of standard input is a Job in JSON. It tells {"gate": step} and waits for a line after the step `gate`, then
 what came of the job (Outcome).

@@ -1,0 +1,149 @@
+"""Programs that import torch, without waiting for it each time: a process that has imported it forks for each of them.
+
+`python tests/forks.py PROGRAM ...` is `python PROGRAM ...`, made by the server whose socket is in FORKS_AT: same
+directory, environment, standard streams and exit code; who kills it kills the program. Only torch is there already, and
+what its optimizers import when they are first used; pccl is not. So whatever starts Python as `python FILE` (`pccl
+launch`, a test) runs unchanged, and the processor has some seconds less to do for each process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FORKS_AT = "FORKS_AT"
+FORKED = str(Path(__file__).resolve())
+REQUEST_BYTES_MAX = 1 << 20
+
+
+@contextlib.contextmanager
+def server() -> Iterator[None]:
+    """The server; processes that are started meanwhile find it."""
+    with tempfile.TemporaryDirectory(prefix="pccl-forks-") as folder:
+        path = str(Path(folder) / "socket")
+        environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-u", FORKED, "--serve", path]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n", "the server ended before it served"
+            os.environ[FORKS_AT] = path
+            yield
+            del os.environ[FORKS_AT]
+            process.communicate()  # its standard input ends, and so does it
+
+
+# -- the program's place -----------------------------------------------------------------------------------------------
+
+
+def ask(words: list[str]) -> int:
+    """Has a program run; its exit code."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(os.environ[FORKS_AT])
+        request = json.dumps({"argv": words, "cwd": os.getcwd(), "environ": dict(os.environ)}).encode()
+        socket.send_fds(server, [len(request).to_bytes(4, "little")], [0, 1, 2])
+        server.sendall(request)
+        answer = server.recv(4)
+        return int.from_bytes(answer, "little", signed=True) if answer else 1
+
+
+# -- the server --------------------------------------------------------------------------------------------------------
+
+
+def serve(path: str) -> dict[str, Any] | None:
+    """Forks for every request until standard input ends: then None. In the child the request, as it is to be run."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(64)
+    print("ready", flush=True)
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(0, selectors.EVENT_READ, None)
+        waiting.register(listener, selectors.EVENT_READ, None)
+        while True:
+            for key, _ in waiting.select():
+                if key.fileobj == 0:
+                    return None
+                if key.data is not None:
+                    _end(waiting, *key.data)
+                    break  # what else was ready may be of the same child
+                client, _ = listener.accept()
+                with client:
+                    request, fds = _received(client)
+                    pid = os.fork()
+                    if pid == 0:
+                        listener.close()
+                        return {**request, "fds": fds}
+                    for fd in fds:
+                        os.close(fd)
+                    _watch(waiting, pid, client.detach())
+
+
+def _received(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    size, fds, _, _ = socket.recv_fds(client, 4, 3)
+    wanted, data = int.from_bytes(size, "little"), b""
+    assert wanted <= REQUEST_BYTES_MAX
+    while len(data) < wanted:
+        data += client.recv(wanted - len(data))
+    return json.loads(data), list(fds)
+
+
+def _watch(waiting: selectors.BaseSelector, pid: int, client: int) -> None:
+    """A child that has ended, and a client that is gone, are both heard of."""
+    ended = os.pidfd_open(pid)
+    for fd in (ended, client):
+        waiting.register(fd, selectors.EVENT_READ, (pid, ended, client))
+
+
+def _end(waiting: selectors.BaseSelector, pid: int, ended: int, client: int) -> None:
+    """The child goes with its client."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(ended, signal.SIGKILL)  # nothing to one that has ended
+    _, status = os.waitpid(pid, 0)
+    for fd in (ended, client):
+        waiting.unregister(fd)
+    os.close(ended)
+    with socket.socket(fileno=client) as connection, contextlib.suppress(OSError):
+        connection.sendall(os.waitstatus_to_exitcode(status).to_bytes(4, "little", signed=True))
+
+
+def become(request: dict[str, Any]) -> None:
+    """The program, in the child."""
+    for number, fd in enumerate(request["fds"]):
+        os.dup2(fd, number)
+        os.close(fd)
+    os.environ.clear()
+    os.environ.update(request["environ"])
+    os.chdir(request["cwd"])
+    program = request["argv"][0]
+    sys.argv[:] = request["argv"]
+    added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:1] = [str(Path(program).resolve().parent), *(path for path in added if path)]
+    module = types.ModuleType("__main__")
+    module.__file__ = program
+    sys.modules["__main__"] = module
+    exec(compile(Path(program).read_bytes(), program, "exec"), module.__dict__)
+
+
+def main() -> None:
+    """See above."""
+    if sys.argv[1] != "--serve":
+        sys.exit(ask(sys.argv[1:]))
+    import torch._dynamo  # noqa: F401 - with all of torch: optimizers import it in their first step
+
+    request = serve(sys.argv[2])
+    if request is not None:
+        become(request)
+
+
+if __name__ == "__main__":
+    main()
