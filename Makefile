@@ -26,7 +26,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-LANES := c chaos units wan processes training
+LANES := c chaos processes units wan training
 
 .PHONY: help venv test test-py $(LANES:%=test-%) $(LANES:%=lane-%) $(VARIANTS:%=c-%) demo bench docs sim fuzz soak lint dist clean
 .DELETE_ON_ERROR:
@@ -70,9 +70,10 @@ $(VENV)/.installed: $(VENV)/.base $(SOURCES)
 
 # -- tests -------------------------------------------------------------------------------------------------------
 
-# Two lanes at a time, in this order, so that no processor is idle and the long ones do not come last: the C tests need no
-# environment and run while pip makes it; three minutes of chaos, and links of emulated WANs, wait for the network a good
-# part of the time. What a lane says is in build/test/LANE.log, and is shown when it has ended; all go on when one fails.
+# Two lanes at a time, in this order, so that no processor is idle: the C tests need no environment and run while pip makes
+# it; chaos, processes and emulated WANs wait for the network a good part of the time, and the longest of them begins
+# early; the last is one that keeps all processors busy also when it is alone. What a lane says is in build/test/LANE.log,
+# and is shown when it has ended; all go on when one fails.
 test:
 	@rm -rf build/test && mkdir -p build/test
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going $(LANES:%=lane-%); status=$$?; \
