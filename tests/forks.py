@@ -47,7 +47,7 @@ def server() -> Iterator[None]:
 
 
 def ask(words: list[str]) -> int:
-    """Has a program run; its exit code."""
+    """Has a program run; its exit code, negative for a signal that killed it."""
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(os.environ[FORKS_AT])
         request = json.dumps({"argv": words, "cwd": os.getcwd(), "environ": dict(os.environ)}).encode()
@@ -137,7 +137,10 @@ def become(request: dict[str, Any]) -> None:
 def main() -> None:
     """See above."""
     if sys.argv[1] != "--serve":
-        sys.exit(ask(sys.argv[1:]))
+        code = ask(sys.argv[1:])
+        if code == -signal.SIGKILL:  # the same end
+            os.kill(os.getpid(), signal.SIGKILL)
+        sys.exit(code)
     import torch._dynamo  # noqa: F401 - with all of torch: optimizers import it in their first step
 
     request = serve(sys.argv[2])

@@ -1,6 +1,6 @@
 """One process of a replica that is sharded over two by FSDP2 on the CPU; its peer is the same shard of the other one.
 
-    python fsdp_replica.py COORDINATOR GLOO_PORT REPLICA SHARD
+    python tests/integration/fsdp_replica.py COORDINATOR GLOO_PORT REPLICA SHARD
 
 In the first round the collective of shard 1 fails on both replicas, of shard 0 on none. After the training shard 0 of
 replica 1 alone goes wrong: a NaN before one round more. Prints, as JSON, what every process has seen of all that.

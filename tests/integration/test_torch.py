@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-TESTS = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
 PATIENCE_S = 150
 RANKS = 4
 
@@ -26,15 +26,14 @@ def free_port() -> int:
 
 
 def run_ranks(
-    module: str, folder: Path, size: int, *arguments: str, killed: tuple[int, ...] = ()
+    forked: str, script: str, folder: Path, size: int, *arguments: str, killed: tuple[int, ...] = ()
 ) -> list[dict[str, Any]]:
     """What so many processes print, as JSON; each must end well, but for those that kill themselves."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PCCL_")}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", module, str(folder), str(rank), str(size), *arguments],
-            cwd=TESTS,
-            env=environment | {"OMP_NUM_THREADS": "1"},
+            [sys.executable, forked, str(HERE / script), str(folder), str(rank), str(size), *arguments],
+            env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -57,9 +56,9 @@ def run_ranks(
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def found(forked: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What all ranks have seen; they are started once, since importing torch takes longer than all they do."""
-    return run_ranks("integration.torch_peer", tmp_path_factory.mktemp("torch"), RANKS)
+    return run_ranks(forked, "torch_peer.py", tmp_path_factory.mktemp("torch"), RANKS)
 
 
 def test_collectives_give_what_gloo_gives(found: list[dict[str, Any]]) -> None:
@@ -85,10 +84,10 @@ def test_hooks_train_almost_as_well(found: list[dict[str, Any]], hook: str, near
 
 
 @pytest.fixture(scope="module")
-def faults(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def faults(forked: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What ranks 0 and 1 of three have seen; rank 2 is killed in the end."""
     folder = tmp_path_factory.mktemp("faults")
-    return run_ranks("integration.torch_faults", folder, 3, str(free_port()), killed=(2,))
+    return run_ranks(forked, "torch_faults.py", folder, 3, str(free_port()), killed=(2,))
 
 
 WRONG = {

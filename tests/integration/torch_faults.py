@@ -1,6 +1,6 @@
 """One of three ranks to which things happen; started by test_torch.py. Rank 2 is killed in the end.
 
-    python -m integration.torch_faults FOLDER RANK SIZE PORT
+    PYTHONPATH=tests python tests/integration/torch_faults.py FOLDER RANK SIZE PORT
 
 Prints, as JSON, what it has seen.
 """

@@ -1,6 +1,6 @@
 """One of several ranks that run the same on gloo and on pccl, and compare; started by test_torch.py.
 
-    python -m integration.torch_peer FOLDER RANK SIZE
+    PYTHONPATH=tests python tests/integration/torch_peer.py FOLDER RANK SIZE
 
 Prints, as JSON, what differs: nothing, if all is well.
 """
