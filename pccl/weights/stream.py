@@ -209,7 +209,7 @@ class StreamIn:
         self._transfers = transfers
         self._key = key_of("weights", name)
         self._generation = generation
-        self._slots = slots
+        self._slots = max(slots, SPECIAL)  # no region has fewer, whatever its source says
         self._sources = list(sources)
         self._helpers = helpers
         self._asking: list[bytes] = []
@@ -224,7 +224,7 @@ class StreamIn:
         self._ahead: dict[int, int] = {}  # first byte and byte after the last of slots that something before lacks
         self._ended = False
         self.name = name
-        self.memory = lazy_memory(payload_bytes_max(slots))
+        self.memory = lazy_memory(payload_bytes_max(self._slots))
         self.contiguous = 0
         self.total: int | None = None
         self.received_bytes = 0

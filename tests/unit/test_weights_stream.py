@@ -211,3 +211,14 @@ def test_a_slot_that_says_more_than_fits_is_damage() -> None:
     far = slots_of(bytes(start_of(80)))
     one.reads.take(RELAY, END).answer(far[END])
     assert one.stream.damaged == 1 and one.stream.total is None and room(END) == 8
+
+
+def test_a_source_that_says_too_few_slots_is_no_more_than_a_source_that_fails() -> None:
+    reads = Reads()
+    failed: list[str] = []
+    StreamIn(
+        reads, "s", 1, 0, [RELAY],  # type: ignore[arg-type]
+        on_grown=lambda stream: None, on_slot=lambda *_: None, on_failed=lambda stream, why: failed.append(why),
+    )  # fmt: skip
+    reads.take(RELAY).done(Status.EGONE)
+    assert failed == ["EGONE"]
