@@ -22,7 +22,7 @@ VARIANTS ?= release asan tsan
 
 SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \
 	$(wildcard bindings/*.py csrc/*.[ch] csrc/include/*.h transports/*.[ch]) \
-	$(shell find pccl -name '*.py' 2>/dev/null)
+	$(shell find pccl -name '*.py' 2>/dev/null) $(wildcard pccl/coordinator/page/*)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -31,7 +31,7 @@ struct command {
         pccl_peer_id peer;
         uint32_t number;           /* boundary or change */
     } u;
-    /* SUBMIT: origin ids; FETCH: runs; PREPARE: members; CONFIGURE: members, then verdicts */
+    /* SUBMIT: origin ids; FETCH: runs, then seeds; PREPARE: members; CONFIGURE: members, then verdicts */
     uint64_t tail[];
 };
 
@@ -148,7 +148,7 @@ static void carry_out(pccl_engine *e, struct command *c)
     case COMMAND_OFFER: region_offer(e, &c->u.offer.region, c->u.offer.whole); break;
     case COMMAND_EXTEND: region_extend(e, c->u.region.key, c->u.region.generation, c->u.region.part); break;
     case COMMAND_WITHDRAW: region_withdraw(e, c->u.region.key, c->u.region.generation); break;
-    case COMMAND_FETCH: fetch_begin(e, &c->u.fetch, (const pccl_fetch_run *)c->tail); break;
+    case COMMAND_FETCH: fetch_begin(e, &c->u.fetch); break;
     case COMMAND_CANCEL_FETCH: fetch_cancel(e, c->u.token); break;
     case COMMAND_LIMIT: serve_limit(e, c->u.limit.priority, c->u.limit.bytes_per_s); break;
     case COMMAND_ACQUAINT: epoch_acquaint(e, &c->u.acquaint.member, c->u.acquaint.streams); break;
@@ -482,6 +482,27 @@ static pccl_err check_runs(const pccl_fetch_request *r)
     return PCCL_OK;
 }
 
+static pccl_err check_parts(const pccl_fetch_request *r)
+{
+    uint64_t parts = 0;
+    int whole = 1;
+    if (!r->part_count && !r->bare)
+        return PCCL_OK;
+    if (!r->part_bytes || r->part_bytes % 8 || r->part_bytes > DIGEST_STRETCH_BYTES || !r->seeds || !r->digests) {
+        err_set("parts of a fetch have a multiple of 8 bytes, 16 MiB at most, and seeds and digests");
+        return PCCL_EINVAL;
+    }
+    for (uint32_t i = 0; i < r->run_count; i++) {
+        whole &= r->runs[i].bytes % r->part_bytes == 0;
+        parts += r->runs[i].bytes / r->part_bytes;
+    }
+    if (whole && r->part_count == parts && parts <= WIRE_FETCH_RUNS_MAX)
+        return PCCL_OK;
+    err_set("the runs of a fetch are not its %u parts of %llu bytes, of which there are %d at most", r->part_count,
+            (unsigned long long)r->part_bytes, WIRE_FETCH_RUNS_MAX);
+    return PCCL_EINVAL;
+}
+
 static pccl_err check_fetch(const pccl_engine *e, const pccl_fetch_request *r)
 {
     if (r->size != sizeof *r)
@@ -500,14 +521,17 @@ static pccl_err check_fetch(const pccl_engine *e, const pccl_fetch_request *r)
 pccl_err pccl_engine_fetch(pccl_engine *engine, const pccl_fetch_request *request)
 {
     pccl_err err = check_fetch(engine, request);
+    if (err == PCCL_OK)
+        err = check_parts(request);
     if (err != PCCL_OK)
         return err;
-    size_t tail = request->run_count * sizeof *request->runs;
-    struct command *c = command_new(COMMAND_FETCH, tail);
+    size_t runs = request->run_count * sizeof *request->runs, seeds = request->part_count * sizeof *request->seeds;
+    struct command *c = command_new(COMMAND_FETCH, runs + seeds);
     if (c) {
         c->u.fetch = *request;
-        c->u.fetch.runs = NULL;
-        memcpy(c->tail, request->runs, tail);
+        c->u.fetch.bare = request->bare != 0;
+        c->u.fetch.runs = memcpy(c->tail, request->runs, runs);
+        c->u.fetch.seeds = seeds ? memcpy(c->tail + runs / 8, request->seeds, seeds) : NULL;
     }
     return command_push(engine, c);
 }

@@ -51,7 +51,7 @@ static int begin_frame(struct conn *c)
     c->owner = NULL;
     c->parked = NULL;
     c->wanted = c->counts = 1;
-    c->frame.summed = (uint8_t)conn_sums(c);
+    c->frame.summed = (uint8_t)(wire_sums(&c->frame) && conn_sums(c));
     if (link_on_header(c->link, c) != PCCL_OK) {
         corrupt(c);
         return 0;

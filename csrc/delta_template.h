@@ -30,6 +30,11 @@ ISA_TARGET static uint64_t digest(const struct delta_span *span)
     return digest_bytes(span->at, (size_t)span->count << span->shift, 0);
 }
 
+ISA_TARGET static uint64_t digest_from(const uint8_t *at, size_t bytes, uint64_t first)
+{
+    return digest_bytes(at, bytes, first);
+}
+
 /* -- what changed -------------------------------------------------------------------------------------------------- */
 
 ISA_INLINE uint32_t take(const uint8_t *old, const uint8_t *new, unsigned shift, uint32_t i, struct delta_changes *found, uint32_t n)
@@ -272,6 +277,7 @@ ISA_TARGET static int place(const struct delta_span *old, const struct delta_cla
 
 delta_kernels ISA_KERNELS = {
     .digest = digest,
+    .digest_from = digest_from,
     .scan = scan,
     .patched = patched,
     .rank = rank,

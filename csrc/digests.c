@@ -1,11 +1,14 @@
 /* digests.c - digests of many pieces of memory in one call, each bound to a seed: what a receiver of cache blocks verifies.
  *
- * A piece is taken in stretches of DIGEST_BYTES: h begins as the seed, and becomes mix(h xor digest of the stretch) for each of them, where
- * that digest is the one of csrc/delta.h. It finds damage, not forgery. */
+ * A piece is taken in stretches of 16 MiB: h begins as the seed, and becomes mix(h xor digest of the stretch) for each of them, where
+ * that digest is the one of csrc/delta.h, a sum over words: of a piece of one stretch it can be taken while the bytes come, while the cache
+ * has them. It finds damage, not forgery. */
+#include "digests.h"
+
 #include "delta_block.h"
 #include "delta_isa.h"
 
-enum { DIGEST_BYTES = DELTA_ELEMENTS_MAX };
+_Static_assert((int)DIGEST_STRETCH_BYTES <= (int)DELTA_ELEMENTS_MAX, "a stretch is a block");
 
 static uint64_t mix(uint64_t x)
 {
@@ -17,12 +20,21 @@ static uint64_t mix(uint64_t x)
 static uint64_t digest_of(delta_kernels *k, const uint8_t *at, uint64_t bytes, uint64_t seed)
 {
     uint64_t h = mix(seed ^ bytes);
-    for (uint64_t done = 0; done < bytes; done += DIGEST_BYTES) {
+    for (uint64_t done = 0; done < bytes; done += DIGEST_STRETCH_BYTES) {
         uint64_t left = bytes - done;
-        struct delta_span span = {at + done, left < DIGEST_BYTES ? (uint32_t)left : DIGEST_BYTES, 0};
-        h = mix(h ^ k->digest(&span));
+        h = mix(h ^ k->digest_from(at + done, left < DIGEST_STRETCH_BYTES ? (size_t)left : DIGEST_STRETCH_BYTES, 0));
     }
     return h;
+}
+
+uint64_t digest_add(const uint8_t *at, size_t bytes, uint64_t from)
+{
+    return delta_kernels_of(NULL)->digest_from(at, bytes, from / 8);
+}
+
+uint64_t digest_end(uint64_t sum, uint64_t bytes, uint64_t seed)
+{
+    return mix(mix(seed ^ bytes) ^ sum);
 }
 
 void pccl_digest_pieces(const void *data, const uint64_t *offsets, uint64_t bytes, const uint64_t *seeds, uint32_t count, uint64_t *digests)

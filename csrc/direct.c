@@ -58,20 +58,34 @@ static int receives_row(const struct op *op, uint32_t from)
     return !is_root(op, op->rank) && op->rank == (from + 1) % op->n;
 }
 
-/* Which row of `in` is meant for this rank? -1: the caller named no row for it. */
-static int64_t row_for(const struct op *op, uint32_t to)
+/* Which row the caller has named this rank's? -1: none. */
+static int64_t row_named(const struct op *op, uint32_t rank)
 {
-    if (op->request.kind != PCCL_ALL_TO_ALL)
-        return 0;
     for (uint32_t i = 0; i < op->request.origin_count; i++)
-        if (peer_id_compare(&op->origin[i], id_of(op, to)) == 0)
+        if (peer_id_compare(&op->origin[i], id_of(op, rank)) == 0)
             return i;
     return -1;
 }
 
+/* Has the caller named rows, but none for this rank? Ranks are those of the op's epoch, the names are older. */
+static int is_unnamed(const struct op *op, uint32_t rank)
+{
+    return in_exchange(op) && op->request.origin_count && row_named(op, rank) < 0;
+}
+
+/* Which row of `in` is meant for this rank? -1: the caller named no row for it. */
+static int64_t row_for(const struct op *op, uint32_t to)
+{
+    return op->request.kind == PCCL_ALL_TO_ALL ? row_named(op, to) : 0;
+}
+
+/* The rows of an all-gather may be named, those of an all-to-all's result are by rank. */
 static uint8_t *out_row(const struct op *op, uint32_t from)
 {
-    return (uint8_t *)op->request.out + (in_exchange(op) ? from * row_bytes(op) : 0);
+    int64_t row = from;
+    if (op->request.kind == PCCL_ALL_GATHER && op->request.origin_count)
+        row = row_named(op, from);
+    return (uint8_t *)op->request.out + (in_exchange(op) ? (uint64_t)row * row_bytes(op) : 0);
 }
 
 static void push(struct op *op, uint32_t to, const uint8_t *row, uint64_t offset, uint32_t bytes, const uint32_t *crc)
@@ -113,7 +127,7 @@ static pccl_err start_with_peer(struct op *op, uint32_t peer)
     struct flow *f = &op->flows[peer];
     int forwards = is_chain(op) && peer == (op->rank + 1) % op->n && !is_root(op, peer);
     int64_t row = sends_row(op, op->rank, peer) ? row_for(op, peer) : -1;
-    if (row < 0 && sends_row(op, op->rank, peer))
+    if ((row < 0 && sends_row(op, op->rank, peer)) || is_unnamed(op, peer))
         return PCCL_EPEER;
     if (receives_row(op, peer)) {
         op->u.direct.left += row_segments(op);
@@ -132,6 +146,8 @@ static pccl_err start_with_peer(struct op *op, uint32_t peer)
 
 static pccl_err start(struct op *op)
 {
+    if (is_unnamed(op, op->rank))
+        return PCCL_EPEER;
     copy_own(op);
     if (arrivals_prepare(op, op->n, row_segments(op)) != PCCL_OK)
         return PCCL_ENOMEM;

@@ -112,14 +112,16 @@ static void translate(const uint8_t *restrict from, uint8_t *restrict to, uint32
         to[i] = from[i] == is ? becomes : to[i];
 }
 
-/* Eight codes, one per byte, into the low 8 * width bits; and back. */
+/* Eight codes, one per byte, into the low 8 * width bits; and back. Neighbours, then pairs, then fours are brought together: what
+ * moves is taken out first, for it may land on where it was. */
 static uint64_t pack_eight(uint64_t codes, unsigned width)
 {
     unsigned gap = 8 - width;
-    uint64_t pair = (1ull << 2 * width) - 1, four = (1ull << 4 * width) - 1;
-    codes = (codes | codes >> gap) & pair * 0x0001000100010001ull;
-    codes = (codes | codes >> 2 * gap) & four * 0x0000000100000001ull;
-    return (codes & four) | codes >> 32 << 4 * width;
+    uint64_t low = codes & 0x00ff00ff00ff00ffull;
+    codes = low | (codes ^ low) >> gap;
+    low = codes & 0x0000ffff0000ffffull;
+    codes = low | (codes ^ low) >> 2 * gap;
+    return (codes & 0xffffffffull) | codes >> 32 << 4 * width;
 }
 
 static uint64_t unpack_eight(uint64_t bits, unsigned width)
@@ -127,8 +129,10 @@ static uint64_t unpack_eight(uint64_t bits, unsigned width)
     unsigned gap = 8 - width;
     uint64_t one = (1ull << width) - 1, pair = (1ull << 2 * width) - 1, four = (1ull << 4 * width) - 1;
     uint64_t codes = (bits & four) | (bits >> 4 * width & four) << 32;
-    codes = (codes | codes << 2 * gap) & pair * 0x0001000100010001ull;
-    return (codes | codes << gap) & one * 0x0101010101010101ull;
+    uint64_t low = codes & pair * 0x0000000100000001ull;
+    codes = low | (codes ^ low) << 2 * gap;
+    low = codes & one * 0x0001000100010001ull;
+    return low | (codes ^ low) << gap;
 }
 
 /* A chunk's codes; eight bytes are written at a time, of which the next overwrite what is too much. */

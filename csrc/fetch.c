@@ -32,6 +32,7 @@ struct fetch {
     struct layout *layouts;    /* one per run */
     uint64_t *taken;           /* bits: segments that have arrived */
     uint8_t *body;             /* the FETCH's payload */
+    struct part_sums sums;
 };
 
 /* -- how runs are cut ----------------------------------------------------------------------------------------------- */
@@ -288,24 +289,25 @@ static struct link *link_to(pccl_engine *e, const pccl_peer_id *peer)
     return detour ? detour : direct;
 }
 
-/* One block: the fetch, its runs, their layouts, the bits, the FETCH's payload. NULL: no memory. */
-static struct fetch *fetch_new(const pccl_fetch_request *request, const pccl_fetch_run *runs, uint32_t segment_bytes)
+/* One block: the fetch, its runs, their layouts, the bits, the sums, the FETCH's payload. NULL: no memory. */
+static struct fetch *fetch_new(const pccl_fetch_request *request, uint32_t segment_bytes)
 {
     uint32_t n = request->run_count;
     struct run targets[WIRE_FETCH_RUNS_MAX];
     for (uint32_t i = 0; i < n; i++)
-        targets[i] = (struct run){runs[i].target, runs[i].bytes};
+        targets[i] = (struct run){request->runs[i].target, request->runs[i].bytes};
     uint64_t segments = lay_out(targets, n, segment_bytes, NULL);
     if (segments > UINT32_MAX)
         return NULL;
-    size_t words = (segments + 63) / 64, body_bytes = WIRE_FETCH_HEAD_BYTES + (size_t)n * WIRE_FETCH_RUN_BYTES;
-    struct fetch *f = mem_alloc(sizeof *f + n * (sizeof *f->runs + sizeof *f->layouts) + words * 8 + body_bytes);
+    size_t words = (segments + 63) / 64, sums = 2 * (size_t)request->part_count, body_bytes = WIRE_FETCH_HEAD_BYTES + (size_t)n * WIRE_FETCH_RUN_BYTES;
+    struct fetch *f = mem_alloc(sizeof *f + n * (sizeof *f->runs + sizeof *f->layouts) + (words + sums) * 8 + body_bytes);
     if (!f)
         return NULL;
     f->runs = (struct run *)(f + 1);
     f->layouts = (struct layout *)(f->runs + n);
     f->taken = (uint64_t *)(f->layouts + n);
-    f->body = (uint8_t *)(f->taken + words);
+    f->body = (uint8_t *)(f->taken + words + sums);
+    sums_begin(&f->sums, request, f->taken + words);
     memcpy(f->runs, targets, n * sizeof *targets);
     lay_out(f->runs, n, segment_bytes, f->layouts);
     f->run_count = n;
@@ -314,7 +316,7 @@ static struct fetch *fetch_new(const pccl_fetch_request *request, const pccl_fet
     return f;
 }
 
-static void write_body(struct fetch *f, const pccl_fetch_request *request, const pccl_fetch_run *runs)
+static void write_body(struct fetch *f, const pccl_fetch_request *request)
 {
     struct fetch_head head = {
         .generation = request->generation, .segment_bytes = f->segment_bytes, .run_count = f->run_count,
@@ -322,7 +324,7 @@ static void write_body(struct fetch *f, const pccl_fetch_request *request, const
     memcpy(head.key, request->key, sizeof head.key);
     wire_encode_fetch(&head, f->body);
     for (uint32_t i = 0; i < f->run_count; i++)
-        wire_encode_fetch_run((struct fetch_run){runs[i].offset, runs[i].bytes}, i, f->body);
+        wire_encode_fetch_run((struct fetch_run){request->runs[i].offset, request->runs[i].bytes}, i, f->body);
 }
 
 /* The earliest deadline is what timers look at. */
@@ -342,12 +344,12 @@ static void emit_stillborn(pccl_engine *e, const pccl_fetch_request *request, pc
     engine_emit(e, &event);
 }
 
-void fetch_begin(pccl_engine *e, const pccl_fetch_request *request, const pccl_fetch_run *runs)
+void fetch_begin(pccl_engine *e, const pccl_fetch_request *request)
 {
     struct link *l = link_to(e, &request->peer);
     uint32_t segment_bytes = e->epochs ? e->epochs->segment_bytes : TRANSFER_SEGMENT_BYTES;
     int is_full = e->stats.transfers_pending == LIMIT_FETCHES;
-    struct fetch *f = l && !is_full ? fetch_new(request, runs, segment_bytes) : NULL;
+    struct fetch *f = l && !is_full ? fetch_new(request, segment_bytes) : NULL;
     if (!f) {
         emit_stillborn(e, request, l ? PCCL_ENOMEM : PCCL_EPEER);
         return;
@@ -361,9 +363,9 @@ void fetch_begin(pccl_engine *e, const pccl_fetch_request *request, const pccl_f
         return;
     }
     f->sender = (struct sender){.priority = request->priority, .acked = on_acked,
-                                .frame = {.type = FRAME_FETCH, .name = {.lane = f->id}}};
+                                .frame = {.type = FRAME_FETCH, .name = {.lane = f->id}, .bare = request->bare}};
     f->flow = (struct flow){.sender = &f->sender, .link = l, .segments = &f->segment, .cap = 1, .called = 1};
-    write_body(f, request, runs);
+    write_body(f, request);
     list_append(&l->transfers.fetches, &f->of_link);
     list_append(&l->transfers.waiting[request->priority], &f->waiting);
     note_deadline(e, request->deadline_ns);
@@ -381,7 +383,7 @@ pccl_err fetch_place(struct link *l, struct conn *c)
         c->wanted = 0;
         return PCCL_OK;
     }
-    if (locate(f, &c->frame, &run, &segment) != PCCL_OK)
+    if (c->frame.bare > f->sender.frame.bare || locate(f, &c->frame, &run, &segment) != PCCL_OK)
         return PCCL_EPROTO;
     c->owner = &f->sender;
     if (f->layouts[run].shared > 1)
@@ -398,7 +400,18 @@ static void scatter(const struct fetch *f, uint32_t run, const uint8_t *payload)
     }
 }
 
-/* An honest other side sends a segment under one number, of which only one copy is read on; but two numbers may have begun at a time. */
+/* An honest other side sends a segment under one number, of which only one copy is read on; but two numbers may have begun at a time: of what
+ * has been digested nothing may change any more. */
+static void stop_others(const struct fetch *f, const struct frame *frame)
+{
+    const struct link *l = f->flow.link;
+    for (uint32_t i = 0; f->sums.count && i < l->streams; i++) {
+        struct conn *other = l->conns[i];
+        if (other && other->owner == &f->sender && &other->frame != frame && other->frame.offset == frame->offset)
+            conn_detach(other, &f->sender);
+    }
+}
+
 pccl_err fetch_on_piece(struct link *l, const struct frame *frame, const uint8_t *payload)
 {
     struct fetch *f = find(l, frame->name.lane);
@@ -409,11 +422,16 @@ pccl_err fetch_on_piece(struct link *l, const struct frame *frame, const uint8_t
         return PCCL_EPROTO;
     if (f->layouts[run].shared > 1)
         scatter(f, run, payload);
+    else
+        stop_others(f, frame);
+    sums_add(&f->sums, frame->offset, payload, frame->payload_bytes);
     f->taken[segment / 64] |= 1ULL << (segment % 64);
     f->received_bytes += frame->payload_bytes;
     l->engine->stats.transfer_received_bytes += frame->payload_bytes;
-    if (--f->left == 0)
-        end(f, PCCL_OK);
+    if (--f->left)
+        return PCCL_OK;
+    sums_end(&f->sums);
+    end(f, PCCL_OK);
     return PCCL_OK;
 }
 

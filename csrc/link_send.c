@@ -66,7 +66,7 @@ static void hand_over_slot(struct link *l, struct conn *c, struct slot *slot)
         payload = conn_copy_payload(c, payload, slot->frame.payload_bytes);
         slot->frame.summed = 0;
     }
-    if (slot->frame.payload_bytes && !slot->frame.summed && conn_sums(c)) {
+    if (slot->frame.payload_bytes && !slot->frame.summed && wire_sums(&slot->frame) && conn_sums(c)) {
         slot->frame.payload_crc = checksum(payload, slot->frame.payload_bytes);
         slot->frame.summed = 1;
     }

@@ -4,7 +4,7 @@
  * lie in its socket, while others that were given as much are done. A frame that has been on its way for clearly more than two round
  * trips, in which a lost packet is mostly repaired, goes again, with the same number, on the stream that has the least on its way.
  * The other side reads on with the copy that began last, and drops what it has. What arrived in its kernel, by the transport's count,
- * is never copied.
+ * is never copied, unless it lies there behind a gap: nobody can read it before the gap is closed.
  *
  * So that a path that is merely full is not filled further: copies go only to streams that have next to nothing on their way (what
  * was queued before the bottleneck has gone, then), every frame goes twice at most, and of a tail no more than COPY_BYTES_MAX. */
@@ -19,7 +19,7 @@
 #define LATE_SLACK_NS (15 * MILLISECOND)
 
 struct load {
-    uint64_t arrived_bytes;    /* of what the conn was ever given */
+    uint64_t arrived_bytes;    /* in order, of what the conn was ever given */
     uint64_t waiting_bytes;    /* the rest */
     int late;
 };
@@ -44,7 +44,8 @@ static void read_loads(const struct link *l, struct loads *loads)
         if (!c || c->state != CONN_OPEN)
             continue;
         l->engine->ops->info(c->stream, &info);
-        loads->of[i].arrived_bytes = c->sent_bytes > info.held_bytes ? c->sent_bytes - info.held_bytes : 0;
+        uint64_t kept = info.held_bytes + info.behind_gap_bytes;
+        loads->of[i].arrived_bytes = c->sent_bytes > kept ? c->sent_bytes - kept : 0;
         loads->of[i].waiting_bytes = c->handed_bytes - loads->of[i].arrived_bytes;
     }
     loads->late_after_ns = l->rtt_us * 1000ULL * LATE_RTT_PERCENT / 100 + LATE_SLACK_NS;

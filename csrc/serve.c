@@ -239,7 +239,7 @@ static void begin(struct link *l, struct serving *s, const struct frame *frame)
 {
     s->sender = (struct sender){
         .priority = (uint8_t)frame->step, .sent = on_sent, .acked = on_acked,
-        .frame = {.type = FRAME_PIECE, .name = {.lane = frame->name.lane}},
+        .frame = {.type = FRAME_PIECE, .name = {.lane = frame->name.lane}, .bare = frame->bare},
     };
     s->flow = (struct flow){.sender = &s->sender, .link = l, .segments = &s->segment, .cap = 1, .called = 1};
     list_append(&s->region->servings, &s->of_region);

@@ -7,6 +7,7 @@
 #ifndef PCCL_TRANSFER_H
 #define PCCL_TRANSFER_H
 
+#include "digests.h"
 #include "link.h"
 
 struct fetch;
@@ -41,6 +42,15 @@ struct transfers {
     struct rate_limit limits[PCCL_PRIORITY_COUNT];
 };
 
+/* Of the parts of a fetch; count 0: none are wanted. */
+struct part_sums {
+    uint64_t part_bytes;
+    uint32_t count;
+    uint64_t *sums;            /* of what has come */
+    uint64_t *seeds;
+    uint64_t *digests;         /* the user's */
+};
+
 /* The next segment of the runs, of whose first `into` bytes are over: *bytes_p bytes. Returns how many whole small runs it is made of;
  * of a large run (1) it is a part. */
 uint32_t cut_next(const struct run *runs, uint32_t run_count, uint64_t into, uint32_t segment_bytes, uint32_t *bytes_p);
@@ -67,7 +77,7 @@ void serve_limit(pccl_engine *e, pccl_priority priority, uint64_t bytes_per_s);
 void serve_on_time(pccl_engine *e);
 
 /* fetch.c */
-void fetch_begin(pccl_engine *e, const pccl_fetch_request *request, const pccl_fetch_run *runs);
+void fetch_begin(pccl_engine *e, const pccl_fetch_request *request);
 void fetch_cancel(pccl_engine *e, uint64_t token);
 /* Where does this PIECE go? As link_on_header. */
 pccl_err fetch_place(struct link *l, struct conn *c);
@@ -77,5 +87,13 @@ void fetch_on_deny(struct link *l, const struct frame *frame);
 void fetch_link_closed(struct link *l);
 void fetch_on_time(pccl_engine *e);
 void fetch_end_all(pccl_engine *e, pccl_err status);
+
+/* fetch_sums.c */
+/* `memory`: two numbers for each part, zeroed. */
+void sums_begin(struct part_sums *s, const pccl_fetch_request *request, uint64_t *memory);
+/* These bytes have come, at this position of the concatenation; each position once. */
+void sums_add(const struct part_sums *s, uint64_t position, const uint8_t *at, uint32_t bytes);
+/* Everything has come: tells the user. */
+void sums_end(const struct part_sums *s);
 
 #endif

@@ -36,6 +36,7 @@ enum { STREAM_REFUSAL_BYTES = 160 };
 struct stream_info {
     uint64_t rtt_us;           /* the least of late, by the transport's own measurement; 0: none */
     uint64_t held_bytes;       /* taken from us, and not known to have arrived */
+    uint64_t behind_gap_bytes; /* arrived, but kept from the other side until what was lost before them is there */
     uint64_t packets, packets_again;  /* sent so far, and sent again so far; 0: the transport does not tell */
     char remote[80];           /* "host:port" */
     char host[56];             /* of the machine at the other end; "": no machine can be told from another */

@@ -21,7 +21,7 @@ void wire_encode(const struct frame *f, uint8_t b[WIRE_HEADER_BYTES])
     put32(b + 4, f->payload_crc);
     put32(b + 8, f->payload_bytes);
     b[12] = f->type;
-    b[13] = 0;
+    b[13] = f->bare;
     put16(b + 14, f->step);
     put32(b + 16, f->epoch);
     put32(b + 20, f->name.boundary);
@@ -60,6 +60,8 @@ static pccl_err check_frame(const struct frame *f)
         return PCCL_EPROTO;
     if (f->type == FRAME_PROBE && f->payload_bytes > WIRE_PROBE_BYTES_MAX)
         return PCCL_EPROTO;
+    if (f->bare > 1 || (f->bare && f->type != FRAME_FETCH && f->type != FRAME_PIECE))
+        return PCCL_EPROTO;
     if (wire_of_transfer(f->type))
         return check_transfer(f);
     if (f->type == FRAME_DATA || f->type == FRAME_GRANT || f->type == FRAME_FIN)
@@ -69,10 +71,10 @@ static pccl_err check_frame(const struct frame *f)
 
 pccl_err wire_decode(const uint8_t b[WIRE_HEADER_BYTES], struct frame *frame_p)
 {
-    if (get32(b) != crc32c(0, b + 4, WIRE_HEADER_BYTES - 4) || b[13] != 0)
+    if (get32(b) != crc32c(0, b + 4, WIRE_HEADER_BYTES - 4))
         return PCCL_EPROTO;
     struct frame f = {
-        .payload_crc = get32(b + 4), .payload_bytes = get32(b + 8), .type = b[12], .step = get16(b + 14),
+        .payload_crc = get32(b + 4), .payload_bytes = get32(b + 8), .type = b[12], .bare = b[13], .step = get16(b + 14),
         .epoch = get32(b + 16),
         .name = {.lane = get64(b + 24), .boundary = get32(b + 20), .seq = get32(b + 32)},
         .shape = get32(b + 36), .desc = get64(b + 40), .offset = get64(b + 48),

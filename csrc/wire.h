@@ -47,6 +47,7 @@ struct frame {
     uint32_t payload_crc;
     uint32_t payload_bytes;
     uint8_t type;
+    uint8_t bare;              /* FETCH: answer with PIECEs that are; PIECE: its payload has no checksum, its requester has digests */
     uint16_t step;
     uint32_t epoch;
     pccl_op_name name;
@@ -79,6 +80,12 @@ static inline int wire_of_transfer(uint8_t type)
 static inline int wire_numbered(uint8_t type)
 {
     return wire_of_transfer(type) || type == FRAME_DATA || type == FRAME_GRANT || type == FRAME_FIN || type == FRAME_VOID;
+}
+
+/* Has its payload a checksum, where payloads have? */
+static inline int wire_sums(const struct frame *frame)
+{
+    return frame->type != FRAME_PIECE || !frame->bare;
 }
 
 static inline int wire_has_payload(uint8_t type)

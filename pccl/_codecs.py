@@ -1,4 +1,4 @@
-"""The codecs of the wire in Python's words: csrc/codec.h and exponents.h on numpy memory, without an engine."""
+"""The codecs of the wire in Python's words: codec.h, exponents.h, eight_bits.c on numpy memory, without an engine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from pccl._native import err_name
 from pccl.errors import error_of
 from pccl.types import Status
 
-__all__ = ["encoded_bytes", "from_exponents", "quantized", "to_exponents"]
+__all__ = ["Shape", "encoded_bytes", "from_eight_bits", "from_exponents", "quantized", "to_eight_bits", "to_exponents"]
 
 _FLOAT_BYTES = 4
+#: (tokens, heads, channels, whether heads come first): pccl_slab.
+Shape = tuple[int, int, int, bool]
 
 
 def encoded_bytes(codec: int, count: int) -> int:
@@ -49,3 +51,22 @@ def from_exponents(encoded: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) 
     """The reverse, into `values`; False, and those are undefined, if the bytes are no encoding of so many."""
     source, target = ffi.from_buffer(encoded), ffi.from_buffer(values)
     return bool(lib.pccl_exponents_decode(source, encoded.nbytes, target, values.nbytes // 2) == Status.OK)
+
+
+def to_eight_bits(slabs: np.ndarray[Any, Any], shape: Shape) -> np.ndarray[Any, Any]:
+    """Contiguous slabs of keys and values in bf16, as [n, bytes], in 8 bits and scales, as new bytes. Raises
+    ArgumentError for a shape that cannot be.
+    """
+    slab = ffi.new("pccl_slab *", shape)
+    encoded = np.empty(lib.pccl_eight_bytes(slab, slabs.shape[0]), np.uint8)
+    status = lib.pccl_eight_encode(ffi.from_buffer(slabs), slab, slabs.shape[0], ffi.from_buffer(encoded))
+    if status != Status.OK:
+        raise error_of(status, f"keys of shape {shape}: {err_name(status)}")
+    return encoded
+
+
+def from_eight_bits(encoded: np.ndarray[Any, Any], slabs: np.ndarray[Any, Any], shape: Shape) -> bool:
+    """The reverse, into `slabs`; False if there are not as many bytes as there must be."""
+    slab = ffi.new("pccl_slab *", shape)
+    source, target = ffi.from_buffer(encoded), ffi.from_buffer(slabs)
+    return bool(lib.pccl_eight_decode(source, encoded.nbytes, slab, slabs.shape[0], target) == Status.OK)

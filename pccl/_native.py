@@ -21,7 +21,8 @@ import numpy as np
 
 from pccl._core import ffi, lib
 from pccl._records import event_of, link_of, op_state_of
-from pccl.errors import ArgumentError, Closed, error_of
+from pccl._requests import exact, fetch_request
+from pccl.errors import Closed, error_of
 from pccl.types import (
     PEER_ID_BYTES,
     REGION_KEY_BYTES,
@@ -134,12 +135,6 @@ def _check(code: int, doing: str) -> None:
     """Raises the typed error of a return code; the reason is read in the thread of the failed call."""
     if code != 0:
         raise error_of(code, f"{doing}: {_text(lib.pccl_last_error()) or err_name(code)}")
-
-
-def _exact(value: bytes, length: int, what: str) -> bytes:
-    if len(value) != length:
-        raise error_of(Status.EINVAL, f"{what} must be {length} bytes, got {len(value)}")
-    return value
 
 
 def _fitting(value: str, room: int, what: str) -> bytes:
@@ -480,14 +475,7 @@ class Engine:
 
     def fetch(self, request: FetchRequest) -> None:
         """Starts a fetch; a FETCH event ends it. After ArgumentError, ResourceError or Closed nothing is borrowed."""
-        raw = ffi.new("pccl_fetch_request *")
-        raw.size = ffi.sizeof("pccl_fetch_request")
-        ffi.buffer(raw.peer.bytes)[:] = _exact(request.peer, PEER_ID_BYTES, "a peer id")
-        ffi.buffer(raw.key)[:] = _c_key(request.key)
-        raw.generation, raw.priority = request.generation, request.priority
-        hold, raw.runs = _c_runs(request.runs)
-        raw.run_count = len(request.runs)
-        raw.deadline_ns, raw.token = request.deadline_ns, request.token
+        raw, hold = fetch_request(ffi, request)
         with self._lock:
             _check(lib.pccl_engine_fetch(self._live(), raw), "the fetch was refused")
         del hold
@@ -579,9 +567,9 @@ class Engine:
 def _c_config(config: EngineConfig) -> Any:
     raw = ffi.new("pccl_config *")
     raw.size = ffi.sizeof("pccl_config")
-    raw.self.bytes = list(_exact(config.peer_id, PEER_ID_BYTES, "a peer id"))
-    raw.run = list(_exact(config.run, 16, "the run's id"))
-    raw.key = list(_exact(config.key, 32, "the key"))
+    raw.self.bytes = list(exact(config.peer_id, PEER_ID_BYTES, "a peer id"))
+    raw.run = list(exact(config.run, 16, "the run's id"))
+    raw.key = list(exact(config.key, 32, "the key"))
     raw.transport = _fitting(config.transport, 16, "transport")
     raw.listen = _fitting(config.listen, 64, "listen address")
     raw.congestion = _fitting(config.congestion, 16, "congestion control")
@@ -591,7 +579,7 @@ def _c_config(config: EngineConfig) -> Any:
     raw.silence_ns = int(config.silence_s * 1e9)
     raw.defects = config.defects
     if config.psk:
-        raw.psk = list(_exact(config.psk, 32, "the pre-shared key"))
+        raw.psk = list(exact(config.psk, 32, "the pre-shared key"))
         raw.has_psk = 1
     for name, path in zip(("tls_ca", "tls_cert", "tls_key"), config.tls_files or (), strict=False):
         setattr(raw, name, _fitting(path, 512, "the path of a TLS file"))
@@ -602,28 +590,19 @@ def _c_config(config: EngineConfig) -> Any:
 def _c_ids(ids: Sequence[bytes]) -> Any:
     """An array of pccl_peer_id."""
     array = ffi.new("pccl_peer_id[]", len(ids))
-    ffi.buffer(array)[:] = b"".join([_exact(peer, PEER_ID_BYTES, "a peer id") for peer in ids])
+    ffi.buffer(array)[:] = b"".join([exact(peer, PEER_ID_BYTES, "a peer id") for peer in ids])
     return array
 
 
-def _c_runs(runs: Any) -> tuple[Any, Any]:
-    """(what must live as long as the pointer, pointer) of the runs of a fetch: without a loop if they are an array."""
-    table = np.ascontiguousarray(runs, np.uint64)
-    if table.size and (table.ndim != 2 or table.shape[1] * 8 != ffi.sizeof("pccl_fetch_run")):
-        raise ArgumentError(f"runs must be (offset, bytes, address) each, not an array of {table.shape}")
-    hold = ffi.from_buffer(table) if table.size else ffi.new("pccl_fetch_run[1]")
-    return hold, ffi.cast("pccl_fetch_run *", hold)
-
-
 def _c_key(key: bytes) -> bytes:
-    return _exact(key, REGION_KEY_BYTES, "a region's key")
+    return exact(key, REGION_KEY_BYTES, "a region's key")
 
 
 def _c_members(members: Sequence[MemberConfig]) -> Any:
     """An array of pccl_member; never of length 0."""
     array = ffi.new("pccl_member[]", max(1, len(members)))
     for raw, member in zip(array, members, strict=False):
-        ffi.buffer(raw.id.bytes)[:] = _exact(member.id, PEER_ID_BYTES, "a peer id")
+        ffi.buffer(raw.id.bytes)[:] = exact(member.id, PEER_ID_BYTES, "a peer id")
         raw.since = member.since
         raw.weight = member.weight
         raw.region = member.region

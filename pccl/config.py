@@ -26,7 +26,7 @@ from pccl.encryption import TlsFiles, choose_transport, tls_files
 from pccl.errors import ArgumentError
 from pccl.tokens import read
 
-__all__ = ["DEFAULT_PORT", "Settings", "TooFew", "endpoint_of", "settings_from", "sglang_json"]
+__all__ = ["DEFAULT_PORT", "Settings", "TooFew", "endpoint_of", "group_of_environment", "settings_from", "sglang_json"]
 
 #: Port of a coordinator whose address names none.
 DEFAULT_PORT = 29400
@@ -128,6 +128,12 @@ def settings_from(
 def sglang_json() -> str | None:
     """What PCCL_SGLANG says; None: it is not set."""
     return os.environ.get("PCCL_SGLANG")
+
+
+def group_of_environment(environ: Mapping[str, str] | None = None) -> int | None:
+    """The group that the environment names, with the run to which it belongs; None if it names no coordinator."""
+    env = os.environ if environ is None else environ
+    return _group(None, env.get("PCCL_GROUP")) if env.get("PCCL_COORDINATOR") else None
 
 
 def endpoint_of(address: str) -> str:

@@ -22,6 +22,7 @@ PENDING_MAX: Final = 16384
 TEXT_MAX: Final = 400
 TOKEN_CHARS_MAX: Final = 1024
 LINKS_MAX: Final = 1024
+LINK_STATUS_MAX: Final = 1024
 PAIRS_MAX: Final = 1 << 16
 CONTACTS_MAX: Final = 1024
 BOUNDARY_MAX: Final = 1 << 31  # that an epoch may begin at: nobody counts from there beyond what fits
@@ -43,6 +44,8 @@ Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 Pairs = Annotated[tuple[tuple[U32, U32], ...], Meta(max_length=PAIRS_MAX)]
 #: What a peer's line carries, up and down, and what went over it of late, likewise, in bytes/s; 0: not known.
 Line = tuple[U64, U64, U64, U64]
+#: How often, by name.
+Counts = Annotated[tuple[tuple[Name, U64], ...], Meta(max_length=256)]
 Triples = Annotated[tuple[tuple[U32, U32, U32], ...], Meta(max_length=PAIRS_MAX)]
 
 
@@ -136,7 +139,7 @@ class Plan(Part, frozen=True):
 
 
 class PeerStatus(Part, frozen=True):
-    """One peer in a Status; rank -1 while it waits."""
+    """One peer in a Status; rank -1 while it waits. `ops`, `bytes`: since the peer began."""
 
     peer: PeerId
     rank: Small
@@ -151,6 +154,24 @@ class PeerStatus(Part, frozen=True):
     heard_s: float
     connected: bool
     inbound: bool = True
+    ops: U64 = 0
+    bytes: U64 = 0
+
+
+class LinkStatus(Part, frozen=True):
+    """One direction of a link in a Status, by rank, as the sender has measured it: 0 (the loss: LOSS_UNKNOWN) is not
+    known. `state`: "up", "suspected" (an end says that it is dead) or "broken" (plans do without it); `via`: the rank
+    over which its streams go instead, or -1.
+    """
+
+    sender: U32
+    receiver: U32
+    rtt_us: U32
+    bytes_per_s: U64
+    loss_ppm: U32
+    streams: U32
+    state: Name = "up"
+    via: Small = -1
 
 
 class LogEntry(Part, frozen=True):
@@ -174,7 +195,10 @@ class Reality(Part, frozen=True):
 
 
 class GroupStatus(Part, frozen=True):
-    """One group in a Status. `reality` is None as long as nothing is known about the paths."""
+    """One group in a Status. `reality` is None as long as nothing is known about the paths. `links`: none where there
+    would be more than LINK_STATUS_MAX. Since this process began: `counts`, decisions by the word of the log; `losses`,
+    members that are gone, by why.
+    """
 
     group: U32
     state: Name
@@ -187,6 +211,9 @@ class GroupStatus(Part, frozen=True):
     waiting: Annotated[tuple[PeerStatus, ...], Meta(max_length=MEMBERS_MAX)]
     log: Annotated[tuple[LogEntry, ...], Meta(max_length=1024)]
     reality: Reality | None = None
+    links: Annotated[tuple[LinkStatus, ...], Meta(max_length=LINK_STATUS_MAX)] = ()
+    counts: Counts = ()
+    losses: Counts = ()
 
 
 class Message(Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -502,6 +529,17 @@ def decode_at_peer(data: bytes | memoryview) -> ToPeer:
     """A message from the coordinator. Raises ProtocolError, nothing else."""
     message: ToPeer = _decode(_to_peer, data)
     return message
+
+
+def plain(value: Any) -> Any:
+    """A message as what JSON knows: structs as objects, ids as hex."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return value
 
 
 def clip(text: str, limit: int = TEXT_MAX) -> str:

@@ -307,6 +307,20 @@ class Region:
 
 
 @dataclass(slots=True, frozen=True)
+class PartDigests:
+    """Digests of what a fetch brings, taken as it comes: of parts of one size, whole ones in each run.
+
+    `seeds`, `found`: uint64, one of each part in the order of the runs; `found` holds the digests (csrc/digests.c) when
+    the FETCH event says OK, and is borrowed until then. `bare`: payloads come without checksums.
+    """
+
+    part_bytes: int  # a multiple of 8, 16 MiB at most
+    seeds: np.ndarray[Any, np.dtype[np.uint64]]
+    found: np.ndarray[Any, np.dtype[np.uint64]]
+    bare: bool
+
+
+@dataclass(slots=True, frozen=True)
 class FetchRequest:
     """One fetch (pccl_fetch_request). The targets are borrowed until its FETCH event."""
 
@@ -318,6 +332,7 @@ class FetchRequest:
     token: int
     priority: int = 0
     deadline_ns: int = 0
+    digests: PartDigests | None = None
 
 
 @dataclass(slots=True, frozen=True)

@@ -541,6 +541,7 @@ static void tcp_info(const struct stream *stream, struct stream_info *info_p)
         info_p->rtt_us = kernel.tcpi_min_rtt != UINT32_MAX ? kernel.tcpi_min_rtt : 0;
         info_p->held_bytes =
             kernel.tcpi_notsent_bytes + (uint64_t)(kernel.tcpi_unacked - kernel.tcpi_sacked) * kernel.tcpi_snd_mss;
+        info_p->behind_gap_bytes = (uint64_t)kernel.tcpi_sacked * kernel.tcpi_snd_mss;
         info_p->packets = kernel.tcpi_segs_out;
         info_p->packets_again = kernel.tcpi_total_retrans;
     }

@@ -48,7 +48,7 @@ typedef enum {
 typedef enum {
     PCCL_ALL_REDUCE = 1,      /* in: count elements; out: count elements; out may equal in */
     PCCL_REDUCE_SCATTER = 2,  /* in: count; out: room for count, only this peer's span is written */
-    PCCL_ALL_GATHER = 3,      /* in: count; out: count per participant, in the order of their ranks */
+    PCCL_ALL_GATHER = 3,      /* in: count; out: count per participant, in the order of their ranks or of origin[] */
     PCCL_BROADCAST = 4,       /* root: in; others: out; count */
     PCCL_ALL_TO_ALL = 5,      /* in: count per peer of origin[]; out: count per participant */
     PCCL_SEND_RECV = 6,       /* root sends in, target receives out; count */
@@ -174,8 +174,8 @@ typedef struct {
     void *out;
     pccl_peer_id root;             /* broadcast: source; send_recv: sender */
     pccl_peer_id target;           /* send_recv: receiver */
-    uint32_t origin_count;         /* all_to_all: rows of in and out */
-    const pccl_peer_id *origin;    /* all_to_all: for whom each row of in is; copied */
+    uint32_t origin_count;         /* all_to_all: rows of in and out; all_gather: rows of out, or 0 */
+    const pccl_peer_id *origin;    /* all_to_all: for whom each row of in is; all_gather: from whom each row of out; copied */
     uint64_t deadline_ns;          /* on the engine's clock; 0: none */
     uint64_t token;                /* given back in the event */
 } pccl_op_request;
@@ -211,6 +211,12 @@ typedef struct {
     const pccl_fetch_run *runs;
     uint64_t deadline_ns;          /* on the engine's clock; 0: none */
     uint64_t token;                /* given back in the event; pccl_engine_cancel_fetch knows the fetch by it */
+    /* Digests of what has come, taken as it comes; for runs of whole parts of one size, whose targets do not overlap. */
+    uint32_t part_count;           /* 0: none wanted; 4096 at most */
+    uint8_t bare;                  /* 1: without checksums of payloads, for who uses nothing whose digest is not the right one */
+    uint64_t part_bytes;           /* a multiple of 8, 16 MiB at most */
+    const uint64_t *seeds;         /* of each part, as pccl_digest_pieces takes them; copied */
+    uint64_t *digests;             /* of each part; written before an event with PCCL_OK, borrowed until the event */
 } pccl_fetch_request;
 
 typedef enum {
@@ -417,14 +423,14 @@ pccl_err pccl_engine_extend(pccl_engine *engine, const uint8_t *key, uint64_t ge
 pccl_err pccl_engine_withdraw(pccl_engine *engine, const uint8_t *key, uint64_t generation);
 /* Starts a fetch. It waits for a link that is being dialled and for parts of the region that are not available yet, and ends with
  * exactly one PCCL_EVENT_FETCH, after which nothing is written to its targets:
- *   PCCL_OK          everything is there, and was verified
+ *   PCCL_OK          everything is there, and was verified (a bare one: only that it came to its place)
  *   PCCL_EGONE       no such region, generation or range there, or it was withdrawn
  *   PCCL_EPEER       no link to the peer and none coming, or the link was closed
  *   PCCL_ETIMEOUT    deadline_ns passed, whatever the other side does
  *   PCCL_ECANCELLED  by pccl_engine_cancel_fetch
  *   PCCL_ENOMEM      no memory, here or there; or 65536 fetches are pending here
  *   PCCL_ECLOSED     the engine was closed
- * After an error the first span_count bytes of the concatenation are there and were verified; of the others some may be.
+ * After an error the first span_count bytes of the concatenation are there and were verified (but for a bare one); of the others some may be.
  * Errors: PCCL_EINVAL, PCCL_ENOMEM, PCCL_ECLOSED; after an error nothing is borrowed and no event will come. */
 pccl_err pccl_engine_fetch(pccl_engine *engine, const pccl_fetch_request *request);
 /* Ends the fetches with this token; none if there are none. */
@@ -542,6 +548,25 @@ uint64_t pccl_exponents_bound(uint64_t count);
 pccl_err pccl_exponents_encode(const void *values, uint64_t count, void *encoded, uint64_t *bytes_p);
 /* PCCL_EPROTO: these bytes are no such encoding of so many values; `values` are then undefined. */
 pccl_err pccl_exponents_decode(const void *encoded, uint64_t bytes, void *values, uint64_t count);
+
+/* -- bf16 values in 8 bits, with loss: csrc/eight_bits.c --------------------------------------------------------- */
+
+/* Of a block of one layer: keys, then values, each [tokens, heads, channels], or [heads, tokens, channels]. */
+typedef struct {
+    uint32_t tokens;
+    uint32_t heads;
+    uint32_t channels;
+    uint32_t heads_first;
+} pccl_slab;
+
+/* What so many slabs take: the scales of all keys, one for each channel of each head, a float32 each; the keys, -127 to 127, in their
+ * order; the scales of all values, one for each token; the values. A scale is a 127th of the greatest; NaN, with codes of 0, where a
+ * value is not finite. */
+uint64_t pccl_eight_bytes(const pccl_slab *slab, uint64_t slabs);
+/* `values` and `encoded` are aligned to 4. PCCL_EINVAL: keys do not have a multiple of 4 cells. */
+pccl_err pccl_eight_encode(const void *values, const pccl_slab *slab, uint64_t slabs, void *encoded);
+/* The same; PCCL_EPROTO: the bytes are not as many as they must be. NaN becomes the quiet one. */
+pccl_err pccl_eight_decode(const void *encoded, uint64_t bytes, const pccl_slab *slab, uint64_t slabs, void *values);
 
 /* -- the simulated network (transport "sim") --------------------------------------------------------------------- */
 

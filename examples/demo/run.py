@@ -1,8 +1,8 @@
 """The demo: four peers train a small GPT together, one is killed amid an all-reduce, a new one joins, all end equal.
 
-Starts a coordinator in this process and the peers (train.py) as processes of their own, shows what happens, draws
-build/demo/loss.png, and ends with one line of JSON. The exit code is 0 only if all surviving peers hold the same state,
-the loss fell, the kill and the join took place, and nobody hung.
+Starts a coordinator in this process and the peers (train.py) as processes of their own, shows what happens, also on a
+page whose address it prints, draws build/demo/loss.png, and ends with one line of JSON. The exit code is 0 only if all
+surviving peers hold the same state, the loss fell, the kill and the join took place, and nobody hung.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from peers import Fleet, Record
 from plot import plot
 from story import Story
 
+from pccl.coordinator.eyes import Eyes
 from pccl.coordinator.server import Coordinator
 
 NAMES = "ABCDEFGHIJKLMNOP"
@@ -148,6 +149,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kill-at", type=int, help="step in which one peer is killed")
     parser.add_argument("--join-at", type=int, help="step after which a new peer connects")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds that the whole run may take")
+    parser.add_argument("--http", default="0", help="[HOST:]PORT of the page; by default any free port of loopback")
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="where the picture and the logs go")
     options = parser.parse_args(arguments)
     options.kill_at = options.steps * 2 // 5 if options.kill_at is None else options.kill_at
@@ -160,15 +162,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def rehearse(options: argparse.Namespace, story: Story) -> None:
     """The run itself, from the coordinator's start to the end of the last process."""
     secret = secrets.token_hex(16)
-    with Coordinator(run=RUN, secret=secret, min_peers=options.peers - 1, form_peers=options.peers) as coordinator:
+    with contextlib.ExitStack() as stack:
+        coordinator = stack.enter_context(
+            Coordinator(run=RUN, secret=secret, min_peers=options.peers - 1, form_peers=options.peers)
+        )
+        eyes = stack.enter_context(Eyes(coordinator.status, options.http))
         contact = {"PCCL_COORDINATOR": coordinator.address, "PCCL_RUN": RUN, "PCCL_SECRET": secret}
-        with Fleet(contact, options.out) as fleet, Dashboard(story, options.steps) as dashboard:
-            director = Director(options, fleet, story)
-            director.start()
-            try:
-                director.direct(dashboard)
-            except (TimeoutError, KeyboardInterrupt) as error:
-                story.fail(str(error) or "interrupted")
+        fleet = stack.enter_context(Fleet(contact, options.out))
+        dashboard = stack.enter_context(Dashboard(story, options.steps))
+        story.tell("start", f"watch the run at {eyes.address}")
+        director = Director(options, fleet, story)
+        director.start()
+        try:
+            director.direct(dashboard)
+        except (TimeoutError, KeyboardInterrupt) as error:
+            story.fail(str(error) or "interrupted")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

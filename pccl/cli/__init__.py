@@ -1,4 +1,4 @@
-"""The command line: ``pccl coordinator | launch | status | token | doctor | bench | simulate | weights | kv |
+"""The command line: ``pccl coordinator | launch | status | top | token | doctor | bench | simulate | weights | kv |
 version``.
 
 Each command lives in a file of its own and is imported only when it is called, so that ``pccl --help`` is quick and a
@@ -22,6 +22,7 @@ COMMANDS = {
     "launch": "Run a script as several local peers of a new run.",
     "simulate": "Run many seeds of the simulator and check every promise.",
     "status": "Show who is in a run and what happened to it.",
+    "top": "Watch a run on the whole screen.",
     "token": "Let a peer into a run for a while, without the run's secret.",
     "weights": "Look into payloads of pccl.weights.",
     "version": "Show the versions of the package, the wire and the kernels.",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pccl.cli._run_options import read_secret, run_option, secret_file_option
+from pccl.cli._run_options import http_option, read_secret, run_option, secret_file_option, shown
 from pccl.coordinator.fixed import ALGORITHMS
 from pccl.errors import StateError
 from pccl.types import STREAMS_LIMIT
@@ -88,6 +88,7 @@ def end_on_signals() -> threading.Event:
 )
 @click.option("--no-dial-back", is_flag=True, help="Take every joiner for one that can be dialled.")
 @click.option("--insecure", is_flag=True, help="Without a secret: listen all the same, to everybody.")
+@http_option
 @secret_file_option
 def command(
     bind: str,
@@ -102,6 +103,7 @@ def command(
     probes: bool,
     no_dial_back: bool,
     insecure: bool,
+    http: str | None,
     secret_file: Path | None,
 ) -> None:
     """Serve a run: membership, order and topology.
@@ -111,6 +113,7 @@ def command(
     flight do not notice; without it the peers end when their coordinator does. With --ha several coordinators stand by
     for each other, one of them leads, and peers are given all their addresses.
     A run without a secret is served on loopback only, unless --insecure says that everybody may join it.
+    --http wants pip install 'pccl[eyes]'. Who reaches it sees hosts, addresses and what happens, but no data.
     --no-dial-back is for a coordinator that stands in another network than the peers, where its own dials tell nothing.
     --streams and --algorithm are for benchmarks, and for finding out why something is slow: the planner knows better.
     """
@@ -145,8 +148,9 @@ def command(
                 kept = f"; incarnation {coordinator.incarnation}, state in {state or ha}" if state or ha else ""
                 at_least = f"at least {min_peers} peers{begin}{kept}"
                 click.echo(f"run {run!r} at {coordinator.address}, {at_least}; Ctrl-C ends it")
-                while not end.wait(POLL_S) and not coordinator.deposed.is_set():
-                    pass
+                with shown(coordinator, http, click.echo):
+                    while not end.wait(POLL_S) and not coordinator.deposed.is_set():
+                        pass
 
 
 def started(coordinator: Coordinator, end: threading.Event) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pccl.cli._fleet import Fleet, Process, prefixed_sink
+from pccl.cli._run_options import http_option, shown
 
 if TYPE_CHECKING:
     from pccl.coordinator.server import Coordinator
@@ -85,8 +86,8 @@ class Launch:
                 self.on_signals()
                 self.on_deadlines(time.monotonic())
                 if self.steps and not self.ending:
-                    self.on_boundary(run_boundary(self.coordinator.status()))
-                if self.only_joiners and not self.ending and run_is_empty(self.coordinator.status()):
+                    self.on_boundary(run_boundary(self.coordinator.status(links=False)))
+                if self.only_joiners and not self.ending and run_is_empty(self.coordinator.status(links=False)):
                     self.on_late_joiners()
         finally:
             self.fleet.close()
@@ -221,6 +222,7 @@ def default_min_peers(count: int, kills: int) -> int:
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the coordinator.  [default: any free one]")
 @click.option("--run", default="launch", show_default=True, help="Name of the run.")
 @click.option("--grace", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds to end in.")
+@http_option
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -233,6 +235,7 @@ def command(
     port: int,
     run: str,
     grace: float,
+    http: str | None,
     script: str,
     args: tuple[str, ...],
 ) -> None:
@@ -259,7 +262,8 @@ def command(
         say(f"run {run!r} at {coordinator.address}")
         env = peer_environment(coordinator.address, run, secret)
         steps = Steps(sorted(kill_at), sorted(join_at))
-        code = Launch(coordinator, argv, env, steps, grace).run(count)
+        with shown(coordinator, http, say):
+            code = Launch(coordinator, argv, env, steps, grace).run(count)
     finally:
         coordinator.close()
     sys.exit(code)

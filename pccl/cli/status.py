@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 import zmq
 from rich.console import Console, Group
 from rich.live import Live
@@ -104,17 +103,6 @@ def asking(address: str, run: str, keys: RunKeys) -> Iterator[Asker]:
         asker.close()
 
 
-def plain(value: Any) -> Any:
-    """A message as what JSON knows: structs as objects, ids as hex."""
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, msgspec.Struct):
-        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    return value
-
-
 def peer_table(group: messages.GroupStatus) -> Table:
     """Members by rank, then who waits."""
     plan = group.plan
@@ -169,28 +157,31 @@ def peer_cells(peer: messages.PeerStatus) -> list[str]:
     ]
 
 
-def log_lines(group: messages.GroupStatus) -> Text:
+def log_lines(group: messages.GroupStatus, count: int = LOG_LINES) -> Text:
     """The newest decisions, the last one below."""
     lines = []
-    for entry in sorted(group.log, key=lambda entry: entry.age_s, reverse=True)[-LOG_LINES:]:
+    for entry in sorted(group.log, key=lambda entry: entry.age_s, reverse=True)[-count:]:
         who = f" {short_id(entry.peer)}" if entry.peer else ""
         lines.append(f"{format_age(entry.age_s):>12} ago  epoch {entry.epoch}  {entry.what}{who}: {entry.reason}")
     return Text("\n".join(lines))
 
 
-def page(status: messages.Status) -> Group:
-    """All of it for people."""
+def head_lines(status: messages.Status) -> list[Text]:
+    """The run as a whole, and what keeps it from deciding."""
     malformed = f", {status.malformed} malformed messages" if status.malformed else ""
     kept = f", incarnation {status.incarnation}, state in {status.state}" if status.state else ""
-    head = Text(f"run {status.run}, coordinator up for {format_age(status.up_s)}{kept}{malformed}", style="bold")
-    parts: list[Any] = [head]
+    lines = [Text(f"run {status.run}, coordinator up for {format_age(status.up_s)}{kept}{malformed}", style="bold")]
     if status.trouble:
-        parts.append(Text(f"decides nothing, for its state cannot be written: {status.trouble}", style="red"))
-    for group in status.groups:
-        parts += [peer_table(group), log_lines(group)]
+        lines.append(Text(f"decides nothing, for its state cannot be written: {status.trouble}", style="red"))
     if not status.groups:
-        parts.append(Text("nobody has joined"))
-    return Group(*parts)
+        lines.append(Text("nobody has joined"))
+    return lines
+
+
+def page(status: messages.Status) -> Group:
+    """All of it for people."""
+    groups = [part for group in status.groups for part in (peer_table(group), log_lines(group))]
+    return Group(*head_lines(status), *groups)
 
 
 def watch(asker: Asker, interval_s: float, timeout_s: float) -> None:
@@ -201,13 +192,43 @@ def watch(asker: Asker, interval_s: float, timeout_s: float) -> None:
             live.update(page(asker.ask(timeout_s)))
 
 
+def check_address(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Callback of ADDRESS."""
+    try:
+        for part in value.split(","):
+            endpoint_of(part.strip())
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return value
+
+
+def of_a_run(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Arguments of commands that ask a coordinator."""
+    shared = (
+        click.argument("address", envvar="PCCL_COORDINATOR", callback=check_address),
+        click.option(
+            "--run", envvar="PCCL_RUN", show_envvar=True, help="Name of the run.  [default: the token's, or default]"
+        ),
+        secret_file_option,
+        click.option(
+            "--interval",
+            type=click.FloatRange(min=0.1),
+            default=1.0,
+            show_default=True,
+            help="Seconds between two looks.",
+        ),
+        click.option(
+            "--timeout", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Seconds to wait."
+        ),
+    )
+    for decorate in reversed(shared):
+        command = decorate(command)
+    return command
+
+
 @click.command("status")
-@click.argument("address", envvar="PCCL_COORDINATOR")
-@click.option("--run", envvar="PCCL_RUN", show_envvar=True, help="Name of the run.  [default: the token's, or default]")
-@secret_file_option
+@of_a_run
 @click.option("--watch", "keep", is_flag=True, help="Go on until Ctrl-C.")
-@click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds, of --watch.")
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Seconds to wait.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def command(
     address: str, run: str | None, secret_file: Path | None, keep: bool, interval: float, timeout: float, as_json: bool
@@ -217,17 +238,12 @@ def command(
     ADDRESS is the coordinator's, as tcp://host:29400 (of several all, with commas between); without it
     PCCL_COORDINATOR counts. The secret, or else a token in PCCL_TOKEN, opens the run.
     """
-    try:
-        for part in address.split(","):
-            endpoint_of(part.strip())
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
     with asking(address, *entrance(address, run, secret_file, timeout)) as asker:
         if keep and not as_json:
             watch(asker, interval, timeout)
             return
         status = asker.ask(timeout)
     if as_json:
-        click.echo(json.dumps(plain(status), indent=2))
+        click.echo(json.dumps(messages.plain(status), indent=2))
     else:
         Console().print(page(status))

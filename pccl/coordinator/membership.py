@@ -8,7 +8,7 @@ Every decision is an entry of the log, with its reason.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 
 from pccl import messages as m
@@ -68,6 +68,8 @@ class Membership:
         self.members: dict[bytes, Peer] = {}
         self.waiting: dict[bytes, Peer] = {}
         self.log: deque[Record] = deque(maxlen=LOG_MAX)
+        self.counts: Counter[str] = Counter()  # of all entries of the log, by what they say
+        self.losses: Counter[str] = Counter()
         self.growth: Growth | None = None
         self.change: Change | None = None
         self._holds = 0
@@ -170,9 +172,9 @@ class Membership:
         """Whether the peer is a member or waits."""
         return peer in self.members or peer in self.waiting
 
-    def status(self, now: float) -> m.GroupStatus:
-        """What `pccl status` shows."""
-        return group_status(self, self._planning.status(), now)
+    def status(self, now: float, links: bool = True) -> m.GroupStatus:
+        """What `pccl status` shows; `links`: of each link, too."""
+        return group_status(self, self._planning.status(), self._links if links else None, now)
 
     # -- facts ------------------------------------------------------------------------------------------------
 
@@ -561,6 +563,7 @@ class Membership:
             self._probes.forget(peer)
             if what != "leave":
                 self._send(peer, m.Evicted(m.VERSION, m.clip(f"{what}: {reason}")))
+            self.losses[what] += 1
             self._note(peer, what, reason)
         if losses:
             self._freeze(", ".join(f"{what} of peer {short_id(peer)}" for peer, what, _ in losses))
@@ -634,6 +637,7 @@ class Membership:
     def _note(self, peer: bytes, what: str, reason: str, warning: bool = False) -> None:
         entry = Record(self._now, self.group, self.epoch, peer, what, m.clip(reason), warning)
         self.log.append(entry)
+        self.counts[what] += 1
         self._out.append(entry)
 
 

@@ -53,12 +53,15 @@ class Peer:
     rate_base: tuple[int, int] = (0, 0)
     ops_per_s: float = 0.0
     bytes_per_s: float = 0.0
+    ops: int = 0
+    bytes: int = 0
 
     def note(self, now: float, beat: m.Heartbeat) -> None:
         """How far it is, and the rates of its ops and bytes."""
         self.boundary = max(self.boundary, beat.boundary)
         self.epoch = max(self.epoch, beat.epoch)
         self.oldest = max(self.oldest, beat.oldest)
+        self.ops, self.bytes = beat.ops, beat.bytes
         elapsed = now - self.rate_at
         if elapsed >= RATE_WINDOW_S:
             self.ops_per_s = max(0, beat.ops - self.rate_base[0]) / elapsed
@@ -81,6 +84,8 @@ class Peer:
             heard_s=now - self.heard,
             connected=self.connected,
             inbound=self.inbound,
+            ops=self.ops,
+            bytes=self.bytes,
         )
 
 

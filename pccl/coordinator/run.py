@@ -124,9 +124,9 @@ class Run:
         deadlines = [group.next_deadline() for group in self.groups.values()]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
-    def status(self, now: float) -> m.Status:
-        """What `pccl status` shows."""
-        groups = tuple(group.status(now) for _, group in sorted(self.groups.items()))
+    def status(self, now: float, links: bool = True) -> m.Status:
+        """What `pccl status` shows; `links`: of each link, too."""
+        groups = tuple(group.status(now, links) for _, group in sorted(self.groups.items()))
         return m.Status(
             v=m.VERSION,
             run=self.name,

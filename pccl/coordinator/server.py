@@ -226,10 +226,10 @@ class Coordinator:
     def _host(self) -> str:
         return self._bind.split("://", 1)[1].rpartition(":")[0]
 
-    def status(self) -> m.Status:
-        """What `pccl status` shows. Any thread."""
+    def status(self, links: bool = True) -> m.Status:
+        """What `pccl status` shows. Any thread. `links`: of each link, too, which takes longer."""
         with self._lock:
-            return self._run.status(time.monotonic())
+            return self._run.status(time.monotonic(), links)
 
     def close(self) -> None:
         """Ends; the peers carry on without until they give up on it. Idempotent."""

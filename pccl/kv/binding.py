@@ -12,7 +12,7 @@ from pccl.errors import ProtocolError
 from pccl.kv.memory import Ids, Numbers
 from pccl.transfer.manifest import key_of
 
-__all__ = ["data_key", "packed", "positions_of", "seeds", "tags", "unpacked"]
+__all__ = ["coded_key", "data_key", "packed", "positions_of", "seeds", "tags", "unpacked"]
 
 _PART = np.uint64(0xC2B2AE3D27D4EB4F)
 
@@ -22,6 +22,11 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 def data_key(transfer: bytes, buffer: int) -> bytes:
     """Of the region over one of P's buffers."""
     return key_of("kv.data", f"{transfer.hex()}/{buffer}")
+
+
+def coded_key(transfer: bytes, number: int) -> bytes:
+    """Of the region over one parcel."""
+    return key_of("kv.coded", f"{transfer.hex()}/{number}")
 
 
 def packed(ids: Ids) -> bytes:

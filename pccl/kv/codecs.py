@@ -1,8 +1,8 @@
 """codecs.py - slabs in fewer bytes, and when that pays: as they are, bf16 without loss in 11 to 12 bits, or in 8 bits.
 
-`bf16-exp` (csrc/exponents.c) keeps every bit. `int8-kc-vt` does not: keys get a scale for each channel of a block,
-values one for each token (KIVI, 2402.02750, section 3), and whoever receives them must agree to that in its layout.
-Recurrent state is never quantised: its errors add up. Pools send slabs raw: codecs are for who stages them. Pure.
+`bf16-exp` (csrc/exponents.c) keeps every bit. `int8-kc-vt` (csrc/eight_bits.c) does not: keys get a scale for each
+channel of a block, values one for each token (KIVI, 2402.02750, section 3), and both sides must agree to that.
+Recurrent state is never quantised: its errors add up. Which codec a group travels by is for choice.py. Pure.
 """
 
 from __future__ import annotations
@@ -10,24 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from pccl._codecs import from_exponents, to_exponents
+from pccl._codecs import Shape, from_eight_bits, from_exponents, to_eight_bits, to_exponents
 from pccl.errors import ArgumentError, ProtocolError
 from pccl.kv.layout import Group
 from pccl.kv.memory import Array
 
-__all__ = ["CODECS", "PAYS", "Codec", "choose", "pays"]
+__all__ = ["CODECS", "PAYS", "Codec", "pays"]
 
 _BF16 = ("bf16", "bfloat16")
 _FLOAT_BYTES = 4
-_LEVELS = 127
+_KEYS_AND_VALUES = 2  # planes
 #: What a codec must gain to be worth its processors.
 PAYS = 1.05
-
-Bits = np.ndarray[Any, np.dtype[np.uint16]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +46,6 @@ def pays(link_bytes_per_s: float, codec_bytes_per_s: float, ratio: float) -> boo
         if not (math.isfinite(value) and value > 0):
             raise ArgumentError(f"{name} must be a finite number above 0, not {value!r}")
     return min(codec_bytes_per_s, ratio * link_bytes_per_s) >= PAYS * link_bytes_per_s
-
-
-def choose(allowed: tuple[str, ...], group: Group) -> Codec:
-    """The first of the allowed codecs that this group can travel by; "raw" if none."""
-    for name in allowed:
-        if name in CODECS and CODECS[name].takes(group):
-            return CODECS[name]
-    return CODECS["raw"]
 
 
 # -- as they are --
@@ -89,57 +76,18 @@ def _from_exponents(data: Array, slabs: Array, group: Group) -> None:
 # -- eight bits --
 
 
-def _cells(slabs: Array, group: Group) -> Bits:
-    """The bits of bf16 values as [slabs, plane, tokens, heads, channels], or with the heads before the tokens."""
-    tokens, heads = group.block_tokens or 1, group.head_count
-    lie = (tokens, heads) if group.rows == "tokens" else (heads, tokens)
-    cells: Bits = slabs.view(np.uint16).reshape(slabs.shape[0], group.planes, *lie, group.unit_bytes // 2)
-    return cells
-
-
-def _axes(group: Group) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Along which axes of a plane keys, then values, have one scale."""
-    return ((1,), (2, 3)) if group.rows == "tokens" else ((2,), (1, 3))
+def _shape(group: Group) -> Shape:
+    """(tokens, heads, channels, whether heads come first) of a plane."""
+    return group.block_tokens or 1, group.head_count, group.unit_bytes // 2, group.rows == "heads"
 
 
 def _to_int8(slabs: Array, group: Group) -> Array:
-    parts = []
-    values = (_cells(slabs, group).astype(np.uint32) << 16).view(np.float32)
-    for plane, axes in enumerate(_axes(group)):
-        this = values[:, plane]
-        scale = np.abs(this).max(axis=axes, keepdims=True) / np.float32(_LEVELS)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            codes = np.rint(this / np.where(scale > 0, scale, np.float32(1)))
-            codes = np.where(np.isfinite(codes) & np.isfinite(scale), codes, 0).astype(np.int8)
-        scale = np.where(np.isfinite(scale), scale, np.float32(np.nan))
-        parts += [scale.astype(np.float32).reshape(-1).view(np.uint8), codes.reshape(-1).view(np.uint8)]
-    return np.concatenate(parts)
+    return to_eight_bits(slabs, _shape(group))
 
 
 def _from_int8(data: Array, slabs: Array, group: Group) -> None:
-    cells = _cells(slabs, group)
-    at = 0
-    for plane, axes in enumerate(_axes(group)):
-        this = cells[:, plane]
-        shape = tuple(1 if axis in axes else size for axis, size in enumerate(this.shape))
-        scale_bytes = math.prod(shape) * _FLOAT_BYTES
-        if at + scale_bytes + this.size > data.size:
-            raise ProtocolError(f"{data.size} bytes are no {slabs.shape[0]} slabs in 8 bits: too few")
-        scale = data[at : at + scale_bytes].copy().view(np.float32).reshape(shape)
-        at += scale_bytes
-        codes = data[at : at + this.size].view(np.int8).reshape(this.shape)
-        at += this.size
-        this[:] = _bf16(codes * scale)
-    if at != data.size:
-        raise ProtocolError(f"{data.size} bytes are no {slabs.shape[0]} slabs in 8 bits: too many")
-
-
-def _bf16(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Bits:
-    """To the nearest, ties to even; NaN becomes the quiet one."""
-    bits = values.view(np.uint32)
-    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
-    near: Bits = np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
-    return near
+    if not from_eight_bits(data, slabs, _shape(group)):
+        raise ProtocolError(f"{data.size} bytes are no {slabs.shape[0]} slabs in 8 bits")
 
 
 def _is_bf16(group: Group) -> bool:
@@ -147,7 +95,12 @@ def _is_bf16(group: Group) -> bool:
 
 
 def _is_keys_and_values(group: Group) -> bool:
-    return _is_bf16(group) and group.planes == len(_axes(group)) and group.kind != "state"
+    """Whether it is, and small enough in 8 bits with all scales."""
+    if not (_is_bf16(group) and group.planes == _KEYS_AND_VALUES and group.kind != "state"):
+        return False
+    tokens, heads, channels, _ = _shape(group)
+    cells, scales = tokens * heads * channels, tokens + heads * channels
+    return cells % _FLOAT_BYTES == 0 and scales * _FLOAT_BYTES < _KEYS_AND_VALUES * cells
 
 
 CODECS = {

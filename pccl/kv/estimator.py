@@ -1,9 +1,11 @@
-"""estimator.py - how fast a link is, for whoever decides about requests (a pool orders its asks by schedule.Meter).
+"""estimator.py - how fast a link is: for a pool that orders its asks and chooses codecs, and for whoever decides about
+requests.
 
-Fed with counters of the sender, asked at any time; the clock is an argument. What counts is goodput while something
+Fed with counters, asked at any time; the clock is an argument. What counts is goodput while something
 waited to be sent: a link that carries little because little is asked of it is not slow. Bytes and backlogged time are
 added up until SAMPLE_S of backlog make a sample; samples give a mean that fades (over MEAN_S of backlog), its spread,
-and the peak of the last PEAK_S. An idle link keeps its last estimate, with an uncertainty that grows.
+and the peak of the last PEAK_S. An idle link keeps its last estimate, with an uncertainty that grows. A pool sees its
+links from the receiving side: Watch makes counters of what it asks for and what comes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pccl.errors import ArgumentError
 from pccl.kv.numbers import at_least_zero, positive
 
-__all__ = ["BandwidthEstimator", "Estimate"]
+__all__ = ["BandwidthEstimator", "Estimate", "Watch"]
 
 SAMPLE_S = 0.05
 MEAN_S = 3.0
@@ -24,6 +26,8 @@ PEAK_S = 10.0
 FORGET_S = 120.0
 #: How far a bandwidth that was only told, and never seen, may be off.
 TOLD_UNCERTAINTY = 0.5
+#: Busy time of which a Watch makes one note: several asks of a link of 1 Gbit/s end in it.
+NOTE_S = 0.1
 #: The round trip without queues is the least of so long.
 RTT_S = 600.0
 
@@ -46,12 +50,15 @@ class Estimate:
 
 
 class BandwidthEstimator:
-    """`told_bytes_per_s`: what to believe until something is seen. Not for several threads."""
+    """`told_bytes_per_s`: what to believe until something is seen; None: nothing, and the bandwidth is 0 until then.
+    Not for several threads.
+    """
 
-    def __init__(self, told_bytes_per_s: float) -> None:
-        self.bandwidth_bytes_per_s = positive("told_bytes_per_s", told_bytes_per_s)
+    def __init__(self, told_bytes_per_s: float | None) -> None:
+        told = told_bytes_per_s
+        self.bandwidth_bytes_per_s = 0.0 if told is None else positive("told_bytes_per_s", told)
         self.queued_bytes = 0.0
-        self._spread = TOLD_UNCERTAINTY
+        self._spread = 1.0 if told is None else TOLD_UNCERTAINTY
         self._samples = 0
         self._last = (0.0, 0.0, 0.0)  # backlogged_s, sent_bytes, resent_bytes at the end of the last sample
         self._peaks: deque[tuple[float, float]] = deque()  # falling
@@ -94,13 +101,14 @@ class BandwidthEstimator:
         while self._peaks and self._peaks[0][0] < now_s - PEAK_S:
             self._peaks.popleft()
         mean, uncertainty = self.bandwidth_bytes_per_s, self.uncertainty(now_s)
+        drain_s = self.queued_bytes / mean if mean else math.inf if self.queued_bytes else 0.0
         return Estimate(
             mean,
             self._peaks[0][1] if self._peaks else mean,
             mean * (1.0 - uncertainty),
             uncertainty,
             self.queued_bytes,
-            self.queued_bytes / mean,
+            drain_s,
             self._resent,
             self._rtt_s / self._troughs[0][1] if self._troughs else 1.0,
         )
@@ -114,6 +122,8 @@ class BandwidthEstimator:
         if rate <= 0.0:  # nothing came through at all: a fault, which others see to; it is no bandwidth
             return
         weight = 1.0 if self._samples == 0 else 1.0 - math.exp(-passed_s / MEAN_S)
+        if not self.bandwidth_bytes_per_s:
+            self._spread = TOLD_UNCERTAINTY
         off = abs(rate - self.bandwidth_bytes_per_s) / max(rate, self.bandwidth_bytes_per_s)
         self.bandwidth_bytes_per_s += weight * (rate - self.bandwidth_bytes_per_s)
         self._spread += (1.0 - math.exp(-passed_s / MEAN_S)) * (off - self._spread)
@@ -130,3 +140,38 @@ class BandwidthEstimator:
         self._troughs.append((now_s, rtt_s))
         while self._troughs[0][0] < now_s - RTT_S:
             self._troughs.popleft()
+
+
+class Watch:
+    """A link seen by who asks for things, and the `estimator` that is fed with that. Not for several threads."""
+
+    def __init__(self) -> None:
+        self.estimator = BandwidthEstimator(None)
+        self._since: float | None = None  # busy since then, or since the last look
+        self._busy_s = 0.0
+        self._bytes = 0
+        self._noted_s = 0.0
+
+    def busy(self, asked_bytes: int, rtt_s: float, now_s: float) -> None:
+        """So much is asked for that could come now. `rtt_s`: 0 if it is not known."""
+        self._pass(now_s)
+        self._since = now_s if asked_bytes else None
+        if self._busy_s >= self._noted_s + NOTE_S:
+            self._noted_s = self._busy_s
+            self.estimator.note(now_s, self._busy_s, self._bytes, asked_bytes, rtt_s=rtt_s or None)
+        else:
+            self.estimator.queued_bytes = float(asked_bytes)
+
+    def landed(self, nbytes: int, now_s: float) -> None:
+        """So much has come."""
+        self._pass(now_s)
+        self._bytes += nbytes
+
+    def peak_bytes_per_s(self, now_s: float) -> float:
+        """The best of the last seconds, or the mean of what was seen before; 0: nothing yet."""
+        return self.estimator.estimate(now_s).peak_bytes_per_s
+
+    def _pass(self, now_s: float) -> None:
+        if self._since is not None:
+            self._busy_s += max(0.0, now_s - self._since)
+            self._since = now_s

@@ -14,7 +14,9 @@ import numpy as np
 
 from pccl.errors import Closed, PcclError
 from pccl.kv import messages as m
+from pccl.kv.codecs import CODECS
 from pccl.kv.ends import End, State, error_of
+from pccl.kv.estimator import Estimate, Watch
 from pccl.kv.handles import Sent
 from pccl.kv.hasher import Hasher, Job
 from pccl.kv.inbound import Inbound
@@ -23,12 +25,14 @@ from pccl.kv.machine import Over, Say, Stop, Tick
 from pccl.kv.mail import Regions
 from pccl.kv.memory import Memory
 from pccl.kv.outbound import Outbound
+from pccl.kv.packer import Packer
 from pccl.kv.post import Post
-from pccl.kv.receive import AskEnded, Check, Checked, Drop, Landed
-from pccl.kv.schedule import Asker, Meter, Rate, ask_bytes, plan, suggestions, window
-from pccl.kv.send import Digest, Expose, Hide, Summed, Withdrawn
+from pccl.kv.receive import AskEnded, Check, Checked, Decode, Drop, Landed
+from pccl.kv.schedule import Asker, ask_bytes, plan, suggestions, window
+from pccl.kv.send import Digest, Expose, Free, Hide, Summed, Withdrawn
 from pccl.kv.staging import Staging, give_up_at
 from pccl.kv.surroundings import Surroundings
+from pccl.transfer.offers import log
 from pccl.types import Status
 
 __all__ = ["Counters", "Exchange"]
@@ -73,11 +77,14 @@ class Exchange:
         self.memory, self.ledger, self.staging = memory, ledger, staging
         self.inbound: dict[bytes, Inbound] = {}
         self.outbound: dict[bytes, Outbound] = {}
-        self.rates: dict[bytes, Rate] = {}
+        self.watches: dict[bytes, Watch] = {}
+        self.told_bytes_per_s: dict[bytes, float] = {}  # that links to there carry, by who receives
         self._clock = clock
         self._regions, self._around, self._post, self._tell = regions, around, post, tell
         self._name = name
         self._hasher = Hasher(f"pccl-kv-{name}")
+        self._coder = Hasher(f"pccl-kv-{name}-codec")
+        self.packer = Packer(regions, around.when_gone, self._coder, tell, self.event, clock)
         self._beat_at = float("inf")
         self._nudged = False
         self._ends: OrderedDict[bytes, End] = OrderedDict()
@@ -172,6 +179,7 @@ class Exchange:
             self._tick_at = self.on_tick(now)
         for peer, askers in self._by_peer().items():
             self._ask(peer, askers, now)
+        self.packer.pump(self.outbound.values(), now)
         self.over = self._stopping is not None and not self.inbound and not self.outbound
 
     def _stage(self, now: float) -> None:
@@ -211,6 +219,9 @@ class Exchange:
 
     def on_over(self) -> None:
         """See Driven. It is driven no more: the engine may be gone, with all that it read and wrote."""
+        for receive in self.inbound.values():
+            receive.fenced = True
+        self._coder.stop()
         for one in self._all():
             end = one.machine.end or End(State.FAILED, "closed", "the communicator was closed")
             self._over(one, end)
@@ -224,12 +235,15 @@ class Exchange:
         if isinstance(message, m.Pull):
             self.on_pull(peer, message)
         elif isinstance(message, m.Beat):
+            self._told_rate(peer, message.rate)
             for transfer in message.transfers:
                 self._deliver(self.outbound.get(transfer), peer, message)
                 self.on_beat(transfer, self._clock())
         elif isinstance(message, m.Open):
             self._opened(peer, message)
-        elif isinstance(message, m.Committed):
+        elif isinstance(message, m.Committed | m.Taken):
+            if isinstance(message, m.Committed):
+                self._told_rate(peer, message.rate)
             self._deliver(self.outbound.get(message.transfer), peer, message)
         elif isinstance(message, m.End):
             self._their_end(peer, message)
@@ -245,7 +259,8 @@ class Exchange:
         for one in self._all():
             if one.peer == peer:
                 self._event(one, Stop(end, False))
-        self.rates.pop(peer, None)
+        self.watches.pop(peer, None)
+        self.told_bytes_per_s.pop(peer, None)
         self.on_lost(peer)
 
     def refuse(self, peer: bytes, transfer: bytes, cause: str, text: str) -> None:
@@ -263,6 +278,7 @@ class Exchange:
             self.refuse(peer, message.transfer, "ticket", "it has been opened already")
         else:
             one.peer, one.mail = peer, self._post.to(peer)
+            one.machine.rate = lambda: self._rate_from(peer)
             self._event(one, message)
             self._beat_at = min(self._beat_at, self._clock() + BEAT_S)
 
@@ -286,7 +302,7 @@ class Exchange:
             if one.peer is not None:
                 waiting.setdefault(one.peer, []).append(one.transfer)
         for peer, transfers in waiting.items():
-            self._post.to(peer).say(m.Beat(tuple(transfers)))
+            self._post.to(peer).say(m.Beat(tuple(transfers), self._rate_from(peer)))
         self._beat_at = now + BEAT_S if waiting else float("inf")
 
     # -- asking --
@@ -299,12 +315,26 @@ class Exchange:
         return found
 
     def _ask(self, peer: bytes, askers: list[Inbound], now: float) -> None:
-        rate = self.rates.setdefault(peer, Meter())
+        watch = self.watches.setdefault(peer, Watch())
+        peak, rtt_s = watch.peak_bytes_per_s(now), self._around.rtt_s(peer)
         for asker in askers:
-            asker.machine.ask_bytes = ask_bytes(rate.bytes_per_s)
-        plan(askers, now, window(rate.bytes_per_s, self._around.rtt_s(peer)))
-        rate.busy(any(asker.flowing_bytes for asker in askers), now)
-        suggestions(askers, now, rate.bytes_per_s, _suggest)
+            asker.machine.ask_bytes = ask_bytes(peak)
+        plan(askers, now, window(peak, rtt_s))
+        watch.busy(sum(asker.machine.flowing_bytes for asker in askers), rtt_s, now)
+        suggestions(askers, now, watch.peak_bytes_per_s(now), _suggest)
+
+    def estimate(self, peer: bytes) -> Estimate | None:
+        """Of the link from a peer; None: nothing has come from there yet."""
+        watch = self.watches.get(peer)
+        return watch.estimator.estimate(self._clock()) if watch and watch.estimator.bandwidth_bytes_per_s else None
+
+    def _rate_from(self, peer: bytes) -> float:
+        watch = self.watches.get(peer)
+        return watch.estimator.bandwidth_bytes_per_s if watch is not None else 0.0
+
+    def _told_rate(self, peer: bytes, rate: float) -> None:
+        if rate:
+            self.told_bytes_per_s[peer] = rate
 
     # -- what machines say --
 
@@ -313,9 +343,9 @@ class Exchange:
         self._event(one, event)
         if isinstance(event, AskEnded) and isinstance(one, Inbound):
             one.note_progress()
-            rate = self.rates.get(one.peer or b"")
-            if rate is not None and event.status == Status.OK:
-                rate.landed(event.ask.nbytes, self._clock())
+            watch = self.watches.get(one.peer or b"")
+            if watch is not None and event.status == Status.OK:
+                watch.landed(event.ask.nbytes, self._clock())
         self._nudge()
 
     def _event(self, one: Inbound | Outbound, event: Any) -> None:
@@ -349,8 +379,19 @@ class Exchange:
                 event = Checked(unit, parts, np.equal(found, expected))
                 self._tell(lambda: self.event(one, event))
 
+            if unit.digested:
+                checked(unit.found[parts])
+                return
             view, of = self.memory.views[unit.here], one.seeds_of(unit, parts)
             self._hasher.put(Job(view, unit.target[parts], unit.part_bytes, of, checked))
+        elif isinstance(effect, Decode):
+            decode = one.to_decode(effect.ask)
+
+            def decoded() -> None:
+                event = decode()
+                self._tell(lambda: self.event(one, event))
+
+            self._coder.do(decoded)
         elif isinstance(effect, Drop):
             for token in effect.tokens:
                 if one.mail is not None:
@@ -367,7 +408,9 @@ class Exchange:
                 event = Summed(effect.unit, effect.positions, sums)
                 self._tell(lambda: self.event(one, event))
 
-            self._hasher.put(Job(*one.to_hash(effect.unit, effect.positions), summed))
+            self._digest(one, effect, summed)
+        elif isinstance(effect, Free):
+            self.packer.do(one, effect)
         elif isinstance(effect, Hide):
             self._hide(one)
 
@@ -388,7 +431,25 @@ class Exchange:
 
         self._hasher.do(fill)
 
+    def _digest(self, one: Outbound, effect: Digest, summed: Callable[[Any], None]) -> None:
+        """Of what the receiver will have: the bytes as they are, if they travel so or without loss."""
+        unit, positions = effect.unit, effect.positions
+        if CODECS[unit.codec].lossless:
+            self._hasher.put(Job(*one.to_hash(unit, positions), summed))
+            return
+
+        def step() -> None:
+            try:
+                sums = one.encode(unit, positions)[1]
+            except (PcclError, MemoryError):
+                log.exception("digests of KV blocks could not be taken: they count as wrong")
+                sums = np.zeros(positions.size, np.uint64)
+            summed(sums)
+
+        self._coder.do(step)
+
     def _hide(self, one: Outbound) -> None:
+        self.packer.hide(one)
         left = itertools.count(len(one.regions), -1)
 
         def gone() -> None:
@@ -428,7 +489,7 @@ class Exchange:
         self.on_sent(one, end)
         if end.state is State.COMMITTED:
             self.counters.sent_bytes += one.nbytes
-            one.handle._resolve(Sent(one.nbytes, self._clock() - one.since), None)
+            one.handle._resolve(Sent(one.nbytes, self._clock() - one.since, one.wire_bytes), None)
         else:
             one.handle._resolve(None, error_of(end, one.peer, f"send of {one.handle.request_id!r}"))
 

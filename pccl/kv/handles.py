@@ -21,7 +21,8 @@ __all__ = ["Offered", "Receive", "Received", "Send", "Sent"]
 class Received:
     """How a receive ended. `meta`: what the sender's `finish` gave. `nbytes`: that were fetched. `recompute`: positions
     of each group that the receiver must compute itself: with `on_failure="fail"` always none, for then it raises.
-    `end`: of the transfer; of a hedged one that goes on it is State.STREAMING.
+    `end`: of the transfer; of a hedged one that goes on it is State.STREAMING. `wire_bytes`: that came for the `nbytes`
+    of blocks: fewer, where a codec was used.
     """
 
     meta: bytes
@@ -29,6 +30,7 @@ class Received:
     duration_s: float
     end: End
     recompute: Mapping[str, Ids]
+    wire_bytes: int
 
     @property
     def committed(self) -> bool:
@@ -38,10 +40,11 @@ class Received:
 
 @dataclass(slots=True, frozen=True)
 class Sent:
-    """The receiver has everything, verified."""
+    """The receiver has everything, verified. `wire_bytes`: what the `nbytes` of blocks were sent as."""
 
     nbytes: int
     duration_s: float
+    wire_bytes: int
 
 
 class Orders(Owner, Protocol):

@@ -99,13 +99,14 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like
     """A cache: its groups, of which model, under which hashes. Equal layouts have equal fingerprints.
 
     `model_id`: model and revision. `hash_scheme`: how the engine hashes blocks, with its seed: hashes of another scheme
-    mean nothing. `codec_ok`: codecs that may be used on the wire, the best first; "raw" must be among them.
+    mean nothing. `codec_ok`: codecs that may be used on the wire; "raw" must be among them. "int8-kc-vt" loses
+    something: it is not used unless it is named here.
     """
 
     model_id: str
     groups: tuple[Group, ...]
     hash_scheme: str = "none"
-    codec_ok: tuple[str, ...] = ("raw",)
+    codec_ok: tuple[str, ...] = ("bf16-exp", "raw")
 
     def __post_init__(self) -> None:
         _check_name("model_id", self.model_id)

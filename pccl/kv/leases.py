@@ -10,6 +10,7 @@ from typing import Any
 from pccl.errors import ArgumentError
 from pccl.kv.handles import Offered
 from pccl.kv.memory import Ids
+from pccl.kv.ticket import CodecWish
 
 __all__ = ["BYTES_PER_PEER", "HOLD_S", "Lease", "Leases"]
 
@@ -22,7 +23,7 @@ _GONE_MAX = 4096
 
 @dataclass(slots=True)
 class Lease:
-    """One offer. `pulls`: transfers of it that are under way."""
+    """One offer. `pulls`: transfers of it that are under way; `codec`: by which it may travel."""
 
     name: str
     blocks: list[Ids]
@@ -32,6 +33,7 @@ class Lease:
     until: float
     most: float
     pulls: set[bytes] = field(default_factory=set)
+    codec: CodecWish = "auto"
 
 
 class Leases:

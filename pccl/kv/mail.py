@@ -19,7 +19,7 @@ from pccl.kv.slots import HEAD_BYTES, SLOT_BYTES, Head, SlotReader, SlotWriter
 from pccl.transfer.manifest import key_of
 from pccl.transfer.offers import log
 from pccl.transfer.task import Runs, ScatterAsks
-from pccl.types import Priority, Status, short_id
+from pccl.types import PartDigests, Priority, Status, short_id
 
 __all__ = ["Correspondence", "Regions", "bell_key"]
 
@@ -119,10 +119,11 @@ class Correspondence:
             self._slots[number][: len(data)] = np.frombuffer(data, np.uint8)
             self._regions.quietly("extend", self._slot_key(self.peer, self._session), number, 0, SLOT_BYTES)
 
-    def fetch(self, key: bytes, runs: Runs, priority: int, done: Done) -> int:
+    def fetch(self, key: bytes, runs: Runs, priority: int, done: Done, digests: PartDigests | None = None) -> int:
         """Asks for runs of a region; gives a token for `drop`. `done(status, now)` follows exactly once."""
-        token = self._asks.ask_runs(self, self.peer, key, 1, runs, priority)
+        token = self._asks.ask_runs(self, self.peer, key, 1, runs, priority, digests)
         self._out[token] = done
+        self._hold[token] = digests
         return token
 
     def drop(self, token: int) -> None:

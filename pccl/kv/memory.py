@@ -97,6 +97,11 @@ class Memory:
             return self.views[self._first[group] + layer].reshape(count, slab)
         return self.views[self._first[group]].reshape(count, len(this.layers), slab)[:, layer]
 
+    def parts(self, group: int, layer: int, split: int) -> Array:
+        """The same, every slab in so many equal parts: [blocks, split, part]."""
+        slabs = self.slabs(group, layer)
+        return slabs.reshape(slabs.shape[0], split, -1)
+
     def _take(self, group: Group, given: Any) -> int:
         """Appends the buffers of a group; gives its number of blocks."""
         if group.order == "block_first":

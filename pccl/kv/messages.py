@@ -18,6 +18,7 @@ __all__ = [
     "META_BYTES_MAX",
     "TEXT_MAX",
     "Beat",
+    "Coded",
     "Committed",
     "End",
     "Finish",
@@ -27,6 +28,7 @@ __all__ = [
     "Pull",
     "Ready",
     "Sums",
+    "Taken",
     "decode",
     "encode",
 ]
@@ -44,6 +46,8 @@ Text = Annotated[str, Meta(max_length=TEXT_MAX)]
 U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U62 = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
+#: Bytes a second; 0: not known.
+Rate = Annotated[float, Meta(ge=0.0, le=1e15)]
 State = Annotated[str, Meta(pattern=r"\A(aborted|expired|failed)\Z")]
 #: Ids of blocks or positions, 4 bytes each, little endian.
 Packed = Annotated[bytes, Meta(max_length=4 * _BLOCKS_MAX)]
@@ -58,13 +62,14 @@ class _Message(Struct, array_like=True, frozen=True, forbid_unknown_fields=True)
 class Grouping(_Message, frozen=True):
     """One group of an Open. `layers`: where each layer's pieces are; `blocks`: the place of each position; `need`: one
     bit for each, the first in the lowest bit of the first byte; b"": all. `tags`: 8 bytes for each; b"": their
-    positions.
+    positions. `codec`: of a group that does not travel raw; then `layers` and `blocks` are empty.
     """
 
     layers: Annotated[tuple[Place, ...], Meta(max_length=4096)]
     blocks: Packed
     need: Annotated[bytes, Meta(max_length=_BLOCKS_MAX // 8)]
     tags: Annotated[bytes, Meta(max_length=_BLOCKS_MAX * 8)]
+    codec: Name = "raw"
 
 
 class Open(_Message, frozen=True, tag="open"):
@@ -96,6 +101,29 @@ class Sums(_Message, frozen=True, tag="sums"):
     digests: Annotated[bytes, Meta(max_length=_BLOCKS_MAX * 8)]
 
 
+class Coded(_Message, frozen=True, tag="coded"):
+    """A parcel of `nbytes` can be read: these parts of a layer, encoded; and the digests of what they are decoded to,
+    8 bytes each. `parts`: b"" is for `count` of them from `first`.
+    """
+
+    transfer: Tid
+    group: U32
+    layer: U32
+    number: U32
+    nbytes: U32
+    first: U32
+    count: U32
+    parts: Packed
+    digests: Annotated[bytes, Meta(max_length=_BLOCKS_MAX * 8)]
+
+
+class Taken(_Message, frozen=True, tag="taken"):
+    """D has decoded and verified a parcel, and does not read it again."""
+
+    transfer: Tid
+    number: U32
+
+
 class Finish(_Message, frozen=True, tag="finish"):
     """All has been said. `meta`: the user's."""
 
@@ -104,9 +132,10 @@ class Finish(_Message, frozen=True, tag="finish"):
 
 
 class Committed(_Message, frozen=True, tag="committed"):
-    """D has everything, verified."""
+    """D has everything, verified. `rate`: what the link from P carries, as D sees it."""
 
     transfer: Tid
+    rate: Rate = 0.0
 
 
 class End(_Message, frozen=True, tag="end"):
@@ -126,12 +155,13 @@ class Pull(_Message, frozen=True, tag="pull"):
 
 
 class Beat(_Message, frozen=True, tag="beat"):
-    """D still waits for these."""
+    """D still waits for these. `rate`: as of Committed."""
 
     transfers: Annotated[tuple[Tid, ...], Meta(max_length=1 << 16)]
+    rate: Rate = 0.0
 
 
-Message = Open | Ready | Sums | Finish | Committed | End | Pull | Beat
+Message = Open | Ready | Sums | Coded | Taken | Finish | Committed | End | Pull | Beat
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Message)

@@ -11,10 +11,11 @@ import numpy as np
 from pccl.errors import ArgumentError
 from pccl.kv import messages as m
 from pccl.kv.binding import data_key, packed, seeds
+from pccl.kv.codecs import CODECS
 from pccl.kv.convert import GroupMatch, Match
 from pccl.kv.handles import Send
 from pccl.kv.mail import Correspondence, Regions
-from pccl.kv.memory import Array, Ids, Memory, Numbers, coalesce
+from pccl.kv.memory import Array, Ids, Memory, Numbers, coalesce, digests
 from pccl.kv.send import SendMachine, SendUnit
 from pccl.kv.source import Cached, Source, Staged
 from pccl.kv.ticket import Ticket
@@ -37,7 +38,7 @@ def needed(ticket: Ticket, hashes: Sequence[Sequence[Any] | None]) -> list[Mask]
 @dataclass(slots=True, eq=False)
 class Outbound:
     """`need`, `tags`: of each of the receiver's groups, by position; `blocks`: ours that they are made of; `hashed`:
-    whether the tags are of hashes, and must be told.
+    whether the tags are of hashes, and must be told; `codecs`: by which each travels.
     """
 
     ticket: Ticket
@@ -47,6 +48,7 @@ class Outbound:
     need: list[Mask]
     tags: list[Numbers]
     hashed: list[bool]
+    codecs: list[str]
     handle: Send
     since: float
     deadline_at: float
@@ -61,6 +63,10 @@ class Outbound:
     #: What its machine said, and its user, before it had that.
     opening: list[Any] = field(default_factory=list)
     early: list[Any] = field(default_factory=list)
+    wire_bytes: int = 0
+    #: Regions of parcels, and their plain bytes; of all of them.
+    parcels: dict[int, tuple[Any, int]] = field(default_factory=dict)
+    parcel_bytes: int = 0
     regions: list[Any] = field(default_factory=list)
     _views: dict[int, Array] = field(default_factory=dict)
     _shown: list[Source] = field(default_factory=list)
@@ -73,16 +79,21 @@ class Outbound:
         for number, (found, wanted) in enumerate(zip(self.match.groups, self.ticket.layout.groups, strict=True)):
             sources = [self._source(found, number, layer) for layer in range(len(wanted.layers))]
             for layer, (name, source) in enumerate(zip(wanted.layers, sources, strict=True)):
-                self.units[name] = SendUnit(number, layer, self.need[number], wanted.bytes_per_block_layer)
+                size, codec = wanted.bytes_per_block_layer, self.codecs[number]
+                self.units[name] = SendUnit(number, layer, self.need[number], size, codec)
                 self._sources[number, layer] = source
                 units.append(self.units[name])
-            if self.need[number].any():
+            nbytes = int(self.need[number].sum()) * wanted.bytes_per_block_layer * len(sources)
+            self.nbytes += nbytes
+            is_raw = self.codecs[number] == "raw"
+            if nbytes and is_raw:
                 self._shown += sources
-                self.nbytes += int(self.need[number].sum()) * wanted.bytes_per_block_layer * len(sources)
+                self.wire_bytes += nbytes
             need = np.packbits(self.need[number], bitorder="little").tobytes()
             tags = self.tags[number].astype("<u8").tobytes() if self.hashed[number] else b""
             ids = self.blocks[number] if found.plain else np.arange(self.need[number].size)
-            groups.append(m.Grouping(tuple(source.place for source in sources), packed(ids), need, tags))
+            places = (tuple(source.place for source in sources), packed(ids)) if is_raw else ((), b"")
+            groups.append(m.Grouping(*places, need, tags, self.codecs[number]))
             self._places.append(None)
         self.handle.positions = self.positions
         self.staging_bytes = sum(source.staging_bytes for source in self._shown if isinstance(source, Staged))
@@ -106,6 +117,11 @@ class Outbound:
     def peer(self) -> bytes:
         """The receiver."""
         return self.ticket.peer
+
+    @property
+    def priority(self) -> str:
+        """As the receiver wants it."""
+        return self.ticket.priority
 
     def deadline(self) -> float:
         """When Tick is due."""
@@ -161,14 +177,31 @@ class Outbound:
         for number in self._views:
             regions.quietly("withdraw", data_key(self.transfer, number), 1)
 
+    def encode(self, unit: SendUnit, parts: Ids) -> tuple[Array, Numbers]:
+        """Parts of a unit by its codec, and the digests of what they are decoded to. Takes a while; any thread."""
+        found, codec = self.match.groups[unit.group], CODECS[unit.codec]
+        position, part = np.divmod(parts, unit.split)
+        cells = self.memory.parts(found.group, found.layers[unit.layer], unit.split)
+        slabs = cells[self.blocks[unit.group][position], part]
+        data = codec.encode(slabs, found.target)
+        if not codec.lossless:
+            codec.decode(data, slabs, found.target)
+        offsets = np.arange(parts.size, dtype=np.uint64) * np.uint64(slabs.shape[1])
+        of = self._seeds_of(unit, position)[np.arange(parts.size), part]
+        return data, digests(slabs.reshape(-1), offsets, slabs.shape[1], of)
+
+    def _seeds_of(self, unit: SendUnit, positions: Ids) -> Numbers:
+        """A row for each, of all its parts."""
+        wanted = self.ticket.layout.groups[unit.group]
+        tag = self.tags[unit.group][positions]
+        of = seeds(self.transfer, wanted.name, wanted.layers[unit.layer], tag, unit.split)
+        return of.reshape(-1, unit.split)
+
     def to_hash(self, unit: SendUnit, positions: Ids) -> tuple[Array, Numbers, int, Numbers]:
         """(buffer, offsets, bytes, seeds) of the parts."""
         source = self._sources[unit.group, unit.layer]
         offsets, size = spread(source.offsets(positions), source.nbytes)
-        wanted = self.ticket.layout.groups[unit.group]
-        tag = self.tags[unit.group][positions]
-        of = seeds(self.transfer, wanted.name, wanted.layers[unit.layer], tag, unit.split)
-        return source.view, offsets, size, of
+        return source.view, offsets, size, self._seeds_of(unit, positions).ravel()
 
 
 def per_group(given: Any, names: Sequence[str], what: str) -> list[Any]:

@@ -14,9 +14,12 @@ import numpy as np
 from pccl.errors import ArgumentError, Closed, HungError, PcclError
 from pccl.kv import messages as m
 from pccl.kv.binding import tags
-from pccl.kv.convert import match
+from pccl.kv.choice import Offer, Path, check_wish, choose, settle
+from pccl.kv.codecs import CODECS
+from pccl.kv.convert import Match, match
 from pccl.kv.ends import End, State, TicketUsed
 from pccl.kv.errors import LayoutMismatch
+from pccl.kv.estimator import Estimate
 from pccl.kv.exchange import Counters, Exchange
 from pccl.kv.handles import Offered, Receive, Send
 from pccl.kv.inbound import Inbound, Wish
@@ -30,9 +33,10 @@ from pccl.kv.pulls import EARLY_S, Pulls, lease_id
 from pccl.kv.schedule import CLASSES
 from pccl.kv.send import LEASE_S as SEND_LEASE_S
 from pccl.kv.send import Announce, FinishNow, SendUnit, check_meta
+from pccl.kv.speed import speeds
 from pccl.kv.staging import STAGING_BYTES, Staging
 from pccl.kv.surroundings import Surroundings
-from pccl.kv.ticket import WANTED_MAX, Priority, Ticket, Wanted
+from pccl.kv.ticket import WANTED_MAX, CodecWish, Priority, Ticket, Wanted
 from pccl.transfer.offers import FENCE_S, log
 from pccl.transfer.task import Task
 from pccl.transfer.transfers import Transfers
@@ -93,10 +97,11 @@ class Pool:
         self._closed = threading.Event()
         names = (name, transfers.peer_id)
         self._post = Post(names, transfers.asks, transfers.offers, transfers.drive, self._tell, time.monotonic)
-        around = Surroundings(transfers)
+        self._around = around = Surroundings(transfers)
         self._exchange = Exchange(
             memory, self._ledger, transfers.offers, around, self._post, self._tell, name, time.monotonic, staging
         )
+        self._speeds = speeds(self.layout.codec_ok, self.layout.groups)
         self._leases = Leases(pulled_bytes_max)
         self._pulls = Pulls(self._exchange, self._ledger, self._leases, self._pulled, time.monotonic, early_s)
         self._post.told, self._post.lost = self._exchange.told, self._exchange.lost
@@ -116,6 +121,12 @@ class Pool:
         """Ids of the blocks that are part of a transfer: all others are free."""
         return self._ledger.busy(self.layout.group_index[group])
 
+    def estimate(self, peer: bytes) -> Estimate | None:
+        """What is known of the link from a peer: by that the pool orders what it asks for, and whoever decides about
+        requests had better decide (`Load.bandwidth_bytes_per_s`). None: nothing has come from there yet.
+        """
+        return self._exchange.estimate(peer)
+
     # -- receiving --
 
     def prep_recv(
@@ -128,6 +139,7 @@ class Pool:
         have: Any = None,
         on_failure: OnFailure = "fail",
         hedge_after: float | None = None,
+        codec: CodecWish = "auto",
     ) -> Receive:
         """Reserves blocks of this pool for a request; the ticket of the Receive opens the send at whoever has them.
 
@@ -137,12 +149,16 @@ class Pool:
         that is there already}: those that the sender knows by the same hash are not sent. `on_failure`: what `wait`
         does when it does not commit: "fail" raises, "recompute" gives a Received that names the missing positions;
         "hedge" the same after `hedge_after` seconds at the latest, while the transfer goes on into these blocks, which
-        are not free before `poll()` is terminal: compute into others.
+        are not free before `poll()` is terminal: compute into others. `codec`: how blocks may travel. "auto": raw, or
+        bf16 without loss in fewer bits, whichever the sender finds to be quicker on this link; "raw"; "bf16": without
+        loss wherever that can be, whatever the link; "int8": keys and values in 8 bits, which loses something. One
+        side that wants "raw" has it; "int8" takes both, and "bf16" one; all else is "auto".
 
         Raises ArgumentError (a block out of range, there twice, part of another transfer; an argument is wrong):
         nothing has happened; Closed.
         """
-        return self._receive(request_id, blocks, None, deadline, priority, have, on_failure, hedge_after)
+        wish = self._wish(request_id, priority, on_failure, hedge_after, codec)
+        return self._receive(wish, blocks, None, deadline, have, codec)
 
     def pull(
         self,
@@ -156,6 +172,7 @@ class Pool:
         have: Any = None,
         on_failure: OnFailure = "fail",
         hedge_after: float | None = None,
+        codec: CodecWish = "auto",
     ) -> Receive:
         """Fetches what a peer's pool of this name offers by `request_id`. See `prep_recv`. Fails with cause "gone" if
         it offers no such thing, or not any more.
@@ -165,24 +182,23 @@ class Pool:
         """
         if not isinstance(peer, bytes) or len(peer) != PEER_ID_BYTES or peer == self._transfers.peer_id:
             raise ArgumentError(f"peer must be the id of another peer, {PEER_ID_BYTES} bytes, not {peer!r}")
-        return self._receive(request_id, into, peer, deadline, priority, have, on_failure, hedge_after, first)
+        wish = self._wish(request_id, priority, on_failure, hedge_after, codec)
+        return self._receive(wish, into, peer, deadline, have, codec, first)
 
     def _receive(
         self,
-        request_id: str,
+        wish: Wish,
         blocks: Blocks,
         peer: bytes | None,
         deadline: float | None,
-        priority: Priority,
         have: Any,
-        on_failure: str,
-        hedge_after: float | None,
+        codec: CodecWish,
         first: Any = None,
     ) -> Receive:
         self._check()
+        request_id = wish.request_id
         ids = self._ids(blocks)
         seconds = self._seconds("deadline", deadline, self._timeout_s)
-        wish = self._wish(request_id, priority, on_failure, hedge_after)
         wanted = tuple(
             Wanted(one.size, _have(given, one.size), _first(begin))
             for one, given, begin in zip(
@@ -191,7 +207,9 @@ class Pool:
         )
         transfer = secrets.token_bytes(16)
         own = self._transfers.peer_id
-        ticket = Ticket(transfer, own, self.name, request_id, seconds, priority, wanted, self.layout).encode()
+        decodes = {name: decode for name, (_, decode) in self._speeds.items()}
+        facts = self.name, request_id, seconds, wish.priority, wanted, self.layout, codec, decodes
+        ticket = Ticket(transfer, own, *facts).encode()
         handle = Receive(self, next(self._numbers), transfer, request_id, ticket)
         now = time.monotonic()
         one = Inbound(transfer, self._memory, ids, wish, handle, now, now + seconds, self._exchange.event)
@@ -209,7 +227,14 @@ class Pool:
     # -- sending --
 
     def open_send(
-        self, ticket: bytes, blocks: Blocks, *, hashes: Any = None, lease: float = SEND_LEASE_S, convert: bool = False
+        self,
+        ticket: bytes,
+        blocks: Blocks,
+        *,
+        hashes: Any = None,
+        lease: float = SEND_LEASE_S,
+        convert: bool = False,
+        codec: CodecWish = "auto",
     ) -> Send:
         """Begins to send blocks of this pool to who made the ticket; returns at once.
 
@@ -217,7 +242,8 @@ class Pool:
         part of other sends. `hashes`: of each group, the hash of the block at each position: what the receiver has by
         the same hash is not sent. `lease`: seconds without a sign of life of the receiver after which it ends.
         `convert`: layouts may differ in what can be converted exactly (tokens of a block, heads); a group that is
-        converted takes as many blocks as the receiver's are made of, and memory for its layers.
+        converted takes as many blocks as the receiver's are made of, and memory for its layers, and travels raw.
+        `codec`: as of `prep_recv`.
 
         Raises ArgumentError (a block; counts), LayoutMismatch (the receiver is told), TicketUsed, ProtocolError (no
         ticket), Closed.
@@ -230,12 +256,13 @@ class Pool:
             raise ArgumentError(f"the ticket is for pools named {decoded.pool!r}, this one is {self.name!r}")
         names = [group.name for group in decoded.layout.groups]
         seconds = self._seconds("lease", lease, SEND_LEASE_S)
+        wish = check_wish(codec, self.layout)
         with self._lock:
             if decoded.transfer in self._used:
                 raise TicketUsed(f"the ticket of {decoded.request!r} has opened a send already")
             given = per_group(blocks, names, "blocks"), per_group(hashes, names, "hashes")
             try:
-                one = self._outbound(decoded, *given, seconds, convert)
+                one = self._outbound(decoded, *given, seconds, convert, wish)
             except LayoutMismatch as error:
                 text = error.message
                 self._tell(lambda: self._exchange.refuse(decoded.peer, decoded.transfer, "layout", text))
@@ -272,13 +299,20 @@ class Pool:
         self._tell(lambda: self._pulls.decline(stem, why))
 
     def offer(
-        self, request_id: str, blocks: Blocks, *, hashes: Any = None, meta: bytes = b"", lease: float = LEASE_S
+        self,
+        request_id: str,
+        blocks: Blocks,
+        *,
+        hashes: Any = None,
+        meta: bytes = b"",
+        lease: float = LEASE_S,
+        codec: CodecWish = "auto",
     ) -> Offered:
         """Lets one other peer `pull` these blocks, which must not be written to before the Offered is over: when a pull
         has committed, with `withdraw`, or after `lease` seconds; a pull under way extends it, to 600 s in all.
 
-        `blocks`, `hashes`: by the name of this pool's groups, as of `open_send`. `meta`: as of `Send.finish`. Raises
-        ArgumentError (the name is offered already; a block), Closed.
+        `blocks`, `hashes`: by the name of this pool's groups, as of `open_send`. `meta`: as of `Send.finish`. `codec`:
+        as of `prep_recv`. Raises ArgumentError (the name is offered already; a block), Closed.
         """
         self._check()
         ids = self._ids(blocks)
@@ -286,7 +320,9 @@ class Pool:
         seconds = self._seconds("lease", lease, LEASE_S)
         now = time.monotonic()
         handle = Offered(self, request_id)
-        added = Lease(request_id, ids, known, check_meta(meta), handle, now + seconds, now + max(HOLD_S, seconds))
+        until, most = now + seconds, now + max(HOLD_S, seconds)
+        wish = check_wish(codec, self.layout)
+        added = Lease(request_id, ids, known, check_meta(meta), handle, until, most, codec=wish)
         with self._lock:
             self._leases.add(added)
             try:
@@ -303,7 +339,13 @@ class Pool:
         return handle
 
     def _outbound(
-        self, ticket: Ticket, blocks: list[Any], hashes: list[Any], lease_s: float, convert: bool
+        self,
+        ticket: Ticket,
+        blocks: list[Any],
+        hashes: list[Any],
+        lease_s: float,
+        convert: bool,
+        codec: CodecWish,
     ) -> Outbound:
         """A send whose blocks are taken."""
         found = match(self.layout, ticket.layout, convert)
@@ -322,14 +364,32 @@ class Pool:
         now = time.monotonic()
         need = needed(ticket, known)
         hashed = [one is not None for one in known]
-        deadline_at = now + ticket.left_s
-        one_send = Outbound(ticket, self._memory, found, ids, need, tag, hashed, handle, now, deadline_at, lease_s)
+        codecs = self._codecs(ticket, found, need, codec)
+        facts = handle, now, now + ticket.left_s, lease_s
+        one_send = Outbound(ticket, self._memory, found, ids, need, tag, hashed, codecs, *facts)
         self._exchange.staging.check(one_send.staging_bytes)
         own: list[Ids] = [np.empty(0, np.int64) for _ in self._names]
         for group, mine in zip(found.groups, ids, strict=True):
             own[group.group] = np.union1d(own[group.group], mine)
         self._ledger.take(ticket.transfer, own, False)
         return one_send
+
+    def _codecs(self, ticket: Ticket, found: Match, need: list[Any], wish: CodecWish) -> list[str]:
+        """By which each of the receiver's groups travels."""
+        settled, now, peer = settle(wish, ticket.codec), time.monotonic(), ticket.peer
+        encodes = {name: encode for name, (encode, _) in self._speeds.items() if name in found.codecs}
+        offer = Offer(encodes, ticket.decodes)
+        rate = self._exchange.told_bytes_per_s.get(peer) or self._around.sends_bytes_per_s(peer)
+        packer = self._exchange.packer
+        path = Path(0.0 if packer.crowded else rate, self._around.rtt_s(peer))
+        codecs = []
+        for group, mask in zip(found.groups, need, strict=True):
+            target = group.target
+            nbytes = int(mask.sum()) * target.bytes_per_block_layer * len(target.layers)
+            ratio = packer.ratios.of(group.group, "bf16-exp", now)
+            codec = choose(settled, target, nbytes, path, offer, ratio) if group.plain else CODECS["raw"]
+            codecs.append(codec.name)
+        return codecs
 
     def _pulled(self, ticket: Ticket, lease: Lease) -> Outbound:
         by_name = dict(zip(self._names, zip(lease.blocks, lease.hashes, strict=True), strict=True))
@@ -340,7 +400,7 @@ class Pool:
             part = slice(wanted.first, wanted.first + wanted.blocks)
             ids.append(blocks[part])
             known.append(None if hashes is None else hashes[part])
-        one = self._outbound(ticket, ids, known, SEND_LEASE_S, False)
+        one = self._outbound(ticket, ids, known, SEND_LEASE_S, False, lease.codec)
         one.offer = lease.name
         return one
 
@@ -447,7 +507,9 @@ class Pool:
                 raise ArgumentError(f"{len(one)} hashes for {count} blocks of {name!r}")
         return list(given)
 
-    def _wish(self, request_id: str, priority: str, on_failure: str, hedge_after: float | None) -> Wish:
+    def _wish(
+        self, request_id: str, priority: Priority, on_failure: str, hedge_after: float | None, codec: str
+    ) -> Wish:
         if not isinstance(request_id, str) or not 1 <= len(request_id) <= 255:
             raise ArgumentError(f"request_id must be a string of 1 to 255 characters, not {request_id!r}")
         if priority not in CLASSES:
@@ -457,7 +519,9 @@ class Pool:
         if (hedge_after is None) is (on_failure == "hedge"):
             raise ArgumentError("hedge_after goes with on_failure='hedge', and only with that")
         hedge_s = None if hedge_after is None else self._seconds("hedge_after", hedge_after, 0.0)
-        return Wish(request_id, priority, on_failure, hedge_s)
+        wish = check_wish(codec, self.layout)
+        may = {name for name in self._speeds if CODECS[name].lossless or wish == "int8"} if wish != "raw" else set()
+        return Wish(request_id, priority, on_failure, hedge_s, frozenset(may | {"raw"}))
 
     def _seconds(self, what: str, given: float | None, default: float) -> float:
         return _seconds(what, default if given is None else given)

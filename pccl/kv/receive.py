@@ -16,11 +16,12 @@ from pccl.kv.binding import positions_of, unpacked
 from pccl.kv.ends import End, State
 from pccl.kv.machine import Machine, Stop, Tick
 from pccl.kv.memory import Ids
+from pccl.kv.parcel import CodedUnit
 from pccl.kv.unit import ASK_BYTES, Ask, Mask, Unit
 from pccl.table import row
 from pccl.types import Status
 
-__all__ = ["AskEnded", "Check", "Checked", "Drop", "Landed", "ReceiveMachine"]
+__all__ = ["AskEnded", "Check", "Checked", "Decode", "Decoded", "Drop", "Landed", "ReceiveMachine"]
 
 #: So long a region that is gone may be explained by a message that is still on its way.
 GONE_S = 1.0
@@ -54,6 +55,22 @@ class Check:
 
 
 @dataclass(slots=True, frozen=True)
+class Decode:
+    """Effect: decode this parcel, verify that, and only then write it to the blocks; Decoded follows exactly once."""
+
+    ask: Ask
+
+
+@dataclass(slots=True, frozen=True)
+class Decoded:
+    """What came of it. `wrong`: why the data are no encoding of its parts; "": they are one."""
+
+    ask: Ask
+    good: bool
+    wrong: str = ""
+
+
+@dataclass(slots=True, frozen=True)
 class Drop:
     """Effect: cancel the asks with these tokens; AskEnded follows for each."""
 
@@ -76,8 +93,11 @@ class ReceiveMachine(Machine):
         self.asks: dict[int, Ask] = {}
         self.meta = b""
         self.flowing_bytes = 0  # asked for, and ready
+        self.held_bytes = 0  # of parcels that have come, and are not decoded
         self.landed_bytes = 0
+        self.wire_bytes = 0  # that came for those
         self.needed_bytes = 0
+        self.rate: Callable[[], float] = lambda: 0.0  # of the link, in bytes/s, to be told to the other side
         self.ask_bytes = ASK_BYTES  # of an ask
         self._build = build
         self._of: dict[tuple[int, int], Unit] = {}
@@ -122,8 +142,9 @@ class ReceiveMachine(Machine):
 
     @property
     def left_bytes(self) -> int:
-        """That have not landed."""
-        return self.needed_bytes - self.landed_bytes
+        """That have to come yet, if what is coded gets smaller as it did so far."""
+        left = self.needed_bytes - self.landed_bytes
+        return left * self.wire_bytes // self.landed_bytes if self.landed_bytes else left
 
     # -- rows --
 
@@ -141,12 +162,18 @@ class ReceiveMachine(Machine):
             if not unit.left:
                 self._effects.append(Landed(unit))
 
+    def _unit_of(self, message: m.Ready | m.Sums | m.Coded) -> Unit:
+        unit = self._of.get((message.group, message.layer))
+        if unit is None:
+            raise ProtocolError(f"there is no layer {message.layer} of group {message.group}")
+        if isinstance(unit, CodedUnit) is not isinstance(message, m.Coded):
+            raise ProtocolError(f"layer {message.layer} of group {message.group} travels by {unit.codec!r}")
+        return unit
+
     def _named(self, message: m.Ready | m.Sums) -> tuple[Unit, Ids] | None:
         """The parts that it speaks of; None: of nothing, and that ends it."""
-        unit = self._of.get((message.group, message.layer))
         try:
-            if unit is None:
-                raise ProtocolError(f"there is no layer {message.layer} of group {message.group}")
+            unit = self._unit_of(message)
             needed = unit.need[:: unit.split]
             positions = _positions(message, needed)
             wrong = positions[~needed[positions]]
@@ -188,6 +215,15 @@ class ReceiveMachine(Machine):
             return
         self._check(unit)
 
+    def _coded(self, message: m.Coded) -> None:
+        """a parcel may be asked for; one that cannot be fails it"""
+        try:
+            unit = self._unit_of(message)
+            assert isinstance(unit, CodedUnit)
+            unit.announced(message)
+        except ProtocolError as error:
+            self._stop(Stop(End(State.FAILED, "protocol", error.message), True))
+
     def _finish(self, message: m.Finish) -> None:
         """commits if everything is verified, fails if something was never ready"""
         missing = next((unit for unit in self.units if not unit.complete()), None)
@@ -205,8 +241,14 @@ class ReceiveMachine(Machine):
         if event.status == Status.OK:
             self._refused = False
             ask.unit.landed(ask)
-            self.landed_bytes += ask.nbytes
-            self._check(ask.unit)
+            self.landed_bytes += ask.plain_bytes
+            self.wire_bytes += ask.nbytes
+            if ask.parcel is None:
+                self._check(ask.unit)
+            else:
+                self._checks += 1
+                self.held_bytes += ask.nbytes
+                self._effects.append(Decode(ask))
             return
         ask.unit.again(ask)
         self._behind = 0
@@ -247,14 +289,38 @@ class ReceiveMachine(Machine):
             self._effects.append(Landed(event.unit))
         self._look()
 
+    def _decoded(self, event: Decoded) -> None:
+        """says that it was taken; asks again for what is wrong, fails it the second time; commits when all is well"""
+        self._checks -= 1
+        ask, unit = event.ask, event.ask.unit
+        assert isinstance(unit, CodedUnit) and ask.parcel is not None
+        self.held_bytes -= ask.nbytes
+        hopeless = unit.decoded(ask, event.good)
+        self._behind = 0
+        if hopeless:
+            text = event.wrong or f"a parcel of layer {unit.layer} of group {unit.group} came wrong twice"
+            self._stop(Stop(End(State.FAILED, "protocol" if event.wrong else "checksum", text), True))
+            return
+        if event.good:
+            self._say(m.Taken(self.transfer, ask.parcel.number))
+            if not unit.left:
+                self._effects.append(Landed(unit))
+        self._look()
+
     def _check_over(self, _: Checked) -> None:
         """over when it was the last"""
         self._checks -= 1
         self._leave()
 
+    def _decode_over(self, event: Decoded) -> None:
+        """over when it was the last"""
+        self._checks -= 1
+        self.held_bytes -= event.ask.nbytes
+        self._leave()
+
     def _look(self) -> None:
         if self._finished and not any(unit.left for unit in self.units):
-            self._say(m.Committed(self.transfer))
+            self._say(m.Committed(self.transfer, self.rate()))
             self._decide(End(State.COMMITTED), False)
             self._leave()
 
@@ -297,11 +363,14 @@ ReceiveMachine.table = {
     (State.RESERVED, m.Open): row(_R._opened, State.STREAMING, *_ENDS),
     (State.STREAMING, m.Ready): row(_R._ready, *_ENDS),
     (State.STREAMING, m.Sums): row(_R._sums, *_ENDS),
+    (State.STREAMING, m.Coded): row(_R._coded, *_ENDS),
     (State.STREAMING, m.Finish): row(_R._finish, *_ENDS),
     (State.STREAMING, AskEnded): row(_R._ask_ended, *_ENDS),
     (State.STREAMING, Checked): row(_R._checked, *_ENDS),
+    (State.STREAMING, Decoded): row(_R._decoded, *_ENDS),
     (State.ENDING, AskEnded): row(_R._ask_over, *_OVER),
     (State.ENDING, Checked): row(_R._check_over, *_OVER),
+    (State.ENDING, Decoded): row(_R._decode_over, *_OVER),
     **{(state, Stop): row(_R._stop, *_ENDS) for state in (State.RESERVED, State.STREAMING)},
     **{(state, Tick): row(_R._tick, *_ENDS) for state in (State.RESERVED, State.STREAMING)},
 }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pccl.kv.unit import ASK_BYTES
 from pccl.types import Priority
 
-__all__ = ["CLASSES", "Asker", "Meter", "Rate", "ask_bytes", "class_of", "plan", "suggestions", "window"]
+__all__ = ["CLASSES", "Asker", "Urgent", "ask_bytes", "class_of", "in_order", "plan", "suggestions", "window"]
 
 CLASSES = {"critical": Priority.HIGH, "normal": Priority.NORMAL, "prefetch": Priority.LOW}
 _ORDER = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
@@ -19,56 +19,10 @@ REACTION_S = 0.02
 #: Asks that wait at the other side: of one transfer, of all.
 AHEAD, AHEAD_ALL = 8, 128
 THETA = 1.5
-ASK_S = 0.005
-ASK_BYTES_MAX = 16 << 20
-_SAMPLE_S = 0.1
-_KEEP_S = 10.0
+ASK_S = 0.01
+ASK_BYTES_MAX = 32 << 20
 
-
-class Rate(Protocol):
-    """What is known of what a link carries: an estimator. Bytes count while there was more to come."""
-
-    @property
-    def bytes_per_s(self) -> float:
-        """0: not known yet."""
-
-    def landed(self, nbytes: int, now: float) -> None:
-        """So much has come."""
-
-    def busy(self, is_busy: bool, now: float) -> None:
-        """Whether something is asked for that could come."""
-
-
-class Meter:
-    """The simplest Rate: the most of the last ten seconds, over busy time only; an idle link keeps what was known."""
-
-    def __init__(self) -> None:
-        self.bytes_per_s = 0.0
-        self._samples: list[tuple[float, float]] = []
-        self._since: float | None = None
-        self._spent = 0.0
-        self._bytes = 0
-
-    def busy(self, is_busy: bool, now: float) -> None:
-        """See Rate."""
-        if is_busy and self._since is None:
-            self._since = now
-        elif not is_busy and self._since is not None:
-            self._spent += now - self._since
-            self._since = None
-
-    def landed(self, nbytes: int, now: float) -> None:
-        """See Rate."""
-        self._bytes += nbytes
-        if self._since is not None:
-            self._spent += now - self._since
-            self._since = now
-        if self._spent < _SAMPLE_S:
-            return
-        self._samples.append((now, self._bytes / self._spent))
-        self._samples = [one for one in self._samples if one[0] >= now - _KEEP_S]
-        self.bytes_per_s = max(rate for _, rate in self._samples)
-        self._spent, self._bytes = 0.0, 0
+Some = TypeVar("Some", bound="Urgent")
 
 
 def window(rate: float, rtt_s: float) -> int:
@@ -89,8 +43,8 @@ def class_of(priority: str, waited_s: float) -> Priority:
     return _ORDER[max(0, place)]
 
 
-class Asker(Protocol):
-    """A transfer that may have something to ask for."""
+class Urgent(Protocol):
+    """A transfer, more or less urgent than others."""
 
     @property
     def priority(self) -> str:
@@ -103,6 +57,10 @@ class Asker(Protocol):
     @property
     def deadline_at(self) -> float:
         """When it ends."""
+
+
+class Asker(Urgent, Protocol):
+    """A transfer that may have something to ask for."""
 
     @property
     def flowing_bytes(self) -> int:
@@ -119,7 +77,7 @@ class Asker(Protocol):
         """Posts its next ask; gives its bytes."""
 
 
-def in_order(askers: Iterable[Asker], now: float) -> list[tuple[Priority, Asker]]:
+def in_order(askers: Iterable[Some], now: float) -> list[tuple[Priority, Some]]:
     """The most urgent first."""
     classed = [(class_of(asker.priority, now - asker.since), asker) for asker in askers]
     return sorted(classed, key=lambda pair: (_ORDER.index(pair[0]), pair[1].deadline_at, pair[1].since))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,24 @@ from pccl.kv.binding import packed, positions_of
 from pccl.kv.ends import End, State
 from pccl.kv.machine import Machine, Stop, Tick
 from pccl.kv.memory import Ids, Numbers
+from pccl.kv.parcel import parts_per_parcel
 from pccl.kv.unit import Mask, split_of
 from pccl.table import row
 
-__all__ = ["Announce", "Digest", "Expose", "FinishNow", "Hide", "SendMachine", "SendUnit", "Summed", "Withdrawn"]
+__all__ = [
+    "Announce",
+    "Digest",
+    "Encode",
+    "Encoded",
+    "Expose",
+    "FinishNow",
+    "Free",
+    "Hide",
+    "SendMachine",
+    "SendUnit",
+    "Summed",
+    "Withdrawn",
+]
 
 #: So long after the receiver's deadline its last word may still come.
 GRACE_S = 0.5
@@ -25,14 +40,18 @@ HASH_BYTES = 16 << 20
 
 
 class SendUnit:
-    """One layer of one group, by the receiver's numbers. `need`: positions that are to be sent."""
+    """One layer of one group, by the receiver's numbers. `need`: positions that are to be sent; `codec`: by which.
+    `known`, `sums`: the digests of every position's parts.
+    """
 
-    def __init__(self, group: int, layer: int, need: Mask, nbytes: int) -> None:
-        self.group, self.layer, self.need = group, layer, need
+    def __init__(self, group: int, layer: int, need: Mask, nbytes: int, codec: str = "raw") -> None:
+        self.group, self.layer, self.need, self.codec = group, layer, need, codec
         self.split = split_of(nbytes)
+        self.part_bytes = nbytes // self.split
+        self.parcel = parts_per_parcel(self.part_bytes)
         self.batch = max(1, HASH_BYTES // nbytes)  # positions that are digested in one go
         self.ready = np.zeros(need.size, bool)
-        self.known = np.zeros(need.size, bool)
+        self.known = np.zeros((need.size, self.split), bool)
         self.sums = np.zeros((need.size, self.split), np.uint64)
 
 
@@ -51,6 +70,31 @@ class Summed:
     unit: SendUnit
     positions: Ids
     sums: Numbers
+
+
+@dataclass(slots=True, frozen=True)
+class Encode:
+    """What `next_parcel` gives: to be encoded; Encoded follows exactly once. `parts`: of all positions."""
+
+    unit: SendUnit
+    number: int
+    parts: Ids
+
+
+@dataclass(slots=True, frozen=True)
+class Encoded:
+    """It is there, in so many bytes, and can be read; the digests of what its parts are decoded to."""
+
+    parcel: Encode
+    nbytes: int
+    sums: Numbers
+
+
+@dataclass(slots=True, frozen=True)
+class Free:
+    """Effect: a parcel is not read any more."""
+
+    number: int
 
 
 @dataclass(slots=True, frozen=True)
@@ -97,8 +141,11 @@ class SendMachine(Machine):
         self.lease_s = lease_s
         self.lease_until = now + lease_s
         self._meta: bytes | None = None
-        self._digests = 0  # under way
+        self._digests = 0  # under way, or parcels
         self._hidden = False
+        self._to_encode: deque[tuple[SendUnit, Ids]] = deque()
+        self._numbers = 0
+        self._offered: set[int] = set()  # parcels
         self._say(open_message)
 
     def deadline(self) -> float:
@@ -107,15 +154,29 @@ class SendMachine(Machine):
             return float("inf")
         return min(self.deadline_at, self.lease_until)
 
+    def next_parcel(self) -> Encode | None:
+        """To be encoded next, when there is room for it."""
+        if not self._to_encode:
+            return None
+        unit, parts = self._to_encode.popleft()
+        self._numbers += 1
+        self._digests += 1
+        return Encode(unit, self._numbers, parts)
+
     # -- rows --
 
     def _announce(self, event: Announce) -> None:
-        """makes new positions readable, says so, takes all digests"""
+        """makes new positions readable, or has them encoded; says so, takes all digests"""
         unit, positions = event.unit, event.positions[event.unit.need[event.positions]]
         if not positions.size:
             return
         new = positions[~unit.ready[positions]]
-        if new.size:
+        if unit.codec != "raw":
+            positions = positions[unit.ready[positions]]
+            unit.ready[new] = True
+            parts = (new[:, None] * unit.split + np.arange(unit.split)).ravel()
+            self._to_encode += ((unit, parts[at : at + unit.parcel]) for at in range(0, parts.size, unit.parcel))
+        elif new.size:
             unit.ready[new] = True
             self._effects.append(Expose(unit, new))
             is_all = new.size == np.count_nonzero(unit.need)
@@ -129,25 +190,44 @@ class SendMachine(Machine):
         self._digests -= 1
         unit, positions = event.unit, event.positions
         sums = event.sums.reshape(-1, unit.split)
-        old = unit.known[positions]
-        changed = positions[old & (unit.sums[positions] != sums).any(axis=1)]
+        changed = positions[(unit.known[positions] & (unit.sums[positions] != sums)).any(axis=1)]
         if changed.size:
             text = f"position {int(changed[0])} of layer {unit.layer} was announced again with other bytes"
             self._stop(Stop(End(State.FAILED, "protocol", text), True))
             return
-        unit.sums[positions], unit.known[positions] = sums, True
+        old = unit.known[positions].all(axis=1)
         new, sums = positions[~old], sums[~old]
-        if new.size:
+        if new.size and unit.codec == "raw":  # of others when they are encoded
+            unit.sums[new], unit.known[new] = sums, True
             first, data = int(new[0]), sums.astype("<u8").tobytes()
             in_a_row = bool((new == np.arange(first, first + new.size)).all())
             ids = b"" if in_a_row else packed(new)
             self._say(m.Sums(self.transfer, unit.group, unit.layer, first, new.size, ids, data))
         self._look()
 
-    def _summed_late(self, _: Summed) -> None:
+    def _summed_late(self, _: Summed | Encoded) -> None:
         """over when it was the last and nothing is read any more"""
         self._digests -= 1
         self._leave()
+
+    def _encoded(self, event: Encoded) -> None:
+        """says that a parcel is there, with its digests; Finish behind the last"""
+        self._digests -= 1
+        unit, parts, number = event.parcel.unit, event.parcel.parts, event.parcel.number
+        unit.sums.reshape(-1)[parts], unit.known.reshape(-1)[parts] = event.sums, True
+        self._offered.add(number)
+        in_a_row = bool((parts == np.arange(parts[0], parts[0] + parts.size)).all())
+        told = (int(parts[0]), int(parts.size), b"" if in_a_row else packed(parts), event.sums.astype("<u8").tobytes())
+        self._say(m.Coded(self.transfer, unit.group, unit.layer, number, event.nbytes, *told))
+        self._look()
+
+    def _taken(self, event: m.Taken) -> None:
+        """frees a parcel; one that is none fails it"""
+        if event.number not in self._offered:
+            self._stop(Stop(End(State.FAILED, "protocol", f"there is no parcel {event.number} to be taken"), True))
+            return
+        self._offered.discard(event.number)
+        self._effects.append(Free(event.number))
 
     def _finish(self, event: FinishNow) -> None:
         """fails if something was never ready; else says Finish behind the last digest"""
@@ -162,7 +242,7 @@ class SendMachine(Machine):
         self._look()
 
     def _look(self) -> None:
-        if self._meta is not None and not self._digests:
+        if self._meta is not None and not self._digests and not self._to_encode:
             self._say(m.Finish(self.transfer, self._meta))
             self._meta = None
 
@@ -188,6 +268,7 @@ class SendMachine(Machine):
     def _stop(self, event: Stop) -> None:
         """withdraws everything; over when nothing is read any more"""
         self._decide(event.end, event.say)
+        self._to_encode.clear()
         self._effects.append(Hide())
 
     def _withdrawn(self, _: Withdrawn) -> None:
@@ -213,7 +294,9 @@ _S = SendMachine
 SendMachine.table = {
     **{(state, Announce): row(_S._announce) for state in _LIVE},
     **{(state, Summed): row(_S._summed, State.ENDING) for state in _LIVE},
-    (State.ENDING, Summed): row(_S._summed_late, *_OVER),
+    **{(state, Encoded): row(_S._encoded, State.ENDING) for state in _LIVE},
+    **{(state, m.Taken): row(_S._taken, State.ENDING) for state in _LIVE},
+    **{(State.ENDING, event): row(_S._summed_late, *_OVER) for event in (Summed, Encoded)},
     (State.STREAMING, FinishNow): row(_S._finish, State.FINISHING, State.ENDING),
     (State.STREAMING, m.Committed): row(_S._early, State.ENDING),
     (State.FINISHING, m.Committed): row(_S._committed, State.ENDING),

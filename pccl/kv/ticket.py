@@ -9,15 +9,17 @@ from msgspec import Meta, Struct
 
 from pccl.errors import ProtocolError
 from pccl.kv.layout import Layout
-from pccl.kv.messages import Name, Seconds, Tid
+from pccl.kv.messages import Name, Rate, Seconds, Tid
 from pccl.types import PEER_ID_BYTES
 
-__all__ = ["WANTED_MAX", "Priority", "Ticket", "Wanted"]
+__all__ = ["WANTED_MAX", "CodecWish", "Priority", "Ticket", "Wanted"]
 
 Priority = Literal["critical", "normal", "prefetch"]
+CodecWish = Literal["auto", "raw", "bf16", "int8"]
 _HASH_BYTES_MAX = 64
 WANTED_MAX = 1 << 18
-_VERSION = 1
+_CODECS_MAX = 16
+_VERSION = 2
 
 
 class Wanted(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -35,7 +37,7 @@ class Wanted(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
 
 class Ticket(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Opens one send. `left_s`: until the receiver's deadline, when the ticket was made. `wanted`: of every group of
-    `layout`, the receiver's.
+    `layout`, the receiver's. `codec`: see `Pool.prep_recv`; `decodes`: the codecs that it knows, and how fast.
     """
 
     transfer: Tid
@@ -46,6 +48,8 @@ class Ticket(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     priority: Priority
     wanted: Annotated[tuple[Wanted, ...], Meta(max_length=64)]
     layout: Layout
+    codec: CodecWish = "auto"
+    decodes: Annotated[dict[Name, Rate], Meta(max_length=_CODECS_MAX)] = {}
 
     def encode(self) -> bytes:
         """As bytes."""

@@ -8,11 +8,15 @@ on both sides are one run.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pccl.kv.memory import Ids, Numbers
+from pccl.kv.memory import Array, Ids, Numbers
+from pccl.types import PartDigests
+
+if TYPE_CHECKING:
+    from pccl.kv.parcel import Parcel
 
 __all__ = ["ASK_BYTES", "Ask", "Mask", "Unit", "split_of", "spread"]
 
@@ -20,6 +24,8 @@ ASK_BYTES = 4 << 20
 RUNS_MAX = 4096
 SPLIT_MAX = 4096
 TRIES = 2
+#: The engine takes digests of parts of at most so many bytes, whole words of eight.
+ENGINE_BYTES_MAX = 16 << 20
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -39,8 +45,10 @@ def spread(offsets: Numbers, nbytes: int) -> tuple[Numbers, int]:
 
 @dataclass(slots=True, eq=False)
 class Ask:
-    """One ask. `ready_bytes`: of those that are ready at the other side; `runs`: rows of (offset there, bytes, offset
-    here)."""
+    """One ask. `nbytes`: that travel; `ready_bytes`: of those that are ready at the other side; `runs`: rows of (offset
+    there, bytes, offset here). `digests`: what the engine is to find out of the parts as they come. Of a `parcel`: no
+    runs and no such digests, it comes into `data`.
+    """
 
     unit: Unit
     parts: Ids
@@ -48,12 +56,22 @@ class Ask:
     nbytes: int
     ready_bytes: int
     token: int = 0
+    parcel: Parcel | None = None
+    data: Array | None = None
+    digests: PartDigests | None = None
+
+    @property
+    def plain_bytes(self) -> int:
+        """Of the blocks."""
+        return int(self.parts.size) * self.unit.part_bytes
 
 
 class Unit:
     """`source`, `target`: offsets of every position's piece in buffer `there` of the sender and `here` of ours; `need`:
-    which positions are to be fetched.
+    which positions are to be fetched. `codec`: by which they travel.
     """
+
+    codec = "raw"
 
     def __init__(
         self, group: int, layer: int, there: int, source: Numbers, here: int, target: Numbers, nbytes: int, need: Mask
@@ -71,6 +89,8 @@ class Unit:
         self.sums = np.zeros(count, np.uint64)
         self.verified = ~self.need
         self.tries = np.zeros(count, np.uint8)
+        self.digested = self.part_bytes % 8 == 0 and self.part_bytes <= ENGINE_BYTES_MAX  # by the engine, as they come
+        self.found = np.zeros(count if self.digested else 0, np.uint64)
         self.left = self.unasked = int(self.need.sum())  # not verified; not asked for
         self._asked = np.zeros(count, bool)
         self._landed = np.zeros(count, bool)
@@ -126,9 +146,19 @@ class Unit:
         self._asked[ask.parts] = False
         self.unasked += ask.parts.size
 
+    def digest(self, ask: Ask, seeds: Numbers) -> None:
+        """Has the engine take digests of what comes for it, if it can. What came wrong comes with checksums then: they
+        find what is wrong frame by frame.
+        """
+        if self.digested:
+            is_new = not self.tries[ask.parts].any()
+            ask.digests = PartDigests(self.part_bytes, seeds, np.zeros(ask.parts.size, np.uint64), is_new)
+
     def landed(self, ask: Ask) -> None:
         """All of it is there."""
         self._landed[ask.parts] = True
+        if ask.digests is not None:
+            self.found[ask.parts] = ask.digests.found
 
     def to_check(self) -> Ids:
         """Parts to be verified now, each given once."""

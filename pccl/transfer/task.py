@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from pccl.errors import PcclError
+from pccl.types import PartDigests
 
 __all__ = ["Asks", "Driven", "Runs", "ScatterAsks", "Task"]
 
@@ -63,5 +64,16 @@ class Asks(Protocol):
 class ScatterAsks(Asks, Protocol):
     """One that can ask for many runs at once."""
 
-    def ask_runs(self, task: Task, peer: bytes, key: bytes, generation: int, runs: Runs, priority: int) -> int:
-        """As `ask`, for up to 4096 rows of (offset, bytes, address)."""
+    def ask_runs(
+        self,
+        task: Task,
+        peer: bytes,
+        key: bytes,
+        generation: int,
+        runs: Runs,
+        priority: int,
+        digests: PartDigests | None,
+    ) -> int:
+        """As `ask`, for up to 4096 rows of (offset, bytes, address); `digests`: of what comes, which are there when
+        `on_ended` says OK.
+        """

@@ -210,10 +210,10 @@ class Transfers:
         """Runs a step on the thread of transfers; it gives the task that it was about. Does not block."""
         self._worker.tell(step)
 
-    def rtts_s(self) -> dict[bytes, float]:
-        """Round trips of the links, as far as they are known."""
+    def links(self) -> dict[bytes, tuple[float, float]]:
+        """Of the links: round trip in s, bytes/s of what is sent; 0: not known."""
         try:
-            return {link.peer: link.rtt_us / 1e6 for link in self._host.engine.links()}
+            return {link.peer: (link.rtt_us / 1e6, float(link.bytes_per_s)) for link in self._host.engine.links()}
         except Closed:
             return {}
 

@@ -23,7 +23,7 @@ from pccl.transfer.offers import Offer, Offers, log
 from pccl.transfer.schedule import Path
 from pccl.transfer.target import Bytes
 from pccl.transfer.task import Runs, Task
-from pccl.types import Event, EventKind, Status
+from pccl.types import Event, EventKind, PartDigests, Status
 
 __all__ = ["Worker"]
 
@@ -189,11 +189,29 @@ class Worker:
         """See Port. An ask that the engine refuses ends like any other."""
         return self._ask(task, peer, key, generation, ((*span, address),), priority)
 
-    def ask_runs(self, task: Task, peer: bytes, key: bytes, generation: int, runs: Runs, priority: int) -> int:
+    def ask_runs(
+        self,
+        task: Task,
+        peer: bytes,
+        key: bytes,
+        generation: int,
+        runs: Runs,
+        priority: int,
+        digests: PartDigests | None,
+    ) -> int:
         """See Port."""
-        return self._ask(task, peer, key, generation, runs, priority)
+        return self._ask(task, peer, key, generation, runs, priority, digests)
 
-    def _ask(self, task: Task, peer: bytes, key: bytes, generation: int, runs: Any, priority: int) -> int:
+    def _ask(
+        self,
+        task: Task,
+        peer: bytes,
+        key: bytes,
+        generation: int,
+        runs: Any,
+        priority: int,
+        digests: PartDigests | None = None,
+    ) -> int:
         token = next(self._tokens)
         self._of[token] = task
 
@@ -202,7 +220,7 @@ class Worker:
             deadline_ns = _native.now_ns() + int(left_s * 1e9)
             try:
                 self._offers.host.engine.fetch(
-                    _native.FetchRequest(peer, key, generation, runs, token, priority, deadline_ns)
+                    _native.FetchRequest(peer, key, generation, runs, token, priority, deadline_ns, digests)
                 )
             except (Closed, ResourceError) as error:
                 self._end_ask(token, Status.ECLOSED if isinstance(error, Closed) else Status.ENOMEM)

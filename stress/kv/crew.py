@@ -38,14 +38,18 @@ class Here:
 
 
 class Crew:
-    """`wan`: an Emulator with the sites p, d and hub, or Here. `nbytes`: of the memory of either."""
+    """`wan`: an Emulator with the sites p, d and hub, or Here. `nbytes`: of the memory of either; `content`: what P has
+    in it, "bytes" or "normal" values.
+    """
 
-    def __init__(self, wan: Any, nbytes: int, transport: str = "tcp", congestion: str = "") -> None:
+    def __init__(
+        self, wan: Any, nbytes: int, transport: str = "tcp", congestion: str = "", content: str = "bytes"
+    ) -> None:
         env = {name: text for name, text in os.environ.items() if not name.startswith("PCCL_")}
         env |= {"RES_OPTIONS": "timeout:1 attempts:1", "OMP_NUM_THREADS": "1"}
         job = {
             "coordinator": f"tcp://{wan.address('hub')}:{PORT}", "run": "kv", "secret": secrets.token_hex(32),
-            "peers": 2, "bytes": nbytes, "transport": transport, "congestion": congestion,
+            "peers": 2, "bytes": nbytes, "transport": transport, "congestion": congestion, "content": content,
         }  # fmt: skip
 
         def start(site: str, script: Path = SCRIPT) -> Worker:
@@ -76,7 +80,8 @@ class Crew:
         got, sent = self._answer(self.d), self._answer(self.p)
         if "failed" in got or "failed" in sent or not got["right"]:
             raise WorkerError(f"what came is not what was sent: {got} {sent}")
-        return {"s": got["ended"] - told["began"], "tail_s": got["ended"] - told["last"]}
+        ended = got["ended"]
+        return {"s": ended - told["began"], "tail_s": ended - told["last"], "wire_bytes": got["wire_bytes"]}
 
     def aborted(self, shape: Row) -> float:
         """Seconds from the sender's abort until the receiver's blocks are free. The layers are half a second apart."""

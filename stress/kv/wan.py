@@ -3,7 +3,8 @@
 For every round trip and loss a network of its own. Rows: the median rate of pushes in blocks of each size, as a part of
 what the best number of plain streams carried between the same processes ("share"); layers that become ready one after
 another ("layers": what is exposed behind the last one, beside what it must take); how soon after an abort the other
-side's blocks are free ("abort"); and a small urgent push behind a large one ("urgent": its time beside its time alone).
+side's blocks are free ("abort"); a small urgent push behind a large one ("urgent": its time beside its time alone); and
+bf16 values of a normal distribution by each codec, in turns ("codecs": seconds beside raw ones, bytes on the wire).
 Exit code 1: a goal was missed, or bytes were wrong.
 """
 
@@ -29,6 +30,11 @@ from stress.wan.topology import parse
 MIB = 1 << 20
 SHARE, SHARE_LOSSY, TAIL_S, URGENT, ABORT_S = 0.95, 0.9, 0.02, 1.3, 0.01
 LAYERS = 16
+CODECS = ("raw", "bf16", "auto", "int8")
+#: "auto" may be so much slower than the better of raw and bf16.
+AUTO = 1.1
+
+KINDS = ("shares", "layers", "urgent", "abort", "codecs")
 
 Row = dict[str, Any]
 
@@ -110,6 +116,22 @@ class Runs:
             "ok": seconds <= goal,
         }  # fmt: skip
 
+    def codecs(self, block: int = 65536, layers: int = 4) -> Iterator[Row]:
+        """One for each; rounds take turns."""
+        runs: dict[str, list[Row]] = {codec: [] for codec in CODECS}
+        for _ in range(self.rounds + 1):
+            for codec, found in runs.items():
+                found.append(self.crew.push(block, self.nbytes, layers, codec=codec))
+        seconds = {codec: statistics.median(one["s"] for one in found[1:]) for codec, found in runs.items()}
+        best = min(seconds["raw"], seconds["bf16"])
+        for codec, found in runs.items():
+            yield {
+                "op": "kv_codec", "codec": codec, "bytes": self.nbytes, **self.options, "s": round(seconds[codec], 3),
+                "of_raw": round(seconds[codec] / seconds["raw"], 3), "mbit_per_s": self._mbit([seconds[codec]]),
+                "wire": round(found[-1]["wire_bytes"] / self.nbytes, 3),
+                "ok": codec != "auto" or seconds["auto"] <= AUTO * best,
+            }  # fmt: skip
+
     def _mbit(self, seconds: list[float]) -> float:
         return round(self.nbytes * 8 / statistics.median(seconds) / 1e6, 1)
 
@@ -124,7 +146,7 @@ class Runs:
 @click.option("--mib", type=click.IntRange(16), default=256, show_default=True, help="Of a push.")
 @click.option("--large-mib", type=click.IntRange(16), default=2048, show_default=True, help="What is overtaken.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--only", type=click.Choice(["shares", "layers", "urgent", "abort"]), multiple=True)
+@click.option("--only", type=click.Choice(KINDS), multiple=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per row.")
 def main(rtts_ms: tuple[float, ...], losses: tuple[float, ...], as_json: bool, **options: Any) -> None:
     """Measure pushes over a WAN."""
@@ -143,7 +165,7 @@ def main(rtts_ms: tuple[float, ...], losses: tuple[float, ...], as_json: bool, *
 
 def measured(rtt_ms: float, loss: float, options: dict[str, Any]) -> Iterator[Row]:
     """The rows of one network."""
-    only = options["only"] or ("shares", "layers", "urgent", "abort")
+    only = options["only"] or KINDS
     nbytes, small = options["mib"] * MIB, 20 * MIB
     large = options["large_mib"] * MIB if "urgent" in only else 0
     facts = {"rtt_ms": rtt_ms, "loss": loss, "rate_mbit": options["rate_mbit"], "congestion": options["congestion"]}
@@ -161,6 +183,12 @@ def measured(rtt_ms: float, loss: float, options: dict[str, Any]) -> Iterator[Ro
         if "urgent" in only:
             yield runs.urgent(small, large)
         crew.close()
+        if "codecs" in only:
+            crew = Crew(wan, nbytes, congestion=options["congestion"], content="normal")
+            runs = Runs(crew, facts, options["rounds"], nbytes)
+            runs.warm()
+            yield from runs.codecs()
+            crew.close()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,22 @@ from raw import Sink, Source
 
 DEADLINE_S = 120.0
 WARM_BYTES = 64 << 20  # of plain streams, together
+TOKENS, PLANES = 16, 2  # of a block, where codecs are compared
+NEAR = 0.02  # of the greatest value, where a codec loses something
 _SAY = threading.Lock()
+
+
+def made(kind: str, nbytes: int) -> Any:
+    """What P has: bytes of any kind, or bf16 values of a normal distribution."""
+    chance = np.random.default_rng(1)
+    if kind == "bytes":
+        return chance.integers(0, 256, nbytes, np.uint8)
+    return (chance.standard_normal(nbytes // 2, np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+
+
+def floats(data: Any) -> Any:
+    """bf16 values."""
+    return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
 def say(**answer: Any) -> None:
@@ -38,7 +53,7 @@ class Site:
     def __init__(self, comm: pccl.Communicator, job: dict[str, Any]) -> None:
         self.comm, self.job = comm, job
         has = job["role"] == "p"
-        self.content = np.random.default_rng(1).integers(0, 256, job["bytes"], np.uint8)
+        self.content = made(job["content"], job["bytes"])
         self.memory = self.content.copy() if has else np.zeros(job["bytes"], np.uint8)
         self.pools: dict[tuple[int, int, int], kv.Pool] = {}
         self.receives: dict[str, kv.Receive] = {}
@@ -47,10 +62,10 @@ class Site:
         """Of so many bytes in all, in layers, in blocks."""
         nbytes, layers, block = shape = told["bytes"], told["layers"], told["block"]
         if shape not in self.pools:
-            group = kv.Group(
-                name="g", layers=tuple(f"L{at}" for at in range(layers)), bytes_per_block_layer=block, block_tokens=1
-            )
-            layout = kv.Layout(model_id="bench", groups=(group,))
+            names = tuple(f"L{at}" for at in range(layers))
+            facts = {"planes": PLANES, "block_tokens": TOKENS} if "codec" in told else {"block_tokens": 1}
+            group = kv.Group(name="g", layers=names, bytes_per_block_layer=block, **facts)
+            layout = kv.Layout(model_id="bench", groups=(group,), codec_ok=("int8-kc-vt", "bf16-exp", "raw"))
             begin = told.get("begin", 0)
             parts = np.array_split(self.memory[begin : begin + nbytes], layers)
             self.pools[shape] = kv.register(self.comm, layout, {"g": parts}, name="/".join(map(str, shape)))
@@ -67,15 +82,19 @@ class Site:
         shape = (layers, -1, block)
         mine = self.memory[begin : begin + nbytes].reshape(shape)[:, self.blocks(told, "d")]
         theirs = self.content[begin : begin + nbytes].reshape(shape)[:, self.blocks(told, "p")]
-        return bool(np.array_equal(mine, theirs))
+        if told.get("codec") != "int8":
+            return bool(np.array_equal(mine, theirs))
+        there = floats(np.ascontiguousarray(theirs))
+        return bool(np.abs(floats(np.ascontiguousarray(mine)) - there).max() <= NEAR * np.abs(there).max())
 
     # -- D --
 
     def recv(self, told: dict[str, Any]) -> None:
         begin = told.get("begin", 0)
         self.memory[begin : begin + told["bytes"]] = 0
+        priority, codec = told.get("priority", "normal"), told.get("codec", "raw")
         receive = self.pool(told).prep_recv(
-            "r", self.blocks(told, "d"), deadline=DEADLINE_S, priority=told.get("priority", "normal")
+            "r", self.blocks(told, "d"), deadline=DEADLINE_S, priority=priority, codec=codec
         )
         say(ticket=receive.ticket.hex())
         self._later(told, receive)
@@ -84,7 +103,7 @@ class Site:
         self.memory[: told["bytes"]] = 0
         pool, blocks = self.pool(told), self.blocks(told, "d")
         began = time.monotonic()
-        receive = pool.pull(bytes.fromhex(told["peer"]), told["name"], blocks, deadline=DEADLINE_S)
+        receive = pool.pull(bytes.fromhex(told["peer"]), told["name"], blocks, deadline=DEADLINE_S, codec="raw")
         receive.wait()
         ended = time.monotonic()
         say(seconds=ended - began, right=self.check(told))
@@ -100,7 +119,7 @@ class Site:
                 say(failed=str(error), name=name, ended=time.monotonic())
                 return
             ended = time.monotonic()
-            say(ended=ended, nbytes=got.nbytes, right=self.check(told), name=name)
+            say(ended=ended, wire_bytes=got.wire_bytes, right=self.check(told), name=name)
 
         threading.Thread(target=wait, daemon=True).start()
 
@@ -118,7 +137,7 @@ class Site:
         """`every_s`: between a layer that is ready and the next."""
         pool, blocks, ticket = self.pool(told), self.blocks(told, "p"), bytes.fromhex(told["ticket"])
         began = time.monotonic()
-        send = pool.open_send(ticket, blocks)
+        send = pool.open_send(ticket, blocks, codec=told.get("codec", "raw"))
         for layer in range(told["layers"]):
             time.sleep(max(0.0, began + (layer + 1) * told.get("every_s", 0.0) - time.monotonic()))
             send.layer_ready(f"L{layer}")

@@ -16,7 +16,7 @@
 #include "../../csrc/wire.h"
 
 enum { PEERS = 3, OPS = 24, EPOCHS = 8, SEGMENT_BYTES = 64, WRITE_BYTES_MAX = 3 << 20, REGIONS = 8, REGION_BYTES = 300, FETCHES = 16,
-       FETCH_BYTES = 250 };
+       FETCH_BYTES = 250, FETCH_ROOM = 256, PART_BYTES = 8, FETCH_PARTS = 28 };
 
 #define REQUIRE(holds) ((holds) ? (void)0 : fail(#holds, __FILE__, __LINE__))
 
@@ -65,11 +65,18 @@ struct op_view {
     uint8_t *in, *out;
     size_t in_bytes, out_bytes;
     int ended;
+    int named;                     /* row i of out is that of node i */
 };
 
 /* Freed and NULL when the engine has given it back. */
 struct region_view { uint8_t *memory; };
-struct fetch_view { uint8_t *memory; };
+struct fetch_view {
+    uint8_t *memory;
+    uint64_t *digests;             /* behind what is fetched, so that both are borrowed as long */
+    uint32_t parts;                /* 0: without digests */
+};
+
+static const uint64_t fetch_seeds[FETCH_PARTS] = {1, 2, 3};
 
 static struct world {
     const uint8_t *data;
@@ -294,6 +301,7 @@ static size_t put_transfer_frame(struct frame *frame, uint8_t which, uint8_t fla
     if (flags & 32)
         payload[next8() % TRANSFER_PAYLOAD_BYTES] ^= next8();
     frame->payload_crc = crc32c(0, payload, frame->payload_bytes);
+    frame->bare = which >> 7;
     wire_encode(frame, message);
     return WIRE_HEADER_BYTES + frame->payload_bytes;
 }
@@ -325,13 +333,15 @@ static void check_result(const struct op_view *op, const struct epoch_view *e)
         begin = span_at(s->count, e->n, rank_of(e, 0));
         end = span_at(s->count, e->n, rank_of(e, 0) + 1);
     }
-    for (uint32_t row = 0; op->out && row < (exchanges ? e->n : 1); row++)
+    for (uint32_t rank = 0; op->out && rank < (exchanges ? e->n : 1); rank++) {
+        uint32_t row = op->named ? e->order[rank] : rank;
         for (uint64_t k = begin; k < end; k++) {
-            float value = own_value(exchanges ? e->order[row] : 1, k);
+            float value = own_value(exchanges ? e->order[rank] : 1, k);
             if (reduces)
                 value = folded(e, 0, e->n, k, s->redop == PCCL_AVG);
             REQUIRE(holds(op->out, s, row * s->count + k, value));
         }
+    }
 }
 
 static void on_op_end(const pccl_event *event)
@@ -354,12 +364,26 @@ static void give_back(uint8_t **memory)
     *memory = NULL;
 }
 
+/* Whatever came: the digests are those of what lies there. */
+static void check_digests(const struct fetch_view *f)
+{
+    uint64_t offsets[FETCH_PARTS], found[FETCH_PARTS];
+    for (uint32_t i = 0; i < f->parts; i++)
+        offsets[i] = i == 0 ? 0 : i < 5 ? 32 + (i - 1) * PART_BYTES : 64 + (i - 5) * PART_BYTES;
+    pccl_digest_pieces(f->memory, offsets, PART_BYTES, fetch_seeds, f->parts, found);
+    REQUIRE(memcmp(found, f->digests, f->parts * sizeof *found) == 0);
+}
+
 static void on_transfer_end(const pccl_event *event)
 {
-    if (event->kind == PCCL_EVENT_WITHDRAWN)
+    if (event->kind == PCCL_EVENT_WITHDRAWN) {
         give_back(&w.regions[event->token - 1].memory);
-    else
-        give_back(&w.fetches[event->token - 1].memory);
+        return;
+    }
+    struct fetch_view *f = &w.fetches[event->token - 1];
+    if (event->status == PCCL_OK && f->parts)
+        check_digests(f);
+    give_back(&f->memory);
 }
 
 static void take_events(void)
@@ -386,7 +410,8 @@ static void submit(void)
     int exchanges = shape->kind == PCCL_ALL_GATHER || shape->kind == PCCL_ALL_TO_ALL;
     *op = (struct op_view){.shape = shape, .boundary = w.boundary, .seq = w.posted[lane]++,
                            .in_bytes = shape->kind == PCCL_ALL_TO_ALL ? PEERS * row : row,
-                           .out_bytes = exchanges ? PEERS * row : row};
+                           .out_bytes = exchanges ? PEERS * row : row,
+                           .named = shape->kind == PCCL_ALL_GATHER && choice & 64};
     int rooted = shape->kind == PCCL_BROADCAST || shape->kind == PCCL_SEND_RECV;
     if (row && (!rooted || shape->own_root))
         op->in = malloc(op->in_bytes);
@@ -398,7 +423,7 @@ static void submit(void)
         .size = sizeof request, .kind = shape->kind, .dtype = shape->dtype, .redop = shape->redop,
         .algorithm = shape->algorithm, .name = {.lane = lane, .boundary = w.boundary, .seq = op->seq}, .count = shape->count,
         .in = op->in, .out = op->out, .root = id_of(!shape->own_root), .target = id_of(shape->own_root), .origin = origin,
-        .origin_count = PEERS, .token = w.op_count, .deadline_ns = choice & 128 ? w.now_ns + MILLISECOND : 0,
+        .origin_count = shape->kind == PCCL_ALL_TO_ALL || op->named ? PEERS : 0, .token = w.op_count, .deadline_ns = choice & 128 ? w.now_ns + MILLISECOND : 0,
     };
     REQUIRE(pccl_engine_submit(w.engine, &request) == PCCL_OK);
     settle();
@@ -469,10 +494,14 @@ static void use_transfers(void)
         REQUIRE(pccl_engine_extend(w.engine, name, generation, place, next8()) == PCCL_OK);
     } else if (w.fetch_count < FETCHES) {
         struct fetch_view *f = &w.fetches[w.fetch_count++];
-        f->memory = calloc(1, FETCH_BYTES);
-        pccl_fetch_run runs[] = {{place, 1 + place % 32, f->memory}, {0, 32, f->memory + 32}, {0, FETCH_BYTES - 64, f->memory + 64}};
+        f->parts = choice & 32 ? FETCH_PARTS : 0;
+        f->memory = calloc(1, FETCH_ROOM + FETCH_PARTS * sizeof *f->digests);
+        f->digests = (uint64_t *)(void *)(f->memory + FETCH_ROOM);
+        uint64_t first = f->parts ? PART_BYTES : 1u + place % 32, last = f->parts ? (FETCH_PARTS - 5) * PART_BYTES : FETCH_BYTES - 64;
+        pccl_fetch_run runs[] = {{place, first, f->memory}, {0, 32, f->memory + 32}, {0, last, f->memory + 64}};
         pccl_fetch_request request = {.size = sizeof request, .peer = id_of(1 + (choice >> 3 & 1)), .generation = generation,
-                                      .run_count = 3, .runs = runs, .token = w.fetch_count,
+                                      .run_count = 3, .runs = runs, .token = w.fetch_count, .part_count = f->parts,
+                                      .part_bytes = PART_BYTES, .bare = f->parts && choice & 8, .seeds = fetch_seeds, .digests = f->digests,
                                       .deadline_ns = choice & 16 ? w.now_ns + MILLISECOND : 0};
         REQUIRE(f->memory && pccl_engine_fetch(w.engine, &request) == PCCL_OK);
     }

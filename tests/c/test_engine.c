@@ -321,6 +321,51 @@ TEST(exchanges)
         }
 }
 
+static void gather(uint32_t node, const void *row, const pccl_peer_id *origin, uint32_t origin_count)
+{
+    pccl_op_request r = {.kind = PCCL_ALL_GATHER, .dtype = PCCL_FLOAT32, .count = 2000, .in = row, .out = out[node],
+                         .token = 1, .origin = origin, .origin_count = origin_count};
+    cluster_submit(&c, node, &r);
+}
+
+/* Each peer names its rows as it likes; an input may be its own row of the result. */
+TEST(rows_of_an_all_gather_are_where_the_caller_wants_them)
+{
+    cluster_open(&c, 3, 11, "sim", 0);
+    fill(2000);
+    cluster_epoch(&c, 1, 0, 0, 7, ~0u, NULL, 0);
+    for (uint32_t i = 0; i < 3; i++) {
+        pccl_peer_id origin[3];
+        for (uint32_t row = 0; row < 3; row++)
+            origin[row] = node_id((row + i) % 3);
+        memcpy(out[i], in[i], sizeof *in);
+        gather(i, out[i], origin, 3);
+    }
+    cluster_run(&c, 5 * SECOND);
+    for (uint32_t i = 0; i < 3; i++) {
+        CHECK(cluster_event(&c, i, PCCL_EVENT_OP, 1) && cluster_event(&c, i, PCCL_EVENT_OP, 1)->status == PCCL_OK);
+        for (uint32_t row = 0; row < 3; row++)
+            CHECK(memcmp(out[i] + row * 2000, in[(row + i) % 3], 8000) == 0);
+    }
+    cluster_close(&c);
+}
+
+TEST(an_all_gather_that_names_no_row_for_a_participant_writes_nothing)
+{
+    cluster_open(&c, 3, 11, "sim", 0);
+    fill(2000);
+    cluster_epoch(&c, 1, 0, 0, 7, ~0u, NULL, 0);
+    const pccl_peer_id origin[] = {node_id(0), node_id(1)};
+    for (uint32_t i = 0; i < 3; i++)
+        gather(i, in[i], origin, 2);
+    cluster_run(&c, 5 * SECOND);
+    for (uint32_t k = 4000; k < 6000; k++)
+        CHECK(out[0][k] == 0 && out[1][k] == 0);
+    for (uint32_t i = 0; i < 3; i++)
+        CHECK(!cluster_event(&c, i, PCCL_EVENT_OP, 1) || cluster_event(&c, i, PCCL_EVENT_OP, 1)->status != PCCL_OK);
+    cluster_close(&c);
+}
+
 TEST(round_trips_are_those_of_the_network_however_busy_it_is)
 {
     enum { COUNT = 200000 };

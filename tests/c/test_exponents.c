@@ -63,6 +63,23 @@ TEST(the_width_is_the_one_that_needs_the_least)
     CHECK(bytes > EXPONENTS_BLOCK * 1.36 && bytes < EXPONENTS_BLOCK * 1.39);
 }
 
+TEST(every_width_keeps_every_value)
+{
+    for (uint32_t width = 1; width <= EXPONENTS_WIDTH_MAX; width++) { /* as many exponents as have a code, equally frequent, and two more */
+        uint64_t seed = width;
+        uint32_t known = (1u << width) - 1;
+        for (uint32_t i = 0; i < EXPONENTS_BLOCK; i++) {
+            uint64_t chance = test_random(&seed);
+            uint32_t exponent = chance % 64 ? (uint32_t)(chance >> 8) % known : known + (uint32_t)(chance >> 8) % 2;
+            values[i] = (uint16_t)((chance >> 48 & 0x807f) | (100 + exponent) << 7);
+        }
+        for (uint32_t count = EXPONENTS_BLOCK; count > EXPONENTS_BLOCK - 9; count--) {
+            round_trip(count);
+            CHECK_EQ_INT(encoded[0], width);
+        }
+    }
+}
+
 TEST(bytes_that_are_cut_or_changed_are_refused_or_harmless)
 {
     uint64_t seed = 3, bytes = 0;

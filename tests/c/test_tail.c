@@ -17,6 +17,8 @@ static struct stream *stalled;
 static uint8_t socket_bytes[SOCKET_BYTES];
 static size_t through_left, socket_used;
 static unsigned stalled_interest;
+/* What was lost is at the front of the stalled socket: what lies behind has arrived, and is of no use. */
+static int is_gap;
 
 static size_t into_socket(const struct iovec *iov, int iov_count)
 {
@@ -55,8 +57,10 @@ static void stall_want(struct stream *s, unsigned interest)
 static void stall_info(const struct stream *s, struct stream_info *info)
 {
     smooth->info(s, info);
+    if (s == stalled && is_gap && socket_used)
+        info->behind_gap_bytes = socket_used - 1;
     if (s == stalled)
-        info->held_bytes += socket_used;
+        info->held_bytes += socket_used - info->behind_gap_bytes;
 }
 
 static void stall_close(struct stream *s, int abort)
@@ -111,6 +115,7 @@ static void open_pair(void)
     stalling.stream_close = stall_close;
     c.engines[0]->ops = &stalling;
     stalled = NULL;
+    is_gap = 0;
     cluster_epoch(&c, 1, 0, 0, 3, 3, NULL, 0);
     cluster_run(&c, 2 * SECOND);    /* the round trip is known by then */
 }
@@ -184,6 +189,22 @@ TEST(an_op_does_not_wait_for_a_stream_that_stalls)
     take_back(1);
     CHECK_EQ_INT(c.engines[0]->stats.frames_copied, copied);
     CHECK(c.engines[0]->stats.frames_resent == 0 && c.engines[1]->stats.frames_corrupt == 0 && link_of(1)->open == STREAMS);
+    cluster_close(&c);
+}
+
+TEST(what_arrived_behind_a_gap_goes_again)
+{
+    open_pair();
+    stall(1);
+    is_gap = 1;
+    submit(0);
+    cluster_run(&c, 3 * SECOND / 2);
+    CHECK(stalled && socket_used == SOCKET_BYTES);
+    take_back(0);
+    CHECK(c.engines[0]->stats.frames_copied > 0);
+    stall_ends();
+    cluster_run(&c, SECOND);
+    CHECK(link_is_drained(link_of(0)) && link_is_drained(link_of(1)));
     cluster_close(&c);
 }
 

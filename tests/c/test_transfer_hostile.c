@@ -40,6 +40,20 @@ static void tell_piece(uint64_t id, uint64_t offset, uint32_t bytes)
     (void)tell(0, 1, frame, poison, bytes);
 }
 
+static uint64_t bare_seed = 5, bare_digest;
+
+/* Everything, without checksums, as one part. */
+static void fetch_bare(uint64_t token)
+{
+    pccl_fetch_run run = {0, BYTES, target};
+    pccl_fetch_request r = request_of(&run, 1, token);
+    r.part_count = r.bare = 1;
+    r.part_bytes = BYTES;
+    r.seeds = &bare_seed;
+    r.digests = &bare_digest;
+    send_request(&r);
+}
+
 /* The liar speaks the truth again: what it has said, and would say again, is void. */
 static void repent(void)
 {
@@ -198,6 +212,60 @@ TEST(a_piece_with_a_wrong_checksum_is_not_taken)
     cluster_run(&c, 2 * SECOND);
     CHECK_EQ_INT(status_of(1), PCCL_OK);
     CHECK_EQ_BYTES(target, source, BYTES);
+    end_lying();
+}
+
+/* Who asks for checksums gets no payload without; who asks for none takes one with its checksum, which is then looked at. */
+TEST(a_bare_piece_that_nobody_asked_for_ends_the_stream)
+{
+    for (int bare = 0; bare < 2; bare++) {
+        begin_lying();
+        offer(0);
+        if (bare)
+            fetch_bare(1);
+        else
+            fetch_all(1);
+        cluster_run(&c, SECOND / 10);
+        pccl_stats before = stats_of(1);
+        (void)tell(0, 1, (struct frame){.type = FRAME_PIECE, .name = {.lane = 1}, .bare = 1}, poison, CUT);
+        cluster_run(&c, SECOND / 10);
+        expect_refused(1, before, !bare, 0);
+        CHECK_EQ_INT(stats_of(1).transfer_received_bytes, bare ? CUT : 0);
+        before = stats_of(1);
+        tell_piece(1, CUT, CUT);
+        lies[1].segment.crc_known = 1;
+        cluster_run(&c, SECOND / 10);
+        expect_refused(1, before, 1, 0);
+        CHECK_EQ_INT(stats_of(1).transfer_received_bytes, bare ? CUT : 0);
+        repent();
+        CHECK_EQ_INT(pccl_engine_cancel_fetch(c.engines[1], 1), PCCL_OK);
+        extend(0, BYTES);
+        end_lying();
+    }
+}
+
+/* The same segment under two numbers, both under way at a time: the digest is of what lies there when the fetch has ended. */
+TEST(nothing_changes_after_its_digest)
+{
+    static uint8_t other[LIE_BYTES];
+    memset(other, 0x99, sizeof other);
+    begin_lying_with(LIE_BYTES);
+    set_paths(2 * MS, 10000000);
+    offer(0);
+    fetch_bare(1);
+    cluster_run(&c, SECOND / 10);
+    (void)tell(0, 1, (struct frame){.type = FRAME_PIECE, .name = {.lane = 1}, .bare = 1}, poison, LIE_BYTES);
+    (void)tell(0, 1, (struct frame){.type = FRAME_PIECE, .name = {.lane = 1}, .bare = 1}, other, LIE_BYTES);
+    cluster_run(&c, SECOND / 2);
+    CHECK_EQ_INT(stats_of(1).transfer_received_bytes, LIE_BYTES);
+    repent();
+    extend(0, BYTES);
+    set_paths(2 * MS, 0);
+    cluster_run(&c, 2 * SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    uint64_t offset = 0, found;
+    pccl_digest_pieces(target, &offset, BYTES, &bare_seed, 1, &found);
+    CHECK(found == bare_digest);
     end_lying();
 }
 

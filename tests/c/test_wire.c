@@ -22,6 +22,7 @@ static struct frame random_transfer_frame(uint8_t type)
     struct frame frame = {
         .payload_crc = (uint32_t)test_random(&seed), .type = type, .name = {.lane = test_random(&seed)},
         .link_seq = (uint32_t)test_random(&seed), .link_ack = (uint32_t)test_random(&seed),
+        .bare = (type == FRAME_FETCH || type == FRAME_PIECE) && test_random(&seed) % 2,
     };
     if (type == FRAME_FETCH) {
         frame.step = (uint16_t)(test_random(&seed) % PCCL_PRIORITY_COUNT);
@@ -139,12 +140,17 @@ TEST(types_and_flags_out_of_range)
     }
     uint8_t header[WIRE_HEADER_BYTES];
     struct frame decoded;
-    for (int flags = 1; flags < 256; flags++) {
-        wire_encode(&(struct frame){.type = FRAME_ACK}, header);
-        header[13] = (uint8_t)flags;
-        reseal(header);
-        CHECK_EQ_INT(wire_decode(header, &decoded), PCCL_EPROTO);
-    }
+    for (int flags = 1; flags < 256; flags++)
+        for (uint8_t type = 1; type < FRAME_TYPE_END; type++) {
+            frame = type == FRAME_DATA || type == FRAME_PROBE ? (struct frame){.type = type, .desc = 1, .payload_bytes = 1}
+                    : wire_of_transfer(type) ? random_transfer_frame(type) : (struct frame){.type = type, .desc = 1};
+            wire_encode(&frame, header);
+            header[13] = (uint8_t)flags;
+            reseal(header);
+            int may_be_bare = flags == 1 && (type == FRAME_FETCH || type == FRAME_PIECE);
+            CHECK_EQ_INT(wire_decode(header, &decoded), may_be_bare ? PCCL_OK : PCCL_EPROTO);
+            CHECK(!may_be_bare || decoded.bare);
+        }
 }
 
 TEST(payload_lengths_out_of_range)

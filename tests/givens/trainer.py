@@ -1,4 +1,4 @@
-"""What docs/optim.md takes as given: a trainer with callbacks (the double of transformers' that tests use), and a run."""
+"""What docs/optim.md takes as given: a trainer with callbacks (the double that tests use), and a run."""
 
 import types
 

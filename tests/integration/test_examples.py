@@ -91,10 +91,18 @@ def test_frameworks_keep_their_loop(tmp_path: Path, example: str) -> None:
     assert last[0] == last[1] and "4 rounds" in last[0]
 
 
+@pytest.mark.parametrize("name", ["08_ddp.py", "09_fsdp2.py"])
+def test_stock_scripts_of_torch(tmp_path: Path, name: str) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    output = run(tmp_path, *torchrun, EXAMPLES / name, "--steps", "3")
+    assert "2 ranks on pccl: loss 5." in output
+
+
 @pytest.mark.slow
 def test_short_demo(tmp_path: Path) -> None:
     options = ["--steps", "24", "--batch", "4", "--out", tmp_path]
     output = run(tmp_path, sys.executable, EXAMPLES / "demo" / "run.py", *options)
+    assert "watch the run at http://127.0.0.1:" in output
     verdict = json.loads(output.splitlines()[-1])
     assert verdict["failures"] == []
     assert verdict["steps"] == 24

@@ -214,7 +214,7 @@ def test_the_status_says_what_all_reduces_take_by_their_size() -> None:
 
 
 def test_the_status_as_json_has_names_and_hex() -> None:
-    found = json.loads(json.dumps(status.plain(example_status())))
+    found = json.loads(json.dumps(messages.plain(example_status())))
     group = found["groups"][0]
     assert found["run"] == "demo"
     assert group["members"][1]["peer"] == "02" * 16

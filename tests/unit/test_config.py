@@ -9,7 +9,7 @@ import pytest
 
 import pccl
 from pccl import tokens
-from pccl.config import endpoint_of, settings_from
+from pccl.config import endpoint_of, group_of_environment, settings_from
 from pccl.errors import ArgumentError
 
 
@@ -114,3 +114,12 @@ def test_secret_or_token() -> None:
         settings_from("there", secret="s", token="t", environ={})
     with pytest.raises(ArgumentError, match="this is no token of pccl"):
         settings_from("there", token="t", environ={})
+
+
+def test_the_group_of_the_environment_counts_only_with_a_coordinator() -> None:
+    assert group_of_environment({}) is None
+    assert group_of_environment({"PCCL_GROUP": "3"}) is None
+    assert group_of_environment({"PCCL_COORDINATOR": "there"}) == 0
+    assert group_of_environment({"PCCL_COORDINATOR": "there", "PCCL_GROUP": "3"}) == 3
+    with pytest.raises(ArgumentError, match="PCCL_GROUP"):
+        group_of_environment({"PCCL_COORDINATOR": "there", "PCCL_GROUP": "x"})

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pccl.errors import ArgumentError, ProtocolError
-from pccl.kv.codecs import CODECS, choose, pays
+from pccl.kv.codecs import CODECS, pays
 from pccl.kv.layout import Group
 
 TOKENS, HEADS, UNIT = 16, 4, 64
@@ -106,16 +106,6 @@ def test_bytes_that_do_not_fit_are_refused(name: str) -> None:
     for wrong in (data[:-1], data[:0], np.concatenate([data, data[:1]])):
         with pytest.raises(ProtocolError):
             CODECS[name].decode(np.ascontiguousarray(wrong), np.empty_like(slabs), group())
-
-
-def test_the_first_allowed_codec_that_fits_is_taken() -> None:
-    state = Group(name="s", kind="state", layers=("S",), bytes_per_block_layer=8)
-    fp8 = group(dtype="fp8_e4m3")
-    every = ("int8-kc-vt", "bf16-exp", "raw")
-    assert [choose(every, of).name for of in (group(), state, fp8)] == ["int8-kc-vt", "bf16-exp", "raw"]
-    assert choose(("raw",), group()).name == "raw"
-    assert choose(("new", "bf16-exp", "raw"), group()).name == "bf16-exp"
-    assert choose(every, group(planes=1)).name == "bf16-exp"
 
 
 def test_a_codec_pays_while_it_is_faster_than_the_link() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pccl.errors import ArgumentError
-from pccl.kv.estimator import BandwidthEstimator
+from pccl.kv.estimator import BandwidthEstimator, Watch
 
 RATE = 1e8
 
@@ -108,3 +108,30 @@ def test_so_is_a_bandwidth(told: float) -> None:
         BandwidthEstimator(told)
     with pytest.raises(ValueError, match="rtt_s"):
         BandwidthEstimator(1.0).note(0.0, 0.0, 0.0, 0.0, rtt_s=told)
+
+
+def test_nothing_is_believed_until_something_is_seen_if_nothing_was_told() -> None:
+    link = BandwidthEstimator(None)
+    found = link.estimate(0.0)
+    assert (found.bandwidth_bytes_per_s, found.uncertainty, found.drain_s) == (0.0, 1.0, 0.0)
+    link.note(0.0, 0.0, 0.0, 1e6)
+    assert link.estimate(0.0).drain_s == math.inf
+    link.note(0.1, 0.1, 0.1 * RATE, 1e6)
+    found = link.estimate(0.1)
+    assert found.bandwidth_bytes_per_s == pytest.approx(RATE) and found.uncertainty < 1.0
+
+
+def test_a_receiver_sees_its_link_while_something_could_come() -> None:
+    watch = Watch()
+    assert watch.peak_bytes_per_s(0.0) == 0.0
+    for step in range(20):
+        watch.busy(1, 0.03, step * 0.05)
+        watch.landed(5_000_000, (step + 1) * 0.05)
+    watch.busy(0, 0.03, 1.0)
+    assert watch.peak_bytes_per_s(1.0) == pytest.approx(RATE, rel=0.01)
+    watch.busy(1, 0.06, 100.0)  # idle time does not count, and an idle link keeps what was known
+    watch.landed(15_000_000, 100.15)
+    watch.busy(0, 0.06, 100.15)
+    found = watch.estimator.estimate(100.15)
+    assert watch.peak_bytes_per_s(100.15) == found.peak_bytes_per_s == pytest.approx(RATE, rel=0.01)
+    assert found.rtt_inflation == pytest.approx(2.0) and found.queued_bytes == 0.0

@@ -400,3 +400,28 @@ def test_who_never_gets_room_hears_that_at_the_deadline() -> None:
             land(machine, 0.5)
         machine.handle(Tick(), 10.0)
         assert machine.end is not None and (machine.end.state, machine.end.cause) == (state, cause)
+
+
+def test_what_came_wrong_comes_with_checksums_the_second_time() -> None:
+    (unit,) = units(layers=1)
+    unit.announce(np.arange(4))
+    unit.hear(np.arange(4), np.arange(10, 14, dtype=np.uint64))
+    for expected in (True, False):
+        ask = unit.next_ask(ahead=False)
+        assert ask is not None
+        unit.digest(ask, np.zeros(ask.parts.size, np.uint64))
+        assert ask.digests is not None and ask.digests.bare is expected
+        ask.digests.found[:] = 0 if expected else unit.sums[ask.parts]
+        unit.landed(ask)
+        parts = unit.to_check()
+        assert unit.checked(parts, unit.found[parts] == unit.sums[parts]) is None
+    assert not unit.left
+
+
+def test_the_engine_takes_no_digests_of_parts_that_are_no_words() -> None:
+    (unit,) = units(layers=1, nbytes=NBYTES + 4)
+    unit.announce(np.arange(4))
+    ask = unit.next_ask(ahead=False)
+    assert ask is not None
+    unit.digest(ask, np.zeros(ask.parts.size, np.uint64))
+    assert ask.digests is None and not unit.digested

@@ -87,8 +87,10 @@ EVERY = [
     m.Open(TID, 1.5, (m.Grouping(((0, 0, 64),), bytes(16), b"\x0f", bytes(32)),)),
     m.Ready(TID, 0, 1, bytes(16)),
     m.Sums(TID, 0, 1, 0, 1, bytes(4), bytes(8)),
+    m.Coded(TID, 0, 1, 7, 1000, 0, 1, bytes(4), bytes(8)),
+    m.Taken(TID, 7),
     m.Finish(TID, b"meta"),
-    m.Committed(TID),
+    m.Committed(TID, 1.25e8),
     m.End(TID, "failed", "checksum", "why"),
     m.Pull("request", b"ticket"),
     m.Beat((TID, TID)),
@@ -118,6 +120,11 @@ def test_fields_out_of_bounds_are_refused() -> None:
         m.Ready(TID, 0, 0, bytes((1 << 20) + 4)),
         m.Ready(TID, -1, 0, b""),
         m.Open(TID, -1.0, ()),
+        m.Coded(TID, 0, 0, 1 << 32, 1, 0, 1, b"", bytes(8)),
+        m.Taken(TID, -1),
+        m.Committed(TID, float("nan")),
+        m.Committed(TID, float("inf")),
+        m.Beat((TID,), -1.0),
     ):
         with pytest.raises(ProtocolError):
             m.decode(m.encode(wrong))

@@ -59,7 +59,7 @@ def test_tickets_come_back_and_damaged_ones_are_refused() -> None:
         with pytest.raises(ProtocolError):
             Ticket.decode(wrong.encode())
     with pytest.raises(ProtocolError, match="version"):
-        Ticket.decode(data.replace(b"kvticket\x01", b"kvticket\x02"))
+        Ticket.decode(data.replace(b"kvticket\x02", b"kvticket\x03"))
 
 
 def test_only_equal_hashes_of_the_same_position_are_not_sent() -> None:
@@ -80,7 +80,7 @@ def test_what_is_given_by_group_or_flat() -> None:
 def inbound() -> Inbound:
     buffers = {"full": [np.zeros(640, np.uint8) for _ in range(2)], "state": [np.zeros(40, np.uint8)]}
     blocks = [np.array([5, 6, 9], np.int64), np.array([2], np.int64)]
-    wish = Wish("r", "normal", "fail", None)
+    wish = Wish("r", "normal", "fail", None, frozenset(("raw", "bf16-exp")))
     handle = Receive(None, 1, TID, "r", b"")  # type: ignore[arg-type]
     return Inbound(TID, Memory(LAYOUT, buffers), blocks, wish, handle, 0.0, 9.0, lambda one, event: None)
 
@@ -108,6 +108,14 @@ def test_an_open_says_where_everything_is() -> None:
     assert units[2].target.tolist() == [20]
 
 
+def test_an_open_may_say_that_a_group_comes_in_parcels() -> None:
+    units = inbound()._build(m.Open(TID, 1.0, (full(codec="bf16-exp", layers=(), blocks=b""), STATE)))
+    assert [(unit.group, unit.layer, unit.codec) for unit in units] == [
+        (0, 0, "bf16-exp"), (0, 1, "bf16-exp"), (1, 0, "raw"),
+    ]  # fmt: skip
+    assert units[0].need.tolist() == [True, False, True] and units[0].next_ask(ahead=True) is None
+
+
 @pytest.mark.parametrize(
     "groups",
     [
@@ -120,6 +128,10 @@ def test_an_open_says_where_everything_is() -> None:
         (full(layers=((0, 1 << 61, 1 << 61), (1, 0, 64))), STATE),
         (full(need=b"\x05\x00"), STATE),
         (full(tags=bytes(16)), STATE),
+        (full(codec="bf16-exp"), STATE),  # places are those of raw slabs
+        (full(codec="int8-kc-vt", layers=(), blocks=b""), STATE),  # that was not agreed
+        (full(codec="new", layers=(), blocks=b""), STATE),
+        (full(layers=(), blocks=b""), STATE),
     ],
 )
 def test_opens_that_do_not_fit_the_ticket_are_refused(groups: tuple[m.Grouping, ...]) -> None:

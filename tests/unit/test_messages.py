@@ -37,6 +37,10 @@ verdicts = st.lists(st.builds(m.Verdict, ops, st.integers(0, 14), text), max_siz
 status = st.builds(
     m.PeerStatus, peers, st.integers(-1, 99), text, u32, addresses, u32, u32, u32, reals, reals, reals, st.booleans()
 )
+links = st.lists(st.builds(m.LinkStatus, u32, u32, u32, u64, u32, u32, text, st.integers(-1, 99)), max_size=2).map(
+    tuple
+)
+counts = st.lists(st.tuples(text, u64), max_size=2).map(tuple)
 logs = st.builds(m.LogEntry, reals, u32, peers | st.just(b""), text, text)
 groups = st.builds(
     m.GroupStatus,
@@ -44,6 +48,7 @@ groups = st.builds(
     *(st.lists(status, max_size=2).map(tuple), st.lists(status, max_size=2).map(tuple)),
     st.lists(logs, max_size=2).map(tuple),
     st.none() | st.builds(m.Reality, reals, reals, u64),
+    *(links, counts, counts),
 )
 one = st.just(m.VERSION)
 kinds = st.sampled_from(["mismatch", "overdue", "cancelled"])

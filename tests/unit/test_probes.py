@@ -27,7 +27,7 @@ class Crowd:
         self.table: Table = group(*peers, lease_s=LEASE_S, **options)
         self.rtt_us = {(a, b): FAR_US for a in peers for b in peers if a != b}
         self.rates: dict[tuple[bytes, bytes], int] = {}
-        self.lines: dict[bytes, tuple[int, int]] = {}
+        self.lines: dict[bytes, tuple[int, int, int, int]] = {}
         self.ops = dict.fromkeys(peers, 0)
         self.busy: set[bytes] = set()
         self.told = False
@@ -113,7 +113,7 @@ def test_nobody_is_asked_while_a_long_op_or_a_transfer_is_under_way() -> None:
 
 def test_where_the_lines_of_both_ends_are_known_so_is_the_path() -> None:
     crowd = Crowd(A, B, C)
-    crowd.lines = {A: (10**7, 10**7), B: (10**6, 10**6)}
+    crowd.lines = {A: (10**7, 10**7, 0, 0), B: (10**6, 10**6, 0, 0)}
     asked = crowd.live(60.0)
     assert len(asked) == 4 and {frozenset(path) for path in asked} == {frozenset((A, C)), frozenset((B, C))}
 

@@ -88,10 +88,6 @@ class Profile:
         """Whether a prefill of so many tokens is longer than what was measured."""
         return tokens > self.longest
 
-    def rate_bytes_per_s(self, tokens: float) -> float:
-        """Phi_kv: KV cache made per second of prefill (equation 1)."""
-        return self.kv_bytes.at(tokens) / self.prefill_s.at(tokens)
-
     @classmethod
     def from_dict(cls, name: str, found: Any) -> Profile:
         """{"prefill_s": [[tokens, s], ...], "kv_bytes": [[tokens, bytes], ...]}, as in a JSON file."""

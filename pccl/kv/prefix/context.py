@@ -1,14 +1,14 @@
 """context.py - what a block's hash means nothing without: whose it is, of which model, hashed how.
 
 Two engines share prefixes only if all of this is equal: the same tokens under another salt, LoRA or layout are another
-KV cache. Contexts are compared at the handshake, where the refusal names the field; the index then keeps them apart.
+KV cache. The index keeps them apart; layouts are compared when blocks are to move, where the refusal names the field.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from pccl.errors import ArgumentError, MismatchError
+from pccl.errors import ArgumentError
 
 __all__ = ["KeyContext"]
 
@@ -31,11 +31,3 @@ class KeyContext:
         for name in ("model", "fingerprint", "hash_scheme"):
             if not getattr(self, name):
                 raise ArgumentError(f"{name} is empty")
-
-    def check_same(self, theirs: KeyContext) -> None:
-        """MismatchError naming the first field in which the other side differs. A salt is not shown."""
-        for field in fields(self):
-            ours, other = getattr(self, field.name), getattr(theirs, field.name)
-            if ours != other:
-                shown = "" if field.name == "salt" else f": {ours!r} here, {other!r} there"
-                raise MismatchError(f"prefixes cannot be shared, {field.name} differs{shown}")
