@@ -23,6 +23,7 @@ in place; an output that is not the input is undefined (see pccl/errors.py).
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -161,12 +162,14 @@ class Communicator:
         return self._runtime.depot()
 
     def stats(self) -> dict[str, Any]:
-        """Counters since the communicator was made, and "links": one dict per peer. Never blocks."""
+        """Counters since the communicator was made; "links": one dict per peer; "ops": how many ended, by kind and
+        outcome; "waits": how often and how long threads were blocked, by what. Never blocks.
+        """
         self._runtime.check()
         engine = self._runtime.engine
         totals = {name: getattr(stats, name) for stats in (engine.stats(),) for name in stats.__slots__}
         links = [{name: getattr(link, name) for name in link.__slots__} for link in engine.links()]
-        return {**totals, "links": links}
+        return {**totals, "links": links, **self._runtime.tally.facts()}
 
     # -- collectives -------------------------------------------------------------------------------------------------
 
@@ -488,7 +491,8 @@ class Communicator:
         """
         runtime = self._runtime
         runtime.check()
-        return runtime.control.enter(runtime.settings.join_timeout if timeout is None else timeout)
+        with runtime.waiting("enter"):
+            return runtime.control.enter(runtime.settings.join_timeout if timeout is None else timeout)
 
     def advance(self, timeout: float | None = None) -> EpochView:
         """Passes a boundary: the point where joiners may enter. Call it once per step, on every peer; returns the epoch
@@ -503,7 +507,11 @@ class Communicator:
         runtime.check()
         settings = runtime.settings
         seconds = settings.op_timeout if timeout is None else timeout
-        return runtime.control.advance(seconds, wait_for_peers=settings.too_few == "wait")
+        begin_ns = time.monotonic_ns()
+        try:
+            return runtime.control.advance(seconds, wait_for_peers=settings.too_few == "wait")
+        finally:
+            runtime.waited(0, begin_ns, "advance")
 
     def sync_state(
         self,
@@ -517,7 +525,8 @@ class Communicator:
         See pccl.sharing.sync_state.
         """
         self._runtime.check()
-        return sync_state(self, entries, strategy, allow_drift, timeout=timeout)
+        with self._runtime.waiting("sync_state"):
+            return sync_state(self, entries, strategy, allow_drift, timeout=timeout)
 
     def prefetch_state(
         self, entries: dict[str, Any], allow_drift: Sequence[str] = (), *, timeout: float | None = None
@@ -526,7 +535,8 @@ class Communicator:
         to move. See pccl.sharing.prefetch_state.
         """
         self._runtime.check()
-        return prefetch_state(self, entries, allow_drift, timeout=timeout)
+        with self._runtime.waiting("prefetch_state"):
+            return prefetch_state(self, entries, allow_drift, timeout=timeout)
 
     def join_state(
         self, entries: dict[str, Any], allow_drift: Sequence[str] = (), *, timeout: float | None = None
@@ -535,7 +545,8 @@ class Communicator:
         which is faster. See pccl.sharing.join_state.
         """
         self._runtime.check()
-        return join_state(self, entries, allow_drift, timeout=timeout)
+        with self._runtime.waiting("join_state"):
+            return join_state(self, entries, allow_drift, timeout=timeout)
 
     def sources(self) -> tuple[bytes, ...]:
         """Ids of the peers that this one can fetch from: of a guest the members, of a member the others."""

@@ -11,6 +11,7 @@ PCCL_LISTEN       where the engine listens, "host:port"; port 0: any free one
 PCCL_ADVERTISE    addresses under which others reach it, separated by commas
 PCCL_TLS_CA, PCCL_TLS_CERT, PCCL_TLS_KEY   PEM files, if certificates and not the secret prove who a peer is
 PCCL_INSECURE     1: data may travel in plain between hosts
+PCCL_TRACE        directory in which each peer writes its trace (`pccl trace`)
 
 PCCL_SGLANG       JSON for the SGLang adapter of pccl.kv (docs/kv_adapters.md)
 """
@@ -55,6 +56,7 @@ class Settings:
     transport: str
     tls: TlsFiles | None
     fault_seed: int
+    trace: str = ""  # directory; "": none is written
 
 
 def settings_from(
@@ -75,6 +77,7 @@ def settings_from(
     tls: TlsFiles | Sequence[str] | None = None,
     insecure: bool | None = None,
     fault_seed: int = 0,
+    trace: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
     """Arguments first, then the environment, then defaults. Raises ArgumentError (a ValueError) that names what is
@@ -122,6 +125,7 @@ def settings_from(
         ),
         tls=files,
         fault_seed=fault_seed,
+        trace=os.fspath(env.get("PCCL_TRACE", "") if trace is None else trace),
     )
 
 

@@ -349,7 +349,7 @@ class Control:
         try:
             fresh = self._dial()
         except zmq.ZMQError as error:  # no descriptor to be had, for one
-            _log.warning("cannot dial the coordinator: %s", error)
+            _log.warning("cannot dial the coordinator: %s", error, extra=self._peer.about())
             self._thread.loop.call_later(RECONNECT_MAX_MS / 1000, self._redial)
             return
         self._redialling = False
@@ -374,12 +374,12 @@ class Control:
                 raise ProtocolError(f"a message of {len(frames)} frames")
             message = m.decode_at_peer(frames[0].bytes)
         except ProtocolError as error:
-            _log.warning("dropped what the coordinator sent: %s", error)
+            _log.warning("dropped what the coordinator sent: %s", error, extra=self._peer.about())
             return
         self._endpoints.heard(time.monotonic())
         self._heard, self._deaf_s = time.monotonic(), max(DEAF_S, self.lease_s / 2)
         if isinstance(message, m.Welcome) and message.notice:
-            _log.warning("%s: %s", who(self._peer.session.identity), message.notice)
+            _log.warning("%s: %s", who(self._peer.session.identity), message.notice, extra=self._peer.about())
         self._act(lambda now: self._peer.on_message(now, message))
         if isinstance(message, m.Contacts) and self._on_contacts is not None:
             self._on_contacts()
@@ -409,7 +409,13 @@ class Control:
     def _try_next(self) -> None:
         """Leaves a coordinator that does not serve for the next one, or dials the only one anew."""
         before, after = self._endpoints.current, self._endpoints.go_on(time.monotonic())
-        _log.log(logging.INFO if after != before else logging.DEBUG, "%s does not serve: trying %s", before, after)
+        _log.log(
+            logging.INFO if after != before else logging.DEBUG,
+            "%s does not serve: trying %s",
+            before,
+            after,
+            extra=self._peer.about(),
+        )
         self._dealer.disconnect(before)
         self._dealer.connect(after)
         self._act(lambda now: None)
@@ -486,7 +492,8 @@ class Control:
     def _on_bug(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """An error of ours in the thread: nobody shall wait for a peer that cannot go on."""
         error = context.get("exception")
-        _log.error("%s: %s", who(self._peer.session.identity), context.get("message"), exc_info=_as_exc_info(error))
+        words = who(self._peer.session.identity), context.get("message")
+        _log.error("%s: %s", *words, exc_info=_as_exc_info(error), extra=self._peer.about())
         with self.lock:
             if self._peer.error is None:
                 self._peer.session.error = PcclError(f"the control thread failed: {error!r}", peer=self.peer_id)

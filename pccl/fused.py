@@ -222,6 +222,10 @@ class _Owner:
         """The call in words."""
         return self._words
 
+    def waited(self, token: int, begin_ns: int) -> None:
+        """A thread was blocked by the call."""
+        self._runtime.waited(token, begin_ns)
+
     def cancel_token(self, token: int) -> bool:
         """Asks the coordinator to settle every op of the call; False if all have ended."""
         asked = [self._runtime.cancel_token(one) for one in self._tokens]

@@ -20,6 +20,8 @@ from pccl.control import Control
 from pccl.entering import keys_of
 from pccl.errors import PcclError
 from pccl.runtime import Runtime
+from pccl.trace.engine import TracedEngine
+from pccl.trace.recorder import Recorder
 
 __all__ = ["connect"]
 
@@ -62,7 +64,8 @@ def connect(settings: Settings) -> Communicator:
     `insecure` (PCCL_INSECURE=1) makes it "auto". `tls`: (ca, cert, key), paths of PEM files by which peers prove
     themselves (PCCL_TLS_CA, PCCL_TLS_CERT, PCCL_TLS_KEY); without them the secret does. `enter`: False: return as soon
     as the run knows this peer, which is a guest: it can fetch from the members while these go on, and is one of them
-    after `enter()` or `join_state()`. For tests, with `fault_seed`, "faulty+tcp".
+    after `enter()` or `join_state()`. `trace` (PCCL_TRACE): a directory in which this peer writes down its ops, waits
+    and epochs, for `pccl trace`: the newest 128 MiB. For tests, with `fault_seed`, "faulty+tcp".
 
     `environ`: read instead of os.environ.
 
@@ -72,7 +75,9 @@ def connect(settings: Settings) -> Communicator:
     descriptors.make_sure(descriptors.PEER, "a peer")
     begin = time.monotonic()
     run_keys = keys_of(settings)
-    engine = _listen(settings, run_keys)
+    peer_id = secrets.token_bytes(16)
+    trace = Recorder(settings.trace, settings.run, settings.group, peer_id) if settings.trace else None
+    engine = _listen(settings, run_keys, peer_id, trace)
 
     def control_of(runtime: Runtime) -> Control:
         return Control(
@@ -90,7 +95,7 @@ def connect(settings: Settings) -> Communicator:
             on_contacts=runtime.transfers.on_contacts,
         )
 
-    runtime = Runtime(settings, engine, control_of, run_keys.data)
+    runtime = Runtime(settings, engine, control_of, run_keys.data, trace)
     try:
         runtime.start(max(0.0, settings.join_timeout - (time.monotonic() - begin)))
     except BaseException:
@@ -99,32 +104,30 @@ def connect(settings: Settings) -> Communicator:
     return Communicator(runtime)
 
 
-def _listen(settings: Settings, run_keys: keys.RunKeys) -> _native.Engine:
+def _listen(settings: Settings, run_keys: keys.RunKeys, peer_id: bytes, trace: Recorder | None) -> _native.Engine:
     """An engine at the first address that works."""
-    peer_id = secrets.token_bytes(16)
+    make = _native.Engine if trace is None else functools.partial(TracedEngine, recorder=trace)
     for address in settings.listen[:-1]:
         try:
-            return _engine(settings, run_keys, peer_id, address)
+            return make(_config(settings, run_keys, peer_id, address))
         except PcclError:
             continue
-    return _engine(settings, run_keys, peer_id, settings.listen[-1])
+    return make(_config(settings, run_keys, peer_id, settings.listen[-1]))
 
 
 def _by_secret(settings: Settings) -> bool:
     return "tls" in settings.transport and settings.tls is None
 
 
-def _engine(settings: Settings, run_keys: keys.RunKeys, peer_id: bytes, listen: str) -> _native.Engine:
-    return _native.Engine(
-        _native.EngineConfig(
-            peer_id=peer_id,
-            run=keys.run_id(settings.run),
-            key=run_keys.data,
-            transport=settings.transport,
-            listen=listen,
-            congestion=settings.congestion,
-            fault_seed=settings.fault_seed,
-            psk=run_keys.tls if _by_secret(settings) else b"",
-            tls_files=(settings.tls.ca, settings.tls.cert, settings.tls.key) if settings.tls else None,
-        )
+def _config(settings: Settings, run_keys: keys.RunKeys, peer_id: bytes, listen: str) -> _native.EngineConfig:
+    return _native.EngineConfig(
+        peer_id=peer_id,
+        run=keys.run_id(settings.run),
+        key=run_keys.data,
+        transport=settings.transport,
+        listen=listen,
+        congestion=settings.congestion,
+        fault_seed=settings.fault_seed,
+        psk=run_keys.tls if _by_secret(settings) else b"",
+        tls_files=(settings.tls.ca, settings.tls.cert, settings.tls.key) if settings.tls else None,
     )

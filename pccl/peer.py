@@ -14,6 +14,7 @@ from pccl import session as s
 from pccl.achieved import Stopwatch
 from pccl.contacts import Contacts, Way
 from pccl.errors import PcclError
+from pccl.logs import about
 from pccl.measure import LineReporter, LinkReporter
 from pccl.refusals import Refusals
 from pccl.types import Engine, EpochView, Event, EventKind, Identity, OpInfo, OpName, OpState, Status
@@ -87,6 +88,10 @@ class Peer:
     def judged(self, name: OpName) -> bool:
         """Whether the coordinator has said how the op ends."""
         return name in self._verdicts
+
+    def about(self) -> dict[str, object]:
+        """Fields of records in the log."""
+        return about(self.session.identity.run, self.id, self.session.epoch)
 
     # -- what happens -----------------------------------------------------------------------------------------
 
@@ -184,7 +189,7 @@ class Peer:
         elif event.kind == EventKind.OVERDUE:
             self._fault(now, event.token, "overdue", event.peer, "")
         elif event.kind == EventKind.REFUSED:
-            self._refusals.note(now, self._engine.refusal())
+            self._refusals.note(now, self._engine.refusal(), self.about())
 
     def _on_frozen(self, now: float, change: int) -> None:
         states, lanes = self._engine.frozen()

@@ -12,14 +12,16 @@ submissions. `on_op` takes no lock.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import logging
 import os
 import threading
+import time
 import warnings
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +43,11 @@ from pccl.errors import (
     error_of,
 )
 from pccl.lanes import Lanes, Tag
+from pccl.logs import about
 from pccl.peer import FAILED_MAX
+from pccl.tally import Tally
+from pccl.trace import ops as trace_of
+from pccl.trace.recorder import Recorder
 from pccl.transfer import Transfers
 from pccl.types import EpochView, Event, EventKind, OpInfo, OpName, Status
 from pccl.work import Result, Work
@@ -123,9 +129,16 @@ class Runtime:
     """Engine, control plane and ops of one communicator. Any thread; see the header for locks."""
 
     def __init__(
-        self, settings: Settings, engine: _native.Engine, control_of: Callable[[Runtime], Control], lane_key: bytes
+        self,
+        settings: Settings,
+        engine: _native.Engine,
+        control_of: Callable[[Runtime], Control],
+        lane_key: bytes,
+        trace: Recorder | None = None,
     ) -> None:
         self.settings = settings
+        self.tally = Tally()
+        self.trace = trace
         self.engine = engine
         self.peer_id = engine.peer_id
         self.pid = os.getpid()
@@ -147,6 +160,8 @@ class Runtime:
 
     def start(self, timeout: float) -> None:
         """Starts the threads and joins the run. Raises what Control.join raises; the caller then closes."""
+        if self.trace is not None:
+            self.trace.start()
         self.engine.start()
         self.control.start()
         if self.settings.enter:
@@ -277,10 +292,13 @@ class Runtime:
         self._ops[request.token] = op
         if op.tag is not None:
             self._lanes.occupy(request.name.lane)
+        if self.trace is not None:
+            trace_of.submitted(self.trace, op)
         try:
             self.engine.submit(request)
         except BaseException:
-            self._forget(op)
+            if self._forget(op):
+                self._note_end(op, Event(kind=EventKind.OP, status=Status.EINVAL, token=request.token))
             raise
         self._lanes.note(request.name)
 
@@ -307,15 +325,25 @@ class Runtime:
         op = self._ops.get(event.token)
         if op is None or not self._forget(op):
             return
+        self._note_end(op, event)
         if event.status == Status.OK:
             op.work._resolve(self._result(op, event), None)
         else:
             op.work._resolve(None, self._error(op, event))
 
+    def _note_end(self, op: Op, event: Event) -> None:
+        self.tally.ended(op.request.kind, event.status)
+        if self.trace is not None:
+            trace_of.ended(self.trace, op, event)
+
     def on_view(self, view: EpochView) -> None:
         """A new epoch: ops ask when they are called; who was sought elsewhere may be a member now."""
         self.transfers.on_contacts()
-        log.debug("epoch %d: %d peers%s", view.epoch, len(view.members), ", too few" if view.paused else "")
+        few = ", too few" if view.paused else ""
+        log.debug("epoch %d: %d peers%s", view.epoch, len(view.members), few, extra=self._about(view.epoch))
+
+    def _about(self, epoch: int, op: str | None = None) -> dict[str, object]:
+        return about(self.settings.run, self.peer_id, epoch, op)
 
     def _result(self, op: Op, event: Event) -> Result:
         peers = op.needs
@@ -341,13 +369,16 @@ class Runtime:
         if not text and op.given_up:
             text = f"no end {self._grace_s:.3g} s after its deadline, and no word from the coordinator"
         peer = event.peer if any(event.peer) else None
-        return error_of(
+        words = op.describe()
+        error = error_of(
             event.status,
             text or _WORDS.get(event.status, _native.err_name(event.status)),
             peer=peer,
             epoch=event.epoch,
-            op=op.describe(),
+            op=words,
         )
+        log.debug("an op failed: %s", error.message, extra=self._about(event.epoch, words))
+        return error
 
     # -- called by Work --
 
@@ -362,6 +393,22 @@ class Runtime:
             return False
         self.control.fault(token, "cancelled")
         return True
+
+    def waited(self, token: int, begin_ns: int, what: str = "wait") -> None:
+        """The calling thread was blocked since this time, by an op if the token is not 0."""
+        end_ns = time.monotonic_ns()
+        self.tally.waited(what, end_ns - begin_ns)
+        if self.trace is not None:
+            trace_of.waited(self.trace, what, token, begin_ns, end_ns)
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """The calling thread is blocked as long as this is open."""
+        begin_ns = time.monotonic_ns()
+        try:
+            yield
+        finally:
+            self.waited(0, begin_ns, what)
 
     # -- the second net under deadlines --
 
@@ -407,6 +454,8 @@ class Runtime:
                 self._end_all_ops()
                 if freed:
                     self.engine.free()
+                if self.trace is not None:
+                    self.trace.close()
                 self.closed = True
                 _live.discard(self)
 
@@ -416,7 +465,7 @@ class Runtime:
             if self._joined and self.control.error is None:
                 self.control.leave(timeout)
         except PcclError as error:
-            log.debug("left without goodbye: %s", error)
+            log.debug("left without goodbye: %s", error, extra=self._about(0))
         self.control.close()
 
     def _wait_closed(self, timeout: float) -> bool:

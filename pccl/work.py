@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -56,6 +57,13 @@ class Owner(Protocol):
 
     def cancel_token(self, token: int) -> bool:
         """Asks the coordinator to settle the op; False if it has ended."""
+
+
+class OpOwner(Owner, Protocol):
+    """What the Work of an op needs besides."""
+
+    def waited(self, token: int, begin_ns: int) -> None:
+        """The calling thread was blocked by the op since this time (time.monotonic_ns)."""
 
 
 class Pending(Generic[T]):
@@ -143,6 +151,19 @@ class Work(Pending[Result]):
     """An op in flight. The tensors it was called with belong to the engine until it is done."""
 
     __slots__ = ()
+    _owner: OpOwner
+
+    def __init__(self, owner: OpOwner, token: int) -> None:
+        super().__init__(owner, token)
+
+    def _ended(self, timeout: float | None) -> None:
+        if self._done:
+            return
+        begin_ns = time.monotonic_ns()
+        try:
+            super()._ended(timeout)
+        finally:
+            self._owner.waited(self._token, begin_ns)
 
     def cancel(self) -> bool:
         """Asks the coordinator to end the op on every peer. Does not block.

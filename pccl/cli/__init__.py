@@ -1,5 +1,5 @@
-"""The command line: ``pccl coordinator | launch | status | top | token | doctor | bench | simulate | weights | kv |
-version``.
+"""The command line: ``pccl coordinator | launch | status | top | token | trace | doctor | bench | simulate | weights |
+kv | version``.
 
 Each command lives in a file of its own and is imported only when it is called, so that ``pccl --help`` is quick and a
 command does not need the dependencies of another.
@@ -24,6 +24,7 @@ COMMANDS = {
     "status": "Show who is in a run and what happened to it.",
     "top": "Watch a run on the whole screen.",
     "token": "Let a peer into a run for a while, without the run's secret.",
+    "trace": "Merge what peers have written under PCCL_TRACE into one picture.",
     "weights": "Look into payloads of pccl.weights.",
     "version": "Show the versions of the package, the wire and the kernels.",
 }

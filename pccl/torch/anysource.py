@@ -63,6 +63,10 @@ class _Owner:
         """Refused."""
         return False
 
+    def waited(self, token: int, begin_ns: int) -> None:
+        """Counted as a wait for an op: no thread waits for the receives that are posted for it."""
+        self._member.comm._runtime.waited(token, begin_ns)
+
 
 class Anysource:
     """The receives of one group that name no sender, and those that are posted for them."""

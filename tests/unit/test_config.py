@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,15 @@ def test_the_environment_fills_what_is_not_said() -> None:
     said = settings_from("here:8", run="r", secret=b"t", group=0, listen="0.0.0.0:9", advertise=["c:3"], environ=env)
     assert (said.coordinator, said.run, said.secret, said.group) == ("tcp://here:8", "r", b"t", 0)
     assert (said.listen, said.advertise) == (("0.0.0.0:9",), ("c:3",))
+
+
+def test_a_trace_is_asked_for_by_argument_or_environment(tmp_path: Path) -> None:
+    def trace(**said: Any) -> str:
+        return settings_from("host", environ={"PCCL_TRACE": "there"}, **said).trace
+
+    assert (trace(), trace(trace="here"), trace(trace="")) == ("there", "here", "")
+    assert trace(trace=tmp_path) == str(tmp_path)
+    assert settings_from("host", environ={}).trace == ""
 
 
 def test_defaults() -> None:

@@ -17,6 +17,7 @@ class Owner:
 
     def __init__(self) -> None:
         self.cancelled: list[int] = []
+        self.waits: list[int] = []
         self.forked = False
 
     def check_pid(self) -> None:
@@ -30,6 +31,9 @@ class Owner:
         self.cancelled.append(token)
         return True
 
+    def waited(self, token: int, begin_ns: int) -> None:
+        self.waits.append(token)
+
 
 RESULT = Result(None, 1, (), 1, 0, 0, 0, 0.0)
 
@@ -42,6 +46,20 @@ def test_it_resolves_once_for_every_waiter() -> None:
         work._resolve(RESULT, None)
         assert all(future.result(5) is RESULT for future in waiting)
     assert work.done() and work.wait(0) is RESULT and "done" in repr(work)
+
+
+def test_its_owner_hears_of_threads_that_were_blocked() -> None:
+    owner = Owner()
+    work = Work(owner, 5)
+    with pytest.raises(Timeout):
+        work.wait(timeout=0.001)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(work.wait)
+        work._resolve(RESULT, None)
+        assert waiting.result(5) is RESULT
+    before = list(owner.waits)
+    work.wait()
+    assert before == owner.waits and set(before) == {5} and len(before) in (1, 2), "not of one that finds it ended"
 
 
 def test_an_error_is_raised_by_every_wait() -> None:
