@@ -45,6 +45,21 @@ ISA_INLINE uint32_t take(const uint8_t *old, const uint8_t *new, unsigned shift,
     return step != 0;
 }
 
+/* What changed of a group: mostly nothing, one element or two, and which of these no machine can guess. So two are put down without
+ * asking whether they are there. */
+ISA_INLINE uint32_t take_group(const uint8_t *old, const uint8_t *new, unsigned shift, uint32_t at, struct delta_changes *found, uint32_t n)
+{
+    uint64_t mask = changed_64(old + ((size_t)at << shift), new + ((size_t)at << shift), shift);
+    const uint64_t last = (uint64_t)1 << (GROUP - 1);
+    for (unsigned i = 0; i < 2; i++, mask &= mask - 1) {
+        (void)take(old, new, shift, at + (uint32_t)__builtin_ctzll(mask | last), found, n);
+        n += mask != 0;
+    }
+    for (; mask; mask &= mask - 1)
+        n += take(old, new, shift, at + (uint32_t)__builtin_ctzll(mask), found, n);
+    return n;
+}
+
 ISA_INLINE void scan_elements(const uint8_t *old, const uint8_t *new, uint32_t count, unsigned shift, struct delta_changes *found,
                               uint64_t digests[2], uint8_t *hash)
 {
@@ -59,11 +74,8 @@ ISA_INLINE void scan_elements(const uint8_t *old, const uint8_t *new, uint32_t c
         digests[1] += digest_bytes(new + from, bytes, from / 8);
         if (hash)
             hash_tile(sums, new + from, from, bytes, total);
-        for (; end - at >= GROUP; at += GROUP) {
-            uint64_t mask = changed_64(old + ((size_t)at << shift), new + ((size_t)at << shift), shift);
-            for (; mask; mask &= mask - 1)
-                n += take(old, new, shift, at + (uint32_t)__builtin_ctzll(mask), found, n);
-        }
+        for (; end - at >= GROUP; at += GROUP)
+            n = take_group(old, new, shift, at, found, n);
         for (; at < end; at++)
             n += take(old, new, shift, at, found, n);
     }

@@ -50,6 +50,7 @@ class Growing:
         self._beside = path.with_name(path.name + TEMPORARY)
         self._added: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._error: OSError | None = None
+        self._synced = False
         try:
             self._file = open(self._beside, "wb", buffering=0)  # noqa: SIM115 - open for longer than a call
         except OSError as error:
@@ -77,7 +78,8 @@ class Growing:
         try:
             if self._error is not None:
                 raise self._error
-            os.fsync(self._file.fileno())
+            if not self._synced:
+                os.fdatasync(self._file.fileno())
         except OSError as error:
             raise self._failed(error) from error
         publish(self._path)
@@ -90,9 +92,11 @@ class Growing:
         """What an early call finds wrong, the last one is not told again: it is kept."""
         try:
             while (data := self._added.get()) is not None:
+                self._synced = False
                 self._write(data)
                 if self._added.empty():
                     os.fdatasync(self._file.fileno())
+                    self._synced = True
         except OSError as error:
             self._error = error
 

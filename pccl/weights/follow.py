@@ -415,6 +415,7 @@ class Follow:
             return
         self._failures = 0
         self._stream = None
+        stream.cancel()
         self._show()
         self._advance()
 

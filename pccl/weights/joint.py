@@ -22,15 +22,16 @@ from pccl.transfer.transfers import Transfers
 from pccl.weights import codec
 from pccl.weights.certificate import Version
 from pccl.weights.codec import Codec, DeltaError, WrongBaseError
-from pccl.weights.digests import quick
 from pccl.weights.errors import DamageError, SchemaError
 from pccl.weights.gather import Parts, Ready
+from pccl.weights.layout import slots_for
 from pccl.weights.line import Inbox, Outbox
 from pccl.weights.pieces import Piece, pieces_in
 from pccl.weights.records import Part, Round, decode, part_line, part_stream, round_line
 from pccl.weights.schema import Schema
 from pccl.weights.shadow import Shadow
-from pccl.weights.stream import StreamIn, slots_for
+from pccl.weights.stream import StreamIn
+from pccl.weights.write import write
 
 __all__ = ["Joint", "Together", "part_slots"]
 
@@ -219,12 +220,15 @@ class Together:
         block, old = self._schema.blocks[number], self._baseline.block(number)
         if not own and len(given) == 1 and given[0][1].is_all_of(block):
             peer, piece = given[0]
-            new = self._decoded(old, peer, piece)
-            by_values = codec.describe(piece.encoded).codec in (Codec.RAW, Codec.ABS)
-            return self._encode(number, new) if by_values else (piece.encoded, piece.digest)
+            if codec.describe(piece.encoded).codec not in (Codec.RAW, Codec.ABS):
+                self._patch(old, peer, piece)
+                return piece.encoded, piece.digest
         new = old.copy()
         for peer, piece in reversed(given):
-            new[piece.at : piece.at + piece.elements] = self._decoded(old, peer, piece)
+            of = slice(piece.at, piece.at + piece.elements)
+            patch = self._patch(old[of], peer, piece)
+            new[of] = old[of]
+            write(new[of], *patch)
         for at, data in own:
             new[at : at + data.size] = data
         return self._encode(number, new)
@@ -234,16 +238,18 @@ class Together:
         raise AssertionError(f"block {number} is ready")
 
     def _encode(self, number: int, new: Array) -> Ready:
-        return codec.encode(self._baseline.block(number), new, self._codecs), quick(new)
+        digest = bytearray(codec.HASH_BYTES)
+        return codec.encode(self._baseline.block(number), new, self._codecs, hashed=digest), bytes(digest)
 
-    def _decoded(self, old: Array, peer: bytes, piece: Piece) -> Array:
-        made: Array = old[piece.at : piece.at + piece.elements].copy()
+    def _patch(self, old: Array, peer: bytes, piece: Piece) -> tuple[Array, Array]:
+        """(places, new values) of a piece, seen to lead where it says."""
+        digest = bytearray(codec.HASH_BYTES)
         try:
-            codec.decode(piece.encoded, made)
+            patch = codec.patch(piece.encoded, old, hashed=digest)
         except WrongBaseError as error:
             raise DamageError(f"its part of block {piece.block} was made on another state", peer=peer) from error
         except DeltaError as error:
             raise DamageError(f"its part of block {piece.block} cannot be decoded: {error}", peer=peer) from error
-        if quick(made) != piece.digest:
+        if digest != piece.digest:
             raise DamageError(f"its part of block {piece.block} leads to another state than it says", peer=peer)
-        return made
+        return patch

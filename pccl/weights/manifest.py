@@ -17,7 +17,7 @@ from pccl.weights.digests import QUICK_BYTES, STRONG_BYTES, merkle_root
 from pccl.weights.errors import DamageError, SchemaError
 from pccl.weights.schema import Schema
 
-__all__ = ["PRELUDE_BYTES", "TRAILER_BYTES", "Manifest", "Prelude", "Record", "Trailer"]
+__all__ = ["END_BYTES", "PRELUDE_BYTES", "TRAILER_BYTES", "Manifest", "Prelude", "Record", "Trailer"]
 
 FORMAT = 1
 _MAGIC = b"PCCLWGHT"
@@ -26,6 +26,7 @@ PRELUDE_BYTES = _PRELUDE.size
 _TRAILER = struct.Struct("<QQ8s")
 TRAILER_BYTES = _TRAILER.size
 _END = b"PCCLWEND"
+END_BYTES = len(_END)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +175,23 @@ class Trailer:
         return _TRAILER.pack(len(manifest), xxhash.xxh3_64_intdigest(manifest), _END)
 
     @staticmethod
-    def manifest_of(payload: memoryview | bytes) -> tuple[int, Manifest]:
-        """(where it begins, the manifest) of a whole payload."""
+    def ends_so(rest: memoryview) -> bool:
+        """Whether what comes behind the last record is manifest and trailer, whole but for the last END_BYTES."""
+        size = len(rest) - (TRAILER_BYTES - END_BYTES)
+        if size < 0:
+            return False
+        nbytes, digest = struct.unpack("<QQ", rest[size:])
+        return bool(nbytes == size and digest == xxhash.xxh3_64_intdigest(rest[:size]))
+
+    @staticmethod
+    def manifest_of(payload: memoryview | bytes, foretold: bool = False) -> tuple[int, Manifest]:
+        """(where it begins, the manifest) of a whole payload. `foretold`: the last END_BYTES are not looked at."""
         total = len(payload)
         if total < PRELUDE_BYTES + TRAILER_BYTES:
             raise DamageError(f"a payload of {total} bytes has no end")
         nbytes, digest, end = _TRAILER.unpack(bytes(payload[total - TRAILER_BYTES :]))
         start = total - TRAILER_BYTES - nbytes
-        if end != _END or start < PRELUDE_BYTES:
+        if (end != _END and not foretold) or start < PRELUDE_BYTES:
             raise DamageError("a payload does not end as one")
         data = bytes(payload[start : total - TRAILER_BYTES])
         if xxhash.xxh3_64_intdigest(data) != digest:

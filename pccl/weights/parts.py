@@ -1,17 +1,16 @@
 """parts.py - the chunks that are wanted of a payload that is whole at its source: what a filtered receiver fetches.
 
 The source says how long payload and manifest are. Prelude and manifest come first and say where every block is; then
-come the chunks that hold wanted blocks, in runs, and nothing else. Each is verified by its hash in the manifest as it
-comes; what is damaged is asked for again, at the third of the next source. Ranges are of the payload; in the region
-there is a head before each slot's part of it (stream.py), which is read over.
+come the chunks that hold wanted blocks, in spans, and nothing else. Each is verified by its hash in the manifest as it
+comes; what is damaged is asked for again, at the third of the next source. Spans are of the payload; layout.py says
+where in the region they are.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,10 @@ from pccl.transfer.manifest import key_of
 from pccl.transfer.transfers import Transfers
 from pccl.types import Status
 from pccl.weights.errors import DamageError
+from pccl.weights.layout import SPECIAL, Run, payload_bytes_max, runs_of
 from pccl.weights.manifest import PRELUDE_BYTES, Manifest
 from pccl.weights.payload import Payload
-from pccl.weights.stream import BODY_BYTES, HEAD_BYTES, SLOT_BYTES, STRIKES, WAIT_S, lazy_memory
+from pccl.weights.stream import STRIKES, WAIT_S, lazy_memory
 
 __all__ = ["PartsIn"]
 
@@ -33,33 +33,16 @@ WINDOW = 64
 Span = tuple[int, int]
 
 
-def place_of(offset: int) -> int:
-    """Where in the region a byte of the payload is."""
-    return offset // BODY_BYTES * SLOT_BYTES + HEAD_BYTES + offset % BODY_BYTES
-
-
-def region_of(span: Span) -> Span:
-    """(first byte, byte after the last) in the region of a part of the payload."""
-    return place_of(span[0]), place_of(span[1] - 1) + 1
-
-
-def bodies_of(span: Span) -> list[Span]:
-    """The part cut where slots end."""
-    start, end = span
-    cuts = [start, *range((start // BODY_BYTES + 1) * BODY_BYTES, end, BODY_BYTES), end]
-    return list(pairwise(cuts))
-
-
-def runs_of(manifest: Manifest, wanted: Callable[[int], bool]) -> list[tuple[Span, list[int]]]:
+def spans_of(manifest: Manifest, wanted: Callable[[int], bool]) -> list[tuple[Span, list[int]]]:
     """What to read for the wanted blocks: parts of the payload, whole chunks each, at most READ_BYTES or one chunk."""
-    runs: list[tuple[Span, list[int]]] = []
+    spans: list[tuple[Span, list[int]]] = []
     for chunk in sorted({manifest.chunk_of(record.offset) for record in manifest.records if wanted(record.block)}):
         start, end = manifest.span(chunk)
-        if runs and runs[-1][0][1] == start and end - runs[-1][0][0] <= READ_BYTES:
-            runs[-1] = (runs[-1][0][0], end), [*runs[-1][1], chunk]
+        if spans and spans[-1][0][1] == start and end - spans[-1][0][0] <= READ_BYTES:
+            spans[-1] = (spans[-1][0][0], end), [*spans[-1][1], chunk]
         else:
-            runs.append(((start, end), [chunk]))
-    return runs
+            spans.append(((start, end), [chunk]))
+    return spans
 
 
 class PartsIn:
@@ -82,17 +65,17 @@ class PartsIn:
         on_failed: Callable[[PartsIn, str], None],
     ) -> None:
         total, tail = sizes
-        if not 0 < tail <= total - PRELUDE_BYTES or total > slots * BODY_BYTES:
+        if not 0 < tail <= total - PRELUDE_BYTES or slots < SPECIAL or total > payload_bytes_max(slots):
             raise DamageError(f"a payload in {slots} slots cannot have {total} bytes, {tail} of them manifest")
         self._transfers, self._key, self._generation = transfers, key_of("weights", name), generation
         self._sources, self._wanted = list(sources), wanted
         self._on_grown, self._on_failed = on_grown, on_failed
         self._lock = threading.RLock()
-        self._reads: dict[Span, Any] = {}
+        self._reads: dict[Run, Any] = {}
         self._chunks: dict[Span, list[int]] = {}
         self._ends = frozenset({(0, PRELUDE_BYTES), (total - tail, total)})
-        self._missing = set(self._ends)
-        self._queue = deque(sorted(self._ends))
+        self._missing: dict[Span, set[Run]] = {}
+        self._queue: deque[tuple[Span, Run]] = deque()
         self._payload: Payload | None = None
         self._strikes = 0
         self._ended = False
@@ -102,6 +85,7 @@ class PartsIn:
         self.contiguous = 0
         self.received_bytes = 0
         with self._lock:
+            self._want(sorted(self._ends))
             self._ask_more()
 
     @property
@@ -130,33 +114,43 @@ class PartsIn:
         for read in list(self._reads.values()):
             self._transfers.cancel_read(read)
 
+    def _want(self, spans: Iterable[Span]) -> None:
+        assert self.total is not None
+        for span in spans:
+            runs = list(runs_of(self.total, *span))
+            self._missing[span] = set(runs)
+            self._queue.extend((span, run) for run in runs)
+
     def _ask_more(self) -> None:
         while self._queue and self._sources and len(self._reads) < WINDOW:
-            span = self._queue.popleft()
-            first, end = region_of(span)
-            memory, source = np.empty(end - first, np.uint8), self._sources[0]
+            span, run = self._queue.popleft()
+            memory, source = np.empty(run.nbytes, np.uint8), self._sources[0]
 
-            def done(status: Status, span: Span = span, memory: Any = memory, source: bytes = source) -> None:
-                self._on_read(span, memory, source, status)
+            def done(
+                status: Status, span: Span = span, run: Run = run, memory: Any = memory, source: bytes = source
+            ) -> None:
+                self._on_read(span, run, memory, source, status)
 
             try:
-                self._reads[span] = self._transfers.read(
-                    source, self._key, self._generation, first, memory, done, priority="normal", seconds=WAIT_S
+                self._reads[run] = self._transfers.read(
+                    source, self._key, self._generation, run.at, memory, done, priority="normal", seconds=WAIT_S
                 )
             except Closed:
                 self._ended = True
                 return
 
-    def _on_read(self, span: Span, memory: np.ndarray[Any, Any], source: bytes, status: Status) -> None:
+    def _on_read(self, span: Span, run: Run, memory: np.ndarray[Any, Any], source: bytes, status: Status) -> None:
         failed = False
         with self._lock:
-            self._reads.pop(span, None)
+            self._reads.pop(run, None)
             if self._ended or status == Status.ECLOSED:
                 return
-            if status != Status.OK or not self._take(span, memory):
-                self._queue.append(span)
+            if status != Status.OK:
+                self._queue.append((span, run))
                 if status not in (Status.ETIMEOUT, Status.ECANCELLED):
                     failed = self._give_up(source, status)
+            elif not self._take(span, run, memory):
+                failed = self._give_up(source, status)
             self._ask_more()
             self._ended |= self.complete
         if failed:
@@ -164,35 +158,32 @@ class PartsIn:
         elif self.complete:
             self._on_grown(self)
 
-    def _take(self, span: Span, memory: np.ndarray[Any, Any]) -> bool:
-        """False: what came is damaged."""
+    def _take(self, span: Span, run: Run, memory: np.ndarray[Any, Any]) -> bool:
+        """False: what came is damaged, and all of its span is asked for again."""
         self.received_bytes += len(memory)
-        base = place_of(span[0])
-        for start, end in bodies_of(span):
-            at = place_of(start) - base
-            self.memory[start:end] = memory[at : at + end - start]
+        for part in run.parts:
+            at = part.at - run.at
+            self.memory[part.start : part.end] = memory[at : at + part.end - part.start]
+        self._missing[span].discard(run)
+        if self._missing[span]:
+            return True
         try:
             for chunk in self._chunks.get(span, ()):
                 assert self._payload is not None
                 self._payload.check_chunk(chunk)
-            self._missing.discard(span)
+            del self._missing[span]
             if not self._missing and self._payload is None:
-                self._begin(span)
+                self._begin()
         except DamageError:
+            self._want([span] if span not in self._ends else self._ends)
             return False
         return True
 
-    def _begin(self, last: Span) -> None:
-        """Prelude and manifest are there: now it is known what else is wanted."""
-        try:
-            self._payload = Payload(self.memory.data[: self.total])
-        except DamageError:  # which of the two is not known: both are asked for again
-            self._missing = set(self._ends)
-            self._queue.extend(self._ends - {last})
-            raise
-        self._chunks = dict(runs_of(self._payload.manifest, self._wanted))
-        self._missing = set(self._chunks)
-        self._queue.extend(self._chunks)
+    def _begin(self) -> None:
+        """Prelude and manifest are there: now it is known what else is wanted. DamageError: one of them is no good."""
+        self._payload = Payload(self.memory.data[: self.total])
+        self._chunks = dict(spans_of(self._payload.manifest, self._wanted))
+        self._want(self._chunks)
 
     def _give_up(self, source: bytes, status: Status) -> bool:
         """Goes on with the next source; True if there is none."""

@@ -12,11 +12,51 @@ from typing import Any
 from pccl.weights.certificate import Certificate, Version
 from pccl.weights.digests import leaf, merkle_root
 from pccl.weights.errors import DamageError
-from pccl.weights.manifest import PRELUDE_BYTES, RECORD, Manifest, Prelude, Record, Trailer
+from pccl.weights.manifest import END_BYTES, PRELUDE_BYTES, RECORD, Manifest, Prelude, Record, Trailer
 
 __all__ = ["CHUNK_BYTES", "Payload", "Reader", "Writer"]
 
 CHUNK_BYTES = 1 << 14  # so little that who wants one block gets little else; so much that hashes weigh 0.3 % at most
+
+
+class Chunks:
+    """Prelude and records, cut into chunks: where these end, and their hashes. `at`: behind the last byte."""
+
+    def __init__(self) -> None:
+        self.ends: list[int] = []
+        self.leaves: list[bytes] = []
+        self.at = 0
+        self._open: list[bytes] = []
+        self._open_bytes = 0
+
+    def begin(self, prelude: bytes) -> bytes:
+        """First. What the calls give is what is whole: nothing, a chunk, or two."""
+        self._add(prelude)
+        return self.close()
+
+    def add(self, block: int, encoded: bytes) -> bytes:
+        """One more block, in their order."""
+        out = b""
+        if self._open_bytes + RECORD.size + len(encoded) > CHUNK_BYTES:
+            out = self.close()
+        self._add(RECORD.pack(block, len(encoded)))
+        self._add(encoded)
+        return out + self.close() if self._open_bytes >= CHUNK_BYTES else out
+
+    def close(self) -> bytes:
+        """No more blocks."""
+        if not self._open_bytes:
+            return b""
+        data = b"".join(self._open)
+        self.ends.append(self.at)
+        self.leaves.append(leaf(data))
+        self._open, self._open_bytes = [], 0
+        return data
+
+    def _add(self, data: bytes) -> None:
+        self._open.append(data)
+        self._open_bytes += len(data)
+        self.at += len(data)
 
 
 class Writer:
@@ -24,57 +64,35 @@ class Writer:
 
     def __init__(self, prelude: Prelude) -> None:
         self.prelude = prelude
-        self._ends: list[int] = []
-        self._leaves: list[bytes] = []
+        self._chunks = Chunks()
         self._records: list[Record] = []
-        self._open: list[bytes] = []
-        self._at = 0
-        self._open_bytes = 0
 
     def begin(self) -> bytes:
         """First."""
-        data = self.prelude.encode()
-        self._open, self._open_bytes = [data], len(data)
-        return self._close()
+        return self._chunks.begin(self.prelude.encode())
 
     def add(self, block: int, encoded: bytes) -> bytes:
         """One more block, in their order. Gives what can go: nothing, a chunk, or two."""
-        out = b""
-        if self._open_bytes + RECORD.size + len(encoded) > CHUNK_BYTES:
-            out = self._close()
-        place = self._at + self._open_bytes + RECORD.size
-        self._records.append(Record(block, place, len(encoded)))
-        self._open += [RECORD.pack(block, len(encoded)), encoded]
-        self._open_bytes += RECORD.size + len(encoded)
-        return out + self._close() if self._open_bytes >= CHUNK_BYTES else out
+        self._records.append(Record(block, self._chunks.at + RECORD.size, len(encoded)))
+        return self._chunks.add(block, encoded)
 
     def close_chunks(self) -> bytes:
         """No more blocks."""
-        return self._close()
+        return self._chunks.close()
 
     @property
     def root(self) -> bytes:
         """Of the chunks that are closed."""
-        return merkle_root(self._leaves)
+        return merkle_root(self._chunks.leaves)
 
     def end(self, digests: Sequence[bytes], certificate: Certificate, signature: bytes) -> tuple[bytes, Manifest]:
         """The last bytes."""
         manifest = Manifest(
-            self.prelude.base, tuple(self._ends), tuple(self._records), tuple(self._leaves), tuple(digests),
-            certificate, signature,
+            self.prelude.base, tuple(self._chunks.ends), tuple(self._records), tuple(self._chunks.leaves),
+            tuple(digests), certificate, signature,
         )  # fmt: skip
         encoded = manifest.encode()
         return encoded + Trailer.encode(encoded), manifest
-
-    def _close(self) -> bytes:
-        if not self._open_bytes:
-            return b""
-        data = b"".join(self._open)
-        self._at += len(data)
-        self._ends.append(self._at)
-        self._leaves.append(leaf(data))
-        self._open, self._open_bytes = [], 0
-        return data
 
 
 class Payload:
@@ -82,9 +100,10 @@ class Payload:
     chunks hold is checked by `check_chunk` or `check_chunks`.
     """
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Any, foretold: bool = False) -> None:
+        """`foretold`: the last END_BYTES have not come yet, whatever stands there."""
         self.data = memoryview(data)
-        self.manifest_at, self.manifest = Trailer.manifest_of(self.data)
+        self.manifest_at, self.manifest = Trailer.manifest_of(self.data, foretold)
 
     @property
     def nbytes(self) -> int:
@@ -112,11 +131,15 @@ class Payload:
         for chunk in range(len(self.manifest.ends)):
             self.check_chunk(chunk)
 
-    def block(self, record: Record) -> bytes:
-        """An encoded block; what stands before it must be its heading."""
+    def check_heading(self, record: Record) -> None:
+        """DamageError if what stands before a block is not its heading."""
         heading = bytes(self.data[record.offset - RECORD.size : record.offset])
         if RECORD.unpack(heading) != (record.block, record.nbytes):
             raise DamageError(f"block {record.block} is not where the manifest says")
+
+    def block(self, record: Record) -> bytes:
+        """An encoded block, with its heading before it."""
+        self.check_heading(record)
         return bytes(self.data[record.offset : record.offset + record.nbytes])
 
     def blocks(self) -> Iterator[tuple[int, bytes]]:
@@ -126,12 +149,14 @@ class Payload:
 
 
 class Reader:
-    """Finds records in a payload that is still coming. The memory must hold what `grow` says, from its beginning."""
+    """Finds records in a payload that is still coming. The memory must hold what `grow` says, from its beginning, and
+    that must not change. `chunks`: what has been given.
+    """
 
     def __init__(self, memory: Any) -> None:
         self._memory = memoryview(memory)
-        self._at = PRELUDE_BYTES
         self._last = -1
+        self.chunks = Chunks()
         self.prelude: Prelude | None = None
 
     def grow(self, nbytes: int, blocks: int) -> Iterator[tuple[int, bytes]]:
@@ -141,11 +166,23 @@ class Reader:
         if self.prelude is None:
             if nbytes < PRELUDE_BYTES:
                 return
-            self.prelude = Prelude.decode(bytes(self._memory[:PRELUDE_BYTES]))
-        while self._at + RECORD.size <= nbytes:
-            block, size = RECORD.unpack(self._memory[self._at : self._at + RECORD.size])
-            if not self._last < block < blocks or self._at + RECORD.size + size > nbytes:
+            first = bytes(self._memory[:PRELUDE_BYTES])
+            self.prelude = Prelude.decode(first)
+            self.chunks.begin(first)
+        while (start := self.chunks.at + RECORD.size) <= nbytes:
+            block, size = RECORD.unpack(self._memory[start - RECORD.size : start])
+            if not self._last < block < blocks or start + size > nbytes:
                 return
-            start = self._at + RECORD.size
-            self._at, self._last = start + size, block
-            yield block, bytes(self._memory[start : start + size])
+            encoded = bytes(self._memory[start : start + size])
+            self.chunks.add(block, encoded)
+            self._last = block
+            yield block, encoded
+
+    def foretold(self, nbytes: int) -> Payload | None:
+        """The payload, if these are all its bytes but for the last END_BYTES, which are the same in all. DamageError:
+        they are, and it is no good.
+        """
+        if not Trailer.ends_so(self._memory[self.chunks.at : nbytes]):
+            return None
+        self.chunks.close()
+        return Payload(self._memory[: nbytes + END_BYTES], foretold=True)

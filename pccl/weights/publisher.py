@@ -1,7 +1,7 @@
 """publisher.py - the trainer's side: what its weights differ from the last version in becomes the next.
 
-One thread encodes, block by block, and lets every slot go as it is full; when the log is durable the manifest goes, and
-only then the baseline moves. Nobody who follows is ever waited for, but by `max_staleness`.
+Threads encode, block by block, and every slot goes as it is full; all has gone when the log is durable, but for the end
+that says so. Only then the baseline moves. Nobody who follows is ever waited for, but by `max_staleness`.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class Publisher:
         self._sign, self._codecs, self._max_staleness = sign, codecs, max_staleness
         self._run = strong(b"run", name.encode())
         self._pool = ThreadPoolExecutor(threads, "pccl-weights")
+        self._leisure = ThreadPoolExecutor(1, "pccl-weights-leisure")  # for what nobody waits for
         self._baseline = MemoryShadow(schema)
         self._lock = threading.Lock()  # of the baseline, while it moves
         self._closed = False
@@ -151,6 +152,7 @@ class Publisher:
             self._thread.join()
             self._source.close()
             self._pool.shutdown()
+            self._leisure.shutdown()
 
     # -- beginning --
 
@@ -256,12 +258,11 @@ class Publisher:
             send(writer.close_chunks())
             ticket.stats.encode_s = time.monotonic() - started
             self._advance(ticket, 0)
-            end = self._end(writer, before, digests)
-            file.add(end)
-            data = b"".join([*parts, end])
+            send(self._end(writer, before, digests))
+            self._source.live.conclude()
+            data = b"".join(parts)
             payload = Payload(data)
             self.log.append(data, payload, file)
-        self._source.live.write(end)
         self._source.live.finish()
         ticket.stats.bytes = len(data)
         ticket.stats.durable_s = time.monotonic() - started
@@ -307,14 +308,14 @@ class Publisher:
         """After it is durable: the baseline moves, and the log is made ready for folds. What the disk has no room for
         is tried again after the next version.
         """
-        self._unsettled.append(plain(payload, self.schema, self._baseline.arena, self._pool))
+        self._unsettled.append(plain(payload, self.schema, self._baseline.arena, self._leisure))
         with self._lock:
-            apply(payload, self.schema, self._baseline.arena, self._pool, check=False)
+            apply(payload, self.schema, self._baseline.arena, self._leisure, check=False)
             self._baseline.begin(payload.manifest.at, payload.manifest.digests)
         while self._unsettled:
             self.log.settle(self._unsettled[0])
             del self._unsettled[0]
-        self.log.tend(self._pool)
+        self.log.tend(self._leisure)
 
     # -- earlier states --
 

@@ -210,14 +210,17 @@ class Receiver:
                 onto = None if self._staged is None else self._staged[0]
             self._stage = Stage(self.shadow, self._pool, onto, self.owned)
         assert self._stage is not None
-        for block, encoded in self._reader[1].grow(stream.contiguous, len(self.shadow.schema.blocks)):
+        reader = self._reader[1]
+        for block, encoded in reader.grow(stream.contiguous, len(self.shadow.schema.blocks)):
             self._stage.feed(block, encoded)
+        if not stream.complete:
+            self._stage.foresee(reader, stream.contiguous, self._pubkey)
 
     def take(self, stream: Incoming, payload: Payload) -> None:
         """See Sink."""
-        assert self._stage is not None
+        assert self._stage is not None and self._reader is not None
         started = time.monotonic()
-        staged = self._stage.finish(payload, self._pubkey)
+        staged = self._stage.finish(payload, self._pubkey, self._reader[1].chunks)
         self._reader = self._stage = None
         with self._ready:
             before = UpdateStats() if self._staged is None else self._staged[1]

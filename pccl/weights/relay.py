@@ -63,6 +63,7 @@ class Relay:
             raise ArgumentError("base must be version 0: a shadow that a base was loaded into, or its Version")
         self._zero = zero
         self._pool = ThreadPoolExecutor(threads, "pccl-weights")
+        self._leisure = ThreadPoolExecutor(1, "pccl-weights-leisure")  # for what nobody waits for
         self._lock = threading.Lock()  # of the shadow, while it moves
         self._closed = False
         self._error: PcclError | None = None
@@ -100,6 +101,7 @@ class Relay:
             self._follow.close()
             self._source.close()
             self._pool.shutdown()
+            self._leisure.shutdown()
 
     # -- its own copy --
 
@@ -124,7 +126,7 @@ class Relay:
             data = plain(payload, self.schema, self._shadow.arena, self._pool)
             self._move(payload, check=True)
             self.log.settle(data)
-            self.log.tend(self._pool)
+            self.log.tend(self._leisure)
 
     def _block_at(self, at: Version, block: int) -> np.ndarray[Any, Any] | None:
         with self._lock:
@@ -175,6 +177,7 @@ class Relay:
         self.log.append(data, kept)
         if self._passed is not stream:
             self._source.live.write(data)
+            self._source.live.conclude()
             self._source.live.finish()
         self._source.epoch = payload.manifest.certificate.epoch
         self._source.move(self.log.tip, kept.sizes)

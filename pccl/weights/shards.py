@@ -20,13 +20,14 @@ from pccl.weights import codec
 from pccl.weights.errors import WeightsError
 from pccl.weights.fold import in_order
 from pccl.weights.gather import New, Parts, gather
+from pccl.weights.layout import slots_for
 from pccl.weights.line import Inbox, Outbox
 from pccl.weights.pieces import Piece, Place, part_of, piece_of, places
 from pccl.weights.receiver import sources_of
 from pccl.weights.records import Part, Round, decode, part_line, part_stream, round_line
 from pccl.weights.schema import Schema
 from pccl.weights.shadow import MemoryShadow
-from pccl.weights.stream import StreamOut, slots_for
+from pccl.weights.stream import StreamOut
 from pccl.weights.ticket import Ticket
 
 __all__ = ["ShardPublisher"]
@@ -196,6 +197,7 @@ class ShardPublisher:
         stream = StreamOut(self._transfers, part_stream(self._name, now.key), now.version + 1, slots)
         try:
             stream.write(data)
+            stream.conclude()
             stream.finish()
             self._line.post(Part(now.lineage, now.attempt, slots).encode())
             return self._next_round(under_way=True)

@@ -26,6 +26,7 @@ from pccl.transfer.transfers import Transfers
 from pccl.weights.certificate import Version
 from pccl.weights.errors import LineageError
 from pccl.weights.fold import fold
+from pccl.weights.layout import slots_for
 from pccl.weights.line import Inbox, Outbox
 from pccl.weights.log import DeltaLog
 from pccl.weights.payload import Payload
@@ -46,7 +47,7 @@ from pccl.weights.records import (
     tip_line,
 )
 from pccl.weights.schema import Schema
-from pccl.weights.stream import StreamOut, slots_for
+from pccl.weights.stream import StreamOut
 
 __all__ = ["Follower", "Source", "live_slots"]
 
@@ -272,6 +273,7 @@ class Source:
         sizes = Payload(data).sizes
         made = StreamOut(self._transfers, stream, 1, slots_for(sizes[0]))
         made.write(data)
+        made.conclude()
         made.finish()
         self._folds.append((stream, made, sizes))
         if len(self._folds) > FOLDS_KEPT:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Executor, Future
+from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from pccl.errors import PcclError
 from pccl.weights import codec
 from pccl.weights.codec import DeltaError
 from pccl.weights.digests import quick
 from pccl.weights.errors import DamageError
 from pccl.weights.manifest import Manifest
-from pccl.weights.payload import Payload
+from pccl.weights.payload import Chunks, Payload, Reader
 from pccl.weights.shadow import Shadow, Staged, damaged
 
 __all__ = ["Stage"]
@@ -56,6 +59,7 @@ class Stage:
         self._onto = onto
         self._owned = owned
         self._fed: dict[int, Future[tuple[Patch, bytes]]] = {}
+        self._foreseen: tuple[Manifest, Staged] | None = None
 
     def wants(self, block: int) -> bool:
         """Whether a block matters here."""
@@ -66,20 +70,38 @@ class Stage:
         if self.wants(block) and block not in self._fed:
             self._fed[block] = self._pool.submit(self._decode, block, encoded)
 
-    def finish(self, payload: Payload, public: bytes | None) -> Staged:
-        """All of the payload is there. DamageError, SchemaError, DeltaError: nothing is staged. Of a filtered receiver
-        the payload may lack chunks that it does not want.
+    def foresee(self, reader: Reader, nbytes: int, public: bytes | None) -> None:
+        """So many bytes are there, of which all blocks were fed. If only the end of the payload lacks, this does what
+        `finish` would; what is wrong is said by that.
         """
+        with suppress(PcclError):
+            payload = reader.foretold(nbytes)
+            if payload is not None:
+                self._foreseen = (payload.manifest, self._finish(payload, public, reader.chunks))
+
+    def finish(self, payload: Payload, public: bytes | None, fed: Chunks | None = None) -> Staged:
+        """All of the payload is there. DamageError, SchemaError, DeltaError: nothing is staged. Of a filtered receiver
+        the payload may lack chunks that it does not want. `fed`: chunks of which `feed` got every block.
+        """
+        if self._foreseen is not None and self._foreseen[0] == payload.manifest:
+            return self._foreseen[1]
+        return self._finish(payload, public, fed)
+
+    def _finish(self, payload: Payload, public: bytes | None, fed: Chunks | None) -> Staged:
         manifest = payload.manifest
         if payload.base != self.base:
             raise DamageError(f"a payload from {payload.base} came for {self.base}")
         schema = self._shadow.schema
         manifest.check(schema, public)
         places = {record.block: record for record in manifest.records}
+        seen = {} if fed is None else dict(zip(pairwise([0, *fed.ends]), fed.leaves, strict=True))
         for chunk in self._chunks(manifest):
-            payload.check_chunk(chunk)
+            if seen.get(manifest.span(chunk)) != manifest.leaves[chunk]:
+                payload.check_chunk(chunk)
         for block, record in places.items():
-            if self.wants(block):
+            if block in self._fed:
+                payload.check_heading(record)
+            elif self.wants(block):
                 self.feed(block, payload.block(record))
         if not places.keys() >= self._fed.keys():
             raise DamageError(f"version {manifest.certificate.version} came with blocks that its manifest lacks")

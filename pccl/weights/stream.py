@@ -1,9 +1,10 @@
-"""stream.py - a payload on its way: slots of one size, sent as they are made, asked for before they exist.
+"""stream.py - a payload on its way: slots, sent as they are made, asked for before they exist.
 
-A stream is a region of as many slots as a payload can need; memory is used only as far as it is filled. A slot says its
-number, how much of it is used, whether it is the last, and has a digest. `StreamIn` asks for WINDOW slots ahead of what
-has come, of one source. When that is lost, or has sent damaged slots again and again, the rest is asked of neighbours
-that hold all of it, side by side; else of the next source; else, each slot, of all neighbours that may come to have it.
+A stream is a region of as many slots as a payload can need (layout.py); memory is used only as far as it is filled. A
+slot says its number, which bytes of the payload it has, and has a digest. `StreamIn` asks for WINDOW slots ahead of
+what has come, of one source. When that is lost, or has sent damaged slots again and again, the rest is asked of
+neighbours that hold all of it, side by side; else of the next source; else, each slot, of all neighbours that may come
+to have it.
 """
 
 from __future__ import annotations
@@ -23,14 +24,25 @@ from pccl.transfer.manifest import key_of
 from pccl.transfer.offers import FENCE_S
 from pccl.transfer.transfers import Transfers
 from pccl.types import Status
+from pccl.weights.layout import (
+    END,
+    END_ROOM,
+    HEAD_BYTES,
+    SPECIAL,
+    payload_bytes_max,
+    place,
+    region_bytes,
+    room,
+    slots_for,
+    start_of,
+    tail_of,
+    used_of,
+)
 
-__all__ = ["Helpers", "Incoming", "StreamIn", "StreamOut", "slots_for"]
+__all__ = ["Helpers", "Incoming", "StreamIn", "StreamOut"]
 
-SLOT_BYTES = 1 << 18
-_HEAD = struct.Struct("<QIII4x")
-HEAD_BYTES = _HEAD.size + 8
-BODY_BYTES = SLOT_BYTES - HEAD_BYTES
-WINDOW = 64
+_HEAD = struct.Struct("<QIIQ")
+WINDOW = 64  # of the body; the others are few
 WAIT_S = 600.0
 #: So many damaged slots, and a source is not asked any more.
 STRIKES = 3
@@ -46,11 +58,6 @@ def nobody() -> tuple[Sequence[bytes], Sequence[bytes]]:
     return (), ()
 
 
-def slots_for(payload_bytes: int) -> int:
-    """How many slots a payload of so many bytes needs."""
-    return max(1, -(-payload_bytes // BODY_BYTES))
-
-
 def lazy_memory(nbytes: int) -> np.ndarray[Any, Any]:
     """Memory that costs nothing before it is written to."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
@@ -63,50 +70,63 @@ def _digest(slot: memoryview) -> bytes:
     return bytes(state.digest())
 
 
-def _opened(slot: memoryview, index: int) -> tuple[int, bool] | None:
-    """(bytes used, whether it is the last) of a slot that is what it should be."""
-    magic, number, used, last = _HEAD.unpack(slot[: _HEAD.size])
-    right = magic == _MAGIC and number == index and used <= BODY_BYTES and last in (0, 1)
-    if not right or bytes(slot[_HEAD.size : HEAD_BYTES]) != _digest(slot) or (used < BODY_BYTES and not last):
+def _opened(slot: memoryview, index: int, most: int) -> tuple[int, int] | None:
+    """(first byte, byte after the last) of a payload of at most so many bytes in a slot; None: that is damaged."""
+    magic, number, used, start = _HEAD.unpack(slot[: _HEAD.size])
+    right = magic == _MAGIC and number == index and used <= room(index) and start + used <= most
+    if index >= SPECIAL:
+        right = right and start == start_of(index) and used == room(index)
+    if not right or bytes(slot[_HEAD.size : HEAD_BYTES]) != _digest(slot):
         return None
-    return used, bool(last)
+    return start, start + used
 
 
 class StreamOut:
-    """A stream that this peer offers. `write` and `finish`, or `put`: one thread at a time."""
+    """A stream that this peer offers. `write`, `conclude` and `finish`, or `put`: one thread at a time."""
 
     def __init__(self, transfers: Transfers, name: str, generation: int, slots: int) -> None:
         self._offers = transfers.offers
         self._key = key_of("weights", name)
         self._generation = generation
-        self._memory = lazy_memory(slots * SLOT_BYTES)
-        self._slots = slots
-        self._index = self._used = 0
+        self._memory = lazy_memory(region_bytes(slots + 1))  # one more: the tail is gathered in a slot of the body
+        self._index, self._used = SPECIAL, 0
+        self._end = b""  # the last END_ROOM bytes of what was written
         self._put: set[int] = set()
         self.sent_bytes = 0
         self._region = self._offers.offer_region(self._key, generation, self._memory, None, whole=False)
 
     def write(self, data: bytes) -> None:
         """More of the payload; whole slots go at once."""
-        at = 0
-        while at < len(data):
-            take = min(len(data) - at, BODY_BYTES - self._used)
-            start = self._index * SLOT_BYTES + HEAD_BYTES + self._used
-            self._memory[start : start + take] = np.frombuffer(data, np.uint8, take, at)
-            self._used += take
-            at += take
-            if self._used == BODY_BYTES:
-                self._seal(False)
+        ready = len(self._end) + len(data) - END_ROOM
+        if ready <= 0:
+            self._end += data
+            return
+        early = min(ready, len(self._end))
+        self._fill(self._end[:early])
+        self._fill(memoryview(data)[: ready - early])
+        self._end = self._end[early:] + bytes(data[ready - early :])
+
+    def conclude(self) -> None:
+        """That was all: it goes, but for the end."""
+        start, rest = start_of(self._index), self._body(self._index, self._used)
+        for index, nbytes in tail_of(self._used):
+            self._body(index, nbytes)[:] = rest[:nbytes]
+            self._seal(index, start, nbytes)
+            start, rest = start + nbytes, rest[nbytes:]
+        self._used = 0
+        self._concluded = start
 
     def finish(self) -> None:
-        """That was all: the last slot goes."""
-        self._seal(True)
+        """After `conclude`: the end goes, and with that it is there."""
+        self._body(END, len(self._end))[:] = np.frombuffer(self._end, np.uint8)
+        self._seal(END, self._concluded, len(self._end))
 
     def put(self, index: int, slot: np.ndarray[Any, Any]) -> None:
         """A slot as it came from another source, verified; each once, for from now on others read it."""
         assert index not in self._put, f"slot {index} is being served already"
         self._put.add(index)
-        self._memory[index * SLOT_BYTES : (index + 1) * SLOT_BYTES] = slot
+        at, nbytes = place(index)
+        self._memory[at : at + nbytes] = slot
         self._extend(index)
 
     def close(self) -> None:
@@ -114,17 +134,32 @@ class StreamOut:
         self._offers.quietly("withdraw", self._key, self._generation)
         self._region.gone.wait(FENCE_S)
 
-    def _seal(self, last: bool) -> None:
-        start = self._index * SLOT_BYTES
-        slot = self._memory[start : start + SLOT_BYTES].data.cast("B")
-        slot[: _HEAD.size] = _HEAD.pack(_MAGIC, self._index, self._used, last)
+    def _body(self, index: int, nbytes: int, skip: int = 0) -> np.ndarray[Any, Any]:
+        at = place(index)[0] + HEAD_BYTES + skip
+        return self._memory[at : at + nbytes]
+
+    def _fill(self, data: Any) -> None:
+        at = 0
+        while at < len(data):
+            take = min(len(data) - at, room(self._index) - self._used)
+            self._body(self._index, take, self._used)[:] = np.frombuffer(data, np.uint8, take, at)
+            self._used += take
+            at += take
+            if self._used == room(self._index):
+                self._seal(self._index, start_of(self._index), self._used)
+                self._index, self._used = self._index + 1, 0
+
+    def _seal(self, index: int, start: int, used: int) -> None:
+        at, nbytes = place(index)
+        slot = self._memory[at : at + nbytes].data.cast("B")
+        slot[: _HEAD.size] = _HEAD.pack(_MAGIC, index, used, start)
         slot[_HEAD.size : HEAD_BYTES] = _digest(slot)
-        self._extend(self._index)
-        self._index, self._used = self._index + 1, 0
+        self._extend(index)
 
     def _extend(self, index: int) -> None:
-        self.sent_bytes += SLOT_BYTES
-        self._offers.quietly("extend", self._key, self._generation, index * SLOT_BYTES, SLOT_BYTES)
+        at, nbytes = place(index)
+        self.sent_bytes += nbytes
+        self._offers.quietly("extend", self._key, self._generation, at, nbytes)
 
 
 class Incoming(Protocol):
@@ -174,7 +209,7 @@ class StreamIn:
         self._transfers = transfers
         self._key = key_of("weights", name)
         self._generation = generation
-        self._slots = slots
+        self._slots = max(slots, SPECIAL)  # no region has fewer, whatever its source says
         self._sources = list(sources)
         self._helpers = helpers
         self._asking: list[bytes] = []
@@ -186,15 +221,17 @@ class StreamIn:
         self._strikes: dict[bytes, int] = {}
         self._done: set[int] = set()
         self._next = 0
-        self._front = 0
+        self._ahead: dict[int, int] = {}  # first byte and byte after the last of slots that something before lacks
         self._ended = False
         self.name = name
-        self.memory = lazy_memory(slots * BODY_BYTES)
+        self.memory = lazy_memory(payload_bytes_max(self._slots))
         self.contiguous = 0
         self.total: int | None = None
         self.received_bytes = 0
         self.damaged = 0
-        self._total_slots: int | None = None
+        self._used: frozenset[int] = frozenset(range(SPECIAL))  # slots before the body's that are wanted
+        self._body_end = 0  # of what has come of the body
+        self._special: list[tuple[int, int]] = []  # bytes that have come in other slots
         with self._lock:
             self._choose()
             self._ask_more()
@@ -202,7 +239,7 @@ class StreamIn:
     @property
     def complete(self) -> bool:
         """All of it is there."""
-        return self.total is not None and self.contiguous == self.total
+        return self.total is not None and self.contiguous >= self.total
 
     @property
     def begun(self) -> bool:
@@ -216,7 +253,9 @@ class StreamIn:
         return 0.0 if since is None else time.monotonic() - since
 
     def cancel(self) -> None:
-        """No callback comes any more, but for one that is under way."""
+        """No callback comes any more, but for one that is under way. To be called of a complete one, too, when there is
+        time: slots that it does not have are still asked for.
+        """
         with self._lock:
             self._ended = True
             self._cancel_reads(lambda index, peer: True)
@@ -243,24 +282,27 @@ class StreamIn:
         self._cancel_reads(lambda index, peer: peer not in self._asking)
 
     def _ask_more(self) -> None:
-        end = self._slots if self._total_slots is None else self._total_slots
-        while len(self._reads) < WINDOW and self._next < end and self._asking:
+        while len(self._reads) < WINDOW + SPECIAL and self._next < self._slots and self._asking:
             index = self._next
             self._next += 1
-            if index not in self._done and index not in self._reads:
+            if index not in self._done and index not in self._reads and self._is_wanted(index):
                 one = [self._asking[index % len(self._asking)]]
                 for peer in one if self._every_since is None else self._asking:
                     self._ask(index, peer)
 
+    def _is_wanted(self, index: int) -> bool:
+        return index in self._used if index < SPECIAL else index < self._slots
+
     def _ask(self, index: int, peer: bytes) -> None:
-        memory = np.empty(SLOT_BYTES, np.uint8)
+        at, nbytes = place(index)
+        memory = np.empty(nbytes, np.uint8)
 
         def done(status: Status) -> None:
             self._on_read(index, peer, memory, status)
 
         try:
             read = self._transfers.read(
-                peer, self._key, self._generation, index * SLOT_BYTES, memory, done, priority="normal", seconds=WAIT_S
+                peer, self._key, self._generation, at, memory, done, priority="normal", seconds=WAIT_S
             )
             self._reads.setdefault(index, {})[peer] = read
         except Closed:
@@ -271,10 +313,12 @@ class StreamIn:
         opened = None
         with self._lock:
             self._forget(index, peer)
-            if self._ended or status == Status.ECLOSED:
+            if self._ended or self.complete or status == Status.ECLOSED:
                 return
             if index not in self._done:
-                opened = _opened(memory.data, index) if status == Status.OK else None
+                opened = _opened(memory.data, index, len(self.memory)) if status == Status.OK else None
+                if opened is not None and not self._is_free(index, *opened):
+                    opened = None
                 if opened is not None:
                     grown = self._place(index, memory, *opened)
                 else:
@@ -295,20 +339,27 @@ class StreamIn:
         if not reads:
             self._reads.pop(index, None)
 
-    def _place(self, index: int, memory: np.ndarray[Any, Any], used: int, last: bool) -> bool:
-        self.received_bytes += SLOT_BYTES
+    def _is_free(self, index: int, start: int, end: int) -> bool:
+        """Nothing of it has come in another slot: what has been looked at is never written to again."""
+        apart = all(end <= a or b <= start for a, b in self._special)
+        return apart and (index >= SPECIAL or start >= self._body_end)
+
+    def _place(self, index: int, memory: np.ndarray[Any, Any], start: int, end: int) -> bool:
+        self.received_bytes += len(memory)
         self._done.add(index)
-        start = index * BODY_BYTES
-        self.memory[start : start + used] = memory[HEAD_BYTES : HEAD_BYTES + used]
-        if last:
-            self.total, self._total_slots = start + used, index + 1
-        self._cancel_reads(lambda other, peer: other == index or (last and other > index))
-        front = self._front
-        while self._front in self._done:
-            self._front += 1
-        full = self._front * BODY_BYTES
-        self.contiguous = full if self.total is None else min(full, self.total)
-        return self._front > front
+        if index < SPECIAL:
+            self._special.append((start, end))
+        else:
+            self._body_end = max(self._body_end, end)
+        self.memory[start:end] = memory[HEAD_BYTES : HEAD_BYTES + end - start]
+        self._ahead[start] = end
+        if index == END:
+            self.total, self._slots, self._used = end, min(self._slots, slots_for(end)), used_of(end)
+        self._cancel_reads(lambda other, peer: other == index)
+        before = self.contiguous
+        while (end := self._ahead.pop(self.contiguous, self.contiguous)) > self.contiguous:
+            self.contiguous = end
+        return self.contiguous > before or self.complete
 
     def _give_up(self, peer: bytes, status: Status) -> bool:
         """Goes on with others; True if there are none, or a source has withdrawn the stream of which something is here

@@ -3,10 +3,14 @@
 One trainer, regions with a relay each, all but the first behind that one, and workers behind each relay; with
 `--regions 0` one worker that fetches from the trainer. Versions alternate between two states of `synthetic.py`. A row
 for each loss and fan-out: the median time until the last receiver has committed, and `written_s` until its shadow holds
-that in memory too; its bound, 1.2 (bytes / link + RTT/2) and the encoding that the link did not hide: `encode_s` goes
-on while slots leave, so only what it took longer than all of them take on the link counts, as it was measured, with the
-receiver on the same cores; and how many payloads the trainer has sent. Below the first row what others would send of
-these weights (`others.py`). Exit code 1: a receiver had other bytes, or a bound was missed.
+that in memory too; its bound, 1.2 (bytes / link + RTT/2) and the encoding that the link did not hide; and how many
+payloads the trainer has sent. Below the first row what others would send of these weights (`others.py`). Exit code 1: a
+receiver had other bytes, or a bound was missed.
+
+Encoding that the link did not hide: while blocks are encoded the link is busy with what they have become. Had all of
+the payload gone by the time that the last one was encoded, the link would have been idle for `encode_s` - `link_s` of
+that; what goes later makes it longer. The bound takes the least that it can be. `encode_s` is as it was measured, from
+the call's turn until the last block, with the receiver on the same cores.
 
 All of it runs on this machine, with a copy of the weights for each receiver and two for the trainer: ten of 2 GiB for
 `--regions 4` are too many for 24 GiB, and eight receivers on two cores take as long as their work does.
@@ -40,7 +44,7 @@ HUB = Path(__file__).parents[1] / "wan" / "hub.py"
 PORT = 29400
 START_S, ROUND_S, END_S = 180.0, 180.0, 20.0
 WARM_ROUNDS = 6
-BOUND, FAN_OUT_BOUND, PAYLOADS_MAX = 1.2, 1.2, 1.1
+BOUND, FAN_OUT_BOUND, PAYLOADS_MAX = 1.2, 1.2, 1.01
 
 Row = dict[str, Any]
 

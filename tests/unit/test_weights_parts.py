@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.weights_chain import KEY, POOL, Chain
+from unit.weights_reads import Offered
 
 from pccl.types import Status
 from pccl.weights import codec
@@ -18,13 +19,14 @@ from pccl.weights.certificate import Certificate, state_digest
 from pccl.weights.digests import merkle_root, quick
 from pccl.weights.errors import DamageError
 from pccl.weights.fold import made_of
+from pccl.weights.layout import HEAD_BYTES, SPECIAL, parts_of, payload_bytes_max, runs_of, slots_for, start_of
 from pccl.weights.manifest import PRELUDE_BYTES, Prelude
-from pccl.weights.parts import PartsIn, bodies_of, region_of, runs_of
+from pccl.weights.parts import PartsIn, spans_of
 from pccl.weights.payload import CHUNK_BYTES, Payload
 from pccl.weights.schema import PACK_BELOW, Schema, Tensor
 from pccl.weights.shadow import MemoryShadow
 from pccl.weights.stage import Stage
-from pccl.weights.stream import BODY_BYTES, HEAD_BYTES, SLOT_BYTES, STRIKES, StreamOut
+from pccl.weights.stream import STRIKES, StreamOut
 
 RELAY, TRAINER = b"relay", b"trainer"
 BLOCKS = 12
@@ -65,11 +67,10 @@ class Served:
     """A region that holds a payload; `hurt` is asked whether an answer is damaged."""
 
     def __init__(self, data: bytes) -> None:
-        region = SimpleNamespace(gone=SimpleNamespace(wait=lambda _: True))
-        offers = SimpleNamespace(offer_region=lambda *_, **__: region, quietly=lambda *_: None)
-        self.slots = -(-len(data) // BODY_BYTES)
-        out = StreamOut(SimpleNamespace(offers=offers), "s", 1, self.slots)  # type: ignore[arg-type]
+        self.slots = slots_for(len(data))
+        out = StreamOut(Offered(), "s", 1, self.slots)  # type: ignore[arg-type]
         out.write(data)
+        out.conclude()
         out.finish()
         self.memory = out._memory
         self.waiting: list[Any] = []
@@ -111,16 +112,28 @@ class In:
         return Payload(self.parts.memory.data[: self.parts.total])
 
 
-@pytest.mark.parametrize("span", [(0, 1), (5, BODY_BYTES), (BODY_BYTES - 1, BODY_BYTES + 1), (7, 3 * BODY_BYTES + 2)])
-def test_a_part_of_the_payload_is_where_it_is_said_to_be(span: tuple[int, int]) -> None:
-    served = Served(DATA)
-    first, end = region_of(span)
-    base = first
-    found = b""
-    for start, stop in bodies_of(span):
-        at = start // BODY_BYTES * SLOT_BYTES + HEAD_BYTES + start % BODY_BYTES - base
-        found += served.memory[first + at : first + at + stop - start].tobytes()
-    assert found == DATA[span[0] : span[1]] and (end - first) - (span[1] - span[0]) <= 4 * HEAD_BYTES
+@given(st.integers(0, len(DATA)), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_part_of_the_payload_is_where_it_is_said_to_be(total: int, data: Any) -> None:
+    served = Served(DATA[:total])
+    start = data.draw(st.integers(0, total))
+    end = data.draw(st.integers(start, total))
+    runs = list(runs_of(total, start, end))
+    parts = [part for run in runs for part in run.parts]
+    assert parts == list(parts_of(total, start, end)) and all(a.end == b.start for a, b in pairwise(parts))
+    found = b"".join(served.memory[part.at : part.at + part.end - part.start].tobytes() for part in parts)
+    assert found == DATA[start:end]
+    for run in runs:
+        assert run.at <= min(part.at for part in run.parts)
+        assert max(part.at + part.end - part.start for part in run.parts) == run.at + run.nbytes
+    assert sum(run.nbytes for run in runs) <= end - start + HEAD_BYTES * len(parts)
+
+
+@given(st.integers(0, 1 << 40))
+def test_so_many_slots_are_enough_and_no_fewer(total: int) -> None:
+    slots = slots_for(total)
+    assert total <= payload_bytes_max(slots) and (slots == SPECIAL or total > payload_bytes_max(slots - 1))
+    assert slots_for(payload_bytes_max(slots)) == slots and start_of(slots) <= total
 
 
 @given(st.sets(st.integers(0, BLOCKS - 1)), st.data())
@@ -160,20 +173,20 @@ def test_no_more_is_read_than_the_chunks_of_what_is_wanted(wanted: set[int]) -> 
         assert one.parts.received_bytes <= ends + sum(record.nbytes + 8 for record in records) + heads
 
 
-def test_runs_of_chunks_are_read_at_once() -> None:
+def test_spans_of_chunks_are_read_at_once() -> None:
     manifest = Payload(DATA).manifest
-    runs = runs_of(manifest, lambda block: True)
-    assert sum(len(chunks) for _, chunks in runs) == len(manifest.ends) - 1
-    assert all(a[1] <= b[0] for (a, _), (b, _) in pairwise(runs))
+    spans = spans_of(manifest, lambda block: True)
+    assert sum(len(chunks) for _, chunks in spans) == len(manifest.ends) - 1
+    assert all(a[1] <= b[0] for (a, _), (b, _) in pairwise(spans))
 
 
 def test_who_sends_damage_is_left_and_nobody_left_is_a_failure() -> None:
     one = In({5})
-    answers = 0
+    answers, runs = 0, len(one.served.waiting)
     while RELAY in {asked.peer for asked in one.served.waiting}:
         one.served.answer(0, hurt=0)
         answers += 1
-    assert STRIKES <= answers <= 2 * STRIKES and {asked.peer for asked in one.served.waiting} == {TRAINER}
+    assert STRIKES <= answers <= runs * STRIKES and {asked.peer for asked in one.served.waiting} == {TRAINER}
     while one.served.waiting:
         asked = one.served.waiting.pop(0)
         asked.done(Status.EPEER)
@@ -181,9 +194,9 @@ def test_who_sends_damage_is_left_and_nobody_left_is_a_failure() -> None:
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:
-    for sizes in [(100, 10), (1000, 0), (1000, 1000), (SLOT_BYTES * 50, 100)]:
+    for sizes in [(100, 10), (1000, 0), (1000, 1000), (1 << 20, 100)]:
         with pytest.raises(DamageError, match="cannot have"):
             PartsIn(
-                Served(DATA), "s", 1, 2, sizes, [RELAY], lambda block: True,  # type: ignore[arg-type]
+                Served(DATA), "s", 1, SPECIAL + 1, sizes, [RELAY], lambda block: True,  # type: ignore[arg-type]
                 on_grown=lambda parts: None, on_failed=lambda parts, why: None,
             )  # fmt: skip

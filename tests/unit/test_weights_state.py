@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -446,6 +447,30 @@ def test_a_growing_file_is_whole_or_not_there(tmp_path: Path) -> None:
     with Growing(path) as file:
         file.add(b"three")
     assert [entry.name for entry in tmp_path.iterdir()] == ["d"] and path.read_bytes()[:3] == b"one"
+
+
+def test_all_of_a_growing_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: Any) -> None:
+    real_sync, real_replace = os.fdatasync, os.replace
+    synced: list[int] = []
+    named: list[int] = []
+
+    def sync(handle: int) -> None:
+        size = os.fstat(handle).st_size
+        real_sync(handle)
+        synced.append(size)
+
+    def replace(source: Path, target: Path) -> None:
+        named.append(synced[-1])
+        real_replace(source, target)
+
+    monkeypatch.setattr(files.os, "fdatasync", sync)
+    monkeypatch.setattr(files.os, "replace", replace)
+    for parts in ([], [b"one"], [b"one"] * 50, [b"two" * 100_000] * 5):
+        with Growing(tmp_path / "d") as file:
+            for part in parts:
+                file.add(part)
+            file.publish()
+        assert named.pop() == (tmp_path / "d").stat().st_size == sum(map(len, parts))
 
 
 def test_a_disk_that_fails_early_is_told_at_the_end(tmp_path: Path, monkeypatch: Any) -> None:

@@ -9,7 +9,25 @@ from typing import Any
 import numpy as np
 
 from pccl.types import Status
-from pccl.weights.stream import BODY_BYTES, SLOT_BYTES, StreamOut
+from pccl.weights.layout import place, slots_for
+from pccl.weights.stream import StreamOut
+
+INDEX = {place(index)[0]: index for index in range(200)}
+
+
+class Offered:
+    """Transfers that offer a region and keep in mind what of it is there: (first byte, bytes)."""
+
+    def __init__(self) -> None:
+        self.offers = self
+        self.extended: list[tuple[int, int]] = []
+
+    def offer_region(self, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(gone=SimpleNamespace(wait=lambda _: True))
+
+    def quietly(self, command: str, key: bytes, generation: int, *span: int) -> None:
+        if command == "extend":
+            self.extended.append((span[0], span[1]))
 
 
 class Asked:
@@ -31,7 +49,7 @@ class Reads:
         self._cancelled: list[Asked] = []
 
     def read(self, peer: bytes, key: bytes, generation: int, offset: int, memory: Any, done: Any, **_: Any) -> Asked:
-        asked = Asked(peer, offset // SLOT_BYTES, memory, done)
+        asked = Asked(peer, INDEX[offset], memory, done)
         self.waiting.append(asked)
         return asked
 
@@ -58,16 +76,11 @@ class Reads:
         return {(one.peer, one.index) for one in self.waiting}
 
 
-def slots_of(data: bytes) -> list[Any]:
-    """What a source would serve of a payload."""
-    region = SimpleNamespace(gone=SimpleNamespace(wait=lambda _: True))
-    offers = SimpleNamespace(offer_region=lambda *_, **__: region, quietly=lambda *_: None)
-    count = max(1, -(-len(data) // BODY_BYTES))
-    out = StreamOut(SimpleNamespace(offers=offers), "s", 1, count)
+def slots_of(data: bytes) -> dict[int, Any]:
+    """What a source would serve of a payload, by number."""
+    out = StreamOut(Offered(), "s", 1, slots_for(len(data)))  # type: ignore[arg-type]
     out.write(data)
-    if len(data) % BODY_BYTES or not data:
-        out.finish()
-    else:
-        raise AssertionError("a payload that ends with its slot has one more")
+    out.conclude()
+    out.finish()
     memory = np.asarray(out._memory)
-    return [memory[i * SLOT_BYTES : (i + 1) * SLOT_BYTES].copy() for i in range(count)]
+    return {INDEX[at]: memory[at : at + nbytes].copy() for at, nbytes in out._offers.extended}  # type: ignore[attr-defined]
