@@ -13,6 +13,8 @@ import pytest
 from integration import kv_pools
 from integration.vllm_caches import BLOCK_TOKENS, Both, both, engine, engine_alone, pools_of, settings
 
+from pccl.kv.receive import AskEnded
+
 DOUBLES = Path(__file__).parent.parent / "doubles"
 PEER = Path(__file__).parent / "vllm_peer.py"
 PROMPT = [7 * at % 101 for at in range(30)]
@@ -194,25 +196,32 @@ def test_layers_are_waited_for_one_by_one(cluster: Any, kind: str) -> None:
             worker = engines.d.workers[0]
             seen: list[tuple[str, bool]] = []
             held: list[Any] = []
-            hasher, wait = worker._worker.pool._exchange._hasher, worker.wait_for_layer_load
-            put = hasher.put
-            last = worker._worker.pool._memory.views[-1]
+            exchange, wait = worker._worker.pool._exchange, worker.wait_for_layer_load
+            deliver, last = exchange.event, len(worker._worker.pool._memory.views) - 1
 
-            def hold(job: Any, put: Any = put, held: Any = held, last: Any = last) -> None:
-                held.append(job) if job.view is last else put(job)
+            def hold(one: Any, event: Any, deliver: Any = deliver, held: Any = held, last: Any = last) -> None:
+                if isinstance(event, AskEnded) and event.ask.unit.here == last:
+                    held.append((one, event))
+                else:
+                    deliver(one, event)
 
-            def note(layer: str, wait: Any = wait, seen: Any = seen, put: Any = put, held: Any = held) -> None:
+            def release(deliver: Any = deliver, held: Any = held) -> None:
+                for one, event in held:
+                    deliver(one, event)
+
+            def note(
+                layer: str, wait: Any = wait, seen: Any = seen, held: Any = held, tell: Any = exchange._tell
+            ) -> None:
                 if layer == f"model.{kind}.1":
                     kv_pools.until(lambda: bool(held))
-                    for job in held:
-                        put(job)
+                    tell(release)
                 wait(layer)
                 seen.append((layer, bool(held)))
 
-            hasher.put, worker.wait_for_layer_load = hold, note
+            exchange.event, worker.wait_for_layer_load = hold, note
             request = engines.d.add(f"r{length}", prompt, 1, params)
             engines.d.step()
-            hasher.put, worker.wait_for_layer_load = put, wait
+            exchange.event, worker.wait_for_layer_load = deliver, wait
             assert [layer for layer, _ in seen] == [f"model.{kind}.0", f"model.{kind}.1"] and len(held) == 1
             assert list(request.output) == engines.expected(prompt, 1)
             assert engines.d.model.computed - before == 1
