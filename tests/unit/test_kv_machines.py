@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from unit.kv_walk import walk
 
 from pccl.errors import ProtocolError
 from pccl.kv import messages as m
@@ -20,7 +21,6 @@ from pccl.types import Status
 
 TID = bytes(16)
 NBYTES = 4096
-TERMINAL = (State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)
 OPEN = m.Open(TID, 5.0, ())
 
 
@@ -351,35 +351,7 @@ def test_both_sides_end_once_and_alike_whatever_happens_in_which_order(seed: int
         *(lambda at=at: both.tell("p", Announce(both.p.units[at], positions(0, 1, 2, 3))) for at in layers),
         lambda: both.tell("p", FinishNow(b"m")),
     ]
-    fault = chance.choice(["none", "abort", "cancel", "both"])
-    for side, name in (("p", "abort"), ("d", "cancel")):
-        if fault in (name, "both"):
-            stop = Stop(End(State.ABORTED, name), True)
-            script.insert(chance.randint(0, 4), lambda side=side, stop=stop: both.tell(side, stop))
-    for _ in range(4000):
-        choices = both.possible() + script[:1]
-        step = chance.choice(choices)
-        if script and step is script[0]:
-            script.pop(0)
-        step()
-        if len(both.ends) == 2:
-            break
-    if len(both.ends) < 2:  # a side that was told nothing: its time is over
-        both.now = 20.0
-        for _ in range(2):
-            both.tell("d", Tick())
-            both.tell("p", Tick())
-            while both.steps:
-                both.steps.pop(0)()
-    assert set(both.ends) == {"p", "d"}
-    states = {side: end.state for side, end in both.ends.items()}
-    assert all(state in TERMINAL for state in states.values())
-    if fault == "none":
-        assert set(states.values()) == {State.COMMITTED}
-    if states["p"] is State.COMMITTED:
-        assert states["d"] is State.COMMITTED
-    if states["d"] is not State.COMMITTED:
-        assert states["p"] is not State.COMMITTED
+    walk(both, chance, script, 4000)
     assert both.d.flowing_bytes == 0 and not both.d.asks
 
 

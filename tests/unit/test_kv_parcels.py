@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.kv_walk import walk
 
 from pccl.errors import ProtocolError
 from pccl.kv import messages as m
 from pccl.kv.binding import packed
 from pccl.kv.ends import End, State
-from pccl.kv.machine import Over, Say, Stop, Tick
+from pccl.kv.machine import Over, Say, Stop
 from pccl.kv.parcel import PARCEL_BYTES, CodedUnit, bound, parts_per_parcel
 from pccl.kv.receive import AskEnded, Decode, Decoded, Drop, Landed, ReceiveMachine
 from pccl.kv.send import (
@@ -36,7 +37,6 @@ TID = bytes(16)
 NBYTES = PARCEL_BYTES // 2  # two are a parcel
 COUNT = 5
 OPEN = m.Open(TID, 5.0, ())
-TERMINAL = (State.COMMITTED, State.ABORTED, State.EXPIRED, State.FAILED)
 
 
 def unit(layer: int = 0, nbytes: int = NBYTES, count: int = COUNT, need: Any = None) -> CodedUnit:
@@ -309,30 +309,5 @@ def test_both_sides_end_once_and_alike_whatever_happens_in_which_order(seed: int
         *(lambda at=at: both.tell("p", Announce(both.p.units[at], positions(3, 1, 2, 0, 4))) for at in layers),
         lambda: both.tell("p", FinishNow(b"m")),
     ]
-    fault = chance.choice(["none", "abort", "cancel", "both"])
-    for side, name in (("p", "abort"), ("d", "cancel")):
-        if fault in (name, "both"):
-            stop = Stop(End(State.ABORTED, name), True)
-            script.insert(chance.randint(0, 4), lambda side=side, stop=stop: both.tell(side, stop))
-    for _ in range(6000):
-        choices = both.possible() + script[:1]
-        step = chance.choice(choices)
-        if script and step is script[0]:
-            script.pop(0)
-        step()
-        if len(both.ends) == 2:
-            break
-    if len(both.ends) < 2:  # a side that was told nothing: its time is over
-        both.now = 20.0
-        for _ in range(2):
-            both.tell("d", Tick())
-            both.tell("p", Tick())
-            while both.steps:
-                both.steps.pop(0)()
-    assert set(both.ends) == {"p", "d"}
-    states = {side: end.state for side, end in both.ends.items()}
-    assert all(state in TERMINAL for state in states.values())
-    if fault == "none":
-        assert set(states.values()) == {State.COMMITTED}
-    assert (states["p"] is State.COMMITTED) <= (states["d"] is State.COMMITTED)
+    walk(both, chance, script, 6000)
     assert both.d.flowing_bytes == both.d.held_bytes == 0 and not both.d.asks and not both.served

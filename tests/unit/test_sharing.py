@@ -357,7 +357,8 @@ def test_what_a_prefetch_has_left_is_nobodys_content(small_chunks: None) -> None
         sync_state(joiner, ours)
 
 
-def test_a_round_may_begin_before_what_is_here_is_known(small_chunks: None) -> None:
+def unread_joiner() -> tuple[Hub, list[dict[str, Any]], dict[str, Any], Fake, Content]:
+    """A hub of three, what two have, and a joiner with its content: one byte is wrong, and it has not been read yet."""
     hub = Hub(3)
     theirs = [{"w": bytes_of(8192), "step": 7} for _ in range(2)]
     ours = {"w": bytes_of(8192), "step": 0}
@@ -366,6 +367,11 @@ def test_a_round_may_begin_before_what_is_here_is_known(small_chunks: None) -> N
     content = Content(ours, frozenset(), read_only=False)
     content.fixed.forget()
     joiner.mixed.add(content.name(content.fixed))
+    return hub, theirs, ours, joiner, content
+
+
+def test_a_round_may_begin_before_what_is_here_is_known(small_chunks: None) -> None:
+    hub, theirs, ours, joiner, content = unread_joiner()
 
     def peer(fake: Fake, rank: int) -> Any:
         if rank < 2:
@@ -432,14 +438,7 @@ def test_what_did_not_come_as_expected_is_wanted_after_all(small_chunks: None) -
 
 def test_a_round_that_went_on_with_too_much_hope_fetches_the_rest(small_chunks: None) -> None:
     """What is here is not what was said when the round went on: nobody commits before all of it is right."""
-    hub = Hub(3)
-    theirs = [{"w": bytes_of(8192), "step": 7} for _ in range(2)]
-    ours = {"w": bytes_of(8192), "step": 0}
-    ours["w"][5000] ^= 1
-    joiner = Fake(hub, 2, entered=1)
-    content = Content(ours, frozenset(), read_only=False)
-    content.fixed.forget()
-    joiner.mixed.add(content.name(content.fixed))
+    hub, theirs, ours, joiner, content = unread_joiner()
 
     def peer(fake: Fake, rank: int) -> Any:
         if rank < 2:

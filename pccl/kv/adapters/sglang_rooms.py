@@ -14,6 +14,7 @@ import contextlib
 import logging
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ _NAME = re.compile(r"[^/]*/([0-9]{1,4})/([0-9]{1,4})/([0-9]{1,9})\Z")
 log = logging.getLogger("pccl.kv.sglang")
 
 
-class _Room:
+class _Room(ABC):
     """What both sides have. `error`: why it failed, first of all reasons."""
 
     def __init__(self, pool: kv.Pool, caches: Caches, settings: Settings, room: int) -> None:
@@ -71,9 +72,9 @@ class _Room:
         if self.stage() not in ("success", "failed"):
             self.fail(kv.TransferAborted(why, op=f"room {self.room}", cause="aborted"))
 
+    @abstractmethod
     def stage(self) -> Stage:
         """See KVPoll."""
-        raise NotImplementedError
 
     def raise_error(self) -> None:
         """Raises why it failed; one that has not is aborted: another worker of the engine failed. When it raises,
