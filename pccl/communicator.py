@@ -46,7 +46,7 @@ from pccl.arguments import (
     rows_of,
     span_of,
 )
-from pccl.buffers import Buffer, as_buffer, empty_like
+from pccl.buffers import Buffer, as_buffer, empty_like, is_away
 from pccl.errors import ArgumentError, PeerLost
 from pccl.fused import BUCKET_BYTES, Fused, join
 from pccl.lanes import Tag
@@ -213,6 +213,12 @@ class Communicator:
         "fp16", "int8" or "e3m0" (blocks of 256; errors and NaN policy: csrc/codec.h), folded in float32, by the mesh or
         in one round. The result's tensor is `out`, else `tensor`.
         """
+        if is_away(tensor):
+            work = self._all_reduce_staged(
+                tensor, out, op=op, algorithm=algorithm, codec=codec, on_peer_loss=on_peer_loss, priority=priority,
+                tag=tag, timeout=timeout,
+            )  # fmt: skip
+            return work if async_op else work.wait()
         if isinstance(tensor, list | tuple):
             work = self._all_reduce_list(
                 Fused(tensor, out, op, algorithm, codec, BUCKET_BYTES), on_peer_loss, tag, timeout, priority
@@ -509,6 +515,8 @@ class Communicator:
         seconds = settings.op_timeout if timeout is None else timeout
         begin_ns = time.monotonic_ns()
         try:
+            runtime.flush(seconds)
+            seconds -= (time.monotonic_ns() - begin_ns) / 1e9
             return runtime.control.advance(seconds, wait_for_peers=settings.too_few == "wait")
         finally:
             runtime.waited(0, begin_ns, "advance")
@@ -582,6 +590,11 @@ class Communicator:
             op.request.priority = choice("priority", priority, PRIORITIES)
         self._runtime.submit_parts(call.ops, tag, timeout)
         return join(self._runtime, call)
+
+    def _all_reduce_staged(self, tensor: Any, out: Any, **options: Any) -> Work:
+        from pccl.device.reduce import all_reduce
+
+        return all_reduce(self._runtime, tensor, out, **options)
 
     def _participants(self) -> tuple[bytes, ...]:
         self._runtime.check()
