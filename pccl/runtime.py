@@ -521,14 +521,14 @@ class Runtime:
                 self.engine.close()
                 freed = self._wait_closed(timeout)
                 self._end_all_ops()
-                if self._stager is not None:
-                    self._stager.close()
                 if freed:
                     self.engine.free()
                 if self.trace is not None:
                     self.trace.close()
                 self.closed = True
                 _live.discard(self)
+                if self._stager is not None:
+                    self._stager.close()
 
     def _leave(self, timeout: float) -> None:
         """HungError if the control thread does not end; everything else can be ended all the same."""

@@ -18,7 +18,8 @@ class Cuda:
 
     def __init__(self, index: int) -> None:
         self._device = torch.device("cuda", index)
-        self._streams = {way: torch.cuda.Stream(self._device) for way in ("out", "back")}
+        stream: Any = torch.cuda.Stream
+        self._streams = {way: stream(self._device) for way in ("out", "back")}
 
     def pinned(self, nbytes: int) -> torch.Tensor:
         """See Device."""
@@ -51,6 +52,7 @@ class Cuda:
         return torch.cuda.stream(self._streams["back"])
 
     def _recorded(self, stream: Any) -> Any:
-        event = torch.cuda.Event(blocking=True)
+        make: Any = torch.cuda.Event
+        event = make(blocking=True)
         event.record(stream)
         return event

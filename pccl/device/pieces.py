@@ -22,9 +22,11 @@ _PIECES = 16
 
 
 class Piece(Protocol):
-    """A part of a collective. `nbytes`: the pinned memory that it takes; `memory` has at least so much."""
+    """A part of a collective. `memory` has at least `nbytes`."""
 
-    nbytes: int
+    @property
+    def nbytes(self) -> int:
+        """The pinned memory that it takes."""
 
     def out(self, memory: torch.Tensor) -> Copies:
         """What is copied from the device before the op."""

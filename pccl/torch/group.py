@@ -252,6 +252,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         tensor = _one(tensors, "reduce")
         if self._rank == opts.rootRank:
             return self._all_reduce([tensor], opts)
+        check(tensor, "reduce")
         scratch = as_reduced(tensor.detach(), "reduce").clone().view(tensor.dtype)
         work = self._all_reduce([scratch], opts)
         return Work(work._ops, tensors, work.land)

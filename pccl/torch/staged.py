@@ -50,7 +50,7 @@ class Staged:
             return made
 
         pieces = [_Broadcast(op, number, flat[s], is_root) for number, s in enumerate(slices)]
-        return self._start(tensor, pieces, land, "broadcast", timeout)
+        return self._start([tensor], pieces, land, "broadcast", timeout)
 
     def all_gather(self, tensor: torch.Tensor, outputs: Tensors, timeout: float | None) -> Work:
         """Into a tensor for each rank; the input may be this rank's."""
@@ -69,7 +69,8 @@ class Staged:
             return made
 
         pieces = [_Gather(op, k, source[s], [flat[s] for flat, _ in places], rank) for k, s in enumerate(slices)]
-        return self._start(tensor, pieces, [copy for _, land in places for copy in land], "all_gather", timeout)
+        land = [copy for _, copies in places for copy in copies]
+        return self._start([tensor, *outputs], pieces, land, "all_gather", timeout)
 
     def reduce_scatter(self, rows: Tensors, output: torch.Tensor, op_name: str, timeout: float | None) -> Work:
         """Of a tensor for each rank."""
@@ -88,14 +89,17 @@ class Staged:
             _Scatter(op, number, [source[s] for source in sources], target[s], op_name)
             for number, s in enumerate(slices)
         ]
-        return self._start(output, pieces, land, "reduce_scatter", timeout)
+        return self._start([output, *rows], pieces, land, "reduce_scatter", timeout)
 
-    def _start(
-        self, tensor: torch.Tensor, pieces: Sequence[Piece], land: Copies, what: str, timeout: float | None
-    ) -> Work:
+    def _start(self, tensors: Tensors, pieces: Sequence[Piece], land: Copies, what: str, timeout: float | None) -> Work:
+        """TypeError if the tensors are not on one device."""
+        first = tensors[0]
+        for tensor in tensors:
+            if tensor.device != first.device:
+                raise TypeError(f"{what}: a tensor is on {tensor.device}, another on {first.device}")
         runtime = self._exchange.comm._runtime
-        words = f"{what} on a device of {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-        call = Call(runtime, device_of(tensor, what), pieces, land, None, words)
+        words = f"{what} on a device of {str(first.dtype).removeprefix('torch.')}{list(first.shape)}"
+        call = Call(runtime, device_of(first, what), pieces, land, None, words)
         return runtime.stager().start(call, None, timeout)
 
 

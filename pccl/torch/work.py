@@ -146,9 +146,9 @@ class Work(_Base):  # type: ignore[misc]
             else:
                 self._future.set_result(self._tensors)
 
-    def _devices(self) -> list[torch.device]:
+    def _devices(self) -> list[int | str | torch.device]:
         """Those of which the future records events: a future knows no other kind."""
-        return sorted({tensor.device for tensor in self._tensors if tensor.is_cuda}, key=str)
+        return list({tensor.device for tensor in self._tensors if tensor.is_cuda})
 
     def _aside(self) -> AbstractContextManager[Any]:
         """In it the stream that brings the results is current: the future's event is recorded there, and no stream of

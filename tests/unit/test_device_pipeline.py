@@ -6,6 +6,8 @@ The pipeline is the real one; streams are threads (tests/streams.py); the ops en
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -58,6 +60,8 @@ class Port:
     def settle(self, ops: Sequence[Op]) -> None:
         """See Port."""
         self.settled += ops
+        if self.refuses is not None:
+            raise self.refuses
 
     def name_parts(self, tag: Any, count: int, timeout: float | None) -> Named:
         """See Port."""
@@ -307,6 +311,16 @@ def test_after_an_error_the_tensor_is_as_it_was_and_the_memory_there(bench: Benc
     assert bench.stager.pool.held_bytes == held
 
 
+def test_a_communicator_that_ends_meanwhile_does_not_stop_the_threads(bench: Bench) -> None:
+    work = bench.call(numbers(), 2)
+    ops = [bench.port.next() for _ in range(2)]
+    bench.port.refuses = Closed("the communicator is closed")
+    for op in ops:
+        op.fail(Closed("the communicator is closed"))
+    with pytest.raises(Closed):
+        work.wait(PATIENCE_S)
+
+
 def test_what_was_not_sent_when_an_op_fails_is_never_sent(narrow: Bench) -> None:
     work = narrow.call(numbers(), 4)
     narrow.port.next().fail(Timeout("late"))
@@ -438,3 +452,12 @@ def test_pieces_cover_everything_once_and_fit(count: int, itemsize: int, copies:
     assert [i for s in (pieces[0], pieces[-1]) for i in (s.start, s.stop)][::3] == [0, count]
     assert all(a.stop == b.start for a, b in itertools.pairwise(pieces))
     assert all((s.stop - s.start) * itemsize * copies <= 32 * MIB or s.stop - s.start == 1 for s in pieces)
+
+
+def test_nothing_of_this_is_imported_before_a_tensor_of_a_device_comes() -> None:
+    program = (
+        "import sys, pccl.communicator, pccl.sharing\n"
+        "assert not [name for name in sys.modules if name == 'torch' or name.startswith('pccl.device')]\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert ended.returncode == 0, ended.stderr
