@@ -222,7 +222,8 @@ class Communicator:
         CUDA tensors, all of a call on one device, and on devices on all peers, go by pieces through pinned memory
         (docs/torch.md); Result.parts has their ops. Nothing waits for the device: the op takes what the current stream
         gives, and when the call, or `Work.wait`, returns, it is the current stream of the caller that waits for the
-        last copies. Raises DeviceError if the device fails.
+        last copies. A peer lost meanwhile may have taken part in some pieces and not in others, as with a list: where
+        that matters take "avg", or on_peer_loss="raise". Raises DeviceError if the device fails.
         """
         if is_away(tensor):
             work = self._all_reduce_staged(
