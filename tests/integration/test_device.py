@@ -213,6 +213,52 @@ class Breaking:
         self._runtime.hand_over(*arguments)
 
 
+def test_a_peer_that_goes_between_two_pieces(cluster: Any, device: Threads) -> None:
+    """It has taken part in those that were committed; which these are, all survivors see alike."""
+
+    def body(comm: pccl.Communicator) -> Any:
+        rank = comm.rank
+        tensor = far(torch.full((LARGE,), float(rank)))
+        comm.barrier()
+        if rank == 2:
+            comm._runtime.stager()._port = Leaving(comm, after=2)
+            with pytest.raises(pccl.Closed):
+                comm.all_reduce(tensor, op="avg")
+            return None
+        result = comm.all_reduce(tensor, op="avg")
+        worlds = [part.world_size for part in result.parts]
+        assert worlds == [3, 3, 2, 2, 2]
+        assert result.world_size == 2
+        found = settled(device, tensor)
+        assert found[: 2 * MIB].unique().tolist() == [1.0]
+        assert found[2 * MIB :].unique().tolist() == [0.5]
+        return found
+
+    found = cluster(3, body, min_peers=2, together=False)
+    assert torch.equal(found[0], found[1])
+
+
+class Leaving:
+    """A runtime whose communicator is closed when the first pieces of a call have been committed."""
+
+    def __init__(self, comm: pccl.Communicator, after: int) -> None:
+        self._comm, self._after = comm, after
+        self._ops: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._comm._runtime, name)
+
+    def hand_over(self, op: Any, *arguments: Any) -> None:
+        """See Port."""
+        if len(self._ops) == self._after:
+            for earlier in self._ops:
+                earlier.work.wait()
+            threading.Thread(target=self._comm.close).start()
+            raise pccl.Closed("the communicator is closed")
+        self._comm._runtime.hand_over(op, *arguments)
+        self._ops.append(op)
+
+
 def test_closing_ends_what_is_in_flight(cluster: Any, device: Threads) -> None:
     def body(comm: pccl.Communicator) -> None:
         if comm.rank == 0:
