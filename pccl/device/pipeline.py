@@ -12,7 +12,7 @@ Nobody waits for a device, only for events; the control thread never talks to a 
 is called, and handed over later; `flush` waits until they all are, for whoever passes a boundary.
 
 A call has one outcome, the same on all survivors, since each of its ops has: it succeeds if all do, and only then is
-anything written where users see it (`land`). When an op fails, the others are ended, and what was not yet sent is not.
+anything written that was an input (`land`). When an op fails, the others are ended, and what was not yet sent is not.
 """
 
 from __future__ import annotations
