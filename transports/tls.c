@@ -2,7 +2,7 @@
  *
  * How bytes become records is told in tls_session.c, who is let in, in tls_context.c; here is what a stream is ready for.
  *
- * Readiness: the inner stream's, and that of `hot` streams: those that may have decrypted bytes, or the end, or an error to
+ * Readiness: the inner stream's, and that of `hot` streams: those that may have bytes in hand, or the end, or an error to
  * tell whatever the inner stream says. The handshake is driven by poll alone. Until its first bytes an accepted stream costs
  * no more than its socket.
  *

@@ -106,13 +106,12 @@ static int set_rules(struct tls_context *c)
     o->SSL_CTX_set_ex_data(c->ctx, 0, c);
     o->SSL_CTX_set_options(c->ctx, OSSL_OP_NO_TICKET);
     o->SSL_CTX_set_session_id_context(c->ctx, SESSION_CONTEXT, sizeof SESSION_CONTEXT);
-    o->SSL_CTX_set_num_tickets(c->ctx, 0);
     o->SSL_CTX_set_verify(c->ctx, OSSL_VERIFY_PEER | OSSL_VERIFY_MUST, NULL);
     o->SSL_CTX_ctrl(c->ctx, OSSL_CTRL_SESSION_CACHE, 0, NULL);
-    o->SSL_CTX_ctrl(c->ctx, OSSL_CTRL_MODE, OSSL_MODE_PARTIAL_WRITE | OSSL_MODE_MOVING_BUFFER, NULL);
-    o->SSL_CTX_ctrl(c->ctx, OSSL_CTRL_READ_AHEAD, 1, NULL);
-    o->SSL_CTX_set_default_read_buffer_len(c->ctx, TLS_READ_AHEAD_BYTES);
-    return o->SSL_CTX_ctrl(c->ctx, OSSL_CTRL_MIN_VERSION, OSSL_TLS_1_3, NULL) == 1
+    o->SSL_CTX_set_keylog_callback(c->ctx, tls_session_note_secret);
+    /* no ticket: the first record with the keys that we take over has to be ours, lest a nonce be used twice */
+    return o->SSL_CTX_set_num_tickets(c->ctx, 0) == 1
+           && o->SSL_CTX_ctrl(c->ctx, OSSL_CTRL_MIN_VERSION, OSSL_TLS_1_3, NULL) == 1
            && o->SSL_CTX_ctrl(c->ctx, OSSL_CTRL_MAX_VERSION, OSSL_TLS_1_3, NULL) == 1
            && o->SSL_CTX_set_ciphersuites(c->ctx, SUITE) == 1;
 }

@@ -5,8 +5,6 @@
 #include "../csrc/include/pccl.h"
 #include "openssl.h"
 
-enum { TLS_READ_AHEAD_BYTES = 128 << 10 };   /* of ciphertext that one read takes in at most */
-
 struct tls_context {
     const struct openssl *o;
     void *ctx;

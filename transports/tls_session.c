@@ -1,72 +1,19 @@
-/* tls_session.c - plain bytes to ciphertext and back, by OpenSSL.
+/* tls_session.c - plain bytes to records and back, over the inner stream.
  *
- * OpenSSL reads ciphertext from the inner stream by a BIO of ours, and decrypts into its own buffer, from which it copies to
- * the caller. It writes ciphertext into a buffer of ours that holds a few records, which then leave by one inner writev.
- * Records are made only when that buffer is empty, so OpenSSL never has to be asked twice to write the same bytes, and what
- * was taken from the caller is at most SESSION_OUT_RECORDS records ahead of the inner stream. */
+ * Ciphertext comes in as much as the inner stream has, up to TLS_IN_BYTES by one readv. A record that has its place
+ * in one entry of the caller's list is opened into it; any other is opened where it lies, and copied out as it is
+ * asked for. Plain bytes are sealed from the caller's list into a buffer of a few records, which then leave by one
+ * inner writev. Records are made only when that buffer is empty, so what was taken from the caller is at most
+ * TLS_OUT_RECORDS records ahead of the inner stream. */
 #include "tls_session.h"
 
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-enum {
-    SESSION_RECORD_BYTES = 16 << 10,       /* of plain bytes, by the standard */
-    SESSION_RECORD_ROOM = SESSION_RECORD_BYTES + 256,
-    SESSION_OUT_RECORDS = 8,
-    SESSION_SPARE_BYTES = 16 << 10,        /* for what the handshake and key updates add */
-    SESSION_OUT_BYTES = SESSION_OUT_RECORDS * SESSION_RECORD_ROOM + SESSION_SPARE_BYTES,
-    SESSION_RECORDS_PER_KEY = 1 << 16      /* far below the 2^24 that AES-GCM allows */
-};
+enum { SESSION_QUIET_MAX = 32 }; /* an honest other side has little to say of itself between two records of data */
 
 /* -- ciphertext ---------------------------------------------------------------------------------------- */
-
-static int bio_read(void *bio, char *data, int bytes)
-{
-    const struct openssl *o = openssl();
-    struct tls_session *s = o->BIO_get_data(bio);
-    struct iovec iov = {data, (size_t)bytes};
-    o->BIO_clear_flags(bio, OSSL_BIO_AGAIN_MASK);
-    ssize_t moved = s->inner->ops->readv(s->inner, &iov, 1);
-    if (moved == -EAGAIN)
-        o->BIO_set_flags(bio, OSSL_BIO_READ_AGAIN);
-    else if (moved <= 0)
-        s->inner_error = moved < 0 ? (int)-moved : ECONNRESET; /* an end without close_notify: it was cut */
-    return moved > 0 ? (int)moved : -1;
-}
-
-static int bio_write(void *bio, const char *data, int bytes)
-{
-    const struct openssl *o = openssl();
-    struct tls_session *s = o->BIO_get_data(bio);
-    o->BIO_clear_flags(bio, OSSL_BIO_AGAIN_MASK);
-    if (s->out_begin == s->out_end)
-        s->out_begin = s->out_end = 0;
-    if ((size_t)bytes > SESSION_OUT_BYTES - s->out_end) {
-        o->BIO_set_flags(bio, OSSL_BIO_WRITE_AGAIN);
-        return -1;
-    }
-    memcpy(s->out + s->out_end, data, (size_t)bytes);
-    s->out_end += (uint32_t)bytes;
-    return bytes;
-}
-
-static long bio_ctrl(void *bio, int command, long number, void *pointer)
-{
-    (void)bio, (void)number, (void)pointer;
-    return command == OSSL_BIO_CTRL_FLUSH;
-}
-
-void *tls_session_bio_method(const struct openssl *o)
-{
-    void *method = o->BIO_meth_new(OSSL_BIO_TYPE_SOURCE_SINK, "pccl stream");
-    if (method && o->BIO_meth_set_read(method, bio_read) && o->BIO_meth_set_write(method, bio_write)
-        && o->BIO_meth_set_ctrl(method, bio_ctrl))
-        return method;
-    o->BIO_meth_free(method);
-    return NULL;
-}
 
 int tls_session_flush(struct tls_session *s)
 {
@@ -83,221 +30,203 @@ int tls_session_flush(struct tls_session *s)
     return !s->write_error;
 }
 
-/* -- beginning and end ----------------------------------------------------------------------------------- */
-
-int tls_session_begin(struct tls_session *s, int is_dialler)
+ssize_t tls_session_refill(struct tls_session *s)
 {
-    const struct openssl *o = s->context->o;
-    void *bio = o->BIO_new(s->context->bio_method);
-    s->out = malloc(SESSION_OUT_BYTES);
-    s->ssl = bio && s->out ? o->SSL_new(s->context->ctx) : NULL;
-    if (!s->ssl) {
-        o->BIO_free(bio);
-        return 0;
-    }
-    o->BIO_set_data(bio, s);
-    o->BIO_set_init(bio, 1);
-    o->SSL_set_bio(s->ssl, bio, bio);
-    if (is_dialler)
-        o->SSL_set_connect_state(s->ssl);
-    else
-        o->SSL_set_accept_state(s->ssl);
-    return 1;
+    uint32_t rest = s->in_end - s->in_begin;
+    if (s->in_begin)
+        memmove(s->in, s->in + s->in_begin, rest);
+    s->in_begin = 0;
+    s->in_end = rest;
+    struct iovec iov = {s->in + rest, TLS_IN_BYTES - rest};
+    ssize_t moved = s->inner->ops->readv(s->inner, &iov, 1);
+    if (moved > 0)
+        s->in_end += (uint32_t)moved;
+    else if (moved != -EAGAIN)
+        s->read_error = moved < 0 ? (int)-moved : ECONNRESET; /* an end without close_notify: it was cut */
+    return moved;
 }
 
-void tls_session_free(struct tls_session *s)
+/* Bytes of the record at the front if it is all there; 0: it is not; negative: it is none. */
+static int next_record(const struct tls_session *s)
 {
-    if (s->ssl)
-        s->context->o->SSL_free(s->ssl);
-    free(s->out);
-    s->ssl = NULL;
-    s->out = NULL;
-    s->out_begin = s->out_end = 0;
+    uint32_t have = s->in_end - s->in_begin;
+    int bytes = tls_record_bytes(s->in + s->in_begin, have);
+    return bytes > 0 && (uint32_t)bytes > have ? 0 : bytes;
 }
 
-/* Keeps in words why OpenSSL will not go on. The oldest of its errors is the cause. */
-static void note_refusal(struct tls_session *s)
+int tls_session_has_more(const struct tls_session *s)
 {
-    const struct openssl *o = s->context->o;
-    unsigned long error = o->ERR_get_error();
-    unsigned long reason = error & OSSL_REASON_MASK;
-    const char *text = o->ERR_reason_error_string(error);
-    long verify = o->SSL_get_verify_result(s->ssl);
-    int plain = reason == OSSL_REASON_WRONG_VERSION || reason == OSSL_REASON_HTTP_REQUEST || reason == OSSL_REASON_TOO_LONG;
-    snprintf(s->refusal, sizeof s->refusal, "TLS: %s%s%s%s", text ? text : "not proven", verify ? ": " : "",
-             verify ? o->X509_verify_cert_error_string(verify) : "", plain ? ": it does not speak TLS" : "");
-    o->ERR_clear_error();
+    return s->plain_bytes || next_record(s) != 0;
 }
 
-int tls_session_shake(struct tls_session *s)
+/* -- what the connection says of itself ------------------------------------------------------------------ */
+
+/* Makes one small record behind what is on its way. The caller knows that there is room. */
+static void say(struct tls_session *s, enum tls_content type, uint8_t *message, size_t bytes)
 {
-    const struct openssl *o = s->context->o;
-    o->ERR_clear_error();
-    s->inner_error = 0;
-    int result = o->SSL_do_handshake(s->ssl);
-    int error = result == 1 ? 0 : o->SSL_get_error(s->ssl, result);
-    int waits = error == OSSL_ERROR_WANT_READ || error == OSSL_ERROR_WANT_WRITE;
-    if (s->inner_error) {
-        s->read_error = s->inner_error;
-    } else if (!waits && (result != 1 || !tls_context_proven(s->context, s->ssl))) {
-        note_refusal(s);
-        s->read_error = EACCES;
-    }
-    o->ERR_clear_error();
-    if (!tls_session_flush(s) && s->write_error && !s->read_error)
-        s->read_error = s->write_error;
-    s->maybe_more = result == 1 && o->SSL_has_pending(s->ssl);
-    return s->read_error ? -1 : result == 1;
+    struct iovec iov = {message, bytes};
+    struct tls_cursor from = tls_cursor_of(&iov, 1);
+    size_t made = tls_record_seal(&s->out_way, (uint8_t)type, &from, s->out + s->out_end);
+    if (!made)
+        s->write_error = EPROTO;
+    s->out_end += (uint32_t)made;
+}
+
+static void say_alert(struct tls_session *s, int description)
+{
+    uint8_t message[TLS_ALERT_BYTES];
+    if (s->out_begin == s->out_end)
+        s->out_begin = s->out_end = 0;
+    if (s->write_error || TLS_OUT_BYTES - s->out_end < TLS_HEADER_BYTES + TLS_ALERT_BYTES + TLS_ADDED_BYTES)
+        return;
+    tls_control_alert(message, description);
+    say(s, TLS_ALERT, message, sizeof message);
+    (void)tls_session_flush(s);
 }
 
 void tls_session_say_end(struct tls_session *s)
 {
-    const struct openssl *o = s->context->o;
-    o->ERR_clear_error();
-    (void)o->SSL_shutdown(s->ssl);
-    o->ERR_clear_error();
-    (void)tls_session_flush(s);
+    if (!s->read_error)
+        say_alert(s, TLS_CLOSE_NOTIFY);
+}
+
+static void say_new_key(struct tls_session *s)
+{
+    uint8_t message[TLS_KEY_UPDATE_BYTES];
+    tls_control_key_update(message);
+    say(s, TLS_HANDSHAKE, message, sizeof message);
+    if (!s->write_error && !tls_way_renew(&s->out_way))
+        s->write_error = EPROTO;
+    s->renew = 0;
+}
+
+/* The dialler's handshake is over before the acceptor has looked at its certificate: until the first bytes it may be
+ * refused. */
+static void note_end(struct tls_session *s, const char *who, int alert)
+{
+    s->read_error = s->has_read ? EPROTO : EACCES;
+    snprintf(s->refusal, sizeof s->refusal, "TLS: %s: alert %d, %s", who, alert,
+             s->context->o->SSL_alert_desc_string_long(alert));
+}
+
+static void break_off(struct tls_session *s, int alert)
+{
+    note_end(s, "what came cannot be read", alert);
+    say_alert(s, alert);
 }
 
 /* -- plain bytes in --------------------------------------------------------------------------------------- */
 
-/* OpenSSL had none for us: why. 0: the end; else a negative errno. */
-static ssize_t nothing_read(struct tls_session *s, int result)
+static void on_control(struct tls_session *s, int type, const uint8_t *content, size_t bytes)
 {
-    const struct openssl *o = s->context->o;
-    int error = o->SSL_get_error(s->ssl, result);
-    s->maybe_more = 0;
-    if (error == OSSL_ERROR_WANT_READ || error == OSSL_ERROR_WANT_WRITE)
-        return -EAGAIN;
-    if (error == OSSL_ERROR_ENDED) {
+    int news = tls_control_take(&s->control, type, content, bytes);
+    if (news < 0)
+        break_off(s, -news);
+    else if (news & TLS_BROKEN_OFF)
+        note_end(s, "the other side has ended it", s->control.told);
+    else if (news & TLS_ENDED)
         s->ended = 1;
-        return 0;
-    }
-    if (s->inner_error) {
-        s->read_error = s->inner_error;
-    } else { /* the dialler's handshake is over before the acceptor has looked at its certificate */
-        s->read_error = s->has_read ? EPROTO : EACCES;
-        note_refusal(s);
-    }
-    o->ERR_clear_error();
-    return -s->read_error;
+    else if (news & TLS_THEIR_KEY && !tls_way_renew(&s->in_way))
+        s->read_error = EPROTO;
+    if (news > 0 && news & TLS_OUR_KEY)
+        s->renew = 1;
 }
 
-static ssize_t read_into(struct tls_session *s, uint8_t *to, size_t room)
+/* Opens the record at the front, which is all there. Returns how many bytes of it went straight to the caller. */
+static size_t open_record(struct tls_session *s, size_t bytes, struct tls_cursor *to)
+{
+    uint8_t *record = s->in + s->in_begin, *at = record + TLS_HEADER_BYTES, *place;
+    size_t most = bytes - TLS_HEADER_BYTES - TLS_ADDED_BYTES, content = 0;
+    int direct = most && tls_cursor_stretch(to) >= most;
+    if (direct)
+        at = (uint8_t *)to->iov->iov_base + to->at;
+    int type = tls_record_open(&s->in_way, record, bytes, at, &content);
+    s->in_begin += (uint32_t)bytes;
+    s->quiet = type == TLS_DATA && content ? 0 : s->quiet + 1;
+    if (type < 0 || s->quiet > SESSION_QUIET_MAX || (type == TLS_DATA && tls_control_is_within(&s->control))) {
+        break_off(s, type < 0 ? -type : TLS_UNEXPECTED_MESSAGE);
+        return 0;
+    }
+    if (type != TLS_DATA) {
+        on_control(s, type, at, content);
+        return 0;
+    }
+    s->has_read |= content > 0;
+    if (direct)
+        return tls_cursor_next(to, content, &place);
+    s->plain = at;
+    s->plain_bytes = (uint32_t)content;
+    return 0;
+}
+
+static size_t copy_out(struct tls_session *s, struct tls_cursor *to)
+{
+    uint8_t *place;
+    size_t bytes = tls_cursor_next(to, s->plain_bytes, &place);
+    memcpy(place, s->plain, bytes);
+    s->plain += bytes;
+    s->plain_bytes -= (uint32_t)bytes;
+    return bytes;
+}
+
+/* Fills the caller's list as far as records go, and asks the inner stream for more while it seems to have it. */
+static size_t read_into(struct tls_session *s, struct tls_cursor *to)
 {
     size_t done = 0;
-    while (done < room) {
-        size_t most = room - done < INT32_MAX ? room - done : INT32_MAX;
-        int moved = s->context->o->SSL_read(s->ssl, to + done, (int)most);
-        if (moved <= 0) {
-            ssize_t why = nothing_read(s, moved);
-            return done ? (ssize_t)done : why;
+    int dry = 0;
+    while (to->left && !s->ended && !s->read_error) {
+        int bytes = s->plain_bytes ? 0 : next_record(s);
+        if (s->plain_bytes) {
+            done += copy_out(s, to);
+        } else if (bytes) {
+            if (bytes < 0)
+                break_off(s, -bytes);
+            else
+                done += open_record(s, (size_t)bytes, to);
+        } else {
+            if (dry)
+                break;
+            ssize_t moved = tls_session_refill(s);
+            dry = moved <= 0 || s->in_end < TLS_IN_BYTES;
         }
-        s->has_read = 1;
-        done += (size_t)moved;
     }
-    return (ssize_t)done;
+    return done;
 }
 
 /* The end and errors stay, and come after the bytes before them. */
 ssize_t tls_session_read(struct tls_session *s, const struct iovec *iov, int iov_count)
 {
-    ssize_t done = 0;
-    if (s->ended || s->read_error)
-        return s->ended ? 0 : -s->read_error;
-    s->context->o->ERR_clear_error();
-    s->inner_error = 0;
-    s->maybe_more = 1;
-    for (int i = 0; i < iov_count && s->maybe_more; i++) {
-        ssize_t moved = read_into(s, iov[i].iov_base, iov[i].iov_len);
-        if (moved > 0)
-            done += moved;
-        else if (!s->maybe_more && !done)
-            done = moved;
-    }
-    s->maybe_more = s->maybe_more && s->context->o->SSL_has_pending(s->ssl);
-    (void)tls_session_flush(s); /* what reading makes OpenSSL say: key updates, alerts */
-    return done;
+    struct tls_cursor to = tls_cursor_of(iov, iov_count);
+    size_t done = s->ended || s->read_error ? 0 : read_into(s, &to);
+    s->maybe_more = !s->ended && !s->read_error && tls_session_has_more(s);
+    if (done)
+        return (ssize_t)done;
+    return s->ended ? 0 : s->read_error ? -s->read_error : -EAGAIN;
 }
 
 /* -- plain bytes out -------------------------------------------------------------------------------------- */
 
-/* One record. The buffer has room for it, so it is made or the session is broken. */
-static int seal(struct tls_session *s, const uint8_t *from, size_t bytes)
+/* As many records as the empty buffer holds. */
+static void seal_some(struct tls_session *s, struct tls_cursor *from)
 {
-    const struct openssl *o = s->context->o;
-    if (++s->records >= SESSION_RECORDS_PER_KEY) {
-        s->records = 0;
-        if (o->SSL_key_update(s->ssl, OSSL_KEY_UPDATE_OURS) != 1)
+    s->out_begin = s->out_end = 0;
+    if (s->renew || s->out_way.sequence >= TLS_RECORDS_PER_KEY - TLS_OUT_RECORDS)
+        say_new_key(s);
+    for (int i = 0; i < TLS_OUT_RECORDS && from->left && !s->write_error; i++) {
+        size_t made = tls_record_seal(&s->out_way, TLS_DATA, from, s->out + s->out_end);
+        if (!made)
             s->write_error = EPROTO;
+        s->out_end += (uint32_t)made;
     }
-    if (!s->write_error && o->SSL_write(s->ssl, from, (int)bytes) != (int)bytes)
-        s->write_error = EPROTO;
-    if (s->write_error)
-        o->ERR_clear_error();
-    return !s->write_error;
-}
-
-/* Where the caller's list goes on. */
-struct cursor {
-    const struct iovec *iov;
-    int count;
-    size_t at;                             /* within the first */
-};
-
-static void skip_empty(struct cursor *c)
-{
-    while (c->count > 0 && c->at == c->iov->iov_len) {
-        c->iov++;
-        c->count--;
-        c->at = 0;
-    }
-}
-
-/* Takes a record's worth: from the caller's memory if one entry has it all, else gathered. */
-static size_t next_record(struct cursor *c, uint8_t gathered[SESSION_RECORD_BYTES], const uint8_t **from_p)
-{
-    size_t done = 0;
-    *from_p = gathered;
-    for (skip_empty(c); c->count > 0 && done < SESSION_RECORD_BYTES; skip_empty(c)) {
-        const uint8_t *from = (const uint8_t *)c->iov->iov_base + c->at;
-        size_t left = c->iov->iov_len - c->at, room = SESSION_RECORD_BYTES - done;
-        size_t bytes = left < room ? left : room;
-        c->at += bytes;
-        done += bytes;
-        if (done == bytes && (bytes == SESSION_RECORD_BYTES || c->count == 1)) {
-            *from_p = from;
-            return bytes;
-        }
-        memcpy(gathered + done - bytes, from, bytes);
-    }
-    return done;
-}
-
-/* As many records as the empty buffer holds. Returns the bytes that went into them. */
-static ssize_t seal_some(struct tls_session *s, struct cursor *c)
-{
-    uint8_t gathered[SESSION_RECORD_BYTES];
-    const uint8_t *from;
-    ssize_t done = 0;
-    for (int i = 0; i < SESSION_OUT_RECORDS; i++) {
-        size_t bytes = next_record(c, gathered, &from);
-        if (!bytes || !seal(s, from, bytes))
-            break;
-        done += (ssize_t)bytes;
-    }
-    return done;
 }
 
 ssize_t tls_session_write(struct tls_session *s, const struct iovec *iov, int iov_count)
 {
-    struct cursor cursor = {.iov = iov, .count = iov_count};
-    ssize_t done = 0, sealed = 1;
-    while (sealed && !s->read_error && tls_session_flush(s)) {
-        sealed = seal_some(s, &cursor);
-        done += sealed;
-    }
+    struct tls_cursor from = tls_cursor_of(iov, iov_count);
+    const size_t all = from.left;
+    while (!s->read_error && tls_session_flush(s) && from.left)
+        seal_some(s, &from);
     if (s->write_error || s->read_error)
         return s->write_error ? -s->write_error : -s->read_error;
-    return done ? done : -EAGAIN;
+    return all > from.left ? (ssize_t)(all - from.left) : -EAGAIN;
 }
