@@ -90,7 +90,7 @@ $(LANES:%=lane-%): lane-%:
 INTEGRATION := tests/integration
 CHAOS    := $(INTEGRATION)/test_chaos.py
 WAN      := $(wildcard $(INTEGRATION)/test_wan*.py $(INTEGRATION)/test_doctor*.py)
-TRAINING := $(wildcard $(INTEGRATION)/test_docs.py $(INTEGRATION)/test_examples.py $(INTEGRATION)/test_optim_*.py $(INTEGRATION)/test_torch.py)
+TRAINING := $(wildcard $(INTEGRATION)/test_docs.py $(INTEGRATION)/test_examples.py $(INTEGRATION)/test_optim_*.py $(INTEGRATION)/test_torch*.py)
 APART    := $(CHAOS) $(WAN) $(TRAINING)
 
 # Variants beside each other, so that the long last program of one does not keep a processor idle.
