@@ -122,7 +122,7 @@ GOALS = (
     Goal(
         "kv_codecs",
         "bf16 of independent values: part of the bytes",
-        where("of_plain", cache="normal", codec="bf16"),
+        where("of_plain", cache="normal", codec="bf16-exp"),
         0.75,
     ),
     Goal("weights_bytes", "bits of A / entropy", where("a_over_iid"), 1.02),
