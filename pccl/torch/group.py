@@ -21,8 +21,9 @@ import torch.distributed as dist
 
 from pccl.errors import ArgumentError, PcclError
 from pccl.torch.exchange import Exchange, OnPeerLoss, fold
-from pccl.torch.reduction import BITWISE, name_of
+from pccl.torch.reduction import BITWISE, factor_of, name_of, sparse_name_of
 from pccl.torch.rendezvous import Deadline, Member, Run, enter, open_run, store_at
+from pccl.torch.sparse import Part
 from pccl.torch.staging import Landing, all_equal, as_moved, as_reduced, moved, reduced
 from pccl.torch.work import Work, failure
 
@@ -183,7 +184,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         """
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            exchange.comm.close()
+            exchange.close()
             self._left()
 
     abort = shutdown
@@ -191,8 +192,8 @@ class ProcessGroup(_Base):  # type: ignore[misc]
     # -- reductions --------------------------------------------------------------------------------------------------
 
     def allreduce(self, tensors: Tensors, opts: Any) -> Work:
-        """In place, of one tensor."""
-        return self._all_reduce([_one(tensors, "allreduce")], opts)
+        """In place, of one tensor, dense or sparse (COO)."""
+        return self._all_reduce_one(_one(tensors, "allreduce"), opts)
 
     def allreduce_coalesced(self, tensors: Tensors, opts: Any) -> Work:
         """In place, of many tensors, copied together."""
@@ -202,10 +203,26 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         """All-reduces a tensor of a floating type in place, by AVG; float32 may travel as a codec of `all_reduce`."""
         opts: Any = dist.AllreduceOptions()
         opts.reduceOp = dist.ReduceOp.AVG
-        return self._all_reduce([tensor], opts, codec)
+        return self._all_reduce_one(tensor, opts, codec)
+
+    def _all_reduce_one(self, tensor: torch.Tensor, opts: Any, codec: str | None = None) -> Work:
+        if not tensor.is_sparse:
+            return self._all_reduce([tensor], opts, codec)
+        if codec is not None:
+            raise TypeError(f"all_reduce: {codec} is for dense tensors; sparse ones travel as they are")
+        op = sparse_name_of(opts.reduceOp, tensor.dtype)
+        part = Part.of(tensor, factor_of(opts.reduceOp))
+        ended = self._start(self._ops.sparse.all_reduce, part, op == "avg", self._seconds(opts))
+
+        def finish() -> None:
+            with torch.no_grad():
+                tensor.copy_(ended.wait())
+
+        return Work([ended], [tensor], finish)
 
     def _all_reduce(self, tensors: Tensors, opts: Any, codec: str | None = None) -> Work:
-        landings = [Landing(tensor, "all_reduce", keep=True) for tensor in tensors]
+        factor = factor_of(opts.reduceOp)
+        landings = [Landing(tensor, "all_reduce", keep=True, factor=factor) for tensor in tensors]
         views = [as_reduced(landing.view, "all_reduce") for landing in landings]
         ops = {name_of(opts.reduceOp, tensor.dtype, "all_reduce") for tensor in tensors}
         if len(ops) == 1 and ops <= BITWISE.keys():
@@ -267,6 +284,8 @@ class ProcessGroup(_Base):  # type: ignore[misc]
 
     def _reduce_scatter(self, output: torch.Tensor, source: torch.Tensor, opts: Any) -> Work:
         op = name_of(opts.reduceOp, output.dtype, "reduce_scatter")
+        if (factor := factor_of(opts.reduceOp)) is not None:
+            source = source * factor
         landing = Landing(output, "reduce_scatter: output")
         target = as_reduced(landing.view, "reduce_scatter: output")
         rows = source.new_empty(self._size, target.numel())

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from pccl.errors import PcclError
-from pccl.work import Work as Op
+from pccl.work import Pending
 
 __all__ = ["Work", "failure"]
 
@@ -44,7 +44,7 @@ class Work(_Base):  # type: ignore[misc]
 
     def __init__(
         self,
-        ops: Sequence[Op],
+        ops: Sequence[Pending[Any]],
         tensors: list[torch.Tensor],
         finish: Callable[[], None] | None = None,
         source: int = -1,
