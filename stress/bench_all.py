@@ -64,7 +64,8 @@ def module(name: str) -> list[str]:
 
 #: The steps of --quick, with other values of their options, so that each takes a minute at most.
 QUICK: dict[str, dict[str, str]] = {
-    **{key: {} for key in ("tcp", "shm", "in_flight", "fused", "transfer", "kernels")},
+    **{key: {} for key in ("tcp", "shm", "transfer", "kernels")},
+    **{key: {"--iters": "30"} for key in ("in_flight", "fused")},
     **{key: {"--trials": "10"} for key in ("kill", "join")},
     "torch": {"--rounds": "15"},
     **{key: {"--rounds": "3"} for key in ("kv", "kv_codecs")},
