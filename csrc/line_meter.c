@@ -153,7 +153,7 @@ void line_take(struct line_meter *m, const struct line_share *shares, uint32_t c
 
 /* -- windows ------------------------------------------------------------------------------------------------------- */
 
-static int is_long(const struct link *l)
+int line_is_long(const struct link *l)
 {
     return !l->detour_epoch && l->open && l->rtt_us >= LONG_RTT_US;
 }
@@ -170,7 +170,7 @@ static void begin_window(pccl_engine *e)
     int saturated = 0;
     m->rtt_ns = 0;
     for (const struct link *l = e->links; l; l = l->next) {
-        if (!is_long(l))
+        if (!line_is_long(l))
             continue;
         saturated |= l->meter.saturated_since_ns != 0;
         m->rtt_ns = l->rtt_us * 1000ULL > m->rtt_ns ? l->rtt_us * 1000ULL : m->rtt_ns;
@@ -178,8 +178,8 @@ static void begin_window(pccl_engine *e)
     m->begin_ns = saturated ? e->now_ns : 0;
     m->end_ns = e->now_ns + window_ns(m);
     for (struct link *l = e->links; saturated && l; l = l->next) {
-        l->meter.line_streams = is_long(l) ? l->used : 0;
-        l->meter.line_sent = is_long(l) ? meter_delivered(l) : 0;
+        l->meter.line_streams = line_is_long(l) ? l->used : 0;
+        l->meter.line_sent = line_is_long(l) ? meter_delivered(l) : 0;
         l->meter.line_received = l->received_bytes;
     }
 }
@@ -206,7 +206,7 @@ static void end_window(pccl_engine *e)
     struct line_share shares[LIMIT_PEERS];
     uint32_t count = 0;
     for (const struct link *l = e->links; l; l = l->next) {
-        if (!is_long(l))
+        if (!line_is_long(l))
             continue;
         if (count == LIMIT_PEERS || !share_of(l, &shares[count++]))
             return;

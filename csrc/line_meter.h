@@ -39,7 +39,14 @@ struct line_share {
 void line_take(struct line_meter *m, const struct line_share *shares, uint32_t count, uint64_t ns);
 
 struct pccl_engine;
+struct link;
 /* Once in every turn: looks whether a window is over. Never wakes the engine. */
 void line_look(struct pccl_engine *e);
+
+/* Whether it is one of those that may share the line. */
+int line_is_long(const struct link *l);
+
+/* line_share.c: bytes per second that a link may send at most, so that those beside it on the line get on; UINT64_MAX: any. */
+uint64_t line_share(const struct link *l);
 
 #endif

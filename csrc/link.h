@@ -116,6 +116,7 @@ struct meter {
     uint64_t line_sent, line_received;  /* until the begin of the line's window (line_meter.c) */
     uint32_t line_streams;     /* in use then; 0: it was not a long link that is open */
     uint64_t pace;             /* of each stream, bytes per second; 0: none set */
+    int held_back;             /* paced by its share of the line (line_share.c), which tells nothing of what it carries */
     uint64_t packets, packets_again;
     uint64_t losses[METER_LOSSES];  /* a ring: parts per million */
     uint32_t loss_readings, loss_ppm;  /* the median of the readings, while there is one */

@@ -107,6 +107,11 @@ static uint64_t first_flight(const struct link *l)
     return l->probe.bytes ? FIRST_FILLER_BYTES : FIRST_FLIGHT_BYTES;
 }
 
+static uint64_t least_pace(const struct link *l)
+{
+    return LEAST_FLIGHT_BYTES * 1000000ULL / l->rtt_us;
+}
+
 /* Of the whole link. */
 static uint64_t pace_of(const struct link *l)
 {
@@ -114,7 +119,17 @@ static uint64_t pace_of(const struct link *l)
     if (!m->known)
         return growing(l) + first_flight(l) * 1000000ULL / l->rtt_us;
     /* never next to nothing, which is all that is read while a link is dead */
-    return m->best_bytes_per_s * PACE_PERCENT / 100 + LEAST_FLIGHT_BYTES * 1000000ULL / l->rtt_us;
+    return m->best_bytes_per_s * PACE_PERCENT / 100 + least_pace(l);
+}
+
+/* The same, or the link's share of the line it is on. */
+static uint64_t chosen_pace(struct link *l)
+{
+    uint64_t pace = pace_of(l), share = line_share(l);
+    l->meter.held_back = l->meter.known && share < pace;
+    if (!l->meter.held_back)
+        return pace;
+    return share > least_pace(l) ? share : least_pace(l);
 }
 
 void meter_pace(struct link *l)
@@ -122,7 +137,7 @@ void meter_pace(struct link *l)
     struct meter *m = &l->meter;
     if (!is_held(l) || !m->windows)
         return;
-    uint64_t pace = pace_of(l) / l->used;
+    uint64_t pace = chosen_pace(l) / l->used;
     uint64_t change = pace > m->pace ? pace - m->pace : m->pace - pace;
     if (change < m->pace / PACE_CHANGE_PART)
         return;
@@ -281,7 +296,7 @@ static void end_window(struct link *l, int saturated)
     int same = m->window_streams == l->used && m->window_changes == l->stream_changes;
     if (m->known && m->window_begin_ns && (m->window_changes != l->stream_changes || (!bytes && !m->window_gap)))
         m->in_doubt = 1;
-    if (m->window_begin_ns && same && bytes && in_time && !m->window_gap)
+    if (m->window_begin_ns && same && bytes && in_time && !m->window_gap && !m->held_back)
         add_window(l, bytes, now_ns - m->window_begin_ns,
                    (r.packets_again - m->window_again) * 100 > (r.packets - m->window_packets) * OVERFLOW_PERCENT);
     else
@@ -302,6 +317,8 @@ void meter_sent(struct link *l, int saturated)
 {
     struct meter *m = &l->meter;
     m->window_gap |= !saturated;
+    if (!saturated && m->held_back)
+        meter_pace(l);
     if (!saturated)
         m->saturated_since_ns = 0;
     else if (!m->saturated_since_ns)

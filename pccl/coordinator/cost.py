@@ -337,6 +337,12 @@ def site_seconds(paths: Paths, carried: Array) -> Array:
     return np.concatenate([through.sum(axis=1) / paths.up, through.sum(axis=0) / paths.down])
 
 
+def lines_limit(paths: Paths, shares: Shares) -> bool:
+    """Whether the mesh with these shares is limited by what members have on all their paths together."""
+    carried = on_links(paths, routes_of(mesh_regions(paths.n)).carried(shares))
+    return bool(site_seconds(paths, carried).max() >= path_seconds(paths, carried).max())
+
+
 def owners_delay(paths: Paths, routes: Routes) -> float:
     """The longest way of a contribution to an owner and of its result to somebody else, and the FIN."""
     hops, d = routes.hops, paths.delay

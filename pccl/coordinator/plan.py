@@ -22,6 +22,7 @@ from pccl.coordinator.cost import (
     Paths,
     cautious,
     equal_shares,
+    lines_limit,
     mesh_regions,
     one_round_line,
     owners_line,
@@ -56,6 +57,11 @@ SLOW_BYTES_PER_S = 15e6
 MESH_BYTES_MAX = 1 << 20
 #: What a less simple plan must gain over a simpler one, and a new one over the one in use.
 PREFER_GAIN = 0.05
+#: What a plan may seem to lose that could gain what the figures do not show. Two levels: from what pairs carried while
+#: all of them were busy nobody can tell whether they share the lines out of their sites, where fewer bytes between
+#: regions gain much. A ring where lines limit the mesh: its links take turns on their lines, and when some have ended
+#: lines lie idle; in a ring each line has one link, and is full from the beginning to the end.
+TRIAL_LOSS = 0.05
 #: What unequal spans must gain over equal ones. Measured rates of equal paths differ by almost as much, and spans made
 #: from noise cost as much as they promise.
 SPANS_GAIN = 0.2
@@ -78,7 +84,7 @@ class Plan:
     `one_round_bytes_max`: up to so many bytes all-reduces take one round, up to `mesh_bytes_max` the mesh with equal
     spans, beyond `large_algorithm` with the spans of `weights` (all 0: equal). `pair_streams`: (a, b, count) by rank
     where it is not `streams`. `detours`: (a, b, via) for each direction of each broken pair. `predicted_s`: for
-    REFERENCE_BYTES; 0 if nothing is known.
+    REFERENCE_BYTES; 0 if nothing is known. `on_trial`: it may gain what the figures cannot show.
     """
 
     streams: int
@@ -93,6 +99,7 @@ class Plan:
     predicted_s: float = 0.0
     reason: str = ""
     one_round_bytes_max: int = 0
+    on_trial: bool = False
 
     def avoids(self, pair: Pair) -> bool:
         """Whether it does without the link between two members."""
@@ -174,11 +181,9 @@ def _streams_by_peers(plan: Plan) -> dict[frozenset[bytes], int]:
 
 
 def is_worth_a_try(present: Plan, present_s: float, ahead: Plan) -> bool:
-    """Whether two levels that promise no gain shall be tried all the same: from what pairs carried while all of them
-    were busy nobody can tell whether they share the lines out of their sites, where fewer bytes would gain much.
-    """
-    anew = ahead.large_algorithm == Algorithm.TWO_LEVEL != present.large_algorithm
-    return anew and not present.detours and 0 < ahead.predicted_s <= _bar(Algorithm.TWO_LEVEL) * present_s
+    """Whether a plan that promises no gain shall be tried all the same."""
+    anew = ahead.on_trial and ahead.large_algorithm != present.large_algorithm
+    return anew and not present.detours and 0 < ahead.predicted_s <= (1 + TRIAL_LOSS) * present_s
 
 
 # -- without measurements -------------------------------------------------------------------------------------------
@@ -246,6 +251,12 @@ class _Candidate:
     seconds: float
     shares: tuple[float, ...]
     text: str
+    bar: float = 1.0
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether it may gain what the figures cannot show."""
+        return self.bar > 1
 
 
 def _by_measurement(
@@ -260,7 +271,7 @@ def _by_measurement(
     places = tuple(regions[k] for k in best.order)
     weights = as_weights([best.shares[k] for k in best.order])
     streams = _usual_streams(ranked, measured, placed)
-    mesh_most, one_round_most = _sizes(placed, best.algorithm, places, weights, segment, asked)
+    mesh_most, one_round_most = _sizes(placed, best, places, weights, segment, asked)
     return Plan(
         streams=streams,
         segment_bytes=segment,
@@ -274,6 +285,7 @@ def _by_measurement(
         predicted_s=best.seconds,
         reason=why + ", ".join(f"{_name(c.algorithm)} {c.seconds:.3g} s" for c in candidates),
         one_round_bytes_max=one_round_most,
+        on_trial=best.on_trial,
     )
 
 
@@ -281,7 +293,7 @@ def _best(candidates: Sequence[_Candidate]) -> tuple[_Candidate, str]:
     """The fastest, if it is so much faster than the simpler ones that it is worth it."""
     best = candidates[0]
     for candidate in candidates[1:]:
-        if candidate.seconds < _bar(candidate.algorithm) * best.seconds:
+        if candidate.seconds < candidate.bar * best.seconds:
             best = candidate
     return best, f"{best.text}; of "
 
@@ -293,15 +305,8 @@ def _asked(candidates: Sequence[_Candidate], regions: Sequence[int], asked: Algo
     return best, f"{why}: {best.text}; of "
 
 
-def _bar(algorithm: Algorithm) -> float:
-    """What a candidate's time must be, relative to a simpler one's. Two levels may even be a little slower: the same
-    figures would come from sites whose way out all pairs share, and there fewer bytes between regions gain much.
-    """
-    return {Algorithm.MESH: 1.0, Algorithm.TWO_LEVEL: 1 + PREFER_GAIN}.get(algorithm, 1 - PREFER_GAIN)
-
-
 def _candidates(paths: Paths, regions: tuple[int, ...], segment: int) -> list[_Candidate]:
-    """Simple ones first."""
+    """Simple ones first. `bar`: what a candidate's time must be, relative to a simpler one's."""
     n, own = paths.n, tuple(range(paths.n))
     shares, seconds = _shares(paths, mesh_regions(n))
     found = [_Candidate(Algorithm.MESH, own, seconds, shares, f"mesh, {_spread(shares)}")]
@@ -310,13 +315,15 @@ def _candidates(paths: Paths, regions: tuple[int, ...], segment: int) -> list[_C
     if 1 < len(set(regions)) < n:
         split, seconds = _shares(paths, regions)
         text = f"two levels, {len(set(regions))} regions, {_spread(split)}"
-        found.append(_Candidate(Algorithm.TWO_LEVEL, own, seconds, split, text))
+        found.append(_Candidate(Algorithm.TWO_LEVEL, own, seconds, split, text, 1 + TRIAL_LOSS))
     order = _ring(paths, segment)
     placed = paths.ordered(order)
     slowest = min(ring_rates(placed))
     text = f"ring, slowest hop {slowest / 1e6:.3g} MB/s"
     seconds = ring_seconds(placed, REFERENCE_BYTES, segment)
-    found.append(_Candidate(Algorithm.RING, order, seconds, shares, text))
+    trial = len(found) == 1 and lines_limit(paths, shares)
+    bar = 1 + TRIAL_LOSS if trial else 1 - PREFER_GAIN
+    found.append(_Candidate(Algorithm.RING, order, seconds, shares, text, bar))
     return found
 
 
@@ -365,14 +372,14 @@ def ring_steps(paths: Paths, nbytes: float) -> Array:
 
 def _sizes(
     paths: Paths,
-    algorithm: Algorithm,
+    best: _Candidate,
     regions: tuple[int, ...],
     weights: Sequence[int],
     segment: int,
     asked: Algorithm = Algorithm.AUTO,
 ) -> tuple[int, int]:
-    """Of a plan whose large ops use the algorithm: mesh_bytes_max and one_round_bytes_max."""
-    n = paths.n
+    """Of a plan whose large ops go by the candidate: mesh_bytes_max and one_round_bytes_max."""
+    n, algorithm = paths.n, best.algorithm
     mesh = owners_line(paths, mesh_regions(n), equal_shares(n))
     owners = owners_line(paths, regions if algorithm == Algorithm.TWO_LEVEL else mesh_regions(n), as_shares(weights))
 
@@ -387,7 +394,7 @@ def _sizes(
     elif asked not in (Algorithm.AUTO, Algorithm.MESH):
         most = 0
     else:
-        most = mesh_bytes_max(mesh, large_s, _bar(algorithm))
+        most = mesh_bytes_max(mesh, large_s, best.bar)
     return most, one_round_bytes_max(one_round_line(paths), other_s) if asked == Algorithm.AUTO else 0
 
 

@@ -28,7 +28,9 @@ from stress.wan.topology import parse
 SCRIPT = Path(__file__).with_name("waits_worker.py")
 HUB = Path(__file__).parents[1] / "wan" / "hub.py"
 PORT = 29400
-PEERS, BLOCKS, COUNTED_FROM = 4, 8, 2
+PEERS, BLOCKS = 4, 8
+#: The first periods do not count: links are cold, nothing has landed yet, and by what they show the plan is made.
+COUNTED_FROM = 4
 START_S, END_S = 120.0, 10.0
 EXPOSED_MAX, ROUND_MAX = 0.05, 1.15
 
@@ -105,7 +107,13 @@ def rows(modes: list[str], told: Row, rtt_ms: float, rate_mbit: float) -> Any:
 @click.option("--numel", type=click.IntRange(8), default=10_000_000, show_default=True, help="Parameters.")
 @click.option("--every", type=click.IntRange(1), default=20, show_default=True, help="Inner steps of a period.")
 @click.option("--step", "step_s", type=click.FloatRange(0), default=0.4, show_default=True, help="Seconds.")
-@click.option("--periods", type=click.IntRange(3), default=5, show_default=True, help="The first two do not count.")
+@click.option(
+    "--periods",
+    type=click.IntRange(COUNTED_FROM + 1),
+    default=7,
+    show_default=True,
+    help="The first four do not count.",
+)
 @click.option("--mode", "modes", type=click.Choice(list(MODES)), multiple=True, help="All unless given.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per row.")
 def main(modes: tuple[str, ...], as_json: bool, rtt_ms: float, rate_mbit: float, **told: Any) -> None:
@@ -116,7 +124,7 @@ def main(modes: tuple[str, ...], as_json: bool, rtt_ms: float, rate_mbit: float,
     if not as_json:
         click.echo(HEADING)
     missed = False
-    for row in rows(list(modes or MODES), {**told, "blocks": BLOCKS}, rtt_ms, rate_mbit):
+    for row in rows(list(modes or MODES), {**told, "blocks": BLOCKS, "counted_from": COUNTED_FROM}, rtt_ms, rate_mbit):
         missed |= not row["ok"]
         text = (
             f"{row['mode']:<16} {row['wait_s']:8.2f} {row['exposed']:9.3f} {row['line_s']:13.2f} "

@@ -34,7 +34,7 @@ def take_part(job: dict[str, Any]) -> None:
 
 
 def timed(comm: Any, told: dict[str, Any], torch: Any) -> dict[str, Any]:
-    """`periods` of training; the first does not count: links are cold, and nothing has landed yet."""
+    """`periods` of training, of which those before `counted_from` do not count."""
     from pccl.optim import DiLoCo
 
     model = torch.nn.ParameterList(torch.zeros(told["numel"] // told["blocks"]) for _ in range(told["blocks"]))
@@ -42,7 +42,7 @@ def timed(comm: Any, told: dict[str, Any], torch: Any) -> dict[str, Any]:
     grads = [torch.full_like(parameter, 1e-3 * (comm.rank + 1)) for parameter in model]
     waited, sent, begun = 0.0, 0, 0.0
     for step in range(told["every"] * told["periods"] + 1):
-        if step == told["every"] * 2 + 1:
+        if step == told["every"] * told["counted_from"] + 1:
             waited, sent, begun = opt.stats.wait_s, opt.stats.bytes_sent, time.monotonic()
         time.sleep(told["step_s"])  # the inner step
         for parameter, grad in zip(model, grads, strict=True):

@@ -180,4 +180,55 @@ TEST(an_engine_looks_at_its_links_together)
     cluster_close(&c);
 }
 
+/* -- shares of a line ------------------------------------------------------------------------------------------------ */
+
+/* Links of an engine on which segments of 1,000 bytes wait. */
+struct waiting {
+    pccl_engine engine;
+    struct link links[LINKS];
+    struct flow flows[LINKS];
+    struct segment segment;
+    struct sender senders[2];
+};
+
+static void wait_on(struct waiting *w, const uint32_t *counts)
+{
+    *w = (struct waiting){.segment.bytes = 1000, .engine.line.up_bytes_per_s = 100 * MBIT};
+    for (uint32_t i = 0; i < LINKS; i++) {
+        struct link *l = &w->links[i];
+        struct flow *f = &w->flows[i];
+        *l = (struct link){.engine = &w->engine, .open = 1, .rtt_us = 80000, .next = w->engine.links};
+        w->engine.links = l;
+        *f = (struct flow){.sender = &w->senders[0], .link = l, .segments = &w->segment, .count = counts[i], .cap = 1, .next = f, .prev = f};
+        l->queues[0].flows = counts[i] ? f : NULL;
+    }
+}
+
+TEST(who_has_less_to_send_leaves_the_line_to_the_others)
+{
+    static struct waiting w;
+    wait_on(&w, (const uint32_t[]){100, 300, 600});
+    CHECK_EQ_INT(line_share(&w.links[0]), 125 * MBIT / 10);
+    CHECK(line_share(&w.links[1]) == UINT64_MAX);        /* nine tenths of an equal part */
+    CHECK(line_share(&w.links[2]) == UINT64_MAX);
+    wait_on(&w, (const uint32_t[]){0, 100, 300});
+    CHECK(line_share(&w.links[0]) == UINT64_MAX);        /* has nothing that could wait */
+    CHECK_EQ_INT(line_share(&w.links[1]), 125 * MBIT / 4);
+}
+
+TEST(only_links_of_one_line_and_segments_of_one_op_are_shared_out)
+{
+    static struct waiting w;
+    const uint32_t counts[] = {100, 300, 600};
+    wait_on(&w, counts);
+    w.engine.line.up_bytes_per_s = 0;
+    CHECK(line_share(&w.links[0]) == UINT64_MAX);        /* nobody knows of a line */
+    wait_on(&w, counts);
+    w.flows[2].sender = &w.senders[1];
+    CHECK(line_share(&w.links[0]) == UINT64_MAX);        /* another op need not wait */
+    wait_on(&w, counts);
+    w.links[2].rtt_us = 100;                             /* is near, and not on the line */
+    CHECK_EQ_INT(line_share(&w.links[0]), 125 * MBIT / 4);
+}
+
 TEST_MAIN("line")

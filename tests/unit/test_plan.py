@@ -325,6 +325,21 @@ def test_two_levels_are_worth_a_try() -> None:
     assert around.detours and not is_worth_a_try(around, 99.0, ahead), "a try is for links that are whole"
 
 
+def test_a_ring_is_worth_a_try_where_lines_limit_the_mesh() -> None:
+    """Four lines that three links each share: a ring, which has one link per line, seems hardly faster, and is tried.
+    Little data still takes the mesh; and so does all where each pair has a path of its own."""
+    lines = {peer(k): 12.5 * MB for k in range(4)}
+
+    known = replace(same(4, 4.2 * MB), up=lines, down=lines)
+    present, ahead = plan(far(4)), plan(far(4), known)
+    mesh_s = predict(present, far(4), known)
+    assert present.large_algorithm == Algorithm.MESH and ahead.large_algorithm == Algorithm.RING
+    assert 0.95 * mesh_s < ahead.predicted_s < 1.05 * mesh_s and 0 < ahead.mesh_bytes_max < REFERENCE_BYTES
+    assert not is_worth_it(mesh_s, ahead) and is_worth_a_try(present, mesh_s, ahead)
+    assert not is_worth_a_try(ahead, predict(ahead, far(4), known), ahead), "in use"
+    assert plan(far(4), same(4, 4.2 * MB)).large_algorithm == Algorithm.MESH, "no lines"
+
+
 # -- one round ------------------------------------------------------------------------------------------------------
 
 
