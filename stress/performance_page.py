@@ -46,25 +46,29 @@ class Picture:
 
 
 def draw_all_reduce(rows: Rows, path: Path) -> None:
-    """Time against size, for each number of peers: pccl over TCP and through shared memory, gloo."""
+    """Time against size, for each number of peers: pccl over TCP and through shared memory, each beside gloo in its
+    own run.
+    """
     peers = sorted({row["peers"] for of in rows.values() for row in of})
     chart, places = pyplot().subplots(1, len(peers), figsize=(5.5 * len(peers), 4), layout="constrained", squeeze=False)
     for count, axes in zip(peers, places[0], strict=True):
-        for step, label in (("tcp", "pccl, TCP"), ("shm", "pccl, shared memory")):
-            line(axes, [row for row in rows.get(step, ()) if row["peers"] == count], "ours_ms", label, "-o")
-        line(axes, [row for row in rows.get("tcp", ()) if row["peers"] == count], "gloo_ms", "gloo", "--s")
+        for step, label, colour in (("tcp", "TCP", "#1f6fb4"), ("shm", "shared memory", "#d98018")):
+            of = [row for row in rows.get(step, ()) if row["peers"] == count]
+            line(axes, of, "ours_ms", f"pccl, {label}", "-o", colour)
+            line(axes, of, "gloo_ms", "gloo in the same run", "--", colour)
         axes.set_title(f"{count} peers")
         axes.set_ylabel("ms")
-        axes.grid(alpha=0.25, which="both")
+        axes.minorticks_off()
+        axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
     save(chart, path)
 
 
-def line(axes: Any, rows: Sequence[Row], name: str, label: str, style: str) -> None:
+def line(axes: Any, rows: Sequence[Row], name: str, label: str, style: str, colour: str) -> None:
     """One side."""
     points = [(row["bytes"], row[name]) for row in rows if row[name] is not None]
     if points:
-        axes.loglog(*zip(*points, strict=True), style, markersize=4, label=label)
+        axes.loglog(*zip(*points, strict=True), style, markersize=4, label=label, color=colour)
         sizes = [nbytes for nbytes, _ in points]
         axes.set_xticks(sizes, [format_bytes(nbytes) for nbytes in sizes], fontsize=8)
 
