@@ -11,6 +11,7 @@ from typing import Any
 
 from pccl.cli._units import format_bytes, format_ms
 from stress.wan.bench.faults import FAULTS
+from stress.wan.bench.report import plan_of
 from stress.wan.bench.scenarios import SCENARIOS
 
 Row = dict[str, Any]
@@ -139,7 +140,7 @@ TABLES: dict[str, Table] = {
             "bound / pccl": judged("fraction"),
             "gloo / pccl": judged("vs_gloo"),
             "ring / pccl": judged("vs_ring"),
-            "plan": lambda row: row["plan"].get("reason", "").partition(",")[0],
+            "plan, streams": plan_of,
         },
         having(kind="times"),
         tuple(SCENARIOS),
