@@ -27,9 +27,11 @@ __all__ = [
     "Buffer",
     "as_buffer",
     "byte_view",
+    "describe",
     "describe_dtype",
     "empty_like",
     "flat_slice",
+    "is_away",
     "is_tensor",
     "shares_memory",
     "was_written",
@@ -154,7 +156,8 @@ def _torch_codes(torch: Any) -> dict[Any, int]:
 def _check_torch(torch: Any, tensor: Any, what: str) -> None:
     if not tensor.is_cpu:
         raise TypeError(
-            f"{what}: the tensor is on {tensor.device}; accelerators are not supported yet, pass tensor.cpu()"
+            f"{what}: the tensor is on {tensor.device}, and only all_reduce, sync_state and pccl.torch take tensors of "
+            f"devices; pass tensor.cpu()"
         )
     if tensor.layout is not torch.strided:
         raise TypeError(f"{what}: the tensor is sparse ({tensor.layout}); pass tensor.to_dense()")
@@ -164,11 +167,34 @@ def _check_torch(torch: Any, tensor: Any, what: str) -> None:
         )
 
 
-def _torch_buffer(torch: Any, tensor: Any, writable: bool, what: str) -> Buffer:
-    _check_torch(torch, tensor, what)
+def is_away(tensor: Any) -> bool:
+    """Whether it is a torch tensor that does not lie in host memory, or a list with one."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    if isinstance(tensor, list | tuple):
+        return any(isinstance(one, torch.Tensor) and not one.is_cpu for one in tensor)
+    return isinstance(tensor, torch.Tensor) and not tensor.is_cpu
+
+
+def describe(tensor: Any, what: str) -> Buffer:
+    """Dtype and shape of a torch tensor of any device, as a Buffer without an address. TypeError for other dtypes than
+    those in `DTYPE_NAMES`.
+    """
+    code, count = _torch_code(sys.modules["torch"], tensor, what), tensor.numel()
+    return Buffer(0, count * tensor.element_size(), code, count, tuple(tensor.shape), tensor)
+
+
+def _torch_code(torch: Any, tensor: Any, what: str) -> int:
     code = (_TORCH_CODES or _torch_codes(torch)).get(tensor.dtype)
     if code is None:
         raise TypeError(_no_such_dtype(what, str(tensor.dtype).removeprefix("torch.")))
+    return code
+
+
+def _torch_buffer(torch: Any, tensor: Any, writable: bool, what: str) -> Buffer:
+    _check_torch(torch, tensor, what)
+    code = _torch_code(torch, tensor, what)
     if not tensor.is_contiguous():
         raise ArgumentError(f"{what}: the tensor is not contiguous; pass tensor.contiguous()")
     count = tensor.numel()

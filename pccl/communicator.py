@@ -18,7 +18,8 @@ all of them share:
 
 Tensors are torch CPU tensors, numpy arrays, or anything with DLPack or the buffer protocol; contiguous; float64,
 float32, float16, bfloat16, (u)int8 to (u)int64. Any size, 0 included. After an error inputs hold what they held, also
-in place; an output that is not the input is undefined (see pccl/errors.py).
+in place; an output that is not the input is undefined (see pccl/errors.py). all_reduce takes CUDA tensors as well, of
+any layout; everything else refuses them with TypeError.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from pccl.arguments import (
     rows_of,
     span_of,
 )
-from pccl.buffers import Buffer, as_buffer, empty_like
+from pccl.buffers import Buffer, as_buffer, empty_like, is_away
 from pccl.errors import ArgumentError, PeerLost
 from pccl.fused import BUCKET_BYTES, Fused, join
 from pccl.lanes import Tag
@@ -56,6 +57,7 @@ from pccl.types import EpochView, PlanInfo
 from pccl.work import Result, Work
 
 if TYPE_CHECKING:
+    from pccl.device.pipeline import Stager
     from pccl.sharing.depot import Depot
     from pccl.transfer import Transfers
 
@@ -161,6 +163,10 @@ class Communicator:
         """What this peer keeps of its state on offer; for pccl.sharing."""
         return self._runtime.depot()
 
+    def stager(self) -> Stager:
+        """Through which tensors of devices go; for pccl.sharing."""
+        return self._runtime.stager()
+
     def stats(self) -> dict[str, Any]:
         """Counters since the communicator was made; "links": one dict per peer; "ops": how many ended, by kind and
         outcome; "waits": how often and how long threads were blocked, by what. Never blocks.
@@ -212,7 +218,19 @@ class Communicator:
         sends everything to all) takes the mesh when that would be more than 64 MiB. `codec`: float32 travels as "bf16",
         "fp16", "int8" or "e3m0" (blocks of 256; errors and NaN policy: csrc/codec.h), folded in float32, by the mesh or
         in one round. The result's tensor is `out`, else `tensor`.
+
+        CUDA tensors, all of a call on one device, and on devices on all peers, go by pieces through pinned memory
+        (docs/torch.md); Result.parts has their ops. Nothing waits for the device: the op takes what the current stream
+        gives, and when the call, or `Work.wait`, returns, it is the current stream of the caller that waits for the
+        last copies. A peer lost meanwhile may have taken part in some pieces and not in others, as with a list: where
+        that matters take "avg", or on_peer_loss="raise". Raises DeviceError if the device fails.
         """
+        if is_away(tensor):
+            work = self._all_reduce_staged(
+                tensor, out, op=op, algorithm=algorithm, codec=codec, on_peer_loss=on_peer_loss, priority=priority,
+                tag=tag, timeout=timeout,
+            )  # fmt: skip
+            return work if async_op else work.wait()
         if isinstance(tensor, list | tuple):
             work = self._all_reduce_list(
                 Fused(tensor, out, op, algorithm, codec, BUCKET_BYTES), on_peer_loss, tag, timeout, priority
@@ -499,8 +517,9 @@ class Communicator:
         from here on.
 
         Costs no round trip when nobody waits to join; ops in flight go on. With fewer peers left than the run asks for
-        it waits for joiners, or raises TooFewPeers at once if the communicator was made with too_few="raise". Blocks at
-        most `timeout` seconds (default: the communicator's `op_timeout`), then raises Timeout without having passed.
+        it waits for joiners, or raises TooFewPeers at once if the communicator was made with too_few="raise". Waits
+        until the ops of calls on CUDA tensors have begun; all others have when they are called. Blocks at most
+        `timeout` seconds (default: the communicator's `op_timeout`), then raises Timeout without having passed.
         Untagged ops are counted anew from each boundary.
         """
         runtime = self._runtime
@@ -509,6 +528,8 @@ class Communicator:
         seconds = settings.op_timeout if timeout is None else timeout
         begin_ns = time.monotonic_ns()
         try:
+            runtime.flush(seconds)
+            seconds -= (time.monotonic_ns() - begin_ns) / 1e9
             return runtime.control.advance(seconds, wait_for_peers=settings.too_few == "wait")
         finally:
             runtime.waited(0, begin_ns, "advance")
@@ -582,6 +603,11 @@ class Communicator:
             op.request.priority = choice("priority", priority, PRIORITIES)
         self._runtime.submit_parts(call.ops, tag, timeout)
         return join(self._runtime, call)
+
+    def _all_reduce_staged(self, tensor: Any, out: Any, **options: Any) -> Work:
+        from pccl.device.reduce import all_reduce
+
+        return all_reduce(self._runtime, tensor, out, **options)
 
     def _participants(self) -> tuple[bytes, ...]:
         self._runtime.check()

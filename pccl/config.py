@@ -13,6 +13,7 @@ PCCL_TLS_CA, PCCL_TLS_CERT, PCCL_TLS_KEY   PEM files, if certificates and not th
 PCCL_INSECURE     1: data may travel in plain between hosts
 PCCL_TRACE        directory in which each peer writes its trace (`pccl trace`)
 
+PCCL_PINNED_BYTES how much pinned host memory a communicator takes for tensors of devices, "512MiB" (the default), "2GB"
 PCCL_SGLANG       JSON for the SGLang adapter of pccl.kv (docs/kv_adapters.md)
 """
 
@@ -26,13 +27,26 @@ from typing import Literal, get_args
 from pccl.encryption import TlsFiles, choose_transport, tls_files
 from pccl.errors import ArgumentError
 from pccl.tokens import read
+from pccl.units import parse_bytes
 
-__all__ = ["DEFAULT_PORT", "Settings", "TooFew", "endpoint_of", "group_of_environment", "settings_from", "sglang_json"]
+__all__ = [
+    "DEFAULT_PORT",
+    "Settings",
+    "TooFew",
+    "endpoint_of",
+    "group_of_environment",
+    "pinned_bytes_max",
+    "settings_from",
+    "sglang_json",
+]
 
 #: Port of a coordinator whose address names none.
 DEFAULT_PORT = 29400
 #: Where an engine listens when nothing is said: every interface, any free port, IPv6 and IPv4 where the host has both.
 DEFAULT_LISTEN = "[::]:0"
+
+_PINNED_BYTES = "512MiB"
+_PINNED_BYTES_LEAST = 32 << 20  # one piece, pccl/device/pieces.py
 
 TooFew = Literal["wait", "raise"]
 
@@ -127,6 +141,18 @@ def settings_from(
         fault_seed=fault_seed,
         trace=os.fspath(env.get("PCCL_TRACE", "") if trace is None else trace),
     )
+
+
+def pinned_bytes_max(environ: Mapping[str, str] | None = None) -> int:
+    """The limit of pinned host memory that the environment names. Raises ArgumentError."""
+    text = (os.environ if environ is None else environ).get("PCCL_PINNED_BYTES") or _PINNED_BYTES
+    try:
+        nbytes = parse_bytes(text)
+    except ValueError as error:
+        raise ArgumentError(f"PCCL_PINNED_BYTES: {error}") from None
+    if nbytes < _PINNED_BYTES_LEAST:
+        raise ArgumentError(f"PCCL_PINNED_BYTES must be at least {_PINNED_BYTES_LEAST}, not {text!r}")
+    return nbytes
 
 
 def sglang_json() -> str | None:

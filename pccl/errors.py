@@ -157,6 +157,14 @@ class ResourceError(PcclError, MemoryError):
     """Memory or a budget is exhausted. Nothing happened, nothing is borrowed."""
 
 
+class DeviceError(PcclError):
+    """An accelerator failed to copy to or from pinned memory, or had none to give; the text is its own. It concerns
+    this peer alone: the others' ops end with Cancelled or Timeout, or well if only the copy of the result failed.
+
+    Buffers: host memory is as for any error. What the device's memory holds is for the device to say.
+    """
+
+
 _CLASSES: dict[int, type[PcclError]] = {
     Status.EINVAL: ArgumentError,
     Status.ENOMEM: ResourceError,

@@ -13,7 +13,7 @@ import threading
 import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -25,9 +25,9 @@ from pccl.arguments import ALGORITHMS, as_it_is, choice, codec_of, label_of, out
 from pccl.buffers import DTYPE_NAMES, Buffer, as_buffer
 from pccl.errors import ArgumentError, PcclError
 from pccl.runtime import Op, Runtime
-from pccl.work import Work
+from pccl.work import Work, together
 
-__all__ = ["BUCKET_BYTES", "Fused", "Part", "join", "layout"]
+__all__ = ["BUCKET_BYTES", "Described", "Fused", "Part", "digest_of", "in_words", "join", "layout"]
 
 BUCKET_BYTES = 16 << 20
 _FLOAT32 = DTYPE_NAMES.index("float32")  # of the op that stands for a list without tensors
@@ -77,15 +77,16 @@ def layout(sizes: tuple[tuple[int, int], ...], bucket_bytes: int = BUCKET_BYTES)
 
 
 @lru_cache(maxsize=256)
-def _digest(described: Described) -> int:
+def digest_of(described: Described) -> int:
+    """Tells lists apart: what the ops of a call carry, so that peers find out."""
     return zlib.crc32(repr(described).encode())
 
 
-def _in_words(described: Described) -> str:
+def in_words(described: Described) -> str:
     """So many tensors, the first few of them, and a number that tells lists apart."""
     shown = [f"{DTYPE_NAMES[dtype]}{list(shape)}" for dtype, shape in described[:_SHAPES_SHOWN]]
     more = ["..."] if len(described) > _SHAPES_SHOWN else []
-    return f"{len(described)} tensors {_digest(described):08x}: {', '.join(shown + more)};"
+    return f"{len(described)} tensors {digest_of(described):08x}: {', '.join(shown + more)};"
 
 
 # -- one call --------------------------------------------------------------------------------------------------------
@@ -131,13 +132,13 @@ class Fused:
             part.dtype,
             redop_of(op, source),
             choice("algorithm", algorithm, ALGORITHMS),
-            zlib.crc32(f"fused {number}".encode(), _digest(self._described)),
+            zlib.crc32(f"fused {number}".encode(), digest_of(self._described)),
             source.count,
             source.address,
             target.address,
             codec=codec_of(codec, algorithm, source),
         )
-        label = f"{label_of(op, algorithm, codec)} of {_in_words(self._described)}"
+        label = f"{label_of(op, algorithm, codec)} of {in_words(self._described)}"
         shown = [self.shown[index] for index in part.members]
         return Op(request, (source, target), shown, as_it_is, label)
 
@@ -264,14 +265,4 @@ class _Join:
     def _succeed(self) -> None:
         self._call.write_back()
         results = tuple(op.work._outcome() for op in self._call.ops)
-        newest = max(results, key=lambda result: result.epoch)
-        result = replace(
-            newest,
-            tensor=self._call.shown,
-            retries=max(result.retries for result in results),
-            bytes_sent=sum(result.bytes_sent for result in results),
-            bytes_received=sum(result.bytes_received for result in results),
-            duration_s=max(result.duration_s for result in results),
-            parts=results,
-        )
-        self._work._resolve(result, None)
+        self._work._resolve(together(results, self._call.shown), None)

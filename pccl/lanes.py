@@ -61,8 +61,8 @@ class Lanes:
         self._busy.discard(lane)
 
     def note(self, name: OpName) -> None:
-        """The op was called."""
-        self._posted[name.lane] = name.seq + 1
+        """The op was called. Names may be noted again, when later ones have been."""
+        self._posted[name.lane] = max(self._posted.get(name.lane, 0), name.seq + 1)
 
 
 @lru_cache(maxsize=4096, typed=True)

@@ -22,17 +22,19 @@ import warnings
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pccl import _native
 from pccl import messages as m
 from pccl.buffers import Buffer
-from pccl.config import Settings
+from pccl.config import Settings, pinned_bytes_max
 from pccl.contacts import Way
 from pccl.control import Control
 from pccl.errors import (
     ArgumentError,
+    Cancelled,
     Closed,
     CoordinatorLost,
     ForkError,
@@ -53,9 +55,10 @@ from pccl.types import EpochView, Event, EventKind, OpInfo, OpName, Status
 from pccl.work import Result, Work
 
 if TYPE_CHECKING:
+    from pccl.device.pipeline import Stager
     from pccl.sharing.depot import Depot
 
-__all__ = ["Op", "Runtime", "left_open", "shape_hash"]
+__all__ = ["Named", "Op", "Runtime", "left_open", "shape_hash"]
 
 log = logging.getLogger("pccl")
 
@@ -68,6 +71,8 @@ _WATCH_EVERY_S = 5.0  # or every lease, if that is shorter
 #: With those that failed here alone they fit a Frozen message.
 OPS_MAX = m.PENDING_MAX - FAILED_MAX
 _CLOSE_POLL_S = 0.001
+_GIVEN_UP = 3  # so often an overdue op was seen, and then the engine is not waited for any more
+_STAGED = (b"", b"staged")  # in the place of a pair: lanes of ops that are handed over later than they are named
 
 _live: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
@@ -120,9 +125,28 @@ class Op:
         shape = f" {self.buffers[0].dtype_name}{list(self.buffers[0].shape)}" if self.buffers else ""
         return f"{self.label}{shape}{tag} (boundary {name.boundary}, number {name.seq})"
 
+    @property
+    def is_lent(self) -> bool:
+        """Whether it ended without a word from the engine, which may still be at its buffers."""
+        return self.given_up >= _GIVEN_UP
+
     def info(self) -> OpInfo:
         """What the control plane tells the coordinator about it."""
         return OpInfo(self.describe(), self.needs, self.pair, self.request.name, self.needs_all and not self.pair)
+
+
+@dataclass(slots=True, frozen=True)
+class Named:
+    """The names of the ops of a call that are handed over one after the other, later."""
+
+    names: Sequence[OpName]
+    tag: Tag
+    deadline_ns: int
+
+    @property
+    def left_s(self) -> float:
+        """Until their deadline."""
+        return (self.deadline_ns - _native.now_ns()) / 1e9
 
 
 class Runtime:
@@ -152,6 +176,7 @@ class Runtime:
         self.closed = False
         self.transfers = Transfers(self)
         self._depot: Depot | None = None
+        self._stager: Stager | None = None
         self.control = control_of(self)
         self._watcher = threading.Thread(
             target=_watch, args=(weakref.ref(self), self._stop), name="pccl-watch", daemon=True
@@ -223,6 +248,21 @@ class Runtime:
             self._depot = self._depot or Depot(self.transfers)
             return self._depot
 
+    def stager(self) -> Stager:
+        """Through which tensors of devices go; made when it is first asked for."""
+        from pccl.device.pipeline import Stager
+
+        with self.control.lock:
+            self._stager = self._stager or Stager(self, pinned_bytes_max())
+            return self._stager
+
+    def flush(self, timeout: float) -> None:
+        """Blocks until the ops of all calls have been handed over to the engine, which is at once but for tensors of
+        devices. Raises Timeout.
+        """
+        if self._stager is not None:
+            self._stager.flush(timeout)
+
     # -- submission --
 
     def submit(self, op: Op, tag: Tag, pair: tuple[bytes, bytes] | None, timeout: float | None) -> Work:
@@ -256,6 +296,35 @@ class Runtime:
                     for unsent in ops[number:]:
                         unsent.work._resolve(None, error)
                     return
+
+    def name_parts(self, tag: Tag, count: int, timeout: float | None) -> Named:
+        """Names the ops of a call; `hand_over` takes or `forgo` drops each of them, in the order of the calls, before
+        the next boundary. Raises what `submit` does.
+        """
+        lane = self._lanes.lane(tag, _STAGED)
+        deadline_ns = self._deadline_ns(timeout)
+        with self.control.lock:
+            named = Named(self._names(lane, tag, count), tag, deadline_ns)
+            for name in named.names:
+                self._lanes.note(name)
+                if tag is not None:
+                    self._lanes.occupy(name.lane)
+        return named
+
+    def hand_over(self, op: Op, named: Named, number: int) -> None:
+        """Submits an op that was named before. Raises what the engine does, and Closed."""
+        name = named.names[number]
+        with self.control.lock:
+            self.check()
+            if name.boundary != self.control.boundary:
+                raise Cancelled("another thread passed the boundary before the op was begun", op=op.label)
+            self._prepare(op, name, named.tag, named.deadline_ns)
+            self._hand_over(op)
+
+    def forgo(self, named: Named, number: int) -> None:
+        """An op that was named is never submitted: its tag is free again."""
+        if named.tag is not None:
+            self._lanes.free(named.names[number].lane)
 
     def settle(self, ops: Iterable[Op]) -> None:
         """Asks the coordinator to end, on every peer, those of the ops that are in flight and have not been judged."""
@@ -430,7 +499,7 @@ class Runtime:
             op.given_up += 1
             if op.given_up == 1:
                 self.engine.abandon(token, Status.ELOST)
-            elif op.given_up == 3 and not op.work.done():
+            elif op.given_up == _GIVEN_UP and not op.work.done():
                 # The registry keeps the buffers: without an event nobody knows that the engine has let go of them.
                 op.work._resolve(None, CoordinatorLost("the engine does not answer", op=op.describe()))
 
@@ -458,6 +527,8 @@ class Runtime:
                     self.trace.close()
                 self.closed = True
                 _live.discard(self)
+                if self._stager is not None:
+                    self._stager.close()
 
     def _leave(self, timeout: float) -> None:
         """HungError if the control thread does not end; everything else can be ended all the same."""

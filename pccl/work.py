@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from pccl.errors import PcclError, Timeout
 
-__all__ = ["Pending", "Result", "Work"]
+__all__ = ["Pending", "Result", "Work", "together"]
 
 T = TypeVar("T")
 
@@ -44,6 +44,19 @@ class Result:
     duration_s: float
     offset: int = 0
     parts: tuple[Result, ...] = ()
+
+
+def together(results: Sequence[Result], tensor: Any) -> Result:
+    """That of a call which several ops carried: of the newest epoch among theirs."""
+    return replace(
+        max(results, key=lambda result: result.epoch),
+        tensor=tensor,
+        retries=max(result.retries for result in results),
+        bytes_sent=sum(result.bytes_sent for result in results),
+        bytes_received=sum(result.bytes_received for result in results),
+        duration_s=max(result.duration_s for result in results),
+        parts=tuple(results),
+    )
 
 
 class Owner(Protocol):

@@ -341,6 +341,10 @@ class _Depot:
                 self.shown.popitem(last=False)
             self._hub.changed.notify_all()
 
+    def hide(self, name: str) -> None:
+        with self._hub.lock:
+            self.shown.pop(name, None)
+
     def pull(self, name: str, target: Target, sources: Sequence[bytes], wish: Wish, seconds: float) -> _Pull:
         return _Pull(self._hub, self._depots, self._own, name, target, sources, wish, seconds)
 

@@ -1,15 +1,16 @@
 """content.py - what a peer holds: its entries as bytes, in the order of their names, and the digests of their chunks.
 
 A content is two shares: what must be equal everywhere, and what may drift. A share is a list of parts: the memory of
-each tensor, and at the end all scalars as one. Digests make a tree: chunks, parts, the root.
+each tensor, and at the end all scalars as one. Digests make a tree: chunks, parts, the root. A tensor of a device is
+read for its digests where it is; what is sent or received of it lies in a copy in host memory.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -22,6 +23,10 @@ from pccl.transfer.layout import Layout
 from pccl.transfer.manifest import DIGEST_BYTES, Manifest, digest_of
 from pccl.transfer.target import Bytes
 
+if TYPE_CHECKING:
+    from pccl.device.contents import Contents
+    from pccl.device.pipeline import Stager
+
 __all__ = ["DATA_GENERATION", "Content", "Share", "Tensor"]
 
 #: Of the data of every offer: the memory stays, what is in it changes.
@@ -30,15 +35,37 @@ DATA_GENERATION = 1
 
 @dataclass(slots=True)
 class Tensor:
-    """One entry with memory. `data`: its bytes, or a copy of them if it is not contiguous."""
+    """One entry with memory. `away`: its bytes on a device."""
 
     name: str
     value: Any
     label: str  # dtype and shape
-    data: Bytes
+    memory: Bytes | None
     owner: Any
     writable: bool
     is_view: bool
+    away: Contents | None = None
+
+    @property
+    def data(self) -> Bytes:
+        """Its bytes in host memory; a copy of them if it is not contiguous, and, made when it is first asked for, if it
+        is on a device.
+        """
+        if self.memory is None:
+            assert self.away is not None
+            self.memory = self.away.read()
+        return self.memory
+
+    @property
+    def nbytes(self) -> int:
+        """How many they are."""
+        return int(self.memory.size) if self.away is None else self.away.nbytes  # type: ignore[union-attr]
+
+    def digests(self, chunk_bytes: int) -> bytes:
+        """Of its chunks."""
+        if self.memory is None and self.away is not None:
+            return self.away.digests(chunk_bytes)
+        return digests_of([self.data], chunk_bytes)
 
 
 class Share:
@@ -48,7 +75,7 @@ class Share:
         self.tensors = list(tensors)
         self.names = list(names)  # of the scalars
         #: How the tensors are cut: the same on every peer. Scalars come behind.
-        self.layout: Layout = layout_of([tensor.data.size for tensor in self.tensors])
+        self.layout: Layout = layout_of([tensor.nbytes for tensor in self.tensors])
         self.set_scalars(scalars.pack(encoded))
         self.digests = b""
 
@@ -61,9 +88,23 @@ class Share:
         """These instead of those before."""
         self.blob: Bytes = np.frombuffer(packed, np.uint8)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether some of it is on a device."""
+        return any(tensor.away is not None for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all parts."""
+        return sum(self.layout.parts) + self.blob.size
+
     def read(self) -> None:
         """Takes the digests of everything."""
-        self.digests = digests_of(self.parts, self.layout.chunk_bytes)
+        size = self.layout.chunk_bytes
+        if self.is_away:
+            self.digests = b"".join([*(t.digests(size) for t in self.tensors), digests_of([self.blob], size)])
+        else:
+            self.digests = digests_of(self.parts, size)
 
     def forget(self) -> None:
         """No digests but those of the scalars: all zeros, which no digest is."""
@@ -99,7 +140,16 @@ class Share:
 class Content:
     """The entries of one call, and the dict that they are in."""
 
-    def __init__(self, entries: dict[str, Any], drift: frozenset[str], read_only: bool) -> None:
+    def __init__(
+        self,
+        entries: dict[str, Any],
+        drift: frozenset[str],
+        read_only: bool,
+        stager: Callable[[], Stager] | None = None,
+    ) -> None:
+        """`stager`: through which entries on devices go; without it they are refused. Raises TypeError and
+        ArgumentError, which name the entry.
+        """
         for name in entries:
             if not isinstance(name, str):
                 raise TypeError(f"sync_state: keys must be str, got {name!r}")
@@ -110,7 +160,9 @@ class Content:
         shares = []
         for names in (sorted(entries.keys() - drift), sorted(drift)):
             plain = [name for name in names if not buffers.is_tensor(entries[name])]
-            tensors = [_tensor(name, entries[name], read_only) for name in names if buffers.is_tensor(entries[name])]
+            tensors = [
+                _tensor(name, entries[name], read_only, stager) for name in names if buffers.is_tensor(entries[name])
+            ]
             shares.append(Share(tensors, plain, [scalars.encode(entries[name], _what(name)) for name in plain]))
             labels |= dict.fromkeys(plain, "scalar") | {tensor.name: tensor.label for tensor in tensors}
         #: What must be equal, and what may drift.
@@ -130,22 +182,32 @@ class Content:
 
     def write(self, share: Share, manifest: Manifest, pieces: Iterable[tuple[int, Bytes]], packed: bytes) -> None:
         """Overwrites chunks of a share with what was received and verified, and its scalars."""
-        touched: dict[int, Tensor] = {}
+        touched: dict[int, list[tuple[int, Bytes]]] = {}
         for chunk, data in pieces:
             part, offset = manifest.layout.place(chunk)
-            tensor = touched.setdefault(part, share.tensors[part])
-            tensor.data[offset : offset + data.size] = data
-        for tensor in touched.values():
-            self.finish(tensor)
+            touched.setdefault(part, []).append((offset, data))
+        for part, placed in touched.items():
+            self._place(share.tensors[part], placed)
         share.set_scalars(packed)
         for name, encoded in zip(share.names, share.values(), strict=True):
             if encoded != scalars.encode(self.target[name], _what(name)):
                 self.target[name] = scalars.decode(encoded)
         share.digests = manifest.digests
 
+    def _place(self, tensor: Tensor, pieces: Sequence[tuple[int, Bytes]]) -> None:
+        if tensor.away is not None:
+            tensor.away.write(pieces)
+            tensor.memory = None
+            return
+        for offset, data in pieces:
+            tensor.data[offset : offset + data.size] = data
+        self.finish(tensor)
+
     def finish(self, tensor: Tensor) -> None:
         """What was written to `data` becomes that of the tensor."""
-        if tensor.is_view:
+        if tensor.away is not None:
+            tensor.away.write([(0, tensor.data)])
+        elif tensor.is_view:
             buffers.was_written(tensor.value)
         else:
             buffers.write_bytes(tensor.value, tensor.data)
@@ -155,8 +217,13 @@ def _what(name: str) -> str:
     return f"sync_state entry {name!r}"
 
 
-def _tensor(name: str, value: Any, read_only: bool) -> Tensor:
+def _tensor(name: str, value: Any, read_only: bool, stager: Callable[[], Stager] | None) -> Tensor:
     what = _what(name)
+    if stager is not None and buffers.is_away(value):
+        from pccl.device.contents import Contents
+
+        contents = Contents(value, stager(), not read_only, what)
+        return Tensor(name, value, _label(value, value.shape), None, None, not read_only, False, contents)
     writable = True
     try:
         data, shape, owner = buffers.byte_view(value, writable=True, what=what)
@@ -165,5 +232,8 @@ def _tensor(name: str, value: Any, read_only: bool) -> Tensor:
             raise
         data, shape, owner = buffers.byte_view(value, writable=False, what=what)
         writable = False
-    label = f"{buffers.describe_dtype(value)}{list(shape)}"
-    return Tensor(name, value, label, data, owner, writable, buffers.shares_memory(value, owner))
+    return Tensor(name, value, _label(value, shape), data, owner, writable, buffers.shares_memory(value, owner))
+
+
+def _label(value: Any, shape: Sequence[int]) -> str:
+    return f"{buffers.describe_dtype(value)}{list(shape)}"

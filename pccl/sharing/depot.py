@@ -60,6 +60,9 @@ class Stock(Protocol):
     def show(self, manifest: Manifest, parts: Sequence[Bytes], holds: Sequence[Any]) -> None:
         """Offers these parts to all, in place of what was offered under the name."""
 
+    def hide(self, name: str) -> None:
+        """Offers nothing under the name any more."""
+
     def pull(self, name: str, target: Target, sources: Sequence[bytes], wish: Wish, seconds: float) -> Pull:
         """Fetches from several at once."""
 
@@ -97,6 +100,12 @@ class Depot:
             self._say(shown, manifest)
             while len(self._shown) > _NAMES_MAX:
                 self._withdraw(*self._shown.popitem(last=False))
+
+    def hide(self, name: str) -> None:
+        """See Stock."""
+        with self._lock:
+            if name in self._shown:
+                self._withdraw(name, self._shown.pop(name))
 
     def pull(self, name: str, target: Target, sources: Sequence[bytes], wish: Wish, seconds: float) -> Pull:
         """See Stock."""

@@ -45,7 +45,7 @@ def join_state(
     Nobody may write to the entries, or read them, while it runs. Gives what the prefetch has brought and what the
     synchronisation did. Raises what the three raise; the entries are then as they say, this peer perhaps a member.
     """
-    content = Content(entries, frozenset(allow_drift), read_only=False)
+    content = Content(entries, frozenset(allow_drift), False, comm.stager)
     content.loose.read()
     entering = _Entering(comm, content)
     prefetch = Prefetch(comm, content, time.monotonic() + seconds_of(comm, timeout), entering)

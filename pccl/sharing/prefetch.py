@@ -37,6 +37,7 @@ class Guest(Protocol):
     @property
     def depot(self) -> Stock: ...
     def sources(self) -> Sequence[bytes]: ...
+    def stager(self) -> Any: ...
 
 
 @dataclass(slots=True, frozen=True)
@@ -73,7 +74,7 @@ def prefetch_state(
     sync_state does; Evicted, CoordinatorLost, Closed and ForkError.
     """
     seconds = seconds_of(comm, timeout)
-    content = Content(entries, frozenset(allow_drift), read_only=False)
+    content = Content(entries, frozenset(allow_drift), False, comm.stager)
     return Prefetch(comm, content, time.monotonic() + seconds).run()
 
 

@@ -96,7 +96,7 @@ def differences_of(peer: bytes, shares: Sequence[Share], flags: Bytes) -> list[D
             inside = wrong[(wrong >= chunks.start) & (wrong < chunks.stop)] - chunks.start
             if inside.size:
                 numbers = tuple(int(chunk) for chunk in inside)
-                found.append(Difference(peer, tensor.name, numbers, layout.chunk_bytes, tensor.data.size))
+                found.append(Difference(peer, tensor.name, numbers, layout.chunk_bytes, tensor.nbytes))
         found += [
             Difference(peer, share.names[i - layout.count], (), 0, 0) for i in map(int, wrong) if i >= layout.count
         ]

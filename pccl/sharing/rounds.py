@@ -69,6 +69,7 @@ class Peers(Protocol):
     def op_timeout(self) -> float: ...
     @property
     def depot(self) -> Stock: ...
+    def stager(self) -> Any: ...
     def all_gather(self, tensor: Any, *, tag: str, timeout: float) -> Result: ...
 
 
@@ -94,8 +95,13 @@ def sync_state(
     report names them. They are received into memory of their own, so an outdated peer needs the size of what it
     receives once more.
 
-    When it returns, and after that until the next call, this peer offers the entries to joiners (`prefetch_state`):
-    their memory is read, without a copy, and kept alive until then. It may be written to at any time.
+    Tensors on devices are read through pinned memory, by pieces, for their digests. Only where something differs do
+    those that hold the right ones copy all of theirs to host memory, until the call ends. The caller's current stream
+    comes first; on return everything is there.
+
+    When it returns, and after that until the next call, this peer offers the entries to joiners (`prefetch_state`), but
+    not those of a share with tensors on devices: their memory is read, without a copy, and kept alive until then. It
+    may be written to at any time.
 
     Raises MismatchError on every peer when keys, dtypes or shapes differ, or when nobody offers content; Timeout when
     `timeout` seconds (default: the communicator's op_timeout, and a second per MiB of the content) pass; TypeError and
@@ -104,7 +110,7 @@ def sync_state(
     """
     if strategy not in STRATEGIES:
         raise ArgumentError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, not {strategy!r}")
-    content = Content(entries, frozenset(allow_drift), read_only=strategy == "send")
+    content = Content(entries, frozenset(allow_drift), strategy == "send", comm.stager)
     for share in content.shares:
         share.read()
     return Sync(comm, content, strategy, timeout).run()
@@ -121,7 +127,7 @@ class Sync:
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.nonce = b""
         self.generation = 0
-        self.nbytes = sum(part.size for share in content.shares for part in share.parts)
+        self.nbytes = sum(share.nbytes for share in content.shares)
         self.staged: dict[str, Staging] = {}  # what was received and verified, by the name of its share
         self.opened: tuple[tuple[bytes, ...], list[Summary]] | None = None  # summaries of a round that was begun
         self.pulls: list[tuple[Staging, Pull]] = []  # under way
@@ -193,8 +199,8 @@ class Sync:
     def _end(
         self, source: bytes | None, names: tuple[str, ...], differences: tuple[Difference, ...], rounds: int
     ) -> SyncReport:
-        """Everybody holds the same: it stays on offer."""
-        self._show()
+        """Everybody holds the same: it stays on offer, but for what lies on a device."""
+        self._show(in_the_end=True)
         for share in self.content.shares:
             self.comm.depot.mixed.discard(self.content.name(share))
         received = sum(self.received.values())
@@ -235,8 +241,12 @@ class Sync:
 
     # -- step 4 --
 
-    def _show(self) -> None:
+    def _show(self, in_the_end: bool = False) -> None:
         for share in self.content.shares:
+            if share.is_away and in_the_end:
+                self.comm.depot.generation = max(self.comm.depot.generation, self.generation)
+                self.comm.depot.hide(self.content.name(share))
+                continue
             manifest = share.manifest(self.content.name(share), self.generation)
             self.comm.depot.show(manifest, share.parts, [tensor.owner for tensor in share.tensors])
 

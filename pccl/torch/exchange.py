@@ -14,8 +14,8 @@ import torch
 
 from pccl import _native
 from pccl._native import Kind
-from pccl.arguments import as_it_is
-from pccl.buffers import as_buffer
+from pccl.arguments import LOSS, as_it_is
+from pccl.buffers import Buffer, as_buffer
 from pccl.communicator import _transfer_op
 from pccl.errors import PeerLost
 from pccl.runtime import Op
@@ -30,7 +30,9 @@ OnPeerLoss = Literal["raise", "retry"]
 
 
 class Exchange:
-    """The ops of one process group. Every method starts one and returns its Work; tensors are flat, CPU, contiguous."""
+    """The ops of one process group. Methods start one and return its Work; tensors are flat, CPU, contiguous, those of
+    an all-reduce of any layout on a device.
+    """
 
     def __init__(self, member: Member, on_peer_loss: OnPeerLoss) -> None:
         self.member = member
@@ -42,18 +44,27 @@ class Exchange:
 
     def all_reduce(self, tensor: Any, op: Any, timeout: float | None, codec: str | None = None) -> Work:
         """In place, of a tensor or a list of tensors."""
-        self._check(may_shrink=True)
+        self.check(may_shrink=True)
         return self.comm.all_reduce(tensor, op=op, codec=codec, async_op=True, timeout=timeout, on_peer_loss=self._loss)
 
     def broadcast(self, tensor: torch.Tensor, root: int, timeout: float | None) -> Work:
         """From a rank."""
-        self._check(may_shrink=True)
+        self.check(may_shrink=True)
         peer = self.member.peers[root]
         return self.comm.broadcast(tensor, peer, async_op=True, timeout=timeout, on_peer_loss=self._loss)
 
+    def broadcast_op(self, buffer: Buffer, root: int) -> Op:
+        """The same as an op that is not submitted yet."""
+        peer = self.member.peers[root]
+        request = self.comm._request(Kind.BROADCAST, buffer, buffer, buffer)
+        request.root = peer
+        op = Op(request, (buffer,), None, as_it_is, f"broadcast from {peer.hex()[:8]}", (peer,))
+        op.needs_all = LOSS[self._loss]
+        return op
+
     def barrier(self, timeout: float | None) -> Work:
         """Of all ranks."""
-        self._check(may_shrink=True)
+        self.check(may_shrink=True)
         return self.comm.barrier(async_op=True, timeout=timeout, on_peer_loss=self._loss)
 
     def close(self) -> None:
@@ -81,19 +92,25 @@ class Exchange:
     def _exchange(
         self,
         kind: Kind,
-        source: Any,
-        target: Any,
+        source: Buffer,
+        target: Buffer,
         count: int,
         label: str,
         timeout: float | None,
         tag: str | None = None,
     ) -> Work:
-        self._check()
+        self.check()
+        return self.comm._submit(self.op(kind, source, target, count, label), "raise", tag, timeout)
+
+    def op(self, kind: Kind, source: Buffer, target: Buffer, count: int, label: str) -> Op:
+        """An all-gather or all-to-all that is not submitted yet; `count` elements of each rank for each."""
         request = self.comm._request(kind, source, source, target)
         request.shape = 0
         request.count = count
         request.origin = self.member.peers
-        return self.comm._submit(Op(request, (source, target), None, as_it_is, label), "raise", tag, timeout)
+        op = Op(request, (source, target), None, as_it_is, label)
+        op.needs_all = True
+        return op
 
     def send(self, tensor: torch.Tensor, to: int, channel: str, timeout: float | None) -> Work:
         """To a rank. Transfers of one channel between two ranks are matched by order; channels are independent."""
@@ -105,7 +122,7 @@ class Exchange:
 
     def _transfer(self, tensor: torch.Tensor, ranks: tuple[int, int], channel: str, timeout: float | None) -> Work:
         """A pccl tag can be in flight once; here any number of transfers of one tag can, so each tag has a lane."""
-        self._check()
+        self.check()
         sending = ranks[0] == self.member.rank
         pair = self.member.peers[ranks[0]], self.member.peers[ranks[1]]
         buffer = as_buffer(tensor, writable=not sending)
@@ -114,7 +131,7 @@ class Exchange:
         op = _transfer_op(request, buffer, tensor, pair)
         return self.comm._submit(op, "retry", None, timeout, pair=(pair[0], pair[1] + channel.encode()))
 
-    def _check(self, may_shrink: bool = False) -> None:
+    def check(self, may_shrink: bool = False) -> None:
         """Raises PeerLost if a rank is no longer a member."""
         if may_shrink and self._loss == "retry":
             return

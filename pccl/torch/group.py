@@ -1,9 +1,10 @@
 """group.py - the process group: what torch.distributed calls, on what pccl has (exchange.py).
 
 Every method takes the arguments of the C++ interface and returns a Work at once. Contiguous CPU tensors are worked on
-where they lie (staging.py). What pccl has no op for is made of others, see docs/torch.md: a reduce-scatter is an
-all-to-all and a fold, a bitwise all-reduce an all-gather and a fold, gather, scatter and an all-to-all of uneven rows
-are transfers between pairs.
+where they lie (staging.py); tensors of devices go by pieces where that pays (staged.py), else through host memory as
+they are. What pccl has no op for is made of others, see docs/torch.md: a reduce-scatter is an all-to-all and a fold, a
+bitwise all-reduce an all-gather and a fold, gather, scatter and an all-to-all of uneven rows are transfers between
+pairs.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from pccl.buffers import is_away
 from pccl.errors import ArgumentError, PcclError
 from pccl.torch.exchange import Exchange, OnPeerLoss, fold
 from pccl.torch.reduction import BITWISE, factor_of, name_of, sparse_name_of
 from pccl.torch.rendezvous import Deadline, Member, Run, enter, open_run, store_at
 from pccl.torch.sparse import Part
-from pccl.torch.staging import Landing, all_equal, as_moved, as_reduced, moved, reduced
+from pccl.torch.staged import Staged
+from pccl.torch.staging import Landing, all_equal, as_moved, as_reduced, check, moved, reduced
 from pccl.torch.work import Work, failure
 
 __all__ = ["Options", "ProcessGroup", "create"]
@@ -104,6 +107,10 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         if self._exchange is None:
             raise dist.DistBackendError("the process group was shut down, or never configured")
         return self._exchange
+
+    @property
+    def _staged(self) -> Staged:
+        return Staged(self._ops)
 
     def rank(self) -> int:
         """This process's rank in the group."""
@@ -221,20 +228,27 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         return Work([ended], [tensor], finish)
 
     def _all_reduce(self, tensors: Tensors, opts: Any, codec: str | None = None) -> Work:
-        factor = factor_of(opts.reduceOp)
-        landings = [Landing(tensor, "all_reduce", keep=True, factor=factor) for tensor in tensors]
-        views = [as_reduced(landing.view, "all_reduce") for landing in landings]
+        for tensor in tensors:
+            check(tensor, "all_reduce")
         ops = {name_of(opts.reduceOp, tensor.dtype, "all_reduce") for tensor in tensors}
-        if len(ops) == 1 and ops <= BITWISE.keys():
-            return self._bitwise(views, ops.pop(), landings, tensors, opts)
+        if not tensors:
+            return Work([], tensors)
         if len(ops) > 1:  # bool's sum is another op than that of numbers
             works = [self._all_reduce([tensor], opts) for tensor in tensors]
             return _together(works, tensors)
-        if not tensors:
-            return Work([], tensors)
+        (op,) = ops
+        factor = factor_of(opts.reduceOp)
+        landings: list[Landing] = []
+        if is_away(tensors) and op not in BITWISE and factor is None:
+            views = [as_reduced(tensor.detach(), "all_reduce") for tensor in tensors]
+        else:
+            landings = [Landing(tensor, "all_reduce", keep=True, factor=factor) for tensor in tensors]
+            views = [as_reduced(landing.view, "all_reduce") for landing in landings]
+        if op in BITWISE:
+            return self._bitwise(views, op, landings, tensors, opts)
         what = views[0] if len(views) == 1 else views
-        op = self._start(self._ops.all_reduce, what, ops.pop(), self._seconds(opts), codec=codec)
-        return Work([op], tensors, _landing(landings))
+        work = self._start(self._ops.all_reduce, what, op, self._seconds(opts), codec=codec)
+        return Work([work], tensors, _landing(landings))
 
     def _bitwise(self, views: Tensors, op: str, landings: Sequence[Landing], tensors: Tensors, opts: Any) -> Work:
         rows = [view.new_empty(self._size, view.numel()) for view in views]
@@ -255,7 +269,8 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         tensor = _one(tensors, "reduce")
         if self._rank == opts.rootRank:
             return self._all_reduce([tensor], opts)
-        scratch = reduced(tensor, "reduce").clone().view(tensor.dtype)
+        check(tensor, "reduce")
+        scratch = as_reduced(tensor.detach(), "reduce").clone().view(tensor.dtype)
         work = self._all_reduce([scratch], opts)
         return Work(work._ops, tensors, work.land)
 
@@ -263,6 +278,8 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         """Of a list of tensors, one for each rank."""
         output, rows = _one(outputs, "reduce_scatter"), _one(inputs, "reduce_scatter")
         all_equal(rows, self._size, output, "reduce_scatter: input_list")
+        if is_away(output):
+            return self._reduce_scatter_away(output, rows, opts)
         return self._reduce_scatter(output, torch.cat([reduced(row, "input_list") for row in rows]), opts)
 
     def reduce_scatter_single(self, output: torch.Tensor, tensor: torch.Tensor, opts: Any) -> Work:
@@ -272,6 +289,8 @@ class ProcessGroup(_Base):  # type: ignore[misc]
                 f"reduce_scatter_tensor: the input must have {self._size} x {output.numel()} elements of "
                 f"{output.dtype}, not {tensor.numel()} of {tensor.dtype}"
             )
+        if is_away(output):
+            return self._reduce_scatter_away(output, _parts(tensor, self._size), opts)
         return self._reduce_scatter(output, reduced(tensor, "reduce_scatter_tensor"), opts)
 
     def reduce_scatter_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any) -> Work:
@@ -300,12 +319,20 @@ class ProcessGroup(_Base):  # type: ignore[misc]
 
         return Work([work], [output], finish)
 
+    def _reduce_scatter_away(self, output: torch.Tensor, rows: Tensors, opts: Any) -> Work:
+        op = name_of(opts.reduceOp, output.dtype, "reduce_scatter")
+        if (factor := factor_of(opts.reduceOp)) is not None:
+            rows = [row.detach() * factor for row in rows]
+        return Work([self._start(self._staged.reduce_scatter, rows, output, op, self._seconds(opts))], [output])
+
     # -- copies ------------------------------------------------------------------------------------------------------
 
     def broadcast(self, tensors: Tensors, opts: Any) -> Work:
         """From the root, in place."""
         tensor = _one(tensors, "broadcast")
         root = self._peer(opts.rootRank, "broadcast: src")
+        if is_away(tensor):
+            return Work([self._start(self._staged.broadcast, tensor, root, self._seconds(opts))], tensors)
         if root == self._rank:
             op = self._start(self._ops.broadcast, moved(tensor, "broadcast"), root, self._seconds(opts))
             return Work([op], tensors)
@@ -324,6 +351,8 @@ class ProcessGroup(_Base):  # type: ignore[misc]
 
     def _all_gather(self, outputs: Tensors, tensor: torch.Tensor, opts: Any) -> Work:
         all_equal(outputs, self._size, tensor, "all_gather: tensor_list")
+        if is_away(tensor):
+            return Work([self._start(self._staged.all_gather, tensor, outputs, self._seconds(opts))], outputs)
         source = moved(tensor, "all_gather")
         rows = source.new_empty(self._size, source.numel())
         op = self._start(self._ops.all_gather, source, rows.view(-1), self._seconds(opts))
@@ -336,6 +365,9 @@ class ProcessGroup(_Base):  # type: ignore[misc]
                 f"all_gather_into_tensor: the output must have {self._size} x {tensor.numel()} elements of "
                 f"{tensor.dtype}, not {output.numel()} of {output.dtype}"
             )
+        if is_away(tensor) and output.is_contiguous():
+            rows = _parts(output, self._size)
+            return Work([self._start(self._staged.all_gather, tensor, rows, self._seconds(opts))], [output])
         landing = Landing(output, "all_gather_into_tensor: output")
         source = moved(tensor, "all_gather_into_tensor")
         op = self._start(self._ops.all_gather, source, as_moved(landing.view), self._seconds(opts))
@@ -485,6 +517,11 @@ def _one(items: Sequence[Any], what: str) -> Any:
     if len(items) != 1:
         raise ValueError(f"{what}: expected one tensor of this rank, got {len(items)}")
     return items[0]
+
+
+def _parts(tensor: torch.Tensor, ranks: int) -> Tensors:
+    """One for each rank, flat."""
+    return list(tensor.detach().reshape(ranks, -1))
 
 
 def _split(tensor: torch.Tensor, sizes: list[int], ranks: int, what: str) -> Tensors:

@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from pccl.device.pipeline import StagedWork
 from pccl.errors import PcclError
 from pccl.work import Pending
 
@@ -40,6 +42,9 @@ _Base: Any = dist.Work
 class Work(_Base):  # type: ignore[misc]
     """One call in flight. `tensors`: what its future gives. `source`: of a receive, from whom. `limit_s`: bounds a wait
     that names no time, for ops without a deadline. Errors of the ops are raised as DistBackendError.
+
+    Of tensors on devices `wait` returns when the last copy is on its stream, for which the current stream then waits
+    (pccl/device/pipeline.py); other streams need a `wait` of their own.
     """
 
     def __init__(
@@ -114,7 +119,7 @@ class Work(_Base):  # type: ignore[misc]
         with self._lock:
             if self._future is not None:
                 return self._future
-            self._future = torch.futures.Future()
+            self._future = torch.futures.Future(devices=self._devices())
         for op in self._ops:
             op._when_done(self._one_ended)
         if not self._ops:
@@ -133,12 +138,24 @@ class Work(_Base):  # type: ignore[misc]
             self._complete()
 
     def _complete(self) -> None:
-        try:
-            self.wait()
-        except Exception as error:  # noqa: BLE001 - whoever waits for the future gets it
-            self._future.set_exception(error)
-        else:
-            self._future.set_result(self._tensors)
+        with self._aside():
+            try:
+                self.wait()
+            except Exception as error:  # noqa: BLE001 - whoever waits for the future gets it
+                self._future.set_exception(error)
+            else:
+                self._future.set_result(self._tensors)
+
+    def _devices(self) -> list[int | str | torch.device]:
+        """Those of which the future records events: a future knows no other kind."""
+        return list({tensor.device for tensor in self._tensors if tensor.is_cuda})
+
+    def _aside(self) -> AbstractContextManager[Any]:
+        """In it the stream that brings the results is current: the future's event is recorded there, and no stream of
+        the program's waits.
+        """
+        staged = next((op for op in self._ops if isinstance(op, StagedWork)), None)
+        return nullcontext() if staged is None else staged.device.aside()
 
     def land(self) -> None:
         """Does what is left to do, once; for when the ops have ended well."""

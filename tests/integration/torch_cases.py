@@ -24,11 +24,12 @@ BITS = ("BAND", "BOR", "BXOR")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a case runs. `strided`: tensors are not contiguous; gloo wants them contiguous."""
+    """Where a case runs. `strided`: tensors are not contiguous; gloo wants them so. `device`: where they lie."""
 
     group: Any
     ranks: tuple[int, ...]
     strided: bool = False
+    device: str = "cpu"
 
     @property
     def rank(self) -> int:
@@ -53,8 +54,8 @@ class Place:
     def laid_out(self, tensor: torch.Tensor) -> torch.Tensor:
         """With every second element of a larger memory, if so wanted."""
         if not self.strided or not tensor.dim():
-            return tensor.clone()
-        wide = torch.zeros(*tensor.shape[:-1], tensor.shape[-1] * 2, dtype=tensor.dtype)
+            return tensor.clone().to(self.device)
+        wide = torch.zeros(*tensor.shape[:-1], tensor.shape[-1] * 2, dtype=tensor.dtype, device=self.device)
         wide[..., ::2] = tensor
         return wide[..., ::2]
 

@@ -115,6 +115,12 @@ class Fake:
                 regions[data_key(name, number), HEAD_GENERATION] = part
             self.hub.changed.notify_all()
 
+    def hide(self, name: str) -> None:
+        raise AssertionError("nothing is on a device")
+
+    def stager(self) -> Any:
+        raise AssertionError("nothing is on a device")
+
     def serve(self, key: bytes, generation: int, offset: int, nbytes: int) -> Bytes | None:
         """What others read here."""
         region = self.hub.regions[self.peer_id].get((key, generation))
