@@ -139,9 +139,12 @@ soak: venv
 demo: venv
 	$(BIN)/python examples/demo/run.py
 
-# Against gloo on this machine and on emulated WANs, kills, joins, kernels: half an hour, and tables in build/bench.
+# Everything that is measured, for an hour or more: rows in docs/measured, and docs/performance.md of them.
+# make bench QUICK=1: what takes some minutes. make bench ONLY=wan,torch: some steps.
 bench: venv
-	$(BIN)/python stress/bench_all.py --out build/bench --rounds $(ROUNDS)
+	@status=0; $(BIN)/python stress/bench_all.py --out build/bench --rows docs/measured --rounds $(ROUNDS) \
+	    $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) || status=$$?; \
+	    $(BIN)/python -m stress.performance_page && exit $$status
 
 # The documentation site, in build/site.
 docs: venv

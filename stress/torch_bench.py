@@ -3,7 +3,8 @@
     python -m stress.torch_bench --ranks 2 --mib 64 --rounds 15
 
 All on this host. Both calls use the same communicator and the same memory. gloo, if asked for, is a third in the turns.
-Who begins changes from round to round. Prints medians over rounds of the slowest rank's time, and their ratio.
+Who begins changes from round to round. Prints medians over rounds of the slowest rank's time, and their ratio; with
+--json as one object.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--mib", type=float, default=64)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--gloo", action="store_true")
+    parser.add_argument("--json", action="store_true")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -75,9 +77,15 @@ def main() -> None:
         ]
         found = [json.loads(rank.communicate()[0]) for rank in ranks]
     medians = {name: statistics.median(map(max, zip(*(of[name] for of in found), strict=True))) for name in found[0]}
+    ratio = medians["torch"] / medians["native"]
+    if options.json:
+        known = {"op": "torch_all_reduce", "ranks": options.ranks, "mib": options.mib, "rounds": options.rounds}
+        times = {f"{name}_ms": round(median * 1e3, 3) for name, median in medians.items()}
+        print(json.dumps({**known, **times, "ratio": round(ratio, 3)}))
+        return
     for name, median in medians.items():
         print(f"{name}: {median * 1e3:.3f} ms")
-    print(f"{options.mib:g} MiB, {options.ranks} ranks: torch / native = {medians['torch'] / medians['native']:.3f}")
+    print(f"{options.mib:g} MiB, {options.ranks} ranks: torch / native = {ratio:.3f}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pccl.errors import PcclError
+from pccl.torch.owner import Described
 from pccl.torch.rendezvous import Member
 from pccl.work import Result, Work
 
@@ -44,30 +45,6 @@ class Claim:
     taken: list[Posted] = field(default_factory=list)
 
 
-class _Owner:
-    """What the Work of a claim asks: there is nothing to cancel."""
-
-    def __init__(self, member: Member, channel: str) -> None:
-        self._member = member
-        self._channel = channel
-
-    def check_pid(self) -> None:
-        """Raises ForkError in a forked child."""
-        self._member.comm._runtime.check_pid()
-
-    def describe_token(self, token: int) -> str:
-        """The claim in words."""
-        return f"recv of {self._channel} from any source"
-
-    def cancel_token(self, token: int) -> bool:
-        """Refused."""
-        return False
-
-    def waited(self, token: int, begin_ns: int) -> None:
-        """Counted as a wait for an op: no thread waits for the receives that are posted for it."""
-        self._member.comm._runtime.waited(token, begin_ns)
-
-
 class Anysource:
     """The receives of one group that name no sender, and those that are posted for them."""
 
@@ -82,7 +59,7 @@ class Anysource:
     def claim(self, like: torch.Tensor, channel: str) -> Claim:
         """Whatever comes first on the channel. Raises what a receive does."""
         me = self._member.rank
-        claim = Claim(Work(_Owner(self._member, channel), 0))
+        claim = Claim(Work(Described(self._member, f"recv of {channel} from any source"), 0))
         with self._order:
             with self._lock:
                 self._claims[channel].append(claim)

@@ -21,6 +21,7 @@ from pccl.errors import PeerLost
 from pccl.runtime import Op
 from pccl.torch.anysource import Anysource
 from pccl.torch.rendezvous import Member
+from pccl.torch.sparse import Sparse
 from pccl.work import Work
 
 __all__ = ["Exchange", "fold"]
@@ -39,6 +40,7 @@ class Exchange:
         self._loss: OnPeerLoss = on_peer_loss
         self._checked = -1
         self.anysource = Anysource(member, self.recv)
+        self.sparse = Sparse(self)
 
     def all_reduce(self, tensor: Any, op: Any, timeout: float | None, codec: str | None = None) -> Work:
         """In place, of a tensor or a list of tensors."""
@@ -65,14 +67,21 @@ class Exchange:
         self.check(may_shrink=True)
         return self.comm.barrier(async_op=True, timeout=timeout, on_peer_loss=self._loss)
 
-    def all_gather(self, tensor: torch.Tensor, out: torch.Tensor, timeout: float | None) -> Work:
+    def close(self) -> None:
+        """Ends what is in flight with an error, and leaves. Idempotent."""
+        self.comm.close()
+        self.sparse.close()
+
+    def all_gather(
+        self, tensor: torch.Tensor, out: torch.Tensor, timeout: float | None, tag: str | None = None
+    ) -> Work:
         """Rows of `out` are by rank. The input may be this rank's row of it, but not overlap it otherwise."""
         source = as_buffer(tensor, writable=False)
         target = as_buffer(out, writable=True)
         own = target.address + self.member.rank * source.nbytes
         if source.nbytes and source.address != own and _overlap(source, target):
             source = as_buffer(tensor.clone(), writable=False)
-        return self._exchange(Kind.ALL_GATHER, source, target, source.count, "all_gather", timeout)
+        return self._exchange(Kind.ALL_GATHER, source, target, source.count, "all_gather", timeout, tag)
 
     def all_to_all(self, tensor: torch.Tensor, out: torch.Tensor, timeout: float | None) -> Work:
         """Row i of the input goes to rank i; the result's rows are in the order of `Result.peers`."""
@@ -80,9 +89,18 @@ class Exchange:
         target = as_buffer(out, writable=True)
         return self._exchange(Kind.ALL_TO_ALL, source, target, source.count // self.member.size, "all_to_all", timeout)
 
-    def _exchange(self, kind: Kind, source: Any, target: Any, count: int, label: str, timeout: float | None) -> Work:
+    def _exchange(
+        self,
+        kind: Kind,
+        source: Buffer,
+        target: Buffer,
+        count: int,
+        label: str,
+        timeout: float | None,
+        tag: str | None = None,
+    ) -> Work:
         self.check()
-        return self.comm._submit(self.op(kind, source, target, count, label), "raise", None, timeout)
+        return self.comm._submit(self.op(kind, source, target, count, label), "raise", tag, timeout)
 
     def op(self, kind: Kind, source: Buffer, target: Buffer, count: int, label: str) -> Op:
         """An all-gather or all-to-all that is not submitted yet; `count` elements of each rank for each."""

@@ -23,8 +23,9 @@ import torch.distributed as dist
 from pccl.buffers import is_away
 from pccl.errors import ArgumentError, PcclError
 from pccl.torch.exchange import Exchange, OnPeerLoss, fold
-from pccl.torch.reduction import BITWISE, name_of
+from pccl.torch.reduction import BITWISE, factor_of, name_of, sparse_name_of
 from pccl.torch.rendezvous import Deadline, Member, Run, enter, open_run, store_at
+from pccl.torch.sparse import Part
 from pccl.torch.staged import Staged
 from pccl.torch.staging import Landing, all_equal, as_moved, as_reduced, check, moved, reduced
 from pccl.torch.work import Work, failure
@@ -190,7 +191,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         """
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            exchange.comm.close()
+            exchange.close()
             self._left()
 
     abort = shutdown
@@ -198,8 +199,8 @@ class ProcessGroup(_Base):  # type: ignore[misc]
     # -- reductions --------------------------------------------------------------------------------------------------
 
     def allreduce(self, tensors: Tensors, opts: Any) -> Work:
-        """In place, of one tensor."""
-        return self._all_reduce([_one(tensors, "allreduce")], opts)
+        """In place, of one tensor, dense or sparse (COO)."""
+        return self._all_reduce_one(_one(tensors, "allreduce"), opts)
 
     def allreduce_coalesced(self, tensors: Tensors, opts: Any) -> Work:
         """In place, of many tensors, copied together."""
@@ -209,7 +210,22 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         """All-reduces a tensor of a floating type in place, by AVG; float32 may travel as a codec of `all_reduce`."""
         opts: Any = dist.AllreduceOptions()
         opts.reduceOp = dist.ReduceOp.AVG
-        return self._all_reduce([tensor], opts, codec)
+        return self._all_reduce_one(tensor, opts, codec)
+
+    def _all_reduce_one(self, tensor: torch.Tensor, opts: Any, codec: str | None = None) -> Work:
+        if not tensor.is_sparse:
+            return self._all_reduce([tensor], opts, codec)
+        if codec is not None:
+            raise TypeError(f"all_reduce: {codec} is for dense tensors; sparse ones travel as they are")
+        op = sparse_name_of(opts.reduceOp, tensor.dtype)
+        part = Part.of(tensor, factor_of(opts.reduceOp))
+        ended = self._start(self._ops.sparse.all_reduce, part, op == "avg", self._seconds(opts))
+
+        def finish() -> None:
+            with torch.no_grad():
+                tensor.copy_(ended.wait())
+
+        return Work([ended], [tensor], finish)
 
     def _all_reduce(self, tensors: Tensors, opts: Any, codec: str | None = None) -> Work:
         for tensor in tensors:
@@ -221,11 +237,12 @@ class ProcessGroup(_Base):  # type: ignore[misc]
             works = [self._all_reduce([tensor], opts) for tensor in tensors]
             return _together(works, tensors)
         (op,) = ops
+        factor = factor_of(opts.reduceOp)
         landings: list[Landing] = []
-        if is_away(tensors) and op not in BITWISE:
+        if is_away(tensors) and op not in BITWISE and factor is None:
             views = [as_reduced(tensor.detach(), "all_reduce") for tensor in tensors]
         else:
-            landings = [Landing(tensor, "all_reduce", keep=True) for tensor in tensors]
+            landings = [Landing(tensor, "all_reduce", keep=True, factor=factor) for tensor in tensors]
             views = [as_reduced(landing.view, "all_reduce") for landing in landings]
         if op in BITWISE:
             return self._bitwise(views, op, landings, tensors, opts)
@@ -286,6 +303,8 @@ class ProcessGroup(_Base):  # type: ignore[misc]
 
     def _reduce_scatter(self, output: torch.Tensor, source: torch.Tensor, opts: Any) -> Work:
         op = name_of(opts.reduceOp, output.dtype, "reduce_scatter")
+        if (factor := factor_of(opts.reduceOp)) is not None:
+            source = source * factor
         landing = Landing(output, "reduce_scatter: output")
         target = as_reduced(landing.view, "reduce_scatter: output")
         rows = source.new_empty(self._size, target.numel())
@@ -302,6 +321,8 @@ class ProcessGroup(_Base):  # type: ignore[misc]
 
     def _reduce_scatter_away(self, output: torch.Tensor, rows: Tensors, opts: Any) -> Work:
         op = name_of(opts.reduceOp, output.dtype, "reduce_scatter")
+        if (factor := factor_of(opts.reduceOp)) is not None:
+            rows = [row.detach() * factor for row in rows]
         return Work([self._start(self._staged.reduce_scatter, rows, output, op, self._seconds(opts))], [output])
 
     # -- copies ------------------------------------------------------------------------------------------------------

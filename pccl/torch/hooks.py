@@ -4,8 +4,9 @@
 
 The state is the process group, None for the default one. Every rank gets the same bytes. Unlike torch's bf16_compress,
 nothing is added up in the narrow type: each rank's gradients are encoded once, the owner of a part adds them in float32
-and encodes the mean once. Buckets of other dtypes than float32 travel as they are. e3m0 has 4 bits for a gradient: it
-is for outer gradients of DiLoCo rather than for every step; PowerSGD is torch's own and works on this backend.
+and encodes the mean once. Buckets of other dtypes than float32, and sparse ones, travel as they are. e3m0 has 4 bits
+for a gradient: it is for outer gradients of DiLoCo rather than for every step; PowerSGD is torch's own and works on
+this backend.
 DDP reads the annotations of a hook, so that they must not be strings: no `annotations` from the future here.
 """
 
@@ -51,6 +52,7 @@ def _mean(state: Any, bucket: GradBucket, codec: str) -> torch.futures.Future[to
     if not isinstance(group, ProcessGroup):
         raise TypeError(f"the hook is for process groups of the backend 'pccl', not {type(group).__name__}")
     gradients = bucket.buffer()
-    future = group.mean(gradients, codec if gradients.dtype is torch.float32 else None).get_future()
+    is_coded = gradients.dtype is torch.float32 and not gradients.is_sparse
+    future = group.mean(gradients, codec if is_coded else None).get_future()
     mean: torch.futures.Future[torch.Tensor] = future.then(lambda done: done.value()[0])
     return mean

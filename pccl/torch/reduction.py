@@ -1,6 +1,7 @@
 """reduction.py - what the reductions of torch.distributed are in pccl, by dtype.
 
-On bool a sum, and a maximum, is "or", a product, and a minimum, is "and": results are 0 or 1.
+On bool a sum, and a maximum, is "or", a product, and a minimum, is "and": results are 0 or 1. PREMUL_SUM is a sum of
+what each rank has multiplied by its factor.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["BITWISE", "name_of"]
+__all__ = ["BITWISE", "factor_of", "name_of", "sparse_name_of"]
 
 _KINDS: Any = dist.ReduceOp.RedOpType
 _NAMES = {
@@ -37,9 +38,15 @@ BITWISE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 def name_of(op: Any, dtype: torch.dtype, what: str) -> str:
     """pccl's name of the reduction. Raises TypeError if there is none for the dtype, ValueError if there is none."""
-    name = _NAMES.get(getattr(op, "op", op))
+    kind = getattr(op, "op", op)
+    if kind == _KINDS.PREMUL_SUM:
+        if not dtype.is_floating_point:
+            raise TypeError(f"{what}: ReduceOp.PREMUL_SUM is for floating types, not {dtype}")
+        return "sum"
+    name = _NAMES.get(kind)
     if name is None:
-        raise ValueError(f"{what}: {getattr(op, 'op', op)} is not supported (supported: {', '.join(_NAMES.values())})")
+        supported = ", ".join([*_NAMES.values(), "premul_sum"])
+        raise ValueError(f"{what}: {kind} is not supported (supported: {supported})")
     if dtype.is_floating_point or dtype.is_complex:
         if name in BITWISE:
             raise TypeError(f"{what}: ReduceOp.{name.upper()} is for integers and bool, not {dtype}")
@@ -47,3 +54,21 @@ def name_of(op: Any, dtype: torch.dtype, what: str) -> str:
     if name == "avg":
         raise TypeError(f"{what}: ReduceOp.AVG does not exist for {dtype}: integers have no exact mean")
     return _OF_BOOL.get(name, name) if dtype is torch.bool else name
+
+
+def sparse_name_of(op: Any, dtype: torch.dtype) -> str:
+    """ "sum" or "avg", of sparse tensors. Raises as `name_of`, and TypeError for bool and for other reductions."""
+    what = "all_reduce of a sparse tensor"
+    name = name_of(op, dtype, what)
+    if name not in ("sum", "avg"):
+        raise TypeError(
+            f"{what}: {getattr(op, 'op', op)} of {dtype} is not there; SUM, AVG and PREMUL_SUM of numbers are"
+        )
+    return name
+
+
+def factor_of(op: Any) -> float | None:
+    """By what this rank multiplies its tensor before it is added, for PREMUL_SUM; None for other reductions."""
+    if getattr(op, "op", op) != _KINDS.PREMUL_SUM:
+        return None
+    return float(op.__getstate__()[1])  # a number, or a tensor with one

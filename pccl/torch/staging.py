@@ -63,19 +63,21 @@ def reduced(tensor: torch.Tensor, what: str) -> torch.Tensor:
 
 class Landing:
     """A tensor that is written: `view` is where the engine writes, `land` brings it home. `keep`: what the tensor holds
-    is read too.
+    is read too, times `factor` if there is one.
     """
 
     __slots__ = ("_home", "view")
 
-    def __init__(self, tensor: torch.Tensor, what: str, keep: bool = False) -> None:
+    def __init__(self, tensor: torch.Tensor, what: str, keep: bool = False, factor: float | None = None) -> None:
         check(tensor, what)
         target = tensor.detach()
-        if is_plain(target):
+        self._home: torch.Tensor | None = target
+        if factor is not None:
+            self.view = reduced(tensor, what) * factor
+        elif is_plain(target):
             self.view, self._home = target.view(-1), None
         else:
             self.view = flat(tensor, what) if keep else torch.empty(tensor.numel(), dtype=tensor.dtype)
-            self._home = target
 
     @property
     def is_home(self) -> bool:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from pccl.device.pipeline import StagedWork
 from pccl.errors import PcclError
-from pccl.work import Work as Op
+from pccl.work import Pending
 
 __all__ = ["Work", "failure"]
 
@@ -49,7 +49,7 @@ class Work(_Base):  # type: ignore[misc]
 
     def __init__(
         self,
-        ops: Sequence[Op],
+        ops: Sequence[Pending[Any]],
         tensors: list[torch.Tensor],
         finish: Callable[[], None] | None = None,
         source: int = -1,

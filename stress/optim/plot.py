@@ -1,10 +1,10 @@
 """plot.py - loss against bytes sent: every mode of pccl.optim beside data parallel and a lone worker, as a picture.
 
     python -m stress.optim.convergence --seeds 1 --watch-every 20 --json > rows.jsonl
-    python -m stress.optim.plot rows.jsonl --out docs/plots/loss_against_bytes.svg
+    python -m stress.optim.plot rows.jsonl --out build/loss_against_bytes.svg
 
-Left: how the loss fell with what one peer had sent, for some modes; right: where each mode ended. Beside the picture
-lie the rows, as JSON. Rows of 4 peers that did not change are drawn.
+Left: how the loss fell with what one peer had sent, for some modes; right: where each mode ended. Rows of 4 peers that
+did not change are drawn. The picture of the documents is that of `performance_page.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stress.pictures import pyplot, save
+
 PEERS = 4
 PARALLEL, LONE = "data parallel", "lone worker"
 CURVES = {
@@ -26,29 +28,22 @@ CURVES = {
     "sparse-1.56%": "#c0392b",
 }
 OTHER = "#d98018"
-KEPT = ("mode", "peers", "loss", "gap_percent", "gap_sd", "bytes_sent", "watched")
 
 
 def drawn(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the picture shows, without what it does not need. ValueError for rows that were not watched."""
+    """The rows that the picture shows. ValueError for rows that were not watched."""
     shown = [row for row in rows if row["peers"] in (1, PEERS) and "churn" not in row["mode"]]
     for row in shown:
         if not row.get("watched"):
             raise ValueError(f"{row['mode']}: no losses on the way; run convergence with --watch-every")
     if [row["mode"] for row in shown[:2]] != [PARALLEL, LONE]:
         raise ValueError("the first rows must be those of data parallel and of the lone worker")
-    return [{key: row[key] for key in KEPT} for row in shown]
+    return shown
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes the picture, the same for the same rows."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    pyplot.rcParams["svg.hashsalt"] = "pccl"
-    chart, (left, right) = pyplot.subplots(1, 2, figsize=(15, 5), layout="constrained")
+    chart, (left, right) = pyplot().subplots(1, 2, figsize=(15, 5), layout="constrained")
     _curves(left, rows)
     _ends(right, rows)
     for axes in (left, right):
@@ -56,8 +51,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("sent by one peer, MB")
         axes.set_ylabel("loss on held-out tokens, nats")
         axes.grid(alpha=0.25, which="both")
-    chart.savefig(path, metadata={"Date": None})
-    pyplot.close(chart)
+    save(chart, path)
 
 
 def _curves(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
@@ -87,17 +81,14 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Loss against bytes sent, from rows of stress.optim.convergence.")
     parser.add_argument("rows", type=Path, help="what --json --watch-every printed")
-    parser.add_argument("--out", type=Path, default=Path("docs/plots/loss_against_bytes.svg"))
+    parser.add_argument("--out", type=Path, default=Path("build/loss_against_bytes.svg"))
     arguments = parser.parse_args()
     try:
         rows = drawn([json.loads(line) for line in arguments.rows.read_text().splitlines()])
     except ValueError as error:
         print(f"plot: {error}", file=sys.stderr)
         return 2
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     draw(rows, arguments.out)
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    arguments.out.with_suffix(".json").write_text(f"[\n{lines}\n]\n")
     return 0
 
 

@@ -153,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--traces", type=Path, default=Path("build/traces"))
     parser.add_argument("--count", type=int, default=1 << 24)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON object per row")
     arguments = parser.parse_args()
     rows = []
     if not arguments.json:
@@ -162,10 +162,13 @@ def main() -> None:
         print(f"{'data':<16} {'changed':>7} {' '.join(f'{n:>7}' for n in names)}  A/iid  B/iid  gap16    xor  dense")
     for name, old, new in steps(arguments.traces, arguments.count):
         rows.append(row(name, old, new))
-        if not arguments.json:
+        if arguments.json:
+            print(json.dumps(rows[-1]), flush=True)
+        else:
             show(rows[-1])
     wrong = [line for found in rows for line in broken(found)]
-    print(json.dumps({"rows": rows, "broken": wrong}) if arguments.json else "".join(f"\nBROKEN {w}" for w in wrong))
+    for line in wrong:
+        print(f"BROKEN {line}", file=sys.stderr)
     sys.exit(1 if wrong else 0)
 
 

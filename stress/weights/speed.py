@@ -116,7 +116,9 @@ def main() -> None:
     rows = measure(arguments.mib, arguments.density, arguments.rounds)
     wrong = broken(rows)
     if arguments.json:
-        print(json.dumps({"isa": _native.kernels(), "density": arguments.density, "rows": rows, "broken": wrong}))
+        known = {"isa": _native.kernels(), "density": arguments.density, "mib": arguments.mib}
+        for name, row in rows.items():
+            print(json.dumps({"op": "weights_speed", "kernel": name, **known, **row}))
     else:
         print(f"kernels {_native.kernels()}, {arguments.density:.2%} change, GB/s of dense bytes\n")
         print(f"{'':<12} {'1 thread':>9} {'of memcpy':>10} {'2 threads':>10} {'speed-up':>9}")
@@ -125,7 +127,8 @@ def main() -> None:
                 f"{name:<12} {row['gb_per_s']:>9.2f} {row['of_memcpy']:>10.2f} {row['gb_per_s_2_threads']:>10.2f} "
                 f"{row['speedup']:>9.2f}"
             )
-        print("".join(f"\nBROKEN {line}" for line in wrong))
+    for line in wrong:
+        print(f"BROKEN {line}", file=sys.stderr)
     sys.exit(1 if wrong else 0)
 
 

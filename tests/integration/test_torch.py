@@ -2,57 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from integration.torch_run import free_port, run_ranks
 
-HERE = Path(__file__).resolve().parent
-PATIENCE_S = 150
 RANKS = 4
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
-def run_ranks(
-    forked: str, script: str, folder: Path, size: int, *arguments: str, killed: tuple[int, ...] = ()
-) -> list[dict[str, Any]]:
-    """What so many processes print, as JSON; each must end well, but for those that kill themselves."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PCCL_")}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, forked, str(HERE / script), str(folder), str(rank), str(size), *arguments],
-            env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    found = []
-    try:
-        for rank, process in enumerate(ranks):
-            output, errors = process.communicate(timeout=PATIENCE_S)
-            expected = -signal.SIGKILL if rank in killed else 0
-            assert process.returncode == expected, f"rank {rank}: exit code {process.returncode}\n{errors}"
-            if rank not in killed:
-                found.append(json.loads(output.splitlines()[-1]))
-    finally:
-        for process in ranks:
-            process.kill()
-            process.communicate()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +23,7 @@ def test_collectives_give_what_gloo_gives(found: list[dict[str, Any]]) -> None:
         assert seen["count"] > 1000
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "sparse"])
 def test_stock_scripts_train_to_the_losses_of_gloo(found: list[dict[str, Any]], kind: str) -> None:
     for seen in found:
         assert seen[f"{kind} pccl"] == pytest.approx(seen[f"{kind} gloo"], rel=1e-5)
@@ -83,6 +39,12 @@ def test_hooks_train_almost_as_well(found: list[dict[str, Any]], hook: str, near
     assert all(math.isfinite(loss) for loss in coded)
 
 
+def test_a_hook_lets_sparse_gradients_travel_as_they_are(found: list[dict[str, Any]]) -> None:
+    for seen in found:
+        assert seen["sparse bf16"] == pytest.approx(seen["sparse gloo"], rel=1e-2)
+        assert seen["sparse bf16"] != seen["sparse gloo"]
+
+
 @pytest.fixture(scope="module")
 def faults(forked: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What ranks 0 and 1 of three have seen; rank 2 is killed in the end."""
@@ -93,7 +55,11 @@ def faults(forked: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
 WRONG = {
     "avg of integers": ("TypeError", "ReduceOp.AVG does not exist for torch.int32"),
     "bits of floats": ("TypeError", "ReduceOp.BAND is for integers and bool"),
-    "premul": ("ValueError", "PREMUL_SUM is not supported"),
+    "premul": ("TypeError", "ReduceOp.PREMUL_SUM is for floating types, not torch.int32"),
+    "sparse bool": ("TypeError", "SUM of torch.bool is not there; SUM, AVG and PREMUL_SUM of numbers are"),
+    "sparse min": ("TypeError", "MIN of torch.float32 is not there; SUM, AVG and PREMUL_SUM of numbers are"),
+    "sparse codec": ("TypeError", "int8 is for dense tensors"),
+    "compressed": ("TypeError", "the tensor is sparse (torch.sparse_csr)"),
     "dtype": ("TypeError", "torch.float8_e4m3fn cannot be reduced"),
     "sparse": ("TypeError", "the tensor is sparse"),
     "sizes": ("ValueError", "the input must have 3 x 2 elements of torch.float32, not 7"),
@@ -110,7 +76,9 @@ def test_wrong_arguments_are_named(faults: list[dict[str, Any]], what: str) -> N
         assert WRONG[what][1] in seen[what][2]
 
 
-@pytest.mark.parametrize(("what", "cause"), [("mismatch", "MismatchError"), ("late", "Timeout")])
+@pytest.mark.parametrize(
+    ("what", "cause"), [("mismatch", "MismatchError"), ("sparse mismatch", "MismatchError"), ("late", "Timeout")]
+)
 def test_what_fails_fails_on_all_ranks_and_the_group_goes_on(
     faults: list[dict[str, Any]], what: str, cause: str
 ) -> None:
@@ -126,6 +94,7 @@ def test_works_and_futures_are_those_of_torch(faults: list[dict[str, Any]]) -> N
         assert seen["done"] == [True, True, True, [3, 3, 3]]
         assert seen["future"] == [3, 3, 3]
         assert seen["chained"] == [6, 6]
+        assert seen["sparse futures"] == [[6, 6, 6], [3, 3, 3]]
         assert seen["failed future"][1] == "MismatchError"
         assert seen["polled"] == [1, 1, 1]
         assert seen["destroyed"] is False
@@ -134,6 +103,7 @@ def test_works_and_futures_are_those_of_torch(faults: list[dict[str, Any]]) -> N
 def test_a_lost_rank_is_told_and_the_rest_can_be_configured_anew(faults: list[dict[str, Any]]) -> None:
     for rank, seen in enumerate(faults):
         assert seen["lost"][:2] == seen["refused"][:2] == ["DistBackendError", "PeerLost"]
+        assert seen["sparse lost"][:2] == ["DistBackendError", "PeerLost"]
         assert "rank 2 of the process group is gone" in seen["refused"][2]
         assert seen["retried"] == [2, 2, 2]
         assert seen["gather"][1] == "PeerLost"

@@ -18,6 +18,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool)
 SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (5,), (4, 3), (2, 0, 3), (70_000,))
 ARITHMETIC = ("SUM", "PRODUCT", "MIN", "MAX")
+OF_FLOATS = ("AVG", "PREMUL_SUM")
 BITS = ("BAND", "BOR", "BXOR")
 
 
@@ -62,6 +63,17 @@ class Place:
         """Memory for a result."""
         return self.laid_out(torch.zeros(shape, dtype=dtype))
 
+    def reduced(self, op: str, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """What a reduction is called with. gloo has no PREMUL_SUM: there the sum of what is multiplied already. Factors
+        are powers of two, as a number or as a tensor, so that products are exact.
+        """
+        if op != "PREMUL_SUM":
+            return tensor, getattr(dist.ReduceOp, op)
+        factor = 0.5**self.rank
+        if dist.get_backend(self.group) == "gloo":
+            return tensor * factor, dist.ReduceOp.SUM
+        return tensor, dist._make_nccl_premul_sum(torch.tensor(factor) if self.rank % 2 else factor)
+
     def root(self, number: int) -> int:
         """The global rank of a rank of the group."""
         return self.ranks[number]
@@ -72,29 +84,56 @@ Case = Callable[[Place], list[torch.Tensor]]
 
 def all_reduce(op: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
     def run(p: Place) -> list[torch.Tensor]:
-        tensor = p.filled(dtype, shape)
-        dist.all_reduce(tensor, getattr(dist.ReduceOp, op), group=p.group)
+        tensor, reduction = p.reduced(op, p.filled(dtype, shape))
+        dist.all_reduce(tensor, reduction, group=p.group)
         return [tensor]
+
+    return run
+
+
+def sparse(op: str, dtype: torch.dtype, shape: tuple[int, ...], sparse_dims: int) -> Case:
+    """Every rank has another number of elements, rank 0 none; some indices more than once. gloo has neither halves nor
+    AVG for them: there halves are float32, and the sum is divided here.
+    """
+
+    def run(p: Place) -> list[torch.Tensor]:
+        count = 3 * p.rank
+        places = [(torch.arange(count) * (5 + dim) + p.rank) % shape[dim] for dim in range(sparse_dims)]
+        values = p.filled(dtype, (count, *shape[sparse_dims:])).contiguous()
+        is_gloo = dist.get_backend(p.group) == "gloo"
+        held = torch.sparse_coo_tensor(
+            torch.stack(places), values.float() if is_gloo and dtype.itemsize == 2 else values, shape,
+            check_invariants=True,
+        )  # fmt: skip
+        is_mean = is_gloo and op == "AVG"
+        tensor, reduction = p.reduced("SUM" if is_mean else op, held)
+        work = dist.all_reduce(tensor, reduction, group=p.group, async_op=True)
+        beside = p.filled(dtype, (5,)).contiguous()
+        dist.all_reduce(beside, group=p.group)
+        work.wait()
+        found = tensor.coalesce()
+        total = found.values() / p.size if is_mean else found.values()
+        return [found.indices(), total.to(dtype), beside]
 
     return run
 
 
 def all_reduce_coalesced(op: str, dtype: torch.dtype) -> Case:
     def run(p: Place) -> list[torch.Tensor]:
-        tensors = [p.filled(dtype, shape, salt) for salt, shape in enumerate(((3,), (0,), (2, 5)))]
+        called = [p.reduced(op, p.filled(dtype, shape, salt)) for salt, shape in enumerate(((3,), (0,), (2, 5)))]
         with dist.distributed_c10d._coalescing_manager(p.group, async_ops=True) as manager:
-            for tensor in tensors:
-                dist.all_reduce(tensor, getattr(dist.ReduceOp, op), group=p.group)
+            for tensor, reduction in called:
+                dist.all_reduce(tensor, reduction, group=p.group)
         manager.wait()
-        return tensors
+        return [tensor for tensor, _ in called]
 
     return run
 
 
 def reduce(op: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
     def run(p: Place) -> list[torch.Tensor]:
-        tensor = p.filled(dtype, shape)
-        dist.reduce(tensor, p.root(p.size - 1), getattr(dist.ReduceOp, op), group=p.group)
+        tensor, reduction = p.reduced(op, p.filled(dtype, shape))
+        dist.reduce(tensor, p.root(p.size - 1), reduction, group=p.group)
         return [tensor] if p.rank == p.size - 1 else []
 
     return run
@@ -103,8 +142,8 @@ def reduce(op: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
 def reduce_scatter(op: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
     def run(p: Place) -> list[torch.Tensor]:
         out = p.empty(dtype, shape)
-        inputs = [p.filled(dtype, shape, salt) for salt in range(p.size)]
-        dist.reduce_scatter(out, inputs, getattr(dist.ReduceOp, op), group=p.group)
+        called = [p.reduced(op, p.filled(dtype, shape, salt)) for salt in range(p.size)]
+        dist.reduce_scatter(out, [tensor for tensor, _ in called], called[0][1], group=p.group)
         return [out]
 
     return run
@@ -113,7 +152,8 @@ def reduce_scatter(op: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
 def reduce_scatter_tensor(op: str, dtype: torch.dtype, rows: int) -> Case:
     def run(p: Place) -> list[torch.Tensor]:
         out = p.empty(dtype, (rows, 3))
-        dist.reduce_scatter_tensor(out, p.filled(dtype, (rows * p.size, 3)), getattr(dist.ReduceOp, op), group=p.group)
+        tensor, reduction = p.reduced(op, p.filled(dtype, (rows * p.size, 3)))
+        dist.reduce_scatter_tensor(out, tensor, reduction, group=p.group)
         return [out]
 
     return run
@@ -306,10 +346,13 @@ def objects(p: Place) -> list[torch.Tensor]:
 def cases() -> Iterator[tuple[str, Case]]:
     """All of them, with names."""
     for dtype in FLOATS + INTEGERS:
-        ops = ARITHMETIC + (("AVG",) if dtype in FLOATS else BITS)
+        ops = ARITHMETIC + (OF_FLOATS if dtype in FLOATS else BITS)
         name = str(dtype).removeprefix("torch.")
         for op, shape in itertools.product(ops, SHAPES):
             yield f"all_reduce {op} {name}{list(shape)}", all_reduce(op, dtype, shape)
+        for op in ("SUM",) + (OF_FLOATS if dtype in FLOATS else ()) if dtype is not torch.bool else ():
+            for shape, dims in (((7,), 1), ((9, 3), 1), ((4, 6), 2)):
+                yield f"all_reduce sparse {op} {name}{list(shape)}", sparse(op, dtype, shape, dims)
         for op in ops:
             yield f"all_reduce_coalesced {op} {name}", all_reduce_coalesced(op, dtype)
             yield f"reduce {op} {name}", reduce(op, dtype, (5,))

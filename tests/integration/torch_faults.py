@@ -47,7 +47,11 @@ def refusals(rank: int) -> dict[str, Any]:
     calls: dict[str, Callable[[], Any]] = {
         "avg of integers": lambda: dist.all_reduce(ones(3, torch.int32), op.AVG),
         "bits of floats": lambda: dist.all_reduce(ones(3), op.BAND),
-        "premul": lambda: dist.all_reduce(ones(3), dist._make_nccl_premul_sum(2.0)),
+        "premul": lambda: dist.all_reduce(ones(3, torch.int32), dist._make_nccl_premul_sum(2.0)),
+        "sparse bool": lambda: dist.all_reduce(torch.eye(3).bool().to_sparse()),
+        "sparse min": lambda: dist.all_reduce(torch.eye(3).to_sparse(), op.MIN),
+        "sparse codec": lambda: dist.group.WORLD.mean(torch.eye(3).to_sparse(), "int8"),
+        "compressed": lambda: dist.all_reduce(torch.eye(3).to_sparse_csr()),
         "dtype": lambda: dist.all_reduce(torch.zeros(3, dtype=torch.float8_e4m3fn)),
         "sparse": lambda: dist.broadcast(torch.eye(3).to_sparse(), 0),
         "sizes": lambda: dist.reduce_scatter_tensor(ones(2), ones(7)),
@@ -61,6 +65,8 @@ def refusals(rank: int) -> dict[str, Any]:
 def disagreements(rank: int, store: dist.Store) -> dict[str, Any]:
     """Ranks that call different things, or too late; the group goes on afterwards."""
     seen: dict[str, Any] = {"mismatch": error_of(lambda: dist.all_reduce(ones(4 + (rank == 0))))}
+    shape = 4 + (rank == 1), 3
+    seen["sparse mismatch"] = error_of(lambda: dist.all_reduce(torch.zeros(shape).to_sparse(1)))
     if rank == 0:
         store.wait(["late 1", "late 2"])
     seen["late"] = error_of(lambda: dist.barrier(timeout=SECOND))
@@ -87,6 +93,9 @@ def works(rank: int, store: dist.Store) -> dict[str, Any]:
         return done.value()[0] + dist.all_reduce(ones(2), async_op=True).get_future().wait()[0]
 
     seen["chained"] = dist.all_reduce(ones(2), async_op=True).get_future().then(another).wait().tolist()
+    twice = [torch.eye(3).mul(rank + k).to_sparse() for k in range(2)]
+    futures = [dist.all_reduce(tensor, async_op=True).get_future() for tensor in twice]
+    seen["sparse futures"] = [future.wait()[0].to_dense().diagonal().tolist() for future in reversed(futures)]
     failing = dist.all_reduce(ones(2 + (rank == 0)), async_op=True).get_future()
     seen["failed future"] = error_of(failing.wait)
     strided = torch.zeros(6)[::2]
@@ -104,8 +113,11 @@ def losses(rank: int, store: dist.Store, address: str) -> dict[str, Any]:
     going_on = dist.new_group(backend="pccl", pg_options=pccl.torch.Options(on_peer_loss="retry"))
     dist.barrier()
     if rank == 2:
+        store.wait(["begun 0", "begun 1"])
         os.kill(os.getpid(), signal.SIGKILL)
-    seen: dict[str, Any] = {"lost": error_of(lambda: dist.all_reduce(ones(3)))}
+    begun = [dist.all_reduce(tensor, async_op=True) for tensor in (ones(3), torch.eye(3).to_sparse())]
+    store.set(f"begun {rank}", "")
+    seen: dict[str, Any] = {"lost": error_of(begun[0].wait), "sparse lost": error_of(begun[1].wait)}
     seen["refused"] = error_of(lambda: dist.all_reduce(ones(3)))
     tensor = ones(3)
     dist.all_reduce(tensor, group=going_on)

@@ -58,6 +58,27 @@ def matrix(rank: int, size: int) -> dict[str, Any]:
     return {"wrong": wrong, "count": count}
 
 
+def sparse_ddp(hook: Any = None) -> list[float]:
+    """Losses of DDP over an embedding whose gradients are sparse."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Embedding(50, 4, sparse=True), torch.nn.Linear(4, 1))
+    model = torch.nn.parallel.DistributedDataParallel(net)
+    if hook is not None:
+        model.register_comm_hook(None, hook)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    words = (torch.arange(12) * 7 + 5 * dist.get_rank()) % 50
+    losses = []
+    for _ in range(4):
+        loss = (model(words) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        mean = loss.detach() / dist.get_world_size()
+        dist.all_reduce(mean)
+        losses.append(float(mean))
+    return losses
+
+
 def example(name: str) -> Any:
     """A program of examples/, as a module."""
     sys.path.insert(0, str(EXAMPLES))
@@ -87,8 +108,10 @@ def main() -> None:
         dist.init_process_group(backend, init_method=f"file://{folder}/{backend}", rank=rank, world_size=size)
         found[f"ddp {backend}"] = ddp.train(4)
         found[f"fsdp {backend}"] = fsdp.train(4)
+        found[f"sparse {backend}"] = sparse_ddp()
         if backend == "pccl":
             found |= {f"hook {hook}": ddp.train(4, hook) for hook in pccl.torch.hooks.NAMES}
+            found["sparse bf16"] = sparse_ddp(pccl.torch.hooks.bf16)
         dist.destroy_process_group()
     found["train_s"] = time.monotonic() - begin
     dist.init_process_group("gloo", init_method=f"file://{folder}/matrix", rank=rank, world_size=size)

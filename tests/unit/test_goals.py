@@ -12,8 +12,12 @@ sys.path.append(
     str(Path(__file__).resolve().parents[2] / "stress")
 )  # at the end: as `python stress/bench_all.py` has it
 
-from bench_all import steps
+import bench_all
+import measured
+from bench_all import QUICK, chosen, in_words, steps
 from goals import GOALS, MIB
+
+ROOT = Path(__file__).resolve().parents[2]
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "tcp": [
@@ -36,6 +40,15 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "transfer": [{"chunk_bytes": nbytes, "gbit_per_s": 21.0} for nbytes in (MIB, 64 << 10)],
     "transfers": [{"share": 0.94}, {"share": 0.9}],
     "wan": [{"targets": [{"ok": True}, {"ok": None}]}, {"targets": []}],
+    "torch": [{"ratio": 1.02}],
+    **{step: [{"ok": True}, {"op": "others"}] for step in ("kv", "kv_wan", "weights")},
+    "kv_codecs": [
+        {"cache": cache, "codec": "bf16-exp", "of_plain": part} for cache, part in (("normal", 0.7), ("gpt", 0.9))
+    ],
+    "weights_bytes": [{"a_over_iid": 1.01}, {"a_over_iid": 0.99}],
+    "weights_speed": [{"kernel": "B encode", "of_memcpy": 0.3}, {"kernel": "A encode", "of_memcpy": 0.1}],
+    "state": [{"join_ratio": 1.24, "step_ratio": 1.0}],
+    "optim": [{"missed": []}, {"missed": []}],
 }
 BAD: dict[str, list[dict[str, Any]]] = {
     "tcp": [{**row, "ours_ms": 99.0, "ratio": 1.2} for row in ROWS["tcp"]],
@@ -50,6 +63,13 @@ BAD: dict[str, list[dict[str, Any]]] = {
     "transfer": [{"chunk_bytes": nbytes, "gbit_per_s": 14.9} for nbytes in (MIB, 64 << 10)],
     "transfers": [{"share": 0.94}, {"share": 0.89}],
     "wan": [{"targets": [{"ok": True}, {"ok": False}]}],
+    "torch": [{"ratio": 1.2}],
+    **{step: [{"ok": True}, {"ok": False}] for step in ("kv", "kv_wan", "weights")},
+    "kv_codecs": [{"cache": "normal", "codec": "bf16-exp", "of_plain": 0.8}],
+    "weights_bytes": [{"a_over_iid": 1.03}, {"a_over_iid": 0.99}],
+    "weights_speed": [{"kernel": "B encode", "of_memcpy": 0.1}],
+    "state": [{"join_ratio": 1.26, "step_ratio": 1.2}],
+    "optim": [{"missed": []}, {"missed": ["too good"]}],
 }
 
 
@@ -64,4 +84,36 @@ def test_every_goal_has_a_step_that_can_be_run() -> None:
     known = steps(Path("out"), 3)
     assert {goal.step for goal in GOALS} == set(known)
     programs = [part for command in known.values() for part in command if part.startswith("stress/")]
-    assert programs and all((Path(__file__).resolve().parents[2] / program).exists() for program in programs)
+    modules = [part for command in known.values() for part in command if part.startswith("stress.")]
+    assert programs and all((ROOT / program).exists() for program in programs)
+    for name in modules:
+        path = ROOT.joinpath(*name.split("."))
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
+
+
+def test_some_steps_can_be_chosen() -> None:
+    known = steps(ROOT / "build" / "bench", 3)
+    assert chosen(known, "", False) == known
+    quick = chosen(known, "", True)
+    assert list(quick) == list(QUICK)
+    rounds = [quick["kv"][place + 1] for place, word in enumerate(quick["kv"]) if word == "--rounds"]
+    assert rounds == ["3"] and "pair" in quick["wan"] and quick["tcp"] == known["tcp"]
+    assert list(chosen(known, "torch,tcp", False)) == ["torch", "tcp"]
+    with pytest.raises(ValueError, match="no such step: optim; there are tcp"):
+        chosen(known, "tcp,optim", True)
+    assert not [words for words in map(in_words, known.values()) if "/usr" in words or str(ROOT) in words]
+
+
+def test_rows_of_steps_that_end_well_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a step that fails stay what they were."""
+    measured.write(tmp_path, measured.Measured("broken", "an earlier one", "2026-01-01", "abc", {}, [{"ms": 1}]))
+    program = "print('words'); print('{\"ms\": 2.5}'); raise SystemExit("
+    made = {name: ["python", "-c", f"{program}{code})"] for name, code in (("broken", 3), ("whole", 0))}
+    monkeypatch.setattr(bench_all, "steps", lambda out, rounds: made)
+    monkeypatch.setattr(sys, "argv", ["bench_all.py", "--out", str(tmp_path / "out"), "--rows", str(tmp_path)])
+    assert bench_all.main() == 1
+    kept = measured.read(tmp_path)
+    assert kept["broken"].rows == [{"ms": 1}] and kept["whole"].rows == [{"ms": 2.5}]
+    assert kept["whole"].command.startswith("python -c") and kept["whole"].host["cores"] >= 1
+    assert kept["whole"].commit and kept["whole"].date > "2026"
+    assert (tmp_path / "out" / "broken.jsonl").read_text() == '{"ms": 2.5}\n'

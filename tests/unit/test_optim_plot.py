@@ -30,7 +30,6 @@ def test_other_numbers_of_peers_and_changing_ones_are_left_out() -> None:
     rows = [*BASE, row("diloco", 1000), row("diloco-M8", 1000, peers=8), row("diloco-churn", 1000)]
     shown = drawn(rows)
     assert [one["mode"] for one in shown] == ["data parallel", "lone worker", "diloco"]
-    assert "retries" not in shown[0]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +53,6 @@ def test_the_same_rows_make_the_same_picture(tmp_path: Path) -> None:
     for name in ("one", "two"):
         out = tmp_path / name / "picture.svg"
         subprocess.run([sys.executable, "-c", script, ROOT, tmp_path / "rows", "--out", out], cwd=tmp_path, check=True)
-        assert [one["mode"] for one in json.loads(out.with_suffix(".json").read_text())][2:] == ["diloco", "gossip"]
         pictures.append(out.read_bytes())
     assert pictures[0] == pictures[1]
     assert b"<svg" in pictures[0]

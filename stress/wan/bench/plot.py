@@ -8,6 +8,7 @@ from typing import Any
 
 from pccl.cli._units import format_bytes
 
+from ...pictures import pyplot, save
 from .rows import ratio
 from .sides import SIDES
 from .targets import Row
@@ -24,13 +25,8 @@ BAR = 0.22
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Writes a PNG. A codec may be above 1: the bound is that of plain float32."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    chart, axes = pyplot.subplots(figsize=(max(7.0, 1.15 * len(rows) + 2), 5.0), layout="constrained")
+    """Writes it as what its name ends with. A codec may be above 1: the bound is that of plain float32."""
+    chart, axes = pyplot().subplots(figsize=(max(7.0, 1.15 * len(rows) + 2), 5.0), layout="constrained")
     shown = [side for side in COLOURS if any(heights_of(row).get(side) for row in rows)]
     for side in shown:
         bars(axes, rows, side)
@@ -47,9 +43,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.set_title("All-reduce on emulated WANs: fraction of the physical bound; red: wanted")
     if shown:
         axes.legend(loc="upper left", fontsize=8, ncols=len(shown))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    chart.savefig(path, dpi=130)
-    pyplot.close(chart)
+    save(chart, path)
 
 
 def heights_of(row: Row) -> dict[str, float]:
