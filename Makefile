@@ -26,7 +26,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-LANES := c chaos processes units wan training
+LANES := c processes chaos training units wan
 
 .PHONY: help venv test test-py $(LANES:%=test-%) $(LANES:%=lane-%) $(VARIANTS:%=c-%) demo bench docs sim fuzz soak lint dist clean
 .DELETE_ON_ERROR:
@@ -70,13 +70,13 @@ $(VENV)/.installed: $(VENV)/.base $(SOURCES)
 
 # -- tests -------------------------------------------------------------------------------------------------------
 
-# Two lanes at a time, in this order, so that no processor is idle: the C tests need no environment and run while pip makes
-# it; chaos, processes and emulated WANs wait for the network a good part of the time, and the longest of them begins
-# early; the last is one that keeps all processors busy also when it is alone. What a lane says is in build/test/LANE.log,
-# and is shown when it has ended; all go on when one fails.
+# Three lanes at a time, in this order, so that no processor of two is idle: the C tests need no environment and run while
+# pip makes it; processes, chaos and emulated WANs wait for the network most of the time, and the longest of them begins
+# first; what begins last is short, and not alone. What a lane says is in build/test/LANE.log, and is shown when it has
+# ended; all go on when one fails.
 test:
 	@rm -rf build/test && mkdir -p build/test
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going $(LANES:%=lane-%); status=$$?; \
+	@$(MAKE) --no-print-directory --jobs=3 --keep-going $(LANES:%=lane-%); status=$$?; \
 	    echo "== summary"; for lane in $(LANES); do \
 	        echo "$$lane: $$(grep -sv '^make' build/test/$$lane.log | tail -n 1 | grep . || echo did not run)"; done; exit $$status
 

@@ -1,16 +1,21 @@
 """Programs that import torch, without waiting for it each time: a process that has imported it forks for each of them.
 
 `python tests/forks.py PROGRAM ...` is `python PROGRAM ...`, made by the server whose socket is in FORKS_AT: same
-directory, environment, standard streams and exit code; who kills it kills the program. Only torch is there already, and
-what its optimizers import when they are first used; pccl is not. So whatever starts Python as `python FILE` (`pccl
-launch`, a test) runs unchanged, and the processor has some seconds less to do for each process.
+directory, environment, standard streams and exit code; who kills it kills the program, but SIGSTOP does not reach it.
+Only torch is there already, what its optimizers import when they are first used, and what trains by it; pccl is not. So
+whatever starts Python as `python FILE` or `python -m MODULE` (`pccl launch`, a test) runs unchanged, and the processor
+has some seconds less to do for each process. What such a program starts by sys.executable comes from the server too;
+for a shell there are `python` and `torchrun` in stand_ins().
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import json
 import os
+import runpy
 import selectors
 import signal
 import socket
@@ -25,6 +30,10 @@ from typing import Any
 FORKS_AT = "FORKS_AT"
 FORKED = str(Path(__file__).resolve())
 REQUEST_BYTES_MAX = 1 << 20
+#: What is there already; optimizers import torch._dynamo in their first step.
+IMPORTED = ("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.run", "pytorch_lightning", "accelerate")
+#: Programs beside the socket, which are as they are named, but made by the server.
+STAND_INS = {"python": "", "torchrun": "-m torch.distributed.run"}
 
 
 @contextlib.contextmanager
@@ -32,6 +41,10 @@ def server() -> Iterator[None]:
     """The server; processes that are started meanwhile find it."""
     with tempfile.TemporaryDirectory(prefix="pccl-forks-") as folder:
         path = str(Path(folder) / "socket")
+        for name, words in STAND_INS.items():
+            stand_in = Path(folder) / name
+            stand_in.write_text(f'#!/bin/sh\n{FORKS_AT}="{path}" exec "{sys.executable}" "{FORKED}" {words} "$@"\n')
+            stand_in.chmod(0o700)
         environ = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-u", FORKED, "--serve", path]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ) as process:
@@ -41,6 +54,11 @@ def server() -> Iterator[None]:
             yield
             del os.environ[FORKS_AT]
             process.communicate()  # its standard input ends, and so does it
+
+
+def stand_ins() -> Path:
+    """The folder of STAND_INS, while there is a server."""
+    return Path(os.environ[FORKS_AT]).parent
 
 
 # -- the program's place -----------------------------------------------------------------------------------------------
@@ -124,10 +142,17 @@ def become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environ"])
     os.chdir(request["cwd"])
-    program = request["argv"][0]
-    sys.argv[:] = request["argv"]
-    added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:1] = [str(Path(program).resolve().parent), *(path for path in added if path)]
+    sys.executable = str(stand_ins() / "python")
+    words = request["argv"]
+    added = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if words[0] == "-m":
+        sys.argv[:] = words[1:]
+        sys.path[:1] = [os.getcwd(), *added]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        return
+    program = words[0]
+    sys.argv[:] = words
+    sys.path[:1] = [str(Path(program).resolve().parent), *added]
     module = types.ModuleType("__main__")
     module.__file__ = program
     sys.modules["__main__"] = module
@@ -137,12 +162,17 @@ def become(request: dict[str, Any]) -> None:
 def main() -> None:
     """See above."""
     if sys.argv[1] != "--serve":
-        code = ask(sys.argv[1:])
+        words = sys.argv[2:] if sys.argv[1] == "-u" else sys.argv[1:]  # the server's streams have no buffers
+        if words[0][0] == "-" and words[0] != "-m":
+            os.execv(sys.executable, [sys.executable, *words])
+        code = ask(words)
         if code == -signal.SIGKILL:  # the same end
             os.kill(os.getpid(), signal.SIGKILL)
         sys.exit(code)
-    import torch._dynamo  # noqa: F401 - with all of torch: optimizers import it in their first step
-
+    for name in IMPORTED:
+        with contextlib.suppress(ModuleNotFoundError):  # then tests that want it are skipped
+            importlib.import_module(name)
+    gc.freeze()  # else every child would write to all of it when it collects garbage, as each does when it ends
     request = serve(sys.argv[2])
     if request is not None:
         become(request)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import docs_blocks
+import forks
 import pytest
 from docs_blocks import ROOT, Block
 
@@ -23,10 +24,10 @@ SHELL = [block for block in BLOCKS if block.language == "sh"]
 OTHERS = ("apt-get", "export", "kill", "modprobe", "openssl", "pip", "sysctl", "torchrun")
 
 
-def run(words: list[str], where: Path) -> str:
-    """Runs to its end as a reader would, in a directory of its own; its output."""
+def run(words: list[str], where: Path, programs: Path = BIN) -> str:
+    """Runs to its end as a reader would, in a directory of its own; its output. `programs` are found first."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PCCL_")}
-    environment |= {"PATH": f"{BIN}:{environment['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment |= {"PATH": f"{programs}:{BIN}:{environment['PATH']}", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(ROOT / "tests" / "integration")  # what is given may use the tests' doubles
     done = subprocess.run(
         words, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120
@@ -62,10 +63,10 @@ def test_a_block_of_python_runs(block: Block, tmp_path: Path, forked: str) -> No
 
 
 @pytest.mark.parametrize("block", named([block for block in SHELL if "run" in block.said]))
-def test_a_block_of_commands_runs(block: Block, tmp_path: Path) -> None:
+def test_a_block_of_commands_runs(block: Block, tmp_path: Path, forked: str) -> None:
     files_of(block.page, tmp_path)
     (tmp_path / "block.sh").write_text(block.text)
-    output = run(["bash", "-euo", "pipefail", "block.sh"], tmp_path)
+    output = run(["bash", "-euo", "pipefail", "block.sh"], tmp_path, forks.stand_ins())
     assert re.search(block.said["run"] or ".", output), output
 
 

@@ -57,9 +57,9 @@ def finals(output: str) -> list[str]:
     return [line.partition("] ")[2] for line in output.splitlines() if "] done: " in line]
 
 
-def test_diloco_survives_a_kill(tmp_path: Path) -> None:
+def test_diloco_survives_a_kill(forked: str, tmp_path: Path) -> None:
     options = ["-n", "3", "--kill-at", "2", "--lease", "5"]
-    output = launch(tmp_path, *options, EXAMPLES / "03_diloco.py", "--steps", "40", "--every", "10")
+    output = launch(tmp_path, *options, forked, EXAMPLES / "03_diloco.py", "--steps", "40", "--every", "10")
     last = finals(output)
     assert len(last) == 2, output
     losses, states = {line.split(",")[0] for line in last}, {line.split("state ")[1] for line in last}
@@ -92,16 +92,16 @@ def test_frameworks_keep_their_loop(forked: str, tmp_path: Path, example: str) -
 
 
 @pytest.mark.parametrize("name", ["08_ddp.py", "09_fsdp2.py"])
-def test_stock_scripts_of_torch(tmp_path: Path, name: str) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def test_stock_scripts_of_torch(forked: str, tmp_path: Path, name: str) -> None:
+    torchrun = [sys.executable, forked, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     output = run(tmp_path, *torchrun, EXAMPLES / name, "--steps", "3")
     assert "2 ranks on pccl: loss 5." in output
 
 
 @pytest.mark.slow
-def test_short_demo(tmp_path: Path) -> None:
+def test_short_demo(forked: str, tmp_path: Path) -> None:
     options = ["--steps", "24", "--batch", "4", "--out", tmp_path]
-    output = run(tmp_path, sys.executable, EXAMPLES / "demo" / "run.py", *options)
+    output = run(tmp_path, sys.executable, forked, EXAMPLES / "demo" / "run.py", *options)
     assert "watch the run at http://127.0.0.1:" in output
     verdict = json.loads(output.splitlines()[-1])
     assert verdict["failures"] == []
@@ -116,14 +116,15 @@ def test_short_demo(tmp_path: Path) -> None:
     assert Path(verdict["png"]).read_bytes().startswith(b"\x89PNG")
 
 
-def test_rl_weight_sync(tmp_path: Path) -> None:
-    output = run(tmp_path, sys.executable, EXAMPLES / "06_rl_weight_sync.py", "--local")
+def test_rl_weight_sync(forked: str, tmp_path: Path) -> None:
+    output = run(tmp_path, sys.executable, forked, EXAMPLES / "06_rl_weight_sync.py", "--local")
     assert output.count(" everywhere") == 12
     assert "east-2 is killed" in output and "east-2 begins at version 3" in output
     assert "4 workers" in output and "done: 12 versions in " in output
 
 
 def test_prefill_offload(tmp_path: Path) -> None:
+    """Not forked: it freezes a process of its own, which SIGSTOP does to no program behind a stand-in."""
     options = ["--local", "--tokens", "200", "--requests", "1"]
     output = run(tmp_path, sys.executable, EXAMPLES / "07_prefill_offload.py", *options)
     assert "logits equal to the last bit" in output
