@@ -122,6 +122,7 @@ test-py: venv
 # More seeds than the tests take: make sim SEEDS=10000
 sim: venv
 	$(BIN)/pccl simulate --seeds $(SEEDS)
+	$(BIN)/pccl simulate --seeds $(SEEDS) --scenario everything_moves
 
 # Hostile bytes, so many inputs for each: control messages, then everything between engines (csrc/Makefile has one by one).
 # make fuzz INPUTS=10000000 SEED=1

@@ -81,6 +81,8 @@ static void do_advance(pccl_engine *e, uint32_t boundary)
 static void do_prepare(pccl_engine *e, const struct command *c)
 {
     const pccl_member *members = (const pccl_member *)c->tail;
+    for (struct link *l = e->links; l; l = l->next)
+        l->prepared = 0;
     for (uint32_t i = 0; i < c->u.prepare.member_count; i++) {
         if (peer_id_compare(&members[i].id, &e->config.self) == 0)
             continue;
@@ -88,6 +90,7 @@ static void do_prepare(pccl_engine *e, const struct command *c)
         if (l)
             l->prepared = 1;
     }
+    epoch_close_unwanted(e);
 }
 
 static void do_abandon(pccl_engine *e, uint64_t token, int status)

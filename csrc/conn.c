@@ -114,6 +114,18 @@ static int is_stranger(const struct conn *c)
            c->state == CONN_STRANGER || c->call;
 }
 
+static void give_back(struct conn *c, pccl_cause cause)
+{
+    struct stream *s = c->stream;
+    c->stream = NULL;
+    if (!engine_defect(c->engine, PCCL_DEFECT_LEAK_STREAM)) {
+        c->engine->ops->stream_close(s, cause != PCCL_CAUSE_NONE);
+        return;
+    }
+    s->user = NULL;
+    c->engine->ops->want(s, 0);
+}
+
 void conn_fail(struct conn *c, pccl_cause cause, int sys_errno)
 {
     if (c->state == CONN_DEAD)
@@ -127,8 +139,7 @@ void conn_fail(struct conn *c, pccl_cause cause, int sys_errno)
     c->state = CONN_DEAD;
     c->engine->dead_conns++;
     if (c->stream)
-        c->engine->ops->stream_close(c->stream, cause != PCCL_CAUSE_NONE);
-    c->stream = NULL;
+        give_back(c, cause);
     if (c->link && was_open)
         link_resend_lost(c->link, c);
     if (c->link)

@@ -146,6 +146,8 @@ uint32_t epoch_oldest(const pccl_engine *e);
 void epoch_freeze(pccl_engine *e, uint32_t change);
 void epoch_install(pccl_engine *e, const pccl_epoch *config);
 void epoch_retire(pccl_engine *e);
+/* Closes links that neither an epoch wants, nor a hold, nor a transfer. */
+void epoch_close_unwanted(pccl_engine *e);
 void epoch_acquaint(pccl_engine *e, const pccl_member *member, uint32_t streams);
 void epoch_unacquaint(pccl_engine *e, const pccl_peer_id *peer);
 void epoch_free_all(pccl_engine *e);

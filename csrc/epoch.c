@@ -221,12 +221,15 @@ static void close_unwanted_links(pccl_engine *e, int at_once)
         int is_member = epoch_member(e, &l->id, NULL) != NULL, wanted = is_member || l->prepared || l->acquainted;
         if (l->detour_epoch)
             wanted = is_member && (epoch_live(e, l->detour_epoch) || (!at_once && lingers(e, l)));
-        if (is_member)
-            l->prepared = 0;
         if (!wanted)
             link_close(l);
     }
     relay_drop_strangers(e);
+}
+
+void epoch_close_unwanted(pccl_engine *e)
+{
+    close_unwanted_links(e, 0);
 }
 
 void epoch_acquaint(pccl_engine *e, const pccl_member *member, uint32_t streams)
@@ -275,8 +278,6 @@ static void replace_epochs(pccl_engine *e, struct epoch *epoch, const pccl_epoch
     epoch->next = NULL;
     e->epochs = epoch;
     e->frozen = 0;
-    for (struct link *l = e->links; l; l = l->next)
-        l->prepared = 0;
 }
 
 void epoch_install(pccl_engine *e, const pccl_epoch *config)
@@ -289,7 +290,10 @@ void epoch_install(pccl_engine *e, const pccl_epoch *config)
         epoch->next = e->epochs;
         e->epochs = epoch;
     }
+    for (struct link *l = e->links; l; l = l->next)
+        l->prepared = 0; /* whom a hold named is a member now, or will not be one */
     want_links(e, epoch);
+    fetch_reroute(e);
     close_unwanted_links(e, config->change != 0);
     drop_old_frames(e);
     for (struct op *op = e->ops_first, *next; op; op = next) {

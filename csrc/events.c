@@ -87,6 +87,11 @@ static void count_links(pccl_engine *e)
         e->stats.links += l->open != 0;
         e->stats.streams += l->open;
     }
+    e->stats.conns = 0;
+    for (const struct conn *c = e->conns; c; c = c->next)
+        e->stats.conns += c->stream && c->state != CONN_DEAD;
+    e->stats.relays = e->relays;
+    e->stats.regions = e->transfers.region_count;
 }
 
 static void publish_links(pccl_engine *e)

@@ -2,7 +2,8 @@
  *
  * QUEUED until the link has room for one more, then ASKED. An end of the other side's making (everything has arrived, a DENY) frees it
  * at once. An end of our own (cancelled, overdue) must reach the other side by a DROP, which may not overtake the FETCH: until
- * that is acknowledged the fetch lives on as OVER, and takes nothing any more. */
+ * that is acknowledged the fetch lives on as OVER, and takes nothing any more. So does one that goes another way since an epoch: what is
+ * left of it on its former way ends so, and the fetch begins again on the new one, under another number. */
 #include <string.h>
 
 #include "engine.h"
@@ -258,12 +259,11 @@ static void end(struct fetch *f, pccl_err status)
         ask(l);
 }
 
-/* By our own. */
-static void give_up(struct fetch *f, pccl_err status)
+/* The other side is told as soon as it can be. */
+static void abandon(struct fetch *f)
 {
     struct link *l = f->flow.link;
     int is_sent = f->state == FETCH_ASKED && !f->flow.count;
-    finish(f, status);
     if (is_sent && f->flow.unacked) {
         f->state = FETCH_OVER;
         return;
@@ -274,22 +274,45 @@ static void give_up(struct fetch *f, pccl_err status)
     ask(l);
 }
 
+/* By our own. */
+static void give_up(struct fetch *f, pccl_err status)
+{
+    finish(f, status);
+    abandon(f);
+}
+
 /* -- beginning ------------------------------------------------------------------------------------------------------ */
 
-/* The link; while that is down, the detour of the newest epoch, if there is one. */
+/* The detour of the newest epoch, if there is one; else the link. */
 static struct link *link_to(pccl_engine *e, const pccl_peer_id *peer)
 {
     const struct epoch *epoch;
-    struct link *direct = link_find(e, peer, 0), *detour = NULL;
-    if (direct && direct->open)
-        return direct;
     const pccl_member *member = epoch_member(e, peer, &epoch);
-    if (member && member->via)
-        detour = link_find(e, peer, epoch->number);
-    return detour ? detour : direct;
+    struct link *detour = member && member->via ? link_find(e, peer, epoch->number) : NULL;
+    return detour ? detour : link_find(e, peer, 0);
 }
 
-/* One block: the fetch, its runs, their layouts, the bits, the sums, the FETCH's payload. NULL: no memory. */
+static size_t words_of(uint64_t segments)
+{
+    return (size_t)((segments + 63) / 64);
+}
+
+/* One block: the fetch, its runs, their layouts, the bits, the sums, the FETCH's payload. */
+static size_t size_of(uint32_t run_count, uint64_t segments, uint32_t part_count)
+{
+    return sizeof(struct fetch) + run_count * (sizeof(struct run) + sizeof(struct layout)) +
+           (words_of(segments) + 2 * (size_t)part_count) * 8 + WIRE_FETCH_HEAD_BYTES + (size_t)run_count * WIRE_FETCH_RUN_BYTES;
+}
+
+static void point_into(struct fetch *f, uint32_t run_count, uint64_t segments, uint32_t part_count)
+{
+    f->runs = (struct run *)(f + 1);
+    f->layouts = (struct layout *)(f->runs + run_count);
+    f->taken = (uint64_t *)(f->layouts + run_count);
+    f->body = (uint8_t *)(f->taken + words_of(segments) + 2 * (size_t)part_count);
+}
+
+/* NULL: no memory. */
 static struct fetch *fetch_new(const pccl_fetch_request *request, uint32_t segment_bytes)
 {
     uint32_t n = request->run_count;
@@ -299,15 +322,11 @@ static struct fetch *fetch_new(const pccl_fetch_request *request, uint32_t segme
     uint64_t segments = lay_out(targets, n, segment_bytes, NULL);
     if (segments > UINT32_MAX)
         return NULL;
-    size_t words = (segments + 63) / 64, sums = 2 * (size_t)request->part_count, body_bytes = WIRE_FETCH_HEAD_BYTES + (size_t)n * WIRE_FETCH_RUN_BYTES;
-    struct fetch *f = mem_alloc(sizeof *f + n * (sizeof *f->runs + sizeof *f->layouts) + (words + sums) * 8 + body_bytes);
+    struct fetch *f = mem_alloc(size_of(n, segments, request->part_count));
     if (!f)
         return NULL;
-    f->runs = (struct run *)(f + 1);
-    f->layouts = (struct layout *)(f->runs + n);
-    f->taken = (uint64_t *)(f->layouts + n);
-    f->body = (uint8_t *)(f->taken + words + sums);
-    sums_begin(&f->sums, request, f->taken + words);
+    point_into(f, n, segments, request->part_count);
+    sums_begin(&f->sums, request, f->taken + words_of(segments));
     memcpy(f->runs, targets, n * sizeof *targets);
     lay_out(f->runs, n, segment_bytes, f->layouts);
     f->run_count = n;
@@ -344,6 +363,17 @@ static void emit_stillborn(pccl_engine *e, const pccl_fetch_request *request, pc
     engine_emit(e, &event);
 }
 
+static void go(struct fetch *f, struct link *l, uint8_t priority, uint8_t bare)
+{
+    f->state = FETCH_QUEUED;
+    f->sender = (struct sender){.priority = priority, .acked = on_acked,
+                                .frame = {.type = FRAME_FETCH, .name = {.lane = f->id}, .bare = bare}};
+    f->flow = (struct flow){.sender = &f->sender, .link = l, .segments = &f->segment, .cap = 1, .called = 1};
+    list_append(&l->transfers.fetches, &f->of_link);
+    list_append(&l->transfers.waiting[priority], &f->waiting);
+    ask(l);
+}
+
 void fetch_begin(pccl_engine *e, const pccl_fetch_request *request)
 {
     struct link *l = link_to(e, &request->peer);
@@ -362,14 +392,54 @@ void fetch_begin(pccl_engine *e, const pccl_fetch_request *request)
         emit_stillborn(e, request, PCCL_ENOMEM);
         return;
     }
-    f->sender = (struct sender){.priority = request->priority, .acked = on_acked,
-                                .frame = {.type = FRAME_FETCH, .name = {.lane = f->id}, .bare = request->bare}};
-    f->flow = (struct flow){.sender = &f->sender, .link = l, .segments = &f->segment, .cap = 1, .called = 1};
     write_body(f, request);
-    list_append(&l->transfers.fetches, &f->of_link);
-    list_append(&l->transfers.waiting[request->priority], &f->waiting);
     note_deadline(e, request->deadline_ns);
-    ask(l);
+    go(f, l, request->priority, request->bare);
+}
+
+/* -- going another way ------------------------------------------------------------------------------------------------ */
+
+/* One that has not been sent yet. NULL: no memory. */
+static struct fetch *copy_of(const struct fetch *f)
+{
+    size_t bytes = size_of(f->run_count, f->segments, f->sums.count);
+    struct fetch *copy = mem_alloc(bytes);
+    if (!copy)
+        return NULL;
+    memcpy(copy, f, bytes);
+    point_into(copy, f->run_count, f->segments, f->sums.count);
+    copy->sums.sums = copy->taken + words_of(f->segments);
+    copy->sums.seeds = copy->sums.sums + f->sums.count;
+    memset(copy->taken, 0, words_of(f->segments) * 8);
+    memset(copy->sums.sums, 0, f->sums.count * sizeof *copy->sums.sums);
+    copy->of_engine = copy->of_link = copy->waiting = (struct list_node){0};
+    copy->left = f->segments;
+    copy->received_bytes = 0;
+    return copy;
+}
+
+static void move(struct fetch *f, struct link *l)
+{
+    pccl_engine *e = l->engine;
+    struct fetch *copy = copy_of(f);
+    if (!copy)
+        return;
+    leave(e, f);
+    divert(f);
+    ASSERT(enter(e, copy));
+    go(copy, l, f->sender.priority, f->sender.frame.bare);
+    abandon(f);
+}
+
+void fetch_reroute(pccl_engine *e)
+{
+    for (struct list_node *n = e->transfers.fetches.first, *next; n; n = next) {
+        struct fetch *f = LIST_OWNER(n, struct fetch, of_engine);
+        struct link *l = link_to(e, &f->flow.link->id);
+        next = n->next;
+        if (l && l != f->flow.link && !engine_defect(e, PCCL_DEFECT_STAY_ON_WAY))
+            move(f, l);
+    }
 }
 
 /* -- what the other side sends ---------------------------------------------------------------------------------------- */
@@ -451,7 +521,7 @@ void fetch_cancel(pccl_engine *e, uint64_t token)
     struct fetch *f = e->transfers.by_token ? e->transfers.by_token[bucket_of(token)] : NULL;
     for (struct fetch *next; f; f = next) {
         next = f->token_next;
-        if (f->token == token)
+        if (f->token == token && !engine_defect(e, PCCL_DEFECT_IGNORE_CANCEL))
             give_up(f, PCCL_ECANCELLED);
     }
 }

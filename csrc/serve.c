@@ -81,6 +81,8 @@ static int limit_take(pccl_engine *e, struct serving *s, uint32_t bytes, int is_
 static int is_there(const struct serving *s, uint32_t runs, uint32_t bytes)
 {
     const uint8_t *data = s->region->offer.data;
+    if (engine_defect(s->flow.link->engine, PCCL_DEFECT_SERVE_UNREADY))
+        return 1;
     for (uint32_t i = 0; i < runs && !s->region->whole; i++) {
         const struct run *run = &s->runs[s->run + i];
         uint64_t begin = (uint64_t)(run->at - data) + s->into;
@@ -204,7 +206,7 @@ static void on_sent(struct flow *f)
 
 static void on_acked(struct flow *f)
 {
-    if (serving_of(f)->all_cut)
+    if (serving_of(f)->all_cut && !engine_defect(f->link->engine, PCCL_DEFECT_KEEP_SERVING))
         end(serving_of(f));
 }
 

@@ -85,6 +85,8 @@ pccl_err fetch_place(struct link *l, struct conn *c);
 pccl_err fetch_on_piece(struct link *l, const struct frame *frame, const uint8_t *payload);
 void fetch_on_deny(struct link *l, const struct frame *frame);
 void fetch_link_closed(struct link *l);
+/* There is a new epoch: fetches whose way is another one now begin again on that. */
+void fetch_reroute(pccl_engine *e);
 void fetch_on_time(pccl_engine *e);
 void fetch_end_all(pccl_engine *e, pccl_err status);
 

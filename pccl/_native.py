@@ -378,7 +378,7 @@ class Engine:
             _check(lib.pccl_engine_advance(self._live(), boundary), "advance")
 
     def prepare(self, members: Sequence[MemberConfig], streams: int) -> None:
-        """Opens links ahead of an epoch that will need them."""
+        """Opens links ahead of an epoch that will need them, and closes those of earlier calls that none needs."""
         array = _c_members(members)
         with self._lock:
             _check(lib.pccl_engine_prepare(self._live(), array, len(members), streams), "prepare")
@@ -665,6 +665,14 @@ class Sim:
             return False
         _check(code, f"reset between {a} and {b}")
         return True
+
+    def stirred(self, node: int) -> bool:
+        """Whether something has come to a node since this was asked last."""
+        return bool(lib.pccl_sim_stirred(self.handle, node))
+
+    def streams(self, node: int) -> int:
+        """How many the process at a node has not closed."""
+        return int(lib.pccl_sim_streams(self.handle, node))
 
     def next(self) -> int:
         """Time of the next delivery, 2**64 - 1 for none."""

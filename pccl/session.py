@@ -439,9 +439,10 @@ class Session:
         self._send_held()
 
     def _on_release(self, event: m.Release) -> None:
-        """takes the promise back"""
+        """takes the promise back; nobody needs the links that were prepared for it"""
         if event.hold == self._hold:
             self._promise = None
+            self._out.append(Prepare([], 1))
 
     def _on_freeze(self, event: m.Freeze) -> None:
         """freezes the engine (again, for a later change), forgets a hold; asks for an epoch it has missed"""

@@ -277,6 +277,9 @@ class EngineStats:
     transfers_served: int  # fetches of others that are under way here
     went_up_bytes_per_s: int
     went_down_bytes_per_s: int
+    regions: int  # on offer
+    conns: int  # streams of the transport, of whatever use
+    relays: int  # pairs of them that are passed on between others
 
 
 @dataclass(slots=True, frozen=True)

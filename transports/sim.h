@@ -112,6 +112,7 @@ struct sim_transport {
 
 struct sim_node {
     struct sim_transport *transport;    /* NULL: nobody listens, or it crashed */
+    int stirred;                        /* something has happened to it since that was asked last */
     struct sim_path *to[SIM_NODES_MAX];
 };
 

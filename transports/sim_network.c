@@ -244,6 +244,11 @@ static void arrive(struct sim_conn *conn, int side, struct sim_segment *segment)
     }
 }
 
+static void stir(const struct sim_conn *conn, uint32_t node)
+{
+    conn->sim->nodes[node]->stirred = 1;
+}
+
 /* 1 if something arrived, 0 if the path is cut. */
 static uint32_t deliver_first(struct sim_conn *conn, int side)
 {
@@ -254,6 +259,7 @@ static uint32_t deliver_first(struct sim_conn *conn, int side)
     flow->flight_bytes -= segment->bytes;
     sim_flow_schedule(conn->sim, flow);
     digest_add(conn->sim, flow->path, segment->kind, segment);
+    stir(conn, flow->path->to);
     arrive(conn, side, segment);
     return 1;
 }
@@ -264,6 +270,7 @@ static uint32_t happen(struct sim_event *event)
     if (event->kind == SIM_FIRST)
         return deliver_first(conn, event->side);
     digest_add(conn->sim, conn->flow[event->side].path, event->kind, NULL);
+    stir(conn, conn->flow[event->side].path->from);
     if (event->kind == SIM_TIMEOUT) {
         sim_conn_abandon(conn);
         conn_dialled(conn, ETIMEDOUT);
@@ -397,6 +404,26 @@ pccl_err pccl_sim_reset(pccl_sim *sim, uint32_t a, uint32_t b, uint32_t index)
             break;
         }
     return PCCL_OK;
+}
+
+int pccl_sim_stirred(pccl_sim *sim, uint32_t node)
+{
+    struct sim_node *of = node < SIM_NODES_MAX ? sim->nodes[node] : NULL;
+    int stirred = of && of->stirred;
+    if (of)
+        of->stirred = 0;
+    return stirred;
+}
+
+uint32_t pccl_sim_streams(pccl_sim *sim, uint32_t node)
+{
+    uint32_t count = 0;
+    for (const struct sim_conn *conn = sim->first_conn; conn; conn = conn->next)
+        for (int side = 0; side < 2; side++) {
+            const struct sim_stream *s = &conn->end[side];
+            count += (s->state == SIM_DIALING || s->state == SIM_OPEN) && s->transport->node == node;
+        }
+    return count;
 }
 
 uint64_t pccl_sim_next(pccl_sim *sim)

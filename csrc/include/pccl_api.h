@@ -111,7 +111,12 @@ typedef enum {
     PCCL_DEFECT_LOSE_RESEND = 64,      /* forgets the unacknowledged segments of a lost stream */
     PCCL_DEFECT_IGNORE_DEADLINE = 128, /* never reports an overdue op */
     PCCL_DEFECT_NO_RELAY = 256,        /* passes nothing on between others */
-    PCCL_DEFECT_LATE_WRITE = 512       /* goes on to write what arrives for a fetch that has ended */
+    PCCL_DEFECT_LATE_WRITE = 512,      /* goes on to write what arrives for a fetch that has ended */
+    PCCL_DEFECT_SERVE_UNREADY = 1024,  /* serves what is not in a region yet */
+    PCCL_DEFECT_IGNORE_CANCEL = 2048,  /* ends a fetch that is cancelled only when the other side does */
+    PCCL_DEFECT_KEEP_SERVING = 4096,   /* remembers a fetch of another peer that has everything */
+    PCCL_DEFECT_STAY_ON_WAY = 8192,    /* leaves a fetch on the link or the detour on which it began */
+    PCCL_DEFECT_LEAK_STREAM = 16384    /* does not close a stream that it has given up */
 } pccl_defect;
 
 /* One member of an epoch. Rank = position in the array. Copied. */
@@ -305,6 +310,9 @@ typedef struct {
     uint32_t transfers_served;         /* fetches of others that are being served, or wait for a part of their region */
     uint64_t went_up_bytes_per_s;      /* what all long links carried together of late, when they carried much: a line has that; */
     uint64_t went_down_bytes_per_s;    /* 0: not known */
+    uint32_t regions;          /* on offer */
+    uint32_t conns;            /* streams of the transport that are open or being made, of whatever use */
+    uint32_t relays;           /* pairs of them that are passed on between others */
 } pccl_stats;
 
 /* What a packed description says. */
@@ -387,7 +395,7 @@ pccl_err pccl_engine_submit(pccl_engine *engine, const pccl_op_request *request)
 pccl_err pccl_engine_advance(pccl_engine *engine, uint32_t boundary);
 /* No op of an earlier boundary than this one is pending anywhere in the group: what lanes were then may be forgotten. */
 pccl_err pccl_engine_forget(pccl_engine *engine, uint32_t boundary);
-/* Opens links ahead of an epoch that will need them. */
+/* Opens links ahead of an epoch that will need them, and closes those of earlier calls that no epoch has come to need. */
 pccl_err pccl_engine_prepare(pccl_engine *engine, const pccl_member *members, uint32_t member_count, uint32_t streams);
 /* Stops all epochs: no op finishes or commits, nothing of theirs is accepted. PCCL_EVENT_FROZEN follows. */
 pccl_err pccl_engine_freeze(pccl_engine *engine, uint32_t change);
@@ -590,6 +598,10 @@ pccl_err pccl_sim_set_path(pccl_sim *sim, uint32_t from, uint32_t to, const pccl
 pccl_err pccl_sim_crash(pccl_sim *sim, uint32_t node);
 /* Resets one live stream between two nodes (index modulo their number); PCCL_EAGAIN if there is none. */
 pccl_err pccl_sim_reset(pccl_sim *sim, uint32_t a, uint32_t b, uint32_t index);
+/* 1 if something has happened to the node, by the network, since this was asked last: its engine may have something to do. */
+int pccl_sim_stirred(pccl_sim *sim, uint32_t node);
+/* Streams that the process at the node has not closed. */
+uint32_t pccl_sim_streams(pccl_sim *sim, uint32_t node);
 /* Time of the next delivery, UINT64_MAX for none. */
 uint64_t pccl_sim_next(pccl_sim *sim);
 /* Delivers everything due by now_ns; returns the number of deliveries. */

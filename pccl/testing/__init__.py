@@ -8,17 +8,20 @@
 
 from pccl.testing.checkers import Broken
 from pccl.testing.cluster import Cluster, Node, Options
+from pccl.testing.couriers import Couriers, Errands
 from pccl.testing.faults import Faults
 from pccl.testing.live import kill_stream
 from pccl.testing.program import SimPeer, Work
-from pccl.testing.scenarios import SCENARIOS, scenario
 from pccl.testing.simulate import Outcome, SimReport, run_seed, simulate
+from pccl.testing.stage import SCENARIOS, scenario
 from pccl.testing.traffic import Shape, Traffic
 
 __all__ = [
     "SCENARIOS",
     "Broken",
     "Cluster",
+    "Couriers",
+    "Errands",
     "Faults",
     "Node",
     "Options",

@@ -59,7 +59,8 @@ def findings(cluster: Cluster, works: Sequence[Work]) -> Iterator[Finding]:
 
 def _may_miss(cluster: Cluster, work: Work, peer: bytes) -> bool:
     """What needs nobody's bytes may be committed without a peer that is gone, by those who are left."""
-    survives = cluster.by_id[peer].alive and peer in cluster.coordinator.group.members
+    node = cluster.by_id[peer]
+    survives = node.alive and peer in cluster.coordinator.group(node.group).members
     return work.request.kind in (Kind.BROADCAST, Kind.BARRIER) and not survives
 
 

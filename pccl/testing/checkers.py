@@ -3,7 +3,8 @@
 `Watch` is told everything that happens (`called`, `ended`, `configured`, `decided`, ...) and compares at once what can
 be compared at once; `finish` compares the peers with each other. Promises are those of the design: P1 one result,
 P2 inputs survive, P3 joins never disturb, P4 link faults are not peer faults, P5 bounded waiting, P6 nothing is
-trusted, P7 restarts of the coordinator are survived, P8 what counts as equal is equal (also guests.py). A checker knows
+trusted, P7 restarts of the coordinator are survived, P8 what counts as equal is equal (also guests.py).
+Ops are compared within their group; what is fetched and pushed is looked at by deliveries.py. A checker knows
 the faults only as excuses: who crashed or was cut off may be evicted, and may end without the results of the others.
 """
 
@@ -18,13 +19,12 @@ from pccl.coordinator.steps import State as GroupState
 from pccl.session import State
 from pccl.testing import agreement
 from pccl.testing.clock import SECOND, Future, ns
+from pccl.testing.deliveries import Deliveries
 from pccl.types import EpochView, Status, short_id
 
 if TYPE_CHECKING:
     from pccl.testing.cluster import Cluster, Node
-    from pccl.testing.moving import Fetching
     from pccl.testing.program import Work
-    from pccl.transfer.manifest import Manifest
     from pccl.transfer.target import Bytes
 
 #: What an op may end with at a peer that is no survivor any more.
@@ -32,7 +32,6 @@ OUTSIDE = frozenset({Status.ECLOSED, Status.EEVICTED, Status.ELOST})
 #: Ends that no fault explains.
 NEVER_RIGHT = frozenset({Status.EPROTO, Status.EAUTH, Status.EINVAL, Status.ENOMEM, Status.EIO, Status.EAGAIN})
 QUIET_S = 0.5
-FENCE_S = 0.1  # a transfer has ended so soon after its deadline, whatever others do
 
 
 @dataclass(slots=True, frozen=True)
@@ -49,19 +48,18 @@ class Watch:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.works: list[Work] = []
-        self.fetches: list[Fetching] = []
         self.broken: list[Broken] = []
         self.grace_s = 6.0
         self.expected: set[int] = set()  # statuses that the scenario provokes
         self.overdue_expected = False
         self._excuses: dict[int, list[str]] = {}
         self._shaken: list[str] = []
-        self._empties: list[int] = []
+        self._empties: dict[int, list[int]] = {}
         self._first_epoch: dict[bytes, int] = {}
         self._restless_ns = 0
-        self._decisions: dict[tuple[type, int], m.ToPeer] = {}
-        self._offered: dict[tuple[str, bytes], bytes] = {}
-        self._states: dict[int, tuple[Node, bytes]] = {}
+        self._decisions: dict[tuple[int, type, int], m.ToPeer] = {}
+        self._states: dict[tuple[int, int], tuple[Node, bytes]] = {}
+        self.deliveries = Deliveries(self)
 
     def broke(self, promise: str, detail: str) -> None:
         """Notes it, once."""
@@ -122,10 +120,10 @@ class Watch:
 
     def _check_timeout(self, work: Work) -> None:
         """All had called it in time and nobody was away: only links had faults."""
-        callers = [other for other in self.works if other.name == work.name]
+        callers = [other for other in self.works if other.name == work.name and other.node.group == work.node.group]
         called = {other.node.id for other in callers}
         limit_ns = work.request.deadline_ns - SECOND
-        needed = {node.id for node in self.cluster.members} if not work.pair else set(work.needs)
+        needed = {node.id for node in self.cluster.members_of(work.node.group)} if not work.pair else set(work.needs)
         if needed <= called and all(other.called_ns <= limit_ns for other in callers):
             self.broke("P4", f"{_of(work)} missed its deadline, though all had called it and only links had faults")
 
@@ -156,17 +154,17 @@ class Watch:
         others = [type(message).__name__ for message in sent if not isinstance(message, m.Heartbeat)]
         if others:
             self.broke("P3", f"advance() of {node} sent {', '.join(others)}")
-        if not passed and not self._shaken and self._is_quiet() and not node.peer.session.paused:
+        if not passed and not self._shaken and self._is_quiet(node.group) and not node.peer.session.paused:
             self.broke("P3", f"advance() of {node} waits although nobody does")
 
-    def _is_quiet(self) -> bool:
+    def _is_quiet(self, number: int) -> bool:
         """Nobody waits, nobody has joined or gone for a while."""
-        group = self.cluster.coordinator.group
+        group = self.cluster.coordinator.group(number)
         calm_ns = self.cluster.clock.now_ns - self._restless_ns
         return group.state is GroupState.STABLE and not group.waiting and calm_ns > ns(QUIET_S)
 
-    def said(self, message: m.ToPeer) -> None:
-        """The coordinator tells of a decision: of one number there is only one, whichever incarnation tells it."""
+    def said(self, group: int, message: m.ToPeer) -> None:
+        """The coordinator tells a group of a decision: of one number there is only one, whichever incarnation tells."""
         if isinstance(message, m.Epoch):
             number = message.epoch
         elif isinstance(message, m.Freeze):
@@ -175,7 +173,7 @@ class Watch:
             number = message.hold
         else:
             return
-        if self._decisions.setdefault((type(message), number), message) != message:
+        if self._decisions.setdefault((group, type(message), number), message) != message:
             self.broke("P7", f"{type(message).__name__} {number} was said twice, and not the same")
 
     def decided(self, record: Record) -> None:
@@ -183,46 +181,20 @@ class Watch:
         if record.what in ("hold", "freeze", "epoch", "join", "release", "stall", "restart"):
             self._restless_ns = self.cluster.clock.now_ns
         if record.what == "empty":
-            self._empties.append(record.epoch)
+            self._empties.setdefault(record.group, []).append(record.epoch)
         if record.what not in ("lost", "lease"):
             return
         node = self.cluster.by_id.get(record.peer)
         if node is not None and not self._excuses.get(node.index):
             self.broke("P4", f"{node} was evicted ({record.what}: {record.reason}), and only links had faults")
 
-    # -- transfers ---------------------------------------------------------------------------------------------
-
-    def offered(self, manifest: Manifest, data: Bytes) -> None:
-        """A peer offers this, under these digests."""
-        self._offered[manifest.name, manifest.root] = data.tobytes()
-
-    def fetched(self, fetching: Fetching) -> None:
-        """A fetch has ended: from now on nothing is written to its memory."""
-        job, node = fetching.job, fetching.node
-        self.cluster.trace("fetched", node.index, job.name, type(job.error).__name__)
-        late_s = self.cluster.clock.now - job.deadline_at - FENCE_S
-        if late_s > 0 and not self._excuses.get(node.index):
-            self.broke("P5", f"{fetching.describe()} ended {late_s:.3f} s after its deadline")
-        if fetching.target is None:
-            return
-        known = job.manifest is not None and self._offered[job.name, job.manifest.root]
-        if job.error is None and known != fetching.after:
-            self.broke("P8", f"{fetching.describe()} brought other bytes than were offered")
+    # -- state ------------------------------------------------------------------------------------------------
 
     def equalised(self, node: Node, boundary: int, state: Bytes) -> None:
         """Peers have made their state equal."""
-        other, theirs = self._states.setdefault(boundary, (node, state.tobytes()))
+        other, theirs = self._states.setdefault((node.group, boundary), (node, state.tobytes()))
         if state.tobytes() != theirs:
             self.broke("P8", f"{node} and {other} have other states after they were made equal at boundary {boundary}")
-
-    def _check_fetches(self) -> None:
-        for fetching in self.fetches:
-            if not fetching.node.alive or fetching.node.frozen:
-                continue
-            if not fetching.done:
-                self.broke("P5", f"{fetching.describe()} has no end")
-            elif fetching.target is not None and fetching.target.tobytes() != fetching.after:
-                self.broke("P2", f"the memory of {fetching.describe()} was written to after its end")
 
     # -- at the end -------------------------------------------------------------------------------------------
 
@@ -236,17 +208,17 @@ class Watch:
             watched = work.guarded and work.status is not None and work.node.alive
             if watched and work.out is not None and work.out.tobytes() != work.result:
                 self.broke("P2", f"the memory of {_of(work)} changed after its end")
-        self._check_fetches()
+        self.deliveries.finish()
         self._check_leaks()
         return self.broken
 
     def _ops(self) -> list[list[Work]]:
         """The calls of each op. A group that was formed anew counts its boundaries anew."""
-        ops: dict[tuple[int, tuple[int, int, int]], list[Work]] = {}
+        ops: dict[tuple[int, int, tuple[int, int, int]], list[Work]] = {}
         for work in self.works:
             first = self._first_epoch.get(work.node.id, 0)
-            generation = sum(first > empty for empty in self._empties)
-            ops.setdefault((generation, work.name), []).append(work)
+            generation = sum(first > empty for empty in self._empties.get(work.node.group, ()))
+            ops.setdefault((work.node.group, generation, work.name), []).append(work)
         return list(ops.values())
 
     def _check_liveness(self) -> None:

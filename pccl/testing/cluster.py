@@ -35,6 +35,7 @@ from pccl.testing.moving import Moves
 from pccl.testing.network import Connection, ControlOptions, Ends
 from pccl.testing.program import Ops, Program, SimPeer, is_over
 from pccl.transfer.job import Job
+from pccl.transfer.named import Named
 from pccl.types import Event, EventKind, Identity, MemberInfo
 
 TRACE_KEPT = 400
@@ -71,37 +72,35 @@ class Options:
     membership: type[Membership] = Membership
     ledger: type[Ledger] = Ledger
     job: type[Job] = Job
+    named: type[Named] = Named
 
 
 class Node:
     """One simulated process."""
 
-    def __init__(self, cluster: Cluster, index: int, host: str, program: Program | None, guest: bool) -> None:
+    def __init__(
+        self, cluster: Cluster, index: int, host: str, program: Program | None, guest: bool, group: int
+    ) -> None:
         self.cluster = cluster
         self.index = index
+        self.group = group
         self.id = hashlib.blake2b(f"{cluster.seed}:{index}".encode(), digest_size=16).digest()
         self.alive = True
+        self.leaves = False  # has said so
         self.frozen = False
+        self.frozen_ns = 0  # how long it has stood still in all, the present time excepted
         self.slow_ns = 0
+        self.slowest_ns = 0  # it has been at some time
         self.not_before_ns = 0
         self.wake_ns = 0
         self.changes = 0
         self.engine = native.Engine(cluster.engine_config(self.id, index))
         self.ops = Ops(self)
-        self.moves = Moves(self)
         options = cluster.options
-        identity = Identity(
-            peer=self.id,
-            run=RUN,
-            group=0,
-            addresses=(f"sim:{index}",),
-            host=host,
-            pid=index,
-            coordinator_timeout_s=options.coordinator_timeout_s,
-            guest=guest,
-        )
+        identity = self._identity(host, guest)
         self.peer = Peer(identity, self.engine, self.ops.describe)
         self.peer.session = options.session(identity)
+        self.moves = Moves(self)
         self.ready: deque[Task] = deque()
         self.tasks: list[Task] = []
         self.face = SimPeer(self, Random(f"{cluster.seed}:peer:{index}"))
@@ -112,6 +111,26 @@ class Node:
         self._entering: list[Future] = []
         self._tick: Timer | None = None
         self._configured = 0
+        self._frozen_at_ns = 0
+        self._restless = options.transport != "sim"  # what wraps it may have something to do at any time
+        self.connection = self._connect()
+        self.do(lambda: self.peer.start(cluster.clock.now))
+        cluster.clock.after(options.join_timeout_s, self._stop_joining)
+
+    def _identity(self, host: str, guest: bool) -> Identity:
+        return Identity(
+            peer=self.id,
+            run=RUN,
+            group=self.group,
+            addresses=(f"sim:{self.index}",),
+            host=host,
+            pid=self.index,
+            coordinator_timeout_s=self.cluster.options.coordinator_timeout_s,
+            guest=guest,
+        )
+
+    def _connect(self) -> Connection:
+        cluster = self.cluster
         ends = Ends(
             to_peer=self._hear,
             to_coordinator=lambda data: cluster.coordinator.hear(self.id, data),
@@ -119,9 +138,7 @@ class Node:
             served=lambda: cluster.coordinator.alive,
             coordinator_lost=lambda: cluster.coordinator.lost(self.id),
         )
-        self.connection = Connection(cluster.clock, cluster.random, options.control, ends)
-        self.do(lambda: self.peer.start(cluster.clock.now))
-        cluster.clock.after(options.join_timeout_s, self._stop_joining)
+        return Connection(cluster.clock, cluster.random, cluster.options.control, ends)
 
     def __repr__(self) -> str:
         return f"peer {self.index}"
@@ -140,6 +157,7 @@ class Node:
     def freeze(self) -> None:
         """The process stands still: SIGSTOP, a page fault storm, a suspended machine."""
         self.frozen = True
+        self._frozen_at_ns = self.cluster.clock.now_ns
         self.cluster.trace("freeze", self.index)
 
     def thaw(self) -> None:
@@ -147,6 +165,7 @@ class Node:
         if not self.frozen:
             return
         self.frozen = False
+        self.frozen_ns += self.cluster.clock.now_ns - self._frozen_at_ns
         self.cluster.trace("thaw", self.index)
         if self.alive:
             inbox, self._inbox = self._inbox, deque()
@@ -168,6 +187,8 @@ class Node:
         if isinstance(message, m.Epoch) and message.change:
             self.cluster.watch.thawing(self)
         self.peer.on_message(self.cluster.clock.now, message)
+        if isinstance(message, m.Contacts):
+            self.moves.look()
 
     def _connected(self) -> None:
         """The coordinator knows who it is with the first message."""
@@ -187,7 +208,7 @@ class Node:
 
     def after_session(self) -> None:
         """Carries on what the session has decided."""
-        self._flush()
+        self.flush()
         if self.peer.configured != self._configured:
             self._configured = self.peer.configured
             self._on_view()
@@ -199,7 +220,8 @@ class Node:
         self._arm()
         self.wake()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Sends what waits for it."""
         while self.peer.outbox:
             message = self.peer.outbox.popleft()
             self.cluster.trace("up", self.index, type(message).__name__)
@@ -243,6 +265,7 @@ class Node:
         for future in self._leaving:
             future.resolve()
         self._leaving = []
+        self.moves.give_up(error)
 
     def _arm(self) -> None:
         deadline = self.peer.deadline
@@ -273,10 +296,15 @@ class Node:
         now_ns = self.cluster.clock.now_ns
         if not self.alive or self.frozen:
             return
+        if self.cluster.sim.stirred(self.index) or self.ready or self._restless:
+            self.wake()
+        if now_ns < self.wake_ns:
+            return
         if now_ns < self.not_before_ns:
             self.wake()
             return
         self.not_before_ns = now_ns + self.slow_ns
+        self.slowest_ns = max(self.slowest_ns, self.slow_ns)
         self.wake_ns = self.engine.step(now_ns)
         events = self.engine.events()
         if events:
@@ -333,7 +361,7 @@ class Node:
         self.cluster.trace("advance", self.index, passed)
         future, _ = self._advancing.pop(0)
         future.resolve(passed)
-        self._flush()
+        self.flush()
 
     def _give_up(self, future: Future) -> None:
         waiting = [entry for entry in self._advancing if entry[0] is future]
@@ -354,6 +382,7 @@ class Node:
     def leave(self) -> Future:
         """Says goodbye; resolved when the coordinator has answered."""
         future = Future()
+        self.leaves = True
         self._leaving.append(future)
         self.cluster.trace("leave", self.index)
         self.do(lambda: self.peer.leave(self.cluster.clock.now))
@@ -371,6 +400,7 @@ class Cluster:
         self.sim = native.Sim(seed)
         self.nodes: list[Node] = []
         self.by_id: dict[bytes, Node] = {}
+        self.cuts: set[tuple[int, int]] = set()  # directions in which nothing passes now
         self.hidden: dict[int, int] = {}  # nodes that nobody can dial: DIALS_LOST or DIALS_REFUSED
         self.watch = Watch(self)
         self.log: deque[str] = deque(maxlen=TRACE_KEPT)
@@ -430,16 +460,18 @@ class Cluster:
 
     # -- peers ------------------------------------------------------------------------------------------------
 
-    def add(self, program: Program | None = None, host: str = "", hidden: int = 0, guest: bool = False) -> Node:
-        """A new process, which asks to join at once; its program begins when it is a member, or, if it is to be a
-        `guest` first, when it knows the members. `hidden`: it cannot be dialled.
+    def add(
+        self, program: Program | None = None, host: str = "", hidden: int = 0, guest: bool = False, group: int = 0
+    ) -> Node:
+        """A new process, which asks to join a group at once; its program begins when it is a member, or, if it is to be
+        a `guest` first, when it knows the members. `hidden`: it cannot be dialled.
         """
         index = len(self.nodes)
         if hidden:
             self.hidden[index] = hidden
         for other in range(index):
             self.set_path(other, index, self.options.path)
-        node = Node(self, index, host or f"host{index}", program, guest)
+        node = Node(self, index, host or f"host{index}", program, guest, group)
         self.nodes.append(node)
         self.by_id[node.id] = node
         self.trace("add", index)
@@ -449,21 +481,20 @@ class Cluster:
         """The same at a later time."""
         self.clock.after(seconds, lambda: self.add(program))
 
-    @property
-    def members(self) -> list[Node]:
-        """Who is in the group as the coordinator sees it."""
-        return [self.by_id[peer] for peer in self.coordinator.group.members]
+    def members_of(self, group: int = 0) -> list[Node]:
+        """Who is in a group as the coordinator sees it."""
+        return [self.by_id[peer] for peer in self.coordinator.group(group).members]
 
     def set_path(self, a: int, b: int, path: native.SimPath, *, both: bool = True) -> None:
         """The data network between two nodes."""
-        self.sim.set_path(a, b, replace(path, dials=self.hidden.get(b, path.dials)))
-        if both:
-            self.sim.set_path(b, a, replace(path, dials=self.hidden.get(a, path.dials)))
+        for source, target in ((a, b), (b, a))[: 1 + both]:
+            self.sim.set_path(source, target, replace(path, dials=self.hidden.get(target, path.dials)))
+            (self.cuts.add if path.cut else self.cuts.discard)((source, target))
 
-    def form_with(self, peers: int) -> None:
+    def form_with(self, peers: int, group: int = 0) -> None:
         """The group waits for so many before it forms; afterwards `Options.min_peers` counts."""
         settings = replace(self._settings(), form_peers=max(peers, self.options.min_peers))
-        self.coordinator.settings = self.coordinator.run.settings = self.coordinator.group.settings = settings
+        self.coordinator.settle(group, settings)
 
     def next_token(self) -> int:
         """Names an op within the simulation."""

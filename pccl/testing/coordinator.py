@@ -77,7 +77,8 @@ class Coordinator:
 
     def __init__(self, cluster: Cluster, settings: Settings) -> None:
         self.cluster = cluster
-        self.settings = settings
+        self._settings = settings
+        self._of_groups: dict[int, Settings] = {}
         self.disk = Disk(cluster)
         self.slow_ns = 0
         self._lives = 0
@@ -94,15 +95,28 @@ class Coordinator:
         self._ticking = False
         self._speakers: set[bytes] = set()  # who has said something over the connection that it has now
         self._lost: set[bytes] = set()
-        self.run = Run(RUN, self.settings, now, options.membership)
+        self.run = Run(RUN, self._settings, now, self._group)
         self.ledger = options.ledger(self.run, self.disk)
         self._take(lambda now: self.ledger.open(lambda: now))
-        self.run.groups.setdefault(0, options.membership(0, self.settings))
+
+    def _group(self, number: int, settings: Settings) -> Membership:
+        return self.cluster.options.membership(number, self._of_groups.get(number, settings))
+
+    def settle(self, group: int, settings: Settings) -> None:
+        """A group's settings, in this life and those to come."""
+        self._of_groups[group] = settings
+        self.group(group).settings = settings
+
+    def group(self, number: int = 0) -> Membership:
+        """One of the groups; made if nobody has asked to join it yet."""
+        if number not in self.run.groups:
+            self.run.groups[number] = self._group(number, self._settings)
+        return self.run.groups[number]
 
     @property
-    def group(self) -> Membership:
-        """The one group."""
-        return self.run.groups[0]
+    def restarts(self) -> int:
+        """How often it has come back."""
+        return self._lives - 1
 
     # -- what it hears ----------------------------------------------------------------------------------------
 
@@ -206,8 +220,9 @@ class Coordinator:
                 continue
             if effect.message is not encoded[0]:
                 encoded = (effect.message, m.encode(m.signed(effect.message, self.run.incarnation)))
-                self.cluster.watch.said(effect.message)
             node = self.cluster.by_id.get(effect.peer)
+            if node is not None:
+                self.cluster.watch.said(node.group, effect.message)
             self.cluster.trace("down", -1 if node is None else node.index, type(effect.message).__name__)
             if node is not None:
                 node.connection.send_down(encoded[1])

@@ -108,10 +108,10 @@ class Faults:
             self.cluster.watch.excuse(node, "left")
             node.leave()
 
-    def join(self, program: Program) -> None:
-        """A new process asks to join."""
-        self._note("join", len(self.cluster.nodes))
-        self.cluster.add(program)
+    def join(self, program: Program, *, guest: bool = False, group: int = 0) -> None:
+        """A new process asks to join a group, or comes as a guest first."""
+        self._note("join", len(self.cluster.nodes), group)
+        self.cluster.add(program, guest=guest, group=group)
 
     # -- links ------------------------------------------------------------------------------------------------
 
@@ -226,12 +226,12 @@ class Faults:
 
 
 class Swarm:
-    """A seed's own mixture of faults, in the first `window_s` seconds of a run."""
+    """A seed's own mixture of faults, in the first `window_s` seconds of a run. `join`: brings one more process."""
 
-    def __init__(self, faults: Faults, random: Random, joiner: Program, window_s: float, peers: int) -> None:
+    def __init__(self, faults: Faults, random: Random, join: Callable[[], object], window_s: float, peers: int) -> None:
         self.faults = faults
         self.random = random
-        self.joiner = joiner
+        self.join = join
         self.window_s = window_s
         self.peers = peers
         self.lease_s = faults.cluster.options.lease_s
@@ -329,13 +329,13 @@ class Swarm:
         return lambda: self.faults.leave(a)
 
     def _join(self, random: Random) -> Callable[[], object]:
-        return lambda: self.faults.join(self.joiner)
+        return self.join
 
     def _join_crash(self, random: Random) -> Callable[[], object]:
         after_s = random.choice((0.001, 0.004, 0.02))
 
         def act() -> None:
-            self.faults.join(self.joiner)
+            self.join()
             index = len(self.faults.cluster.nodes) - 1
             self.faults.at(after_s, lambda: self.faults.crash(index))
 

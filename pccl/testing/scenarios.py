@@ -6,48 +6,20 @@ A scenario is a function of (cluster, faults, random) that sets the stage; the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from random import Random
 
 import numpy as np
 
-from pccl._native import SimPath
 from pccl.testing.cluster import Cluster
 from pccl.testing.coordinator import DIALS_LOST, DIALS_REFUSED, MOMENTS
 from pccl.testing.faults import Faults
-from pccl.testing.guests import SharedState
-from pccl.testing.moving import CHUNK_BYTES, equalise
 from pccl.testing.network import ControlOptions
 from pccl.testing.program import Program, SimPeer
-from pccl.testing.traffic import EVERY_KIND, Shape, Traffic, settled
+from pccl.testing.stage import delay_s, every_kind, hit_relay, kill_links, scenario, start
+from pccl.testing.traffic import Shape, Traffic, settled
 from pccl.types import Status
-
-Scenario = Callable[[Cluster, Faults, Random], None]
-SCENARIOS: dict[str, Scenario] = {}
-
-
-def scenario(play: Scenario) -> Scenario:
-    """Makes it known by its name."""
-    SCENARIOS[play.__name__] = play
-    return play
-
-
-def _start(cluster: Cluster, peers: int, shape: Shape | None = None, hidden: dict[int, int] | None = None) -> Traffic:
-    traffic = Traffic(cluster, shape)
-    for index in range(peers):
-        cluster.add(traffic, hidden=(hidden or {}).get(index, 0))
-    cluster.form_with(peers)
-    return traffic
-
-
-def _delay_s(cluster: Cluster) -> float:
-    return _delay_ns(cluster) / 1e9
-
-
-def _delay_ns(cluster: Cluster) -> int:
-    return cluster.options.path.delay_ns
 
 
 def _reductions(boundaries: int = 4, algorithm: str = "ring", ops_max: int = 3) -> Shape:
@@ -67,9 +39,9 @@ def _reductions(boundaries: int = 4, algorithm: str = "ring", ops_max: int = 3) 
 def kill_during_reduce_scatter(cluster: Cluster, faults: Faults, random: Random) -> None:
     """A peer dies while partial sums are under way: the survivors start again from their inputs."""
     peers = random.randint(3, 5)
-    _start(cluster, peers, _reductions())
+    start(cluster, peers, _reductions())
     victim = random.randrange(peers)
-    faults.when("epoch", 0, then=lambda: faults.crash(victim), after_s=random.uniform(2, 12) * _delay_s(cluster))
+    faults.when("epoch", 0, then=lambda: faults.crash(victim), after_s=random.uniform(2, 12) * delay_s(cluster))
     for index in range(peers):
         faults.mark("retried", "ended", index, "OK", 1)
 
@@ -78,7 +50,7 @@ def kill_during_reduce_scatter(cluster: Cluster, faults: Faults, random: Random)
 def kill_after_fin_before_commit(cluster: Cluster, faults: Faults, random: Random) -> None:
     """Peer 0 has committed; the dead peer's FIN is still on its way to peer 1, and the freeze will be faster."""
     cluster.options.rank_by_index = True
-    _start(cluster, 3, Shape(boundaries=1, ops_max=1, kinds=("all_reduce",), counts=(300, 1000), algorithms=("ring",)))
+    start(cluster, 3, Shape(boundaries=1, ops_max=1, kinds=("all_reduce",), counts=(300, 1000), algorithms=("ring",)))
     slow_ns = 10 * cluster.options.path.delay_ns + 20_000_000
 
     def slow_way() -> None:
@@ -89,16 +61,16 @@ def kill_after_fin_before_commit(cluster: Cluster, faults: Faults, random: Rando
         cluster.marks["one committed, one waits"] += bool(cluster.nodes[1].ops.pending)
         faults.crash(2)
 
-    faults.when("epoch", 2, then=slow_way, after_s=random.choice((0.0, 4 * _delay_s(cluster))))
+    faults.when("epoch", 2, then=slow_way, after_s=random.choice((0.0, 4 * delay_s(cluster))))
     faults.when("ended", 0, "OK", then=kill)
 
 
 @scenario
 def double_failure_during_change(cluster: Cluster, faults: Faults, random: Random) -> None:
     """A second peer dies while the survivors of the first are being asked, or have just been told."""
-    _start(cluster, 5, _reductions())
+    start(cluster, 5, _reductions())
     first, second = random.sample(range(5), 2)
-    faults.when("epoch", 0, then=lambda: faults.crash(first), after_s=random.uniform(2, 8) * _delay_s(cluster))
+    faults.when("epoch", 0, then=lambda: faults.crash(first), after_s=random.uniform(2, 8) * delay_s(cluster))
     after_s = random.choice((0.0, 0.001, 0.002, 0.004))
     faults.when("log", "freeze", then=lambda: faults.crash(second), after_s=after_s)
     faults.mark("frozen", "log", "freeze")
@@ -108,19 +80,19 @@ def double_failure_during_change(cluster: Cluster, faults: Faults, random: Rando
 def staggered_freeze(cluster: Cluster, faults: Faults, random: Random) -> None:
     """The freeze reaches each survivor at another time, while their FINs go on crossing."""
     peers = random.randint(3, 5)
-    _start(cluster, peers, _reductions(boundaries=6))
+    start(cluster, peers, _reductions(boundaries=6))
     for node in cluster.nodes:
         node.connection.options = ControlOptions(delay_s=random.choice((0.0002, 0.002, 0.01, 0.03)))
     victim = random.randrange(peers)
-    faults.when("epoch", victim, then=lambda: faults.crash(victim), after_s=random.uniform(2, 30) * _delay_s(cluster))
+    faults.when("epoch", victim, then=lambda: faults.crash(victim), after_s=random.uniform(2, 30) * delay_s(cluster))
     faults.mark("frozen", "log", "freeze")
 
 
 @scenario
 def leave_in_flight(cluster: Cluster, faults: Faults, random: Random) -> None:
     """A peer leaves in good order, its ops unfinished."""
-    _start(cluster, 4, _reductions(boundaries=6))
-    after_s = random.uniform(1, 10) * _delay_s(cluster)
+    start(cluster, 4, _reductions(boundaries=6))
+    after_s = random.uniform(1, 10) * delay_s(cluster)
     faults.when("epoch", 3, then=lambda: faults.leave(3), after_s=after_s)
     faults.mark("in flight", "ended", 3, "ECLOSED")
 
@@ -132,8 +104,8 @@ def leave_in_flight(cluster: Cluster, faults: Faults, random: Random) -> None:
 def freeze_beyond_lease(cluster: Cluster, faults: Faults, random: Random) -> None:
     """A process stands still for longer than its lease: the others go on without it."""
     peers = random.randint(3, 4)
-    _start(cluster, peers, _reductions())
-    after_s = random.uniform(1, 10) * _delay_s(cluster)
+    start(cluster, peers, _reductions())
+    after_s = random.uniform(1, 10) * delay_s(cluster)
     faults.when("epoch", 1, then=lambda: faults.freeze(1, random.uniform(1.2, 3.0)), after_s=after_s)
     faults.mark("evicted", "log", "lease")
 
@@ -141,8 +113,8 @@ def freeze_beyond_lease(cluster: Cluster, faults: Faults, random: Random) -> Non
 @scenario
 def zombie_return(cluster: Cluster, faults: Faults, random: Random) -> None:
     """It wakes up with full sockets, long after the others have gone on; they are still busy."""
-    traffic = _start(cluster, 4, Shape(boundaries=40, ops_max=2, gap_s=0.2, leave=False))
-    after_s = random.uniform(1, 10) * _delay_s(cluster)
+    traffic = start(cluster, 4, Shape(boundaries=40, ops_max=2, gap_s=0.2, leave=False))
+    after_s = random.uniform(1, 10) * delay_s(cluster)
     faults.when("epoch", 2, then=lambda: faults.freeze(2, 1.5), after_s=after_s)
     faults.when("thaw", 2, then=lambda: cluster.add(traffic))
     faults.mark("returned", "log", "lease")
@@ -151,7 +123,7 @@ def zombie_return(cluster: Cluster, faults: Faults, random: Random) -> None:
 @scenario
 def partition_of_control_plane(cluster: Cluster, faults: Faults, random: Random) -> None:
     """A peer and the coordinator do not hear each other; its links are well."""
-    _start(cluster, 4, Shape(boundaries=30, ops_max=3, gap_s=0.03))
+    start(cluster, 4, Shape(boundaries=30, ops_max=3, gap_s=0.03))
     seconds = random.choice((0.1, 0.4, 0.8, 2.0))
     up, down = random.choice(((True, True), (True, False), (False, True)))
     faults.when("epoch", 1, then=lambda: faults.cut_control(1, seconds, up=up, down=down), after_s=0.01)
@@ -163,7 +135,7 @@ def partition_of_control_plane(cluster: Cluster, faults: Faults, random: Random)
 @scenario
 def coordinator_stall(cluster: Cluster, faults: Faults, random: Random) -> None:
     """The coordinator stands still; ops go on without it, and nobody loses his lease by that."""
-    _start(cluster, 3, Shape(boundaries=40, ops_max=3, gap_s=0.05))
+    start(cluster, 3, Shape(boundaries=40, ops_max=3, gap_s=0.05))
     faults.when("epoch", 1, then=lambda: faults.stall(random.choice((0.3, 0.9, 2.5))), after_s=0.02)
     faults.mark("stalled", "stall")
 
@@ -174,7 +146,7 @@ def coordinator_stall(cluster: Cluster, faults: Faults, random: Random) -> None:
 @scenario
 def coordinator_restart(cluster: Cluster, faults: Faults, random: Random) -> None:
     """The coordinator dies amid ops and comes back: they commit without it, and nobody has to enter anew."""
-    _start(cluster, random.randint(2, 4), Shape(boundaries=30, ops_max=4, gap_s=0.05))
+    start(cluster, random.randint(2, 4), Shape(boundaries=30, ops_max=4, gap_s=0.05))
     for _ in range(random.randint(1, 3)):
         seconds = random.choice((0.005, 0.1, 0.9, 2.5))
         faults.when("epoch", 1, then=partial(faults.restart, seconds), after_s=random.uniform(0.0, 0.6))
@@ -185,7 +157,7 @@ def coordinator_restart(cluster: Cluster, faults: Faults, random: Random) -> Non
 def restart_during_change(cluster: Cluster, faults: Faults, random: Random) -> None:
     """It dies while survivors are asked, or told: before it has written that, after, or when half of them know."""
     peers = random.randint(3, 5)
-    _start(cluster, peers, Shape(boundaries=25, ops_max=4, gap_s=0.05))
+    start(cluster, peers, Shape(boundaries=25, ops_max=4, gap_s=0.05))
     first, second = random.sample(range(peers), 2)
     restart = partial(faults.restart, random.choice((0.005, 0.3, 2.0)), random.choice(MOMENTS))
     after_s = random.uniform(0.0, 0.3)
@@ -203,7 +175,7 @@ def restart_during_change(cluster: Cluster, faults: Faults, random: Random) -> N
 @scenario
 def restart_during_growth(cluster: Cluster, faults: Faults, random: Random) -> None:
     """It dies while members hold for a joiner, or while they are told of it; the joiner may die meanwhile."""
-    traffic = _start(cluster, 3, Shape(boundaries=40, ops_max=3, gap_s=0.03))
+    traffic = start(cluster, 3, Shape(boundaries=40, ops_max=3, gap_s=0.03))
     faults.when("epoch", 0, then=lambda: faults.join(traffic), after_s=0.05)
     restart = partial(faults.restart, random.choice((0.005, 0.3, 2.0)), random.choice(MOMENTS))
     faults.when("log", "hold", then=restart, after_s=random.choice((0.0, 0.0005, 0.001, 0.002, 0.004)))
@@ -215,7 +187,7 @@ def restart_during_growth(cluster: Cluster, faults: Faults, random: Random) -> N
 @scenario
 def disk_full(cluster: Cluster, faults: Faults, random: Random) -> None:
     """The coordinator cannot write what it decides: it says nothing of it, ops go on, and all is done once it can."""
-    traffic = _start(cluster, 4, Shape(boundaries=40, ops_max=3, gap_s=0.05))
+    traffic = start(cluster, 4, Shape(boundaries=40, ops_max=3, gap_s=0.05))
     seconds = random.choice((0.3, 1.5, 4.0))
     faults.when("epoch", 0, then=lambda: faults.full_disk(seconds), after_s=0.05)
     wanted = random.choice((lambda: faults.join(traffic), lambda: faults.crash(1), lambda: faults.leave(2)))
@@ -231,8 +203,8 @@ def disk_full(cluster: Cluster, faults: Faults, random: Random) -> None:
 @scenario
 def flapping_link(cluster: Cluster, faults: Faults, random: Random) -> None:
     """All streams between two peers break again and again. Nobody may be evicted, nothing may be lost."""
-    _start(cluster, 3, _reductions(boundaries=12))
-    gap_s = random.choice((1.0, 2.5, 8.0)) * _delay_s(cluster)
+    start(cluster, 3, _reductions(boundaries=12))
+    gap_s = random.choice((1.0, 2.5, 8.0)) * delay_s(cluster)
 
     def flap(left: int) -> None:
         for _ in range(cluster.options.streams):
@@ -240,7 +212,7 @@ def flapping_link(cluster: Cluster, faults: Faults, random: Random) -> None:
         if left:
             faults.at(gap_s, lambda: flap(left - 1))
 
-    faults.when("epoch", 1, then=lambda: flap(40), after_s=2 * _delay_s(cluster))
+    faults.when("epoch", 1, then=lambda: flap(40), after_s=2 * delay_s(cluster))
     faults.mark("reset", "fault", "reset")
 
 
@@ -248,9 +220,9 @@ def flapping_link(cluster: Cluster, faults: Faults, random: Random) -> None:
 def forgetful_router(cluster: Cluster, faults: Faults, random: Random) -> None:
     """All connections of a live peer break at once, now and then again: what a dying process looks like, and is not."""
     peers = random.randint(2, 4)
-    _start(cluster, peers, _reductions(boundaries=12))
+    start(cluster, peers, _reductions(boundaries=12))
     victim = random.randrange(peers)
-    after_s = random.uniform(0, 8) * _delay_s(cluster)
+    after_s = random.uniform(0, 8) * delay_s(cluster)
     for _ in range(random.randint(1, 3)):
         faults.when("epoch", victim, then=lambda: faults.lose_all(victim), after_s=after_s)
         after_s += random.choice((0.01, 0.1, 1.0))
@@ -260,82 +232,58 @@ def forgetful_router(cluster: Cluster, faults: Faults, random: Random) -> None:
 @scenario
 def corrupt_wire(cluster: Cluster, faults: Faults, random: Random) -> None:
     """Bits flip on their way, and bytes arrive twice: streams are closed, nothing wrong is believed."""
-    _start(cluster, 3, _reductions(boundaries=8))
+    start(cluster, 3, _reductions(boundaries=8))
     noise = {"corrupt_ppm": random.choice((5_000, 20_000)), "duplicate_ppm": random.choice((0, 5_000))}
-    faults.when("epoch", 2, then=lambda: faults.noise(2.0, **noise), after_s=2 * _delay_s(cluster))
+    faults.when("epoch", 2, then=lambda: faults.noise(2.0, **noise), after_s=2 * delay_s(cluster))
     faults.mark("noise", "fault", "noise")
 
 
 @scenario
 def one_way_partition(cluster: Cluster, faults: Faults, random: Random) -> None:
     """What 0 says does not reach 1, everything else is well: a pause, no eviction."""
-    _start(cluster, 3, _reductions(boundaries=6))
+    start(cluster, 3, _reductions(boundaries=6))
     seconds = random.choice((0.05, 0.5, 2.0, 4.0))
-    after_s = random.uniform(0, 8) * _delay_s(cluster)
+    after_s = random.uniform(0, 8) * delay_s(cluster)
     faults.when("epoch", 1, then=lambda: faults.cut(0, 1, seconds, both=False), after_s=after_s)
     faults.mark("cut", "fault", "cut")
-
-
-def _kill_links(faults: Faults, pairs: Sequence[tuple[int, int]], seconds: float, after_s: float) -> None:
-    """Cuts what leaves a way between any two; no op may miss its deadline for that."""
-
-    def kill() -> None:
-        for a, b in pairs:
-            faults.cut(a, b, seconds, excuses=False)
-
-    faults.when("epoch", pairs[0][0], then=kill, after_s=after_s)
-    faults.mark("around", "log", "dead link")
-
-
-def _every_kind(boundaries: int = 20) -> Shape:
-    """Nobody leaves, who may be the relay of others."""
-    return Shape(boundaries=boundaries, ops_max=4, gap_s=0.1, timeout_s=9.0, kinds=EVERY_KIND, leave=False)
 
 
 @scenario
 def dead_link(cluster: Cluster, faults: Faults, random: Random) -> None:
     """Nothing passes between two live peers for ever: a plan without their link, and every kind of op goes on."""
     peers = random.choice((3, 3, 4, 5))
-    _start(cluster, peers, _every_kind())
+    start(cluster, peers, every_kind())
     a, b = random.sample(range(peers), 2)
-    _kill_links(faults, [(a, b)], 90.0, random.uniform(0, 8) * _delay_s(cluster))
+    kill_links(faults, [(a, b)], 90.0, random.uniform(0, 8) * delay_s(cluster))
 
 
 @scenario
 def dead_links(cluster: Cluster, faults: Faults, random: Random) -> None:
     """What is left of the links is a tree: some reach each other only over several relays."""
     peers = random.choice((4, 5))
-    _start(cluster, peers, _every_kind())
+    start(cluster, peers, every_kind())
     tree = {(random.randrange(max(0, k - 2), k), k) for k in range(1, peers)}
     cut = [(a, b) for b in range(peers) for a in range(b) if (a, b) not in tree]
-    _kill_links(faults, cut, 90.0, random.uniform(0, 8) * _delay_s(cluster))
+    kill_links(faults, cut, 90.0, random.uniform(0, 8) * delay_s(cluster))
 
 
 @scenario
 def relay_dies(cluster: Cluster, faults: Faults, random: Random) -> None:
-    """Two peers reach each other through a third, and that one is gone, or stands still for a while."""
-    _start(cluster, 4, _every_kind())
+    """Two peers reach each other through a third, and that one is gone, leaves, or stands still for a while."""
+    start(cluster, 4, every_kind())
     a, b = random.sample(range(4), 2)
-    _kill_links(faults, [(a, b)], 90.0, random.uniform(0, 8) * _delay_s(cluster))
-    fatal = random.random() < 0.7
-
-    def hit() -> None:
-        plan = cluster.coordinator.group.plan
-        relays = [cluster.by_id[plan.order[via]].index for _, _, via in plan.detours] if plan is not None else []
-        for index in relays[:1]:
-            cluster.marks["relay hit"] += 1
-            faults.crash(index) if fatal else faults.freeze(index, 0.5)
-
-    faults.when("log", "dead link", then=hit, after_s=random.uniform(0.1, 1.0))
+    kill_links(faults, [(a, b)], 90.0, random.uniform(0, 8) * delay_s(cluster))
+    how = random.choice((faults.crash, faults.leave, partial(faults.freeze, seconds=0.5)))
+    faults.when("log", "dead link", then=lambda: hit_relay(cluster, how), after_s=random.uniform(0.1, 1.0))
 
 
 @scenario
 def mended_link(cluster: Cluster, faults: Faults, random: Random) -> None:
     """A dead link comes back: the next plan uses it again, and what was under way over the detour ends there."""
     peers = random.choice((3, 4))
-    _start(cluster, peers, _every_kind(boundaries=60))
+    start(cluster, peers, every_kind(boundaries=60))
     a, b = random.sample(range(peers), 2)
-    _kill_links(faults, [(a, b)], random.uniform(3.0, 4.5), random.uniform(0.3, 0.6))
+    kill_links(faults, [(a, b)], random.uniform(3.0, 4.5), random.uniform(0.3, 0.6))
 
     def look(what: str, facts: tuple[object, ...]) -> None:
         cluster.marks["used again"] += what == "log" and facts[0] == "epoch" and "can be used again" in str(facts[2])
@@ -363,7 +311,7 @@ def behind_nat(cluster: Cluster, faults: Faults, random: Random) -> None:
     """Nobody can dial one of the peers, by its id or not: it dials the others, joiners too, and is never evicted."""
     peers = random.randint(2, 4)
     hidden = random.randrange(peers)
-    traffic = _start(cluster, peers, _every_kind(), {hidden: random.choice((DIALS_LOST, DIALS_REFUSED))})
+    traffic = start(cluster, peers, every_kind(), {hidden: random.choice((DIALS_LOST, DIALS_REFUSED))})
     _lose_streams(faults, cluster, peers, random)
     faults.when("epoch", 0, then=lambda: faults.join(traffic), after_s=random.uniform(0.1, 1.0))
     faults.mark("found out", "log", "dials only")
@@ -374,7 +322,7 @@ def joins_from_behind_nat(cluster: Cluster, faults: Faults, random: Random) -> N
     """Nobody can dial a joiner, at times the second of the kind: its links with members stand when its epoch begins."""
     peers = random.randint(2, 4)
     kind = random.choice((DIALS_LOST, DIALS_REFUSED))
-    traffic = _start(cluster, peers, _every_kind(), {0: kind} if random.random() < 0.5 else None)
+    traffic = start(cluster, peers, every_kind(), {0: kind} if random.random() < 0.5 else None)
     faults.when("epoch", 0, then=lambda: cluster.add(traffic, hidden=kind), after_s=random.uniform(0.1, 1.0))
     faults.mark("entered", "epoch", peers)
 
@@ -384,7 +332,7 @@ def both_behind_nat(cluster: Cluster, faults: Faults, random: Random) -> None:
     """Neither of two peers can be dialled: a third, which both dial, passes their streams on, from the first epoch."""
     peers = random.randint(3, 5)
     hidden = random.sample(range(peers), random.randint(2, peers - 1))
-    _start(cluster, peers, _every_kind(), {index: random.choice((DIALS_LOST, DIALS_REFUSED)) for index in hidden})
+    start(cluster, peers, every_kind(), {index: random.choice((DIALS_LOST, DIALS_REFUSED)) for index in hidden})
     _lose_streams(faults, cluster, peers, random)
     faults.mark("found out", "log", "dials only")
 
@@ -394,7 +342,7 @@ def misjudged_reach(cluster: Cluster, faults: Faults, random: Random) -> None:
     """The coordinator sees it all wrong from where it stands: what peers report turns their links round."""
     cluster.options.dial_back_lies = True
     peers = random.randint(3, 4)
-    _start(cluster, peers, _every_kind(), {random.randrange(peers): random.choice((DIALS_LOST, DIALS_REFUSED))})
+    start(cluster, peers, every_kind(), {random.randrange(peers): random.choice((DIALS_LOST, DIALS_REFUSED))})
     faults.mark("turned", "log", "turned")
 
 
@@ -404,7 +352,7 @@ def misjudged_reach(cluster: Cluster, faults: Faults, random: Random) -> None:
 @scenario
 def join_storm(cluster: Cluster, faults: Faults, random: Random) -> None:
     """Many join at once, and some of them die in the doorway."""
-    traffic = _start(cluster, 2, Shape(boundaries=20, ops_max=3, gap_s=4 * _delay_s(cluster)))
+    traffic = start(cluster, 2, Shape(boundaries=20, ops_max=3, gap_s=4 * delay_s(cluster)))
     for number in range(6):
         at_s = 0.005 + random.random() * 0.02
         faults.at(at_s, lambda: faults.join(traffic))
@@ -416,7 +364,7 @@ def join_storm(cluster: Cluster, faults: Faults, random: Random) -> None:
 @scenario
 def joiner_dies_while_held(cluster: Cluster, faults: Faults, random: Random) -> None:
     """The members have been asked to hold for somebody who is no more."""
-    traffic = _start(cluster, 3, Shape(boundaries=20, ops_max=3, gap_s=2 * _delay_s(cluster)))
+    traffic = start(cluster, 3, Shape(boundaries=20, ops_max=3, gap_s=2 * delay_s(cluster)))
     faults.at(0.01, lambda: faults.join(traffic))
     faults.when("log", "hold", then=lambda: faults.crash(3), after_s=random.choice((0.0, 0.0005, 0.001, 0.003, 0.01)))
     faults.mark("held", "log", "hold")
@@ -425,75 +373,11 @@ def joiner_dies_while_held(cluster: Cluster, faults: Faults, random: Random) -> 
 @scenario
 def loss_while_held(cluster: Cluster, faults: Faults, random: Random) -> None:
     """A member dies while a growth is asked for, or has just been announced: two epochs have ops in flight."""
-    traffic = _start(cluster, 4, Shape(boundaries=15, ops_max=4, gap_s=2 * _delay_s(cluster)))
+    traffic = start(cluster, 4, Shape(boundaries=15, ops_max=4, gap_s=2 * delay_s(cluster)))
     faults.at(0.01, lambda: faults.join(traffic))
     after_s = random.choice((0.0, 0.001, 0.002, 0.004, 0.01))
     faults.when("log", "hold", then=lambda: faults.crash(1), after_s=after_s)
     faults.mark("held", "log", "hold")
-
-
-# -- guests ---------------------------------------------------------------------------------------------------
-
-
-def _with_guest(cluster: Cluster, faults: Faults, random: Random, members: int) -> tuple[SharedState, int]:
-    """Members that share some MiB over lines so slow that it takes a while, and one that fetches it; its number."""
-    cluster.options.path = SimPath(cluster.options.path.delay_ns, 0, bytes_per_s=random.choice((10 << 20, 30 << 20)))
-    shape = Shape(boundaries=60, ops_max=2, gap_s=0.05, leave=False)
-    state = SharedState(cluster, Traffic(cluster, shape), 17 << 20, random)
-    for _ in range(members):
-        cluster.add(state.member)
-    cluster.form_with(members)
-    faults.when("epoch", 0, then=lambda: cluster.add(state.guest, guest=True), after_s=random.uniform(0.02, 0.2))
-    return state, members
-
-
-@scenario
-def guest_prefetches(cluster: Cluster, faults: Faults, random: Random) -> None:
-    """A guest fetches state that changes meanwhile, from members of which some come and go, and enters."""
-    state, guest = _with_guest(cluster, faults, random, random.randint(2, 3))
-    if random.random() < 0.5:
-        faults.when("add", guest, then=lambda: cluster.add(state.member), after_s=random.uniform(0.0, 0.5))
-    if random.random() < 0.5:
-        faults.when("add", guest, then=lambda: faults.leave(1), after_s=random.uniform(0.0, 0.8))
-    faults.mark("fetched", "prefetched", guest)
-
-
-@scenario
-def source_of_guest_dies(cluster: Cluster, faults: Faults, random: Random) -> None:
-    """One or all of those that a guest fetches from are gone, or stand still, or their links break."""
-    _, guest = _with_guest(cluster, faults, random, 3)
-    for victim in random.sample(range(3), random.choice((1, 1, 2))):
-        hit = random.choice(
-            (
-                partial(faults.crash, victim),
-                partial(faults.freeze, victim, random.choice((0.3, 2.0))),
-                partial(faults.cut, victim, guest, random.choice((0.5, 3.0))),
-                partial(faults.lose_all, victim),
-            )
-        )
-        faults.when("add", guest, then=hit, after_s=random.uniform(0.0, 1.0))
-    faults.mark("fetched", "prefetched", guest)
-
-
-@scenario
-def guest_dies(cluster: Cluster, faults: Faults, random: Random) -> None:
-    """A guest is gone, or stands still, amid its fetch or when it enters; another one comes."""
-    state, guest = _with_guest(cluster, faults, random, random.randint(2, 3))
-    hit = random.choice((partial(faults.crash, guest), partial(faults.freeze, guest, random.choice((0.3, 2.0)))))
-    moment = random.choice(("add", "enter"))
-    faults.when(moment, guest, then=hit, after_s=random.uniform(0.0, 0.6 if moment == "add" else 0.02))
-    faults.when("fault", then=lambda: cluster.add(state.guest, guest=True), after_s=random.uniform(0.0, 0.5))
-    faults.mark("another fetched", "prefetched", guest + 1)
-
-
-@scenario
-def restart_with_guest(cluster: Cluster, faults: Faults, random: Random) -> None:
-    """The coordinator dies while a guest fetches, or enters: it fetches on or again, and enters."""
-    _, guest = _with_guest(cluster, faults, random, random.randint(2, 3))
-    restart = partial(faults.restart, random.choice((0.005, 0.3, 2.0)), random.choice(MOMENTS))
-    moment = random.choice(("add", "add", "enter"))
-    faults.when(moment, guest, then=restart, after_s=random.uniform(0.0, 0.6 if moment == "add" else 0.02))
-    faults.mark("restarted", "log", "restart")
 
 
 # -- programs -------------------------------------------------------------------------------------------------
@@ -502,7 +386,7 @@ def restart_with_guest(cluster: Cluster, faults: Faults, random: Random) -> None
 @scenario
 def late_caller(cluster: Cluster, faults: Faults, random: Random) -> None:
     """Peer 2 calls long after the others, one of whom dies meanwhile: its op has been judged before it was called."""
-    traffic = _start(cluster, 3, _reductions(boundaries=3, ops_max=2))
+    traffic = start(cluster, 3, _reductions(boundaries=3, ops_max=2))
     cluster.add(_late(traffic, random.uniform(0.05, 0.3)))
     faults.when("epoch", 0, then=lambda: faults.crash(random.choice((0, 1))), after_s=random.uniform(0.01, 0.2))
     faults.mark("retried", "ended", 2, "OK", 1)
@@ -608,8 +492,8 @@ def too_few_peers(cluster: Cluster, faults: Faults, random: Random) -> None:
     """One of three dies where three are asked for: no op runs until a joiner fills the gap."""
     cluster.options.min_peers = 3
     cluster.watch.expected.add(Status.EFEW)
-    traffic = _start(cluster, 3, _reductions(boundaries=10))
-    faults.when("epoch", 0, then=lambda: faults.crash(1), after_s=random.uniform(1, 10) * _delay_s(cluster))
+    traffic = start(cluster, 3, _reductions(boundaries=10))
+    faults.when("epoch", 0, then=lambda: faults.crash(1), after_s=random.uniform(1, 10) * delay_s(cluster))
     faults.when("crash", 1, then=lambda: faults.join(traffic), after_s=random.choice((0.001, 0.5, 3.0)))
     faults.mark("refused", "ended", 0, "EFEW")
 
@@ -620,73 +504,7 @@ def tag_order_shuffle(cluster: Cluster, faults: Faults, random: Random) -> None:
     cluster.options.eager_bytes = 1024
     peers = random.randint(3, 4)
     shape = Shape(boundaries=5, ops_max=10, tag_chance=0.9, kinds=("all_reduce", "broadcast", "all_gather"))
-    _start(cluster, peers, shape)
+    start(cluster, peers, shape)
     if random.random() < 0.5:
-        faults.when("epoch", 0, then=lambda: faults.crash(1), after_s=random.uniform(1, 20) * _delay_s(cluster))
+        faults.when("epoch", 0, then=lambda: faults.crash(1), after_s=random.uniform(1, 20) * delay_s(cluster))
     faults.mark("committed", "ended", 0, "OK")
-
-
-# -- transfers ------------------------------------------------------------------------------------------------
-
-
-@scenario
-def cancelled_fetches(cluster: Cluster, faults: Faults, random: Random) -> None:
-    """Fetches are taken back while their bytes arrive: once one has ended, its memory is nobody's but the caller's."""
-    cluster.options.segment_bytes = random.choice((16 << 10, 256 << 10))
-    cluster.options.path = SimPath(_delay_ns(cluster), 0, bytes_per_s=random.choice((5_000_000, 20_000_000)))
-    content = np.random.default_rng(cluster.seed).integers(0, 256, 1 << 20, np.uint8)
-
-    async def program(peer: SimPeer) -> None:
-        source = cluster.nodes[0].id
-        if peer.index == 0:
-            peer.moves.offer("much", content, chunk_bytes=256 << 10)
-        for _ in range(5):
-            await peer.all_reduce(np.ones(10, "int64"))
-            if peer.index:
-                fetching = peer.moves.fetch("much", np.zeros_like(content), [source], relay=peer.index == 1)
-                await peer.compute(peer.random.uniform(0.0, 0.3))
-                peer.moves.cancel_fetch(fetching)
-                cluster.marks["cancelled"] += await settled(fetching) is not None
-        await peer.barrier()
-
-    peers = random.randint(2, 3)
-    for _ in range(peers):
-        cluster.add(program)
-    cluster.form_with(peers)
-    if random.random() < 0.3:
-        faults.when("epoch", 1, then=lambda: faults.reset(0, 1, 0), after_s=random.uniform(0.1, 0.8))
-
-
-@scenario
-def drifting_state(cluster: Cluster, faults: Faults, random: Random) -> None:
-    """State goes wrong at one peer after the other, and rots at one of those that offer it: it is found, and mended by
-    what others have.
-    """
-    peers = random.randint(4, 5)
-    chunks = random.randint(3, 40)
-    content = np.random.default_rng(cluster.seed).integers(0, 256, chunks * CHUNK_BYTES - 7, np.uint8)
-
-    async def program(peer: SimPeer) -> None:
-        state = content.copy()
-        while peer.boundary < 6:
-            common = Random(f"{cluster.seed}:drift:{peer.boundary}")
-            drifts, rots = common.sample(range(peers), 2)
-            wrong = sorted(common.sample(range(chunks), common.randint(1, 3)))
-            at = [chunk * CHUNK_BYTES + common.randrange(1000) for chunk in wrong]
-            if peer.index == drifts:
-                state[at] ^= 0xFF
-            found, moved = await equalise(peer, state, at[0] if peer.index == rots else None)
-            if peer.index == drifts:
-                cluster.marks["mended"] += found == wrong
-                if found != wrong or moved > len(wrong) * CHUNK_BYTES:
-                    cluster.watch.broke("P8", f"chunks {wrong} drifted, {found} were found, {moved} bytes came")
-            await peer.advance()
-
-    for _ in range(peers):
-        cluster.add(program)
-    cluster.form_with(peers)
-    if random.random() < 0.5:
-        faults.when("epoch", 2, then=lambda: faults.noise(2.0, corrupt_ppm=5_000), after_s=2 * _delay_s(cluster))
-
-
-__all__ = ["SCENARIOS", "Scenario", "scenario"]

@@ -15,16 +15,19 @@ from typing import TypedDict
 
 from pccl._native import SimPath
 from pccl.errors import ArgumentError
+from pccl.testing import scenarios, scenarios_moving  # noqa: F401 - become known
 from pccl.testing.clock import MILLISECOND, ns
 from pccl.testing.cluster import Cluster, Options
 from pccl.testing.coordinator import DIALS_LOST, DIALS_REFUSED
 from pccl.testing.faults import Faults, Swarm
-from pccl.testing.scenarios import SCENARIOS
+from pccl.testing.stage import SCENARIOS
 from pccl.testing.traffic import Shape, Traffic
+from pccl.transfer.named import KEEP_S
 from pccl.types import Status
 
 SECONDS_MAX = 90.0
 SETTLE_S = 1.5
+FORGET_S = KEEP_S + 1.5  # until nobody names peers of other groups any more
 SEEDS_PER_TASK = 8
 JOBS_MAX = 8
 
@@ -134,8 +137,9 @@ def settle(cluster: Cluster) -> None:
     """Runs until every program has ended, and on until nothing is under way any more."""
     end_ns = ns(SECONDS_MAX)
     while cluster.clock.now_ns < end_ns and cluster.run(SECONDS_MAX):
-        cluster.run(SETTLE_S, until=lambda: False)
+        cluster.run(FORGET_S if cluster.watch.deliveries.moving else SETTLE_S, until=lambda: False)
         if cluster.programs_ended():
+            cluster.watch.deliveries.settled = True
             return
 
 
@@ -177,4 +181,4 @@ def mix(cluster: Cluster, faults: Faults, random: Random) -> None:
         cluster.add(traffic, hidden=random.choice((DIALS_LOST, DIALS_REFUSED)) if index == behind_nat else 0)
     if random.random() < 0.7:
         cluster.form_with(peers)
-    Swarm(faults, random, traffic, window_s=0.005 + 6 * boundaries * delay_s, peers=peers).draw()
+    Swarm(faults, random, lambda: faults.join(traffic), window_s=0.005 + 6 * boundaries * delay_s, peers=peers).draw()

@@ -28,20 +28,30 @@ class Acceptance:
 
     __slots__ = ("name", "receipt", "ticket")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, ticket: int) -> None:
         self.name = name
-        self.ticket = secrets.randbits(62) + 1
+        self.ticket = ticket
         self.receipt: np.ndarray[Any, Any] = np.zeros(RECEIPT_BYTES, np.uint8)
 
 
-class Acceptances:
-    """Those of one communicator."""
+def _ticket() -> int:
+    return secrets.randbits(62) + 1
 
-    def __init__(self, offers: Offers) -> None:
+
+class Acceptances:
+    """Those of one communicator. `ticket`: gives a number that was never given before, and that nobody guesses."""
+
+    def __init__(self, offers: Offers, ticket: Callable[[], int] = _ticket) -> None:
         self._offers = offers
+        self._ticket = ticket
         self._names: set[str] = set()
         self._receipts: deque[Acceptance] = deque()
         self._lock = threading.Lock()
+
+    @property
+    def receipts(self) -> int:
+        """How many are kept of what has ended."""
+        return len(self._receipts)
 
     def open(self, name: str, on_pusher: Callable[[bytes], None]) -> Acceptance:
         """Offers door and receipt; `on_pusher` is called, on the control thread, with each peer that begins to push.
@@ -52,7 +62,7 @@ class Acceptances:
             if name in self._names:
                 raise ArgumentError(f"{name!r} is being accepted already")
             self._names.add(name)
-        made = Acceptance(name)
+        made = Acceptance(name, self._ticket())
         door = np.frombuffer(Door(made.ticket).encode(), np.uint8)
         try:
             key = receipt_key(name)

@@ -198,6 +198,11 @@ class Offers:
         self._tokens = itertools.count(1)
         self._lock = threading.Lock()
 
+    @property
+    def regions(self) -> int:
+        """How many the engine has not let go of."""
+        return len(self._regions)
+
     def offer(self, name: str, array: Any, generation: int, chunk_bytes: int | None) -> Offer:
         """Reads all of it, then offers it."""
         parts, hold = readable(array)

@@ -13,8 +13,10 @@ from pccl.coordinator.ledger import Ledger
 from pccl.session import Session
 from pccl.transfer.job import Job
 from pccl.transfer.manifest import Manifest
+from pccl.transfer.named import Named
 from pccl.transfer.schedule import Schedule
 from pccl.transfer.target import Bytes
+from pccl.transfer.task import Task
 from pccl.types import Cause
 
 
@@ -139,3 +141,30 @@ class AsksForAll(Job):
         self.target.begin(manifest)
         self.schedule = Schedule(manifest.nbytes, manifest.chunk_bytes, (), manifest.parts)
         self._take_sources(now)
+
+
+class KeepsRelay(Job):
+    """Leaves on offer what a failed fetch would have passed on."""
+
+    def _end(self) -> None:
+        self.relay, self._relay_gone = None, True
+        super()._end()
+
+
+class NeverForgets(Named):
+    """Names for ever whom it has named once."""
+
+    def tick(self, now: float) -> None:
+        return
+
+    def deadline(self) -> float:
+        return float("inf")
+
+
+class ForgetsAtOnce(Named):
+    """Names nobody any more when the first of its transfers is over, whoever else needs the link."""
+
+    def over(self, task: Task, now: float) -> None:
+        super().over(task, now)
+        self._names.clear()
+        self._links.seek(frozenset())

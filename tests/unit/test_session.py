@@ -211,6 +211,15 @@ def test_hold_and_growth(member: Bench) -> None:
     assert member.peer.view().epoch == 2 and member.peer.view(2).epoch == 1  # type: ignore[union-attr]
 
 
+def test_links_that_were_prepared_for_nothing_are_not_kept(member: Bench) -> None:
+    member.say(hold(1))
+    member.say(m.Release(V, 1))
+    assert [call for call in member.engine.calls if call[0] == "prepare"][-1] == ("prepare", (), 1)
+    calls = len(member.engine.calls)
+    member.say(m.Release(V, 7))
+    assert len(member.engine.calls) == calls, "that of another hold"
+
+
 def test_a_hold_for_a_new_plan(member: Bench) -> None:
     assert member.say(m.Hold(V, 1, 1, 4, ())) == [m.Held(V, 1, 1)]
     assert not [call for call in member.engine.calls if call[0] == "prepare"]
