@@ -245,28 +245,6 @@ static void fill_batch(struct conn *c)
     }
 }
 
-/* The payload from `skip` on; *whole_p 0: not all of it fits into `cap` pieces. */
-static int payload_iov(const struct outgoing *o, uint32_t skip, struct iovec *iov, int cap, int *whole_p)
-{
-    uint32_t left = o->payload_bytes - skip;
-    int count = 0;
-    if (o->payload.data) {
-        iov[0] = (struct iovec){(void *)(uintptr_t)(o->payload.data + skip), left};
-        return 1;
-    }
-    const struct run *run = o->payload.runs;
-    for (; skip >= run->bytes; run++)
-        skip -= (uint32_t)run->bytes;
-    for (; left && count < cap; run++) {
-        uint32_t bytes = (uint32_t)run->bytes - skip;
-        iov[count++] = (struct iovec){run->at + skip, bytes};
-        left -= bytes;
-        skip = 0;
-    }
-    *whole_p = left == 0;
-    return count;
-}
-
 static int batch_iov(const struct conn *c, struct iovec *iov)
 {
     int count = 0;
@@ -279,11 +257,8 @@ static int batch_iov(const struct conn *c, struct iovec *iov)
         } else {
             skip -= WIRE_HEADER_BYTES;
         }
-        int whole = 1;
         if (o->payload_bytes > skip)
-            count += payload_iov(o, skip, iov + count, SEND_IOV_MAX - count, &whole);
-        if (!whole)
-            break;
+            count += payload_iov(o->payload, o->payload_bytes, skip, iov + count, SEND_IOV_MAX - count);
         skip = 0;
     }
     return count;
@@ -341,21 +316,12 @@ static uint8_t *spill_of(struct conn *c, const struct outgoing *o)
     return c->spill ? c->spill + (size_t)(o - c->out) * LIMIT_SEGMENT_BYTES : NULL;
 }
 
-static void copy_payload(uint8_t *to, struct payload payload, uint32_t bytes, uint32_t already)
-{
-    if (payload.data && bytes > already)
-        memcpy(to + already, payload.data + already, bytes - already);
-    const struct run *run = payload.runs;
-    for (uint32_t at = 0; !payload.data && at < bytes; at += (uint32_t)run++->bytes)
-        memcpy(to + at, run->at, run->bytes);
-}
-
 struct payload conn_copy_payload(struct conn *c, struct payload payload, uint32_t bytes)
 {
     uint8_t *copy = spill_of(c, &c->out[(c->out_first + c->out_count) % SEND_BATCH_FRAMES]);
     if (!copy)
         return payload;
-    copy_payload(copy, payload, bytes, 0);
+    payload_copy(payload, bytes, 0, copy);
     return (struct payload){.data = copy};
 }
 
@@ -366,7 +332,7 @@ static int spill_frame(struct conn *c, struct outgoing *o, uint32_t already)
     if (!copy)
         return 0;
     if (o->payload.data != copy)
-        copy_payload(copy, o->payload, o->payload_bytes, already);
+        payload_copy(o->payload, o->payload_bytes, already, copy);
     o->payload = (struct payload){.data = copy};
     o->owner = NULL;
     return 1;
@@ -377,13 +343,19 @@ static int writes_on(const struct conn *c, const struct sender *owner)
     return owner->frame.type == FRAME_FETCH && engine_defect(c->engine, PCCL_DEFECT_LATE_WRITE);
 }
 
+/* What is still to come of the payload in hand. */
+static void throw_away(struct conn *c)
+{
+    c->owner = NULL;
+    c->target = NULL;
+    c->targets = NULL;
+    c->wanted = 0;
+}
+
 void conn_detach(struct conn *c, const struct sender *owner)
 {
-    if (c->owner == owner && !writes_on(c, owner)) {
-        c->owner = NULL;
-        c->target = NULL;
-        c->wanted = 0;
-    }
+    if (c->owner == owner && (c->targets || !writes_on(c, owner)))
+        throw_away(c);
     for (uint32_t i = 0; i < c->out_count; i++) {
         struct outgoing *o = &c->out[(c->out_first + i) % SEND_BATCH_FRAMES];
         if (o->owner != owner)
@@ -399,10 +371,8 @@ void conn_detach(struct conn *c, const struct sender *owner)
 void conn_discard_seq(struct conn *c, uint32_t link_seq)
 {
     if (c->in_payload && c->wanted && c->frame.link_seq == link_seq) {
-        c->wanted = 0;
+        throw_away(c);
         c->counts = 0;
-        c->target = NULL;
-        c->owner = NULL;
         link_park_cancel(c);
     }
 }

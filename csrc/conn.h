@@ -39,6 +39,15 @@ struct payload {
     int changes;               /* its owner may write to it all the while: a stream takes a copy, and the checksum of that */
 };
 
+/* payload.c */
+/* The payload from `skip` on, as much of it as fits into `cap` pieces of memory. */
+int payload_iov(struct payload payload, uint32_t bytes, uint32_t skip, struct iovec *iov, int cap);
+uint32_t payload_crc(struct payload payload, uint32_t bytes);
+/* Copies it to one piece, of which so many bytes are there already. */
+void payload_copy(struct payload payload, uint32_t bytes, uint32_t already, uint8_t *to);
+/* Bytes that belong to its place `from`. */
+void payload_fill(struct payload payload, uint32_t from, const uint8_t *bytes, uint32_t count);
+
 /* A frame on its way out. Its payload is user memory, pool memory or the conn's spill. */
 struct outgoing {
     uint8_t header[WIRE_HEADER_BYTES];
@@ -72,8 +81,9 @@ struct conn {
     int in_payload;            /* a header was accepted, its payload is being read */
     struct frame frame;
     uint32_t got;              /* payload bytes so far */
-    uint8_t *target;           /* where the payload goes; NULL: thrown away */
-    const struct sender *owner;  /* who ends the reading into target when it ends; NULL: nobody */
+    uint8_t *target;           /* where the payload goes; NULL: to several runs, */
+    const struct run *targets; /* whole ones from the first on; NULL too: thrown away */
+    const struct sender *owner;  /* who ends the reading into these when it ends; NULL: nobody */
     struct parked *parked;     /* the payload goes to a parked frame */
     int wanted;                /* 0: the payload is a duplicate or stale: no checksum, no delivery */
     int counts;                /* its number may be marked as arrived when it is complete */

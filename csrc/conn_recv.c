@@ -1,19 +1,23 @@
 /* conn_recv.c - bytes in: cutting the stream into frames and putting payloads where they belong.
  *
  * Small frames are read ahead into the staging buffer, many per system call. A large payload is read straight to its
- * target (user memory, scratch, a parked frame), and only the next header is read ahead with it, so that its bytes are
- * copied once, by the kernel. */
+ * target (user memory, in one run or several, scratch, a parked frame), and only the next header is read ahead with it, so
+ * that its bytes are copied once, by the kernel. */
 #include <errno.h>
 #include <string.h>
 
-#include "crc32c.h"
 #include "engine.h"
 #include "err.h"
 
-static int checksum_holds(const struct conn *c, const uint8_t *payload)
+static struct payload landing(const struct conn *c)
+{
+    return (struct payload){.data = c->target, .runs = c->targets};
+}
+
+static int checksum_holds(const struct conn *c)
 {
     return !c->frame.summed || engine_defect(c->engine, PCCL_DEFECT_NO_CRC) ||
-           crc32c(0, payload, c->frame.payload_bytes) == c->frame.payload_crc;
+           payload_crc(landing(c), c->frame.payload_bytes) == c->frame.payload_crc;
 }
 
 static void corrupt(struct conn *c)
@@ -26,7 +30,7 @@ static void corrupt(struct conn *c)
 static void finish_frame(struct conn *c)
 {
     c->in_payload = 0;
-    if (c->wanted && c->frame.payload_bytes && !checksum_holds(c, c->target)) {
+    if (c->wanted && c->frame.payload_bytes && !checksum_holds(c)) {
         corrupt(c);
         return;
     }
@@ -36,6 +40,7 @@ static void finish_frame(struct conn *c)
     }
     c->owner = NULL;
     c->target = NULL;
+    c->targets = NULL;
 }
 
 static int begin_frame(struct conn *c)
@@ -48,6 +53,7 @@ static int begin_frame(struct conn *c)
     c->in_payload = 1;
     c->got = 0;
     c->target = NULL;
+    c->targets = NULL;
     c->owner = NULL;
     c->parked = NULL;
     c->wanted = c->counts = 1;
@@ -65,8 +71,8 @@ static void take_staged_payload(struct conn *c)
     uint32_t left = c->frame.payload_bytes - c->got;
     uint32_t staged = c->staging_end - c->staging_begin;
     uint32_t bytes = left < staged ? left : staged;
-    if (bytes && c->target)
-        memcpy(c->target + c->got, c->staging + c->staging_begin, bytes);
+    if (bytes && (c->target || c->targets))
+        payload_fill(landing(c), c->got, c->staging + c->staging_begin, bytes);
     c->got += bytes;
     c->staging_begin += bytes;
 }
@@ -95,11 +101,11 @@ static void parse(struct conn *c)
 /* One system call: the rest of the payload in hand, and then ahead into staging. */
 static ssize_t read_some(struct conn *c)
 {
-    struct iovec iov[2];
+    struct iovec iov[SHARE_RUNS_MAX + 1];
     int count = 0;
     uint32_t direct = c->in_payload ? c->frame.payload_bytes - c->got : 0;
-    if (direct && c->target) {
-        iov[count++] = (struct iovec){c->target + c->got, direct};
+    if (direct && (c->target || c->targets)) {
+        count = payload_iov(landing(c), c->frame.payload_bytes, c->got, iov, SHARE_RUNS_MAX);
     } else if (direct) {
         direct = direct < LIMIT_SEGMENT_BYTES ? direct : LIMIT_SEGMENT_BYTES;
         iov[count++] = (struct iovec){c->engine->sink, direct};

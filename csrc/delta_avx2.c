@@ -96,7 +96,7 @@ ISA_INLINE uint64_t nth_bit(uint64_t mask, uint32_t n)
     return _pdep_u64((uint64_t)1 << n, mask);
 }
 
-ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first)
+ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first, const uint8_t *ahead)
 {
     uint64_t keys[4], sums[4];
     for (unsigned i = 0; i < 4; i++)
@@ -105,7 +105,7 @@ ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first
     const __m256i step = _mm256_set1_epi64x((long long)(4 * digest_key));
     size_t i = 0;
     for (; i + 4 <= words; i += 4) {
-        DIGEST_PREFETCH(at + 8 * i);
+        DIGEST_PREFETCH(ahead + 8 * i);
         __m256i x = load(at + 8 * i), y = _mm256_xor_si256(x, key);
         sum = _mm256_add_epi64(sum, _mm256_mul_epu32(y, _mm256_srli_epi64(y, 32)));
         swapped = _mm256_add_epi64(swapped, _mm256_shuffle_epi32(x, 0xb1));

@@ -70,14 +70,14 @@ ISA_INLINE uint64_t nth_bit(uint64_t mask, uint32_t n)
     return _pdep_u64((uint64_t)1 << n, mask);
 }
 
-ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first)
+ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first, const uint8_t *ahead)
 {
     __m512i lane = _mm512_setr_epi64(1, 2, 3, 4, 5, 6, 7, 8), sum = _mm512_setzero_si512(), swapped = sum;
     __m512i key = _mm512_mullo_epi64(_mm512_add_epi64(_mm512_set1_epi64((long long)first), lane), _mm512_set1_epi64((long long)digest_key));
     const __m512i step = _mm512_set1_epi64((long long)(8 * digest_key));
     size_t i = 0;
     for (; i + 8 <= words; i += 8) {
-        DIGEST_PREFETCH(at + 8 * i);
+        DIGEST_PREFETCH(ahead + 8 * i);
         __m512i x = _mm512_loadu_si512(at + 8 * i), y = _mm512_xor_si512(x, key);
         sum = _mm512_add_epi64(sum, _mm512_mul_epu32(y, _mm512_srli_epi64(y, 32)));
         swapped = _mm512_add_epi64(swapped, _mm512_shuffle_epi32(x, _MM_PERM_CDAB));

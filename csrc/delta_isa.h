@@ -48,8 +48,9 @@ struct delta_group {
 
 typedef const struct delta_kernels {
     uint64_t (*digest)(const struct delta_span *span);
-    /* What the bytes from word `first` of a block on add to its digest; only its last ones may be no multiple of 8. */
-    uint64_t (*digest_from)(const uint8_t *at, size_t bytes, uint64_t first);
+    /* What the bytes from word `first` of a block on add to its digest; only its last ones may be no multiple of 8. `next`: what is read
+     * thereafter, and fetched from memory meanwhile; NULL: nothing. */
+    uint64_t (*digest_from)(const uint8_t *at, size_t bytes, uint64_t first, const uint8_t *next);
     /* What changed, the digests before and after, and, unless it is NULL, the hash after. */
     void (*scan)(const struct delta_span *old, const uint8_t *new, struct delta_changes *found, uint64_t digests[2], uint8_t *hash);
     /* The digest of a state before, the new values, and the hash after. */

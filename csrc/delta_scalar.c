@@ -47,8 +47,9 @@ ISA_INLINE uint64_t nth_bit(uint64_t mask, uint32_t n)
     return mask & (0 - mask);
 }
 
-ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first)
+ISA_INLINE uint64_t digest_words(const uint8_t *at, size_t words, uint64_t first, const uint8_t *ahead)
 {
+    (void)ahead;
     uint64_t sum = 0;
     for (size_t i = 0; i < words; i++)
         sum += digest_word(bits_load(at + 8 * i), first + i);

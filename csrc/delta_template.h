@@ -5,7 +5,7 @@
  *   changed_64    a bit for each that differs
  *   classify_64   their classes, as bytes; and for all classes a bit for each that is of it, and how many these are
  *   pass          adds `counts` to `passed`; a bit for each class of which that is now more than `next`
- *   digest_words  the digest of so many whole words, the first of which has number `first`
+ *   digest_words  the digest of so many whole words, the first of which has number `first`; fetches as much from `ahead` on
  * and those of delta_hash.h. */
 
 enum { GROUP = 64, TILE_GROUPS = 32, TILE = GROUP * TILE_GROUPS, SCAN_BYTES = 1024 };
@@ -14,10 +14,10 @@ enum { GROUP = 64, TILE_GROUPS = 32, TILE = GROUP * TILE_GROUPS, SCAN_BYTES = 10
 #include "delta_hash.h"
 
 /* The digest of `bytes` that begin with word `first`; only the last ones of a block may be no multiple of 8. */
-ISA_INLINE uint64_t digest_bytes(const uint8_t *at, size_t bytes, uint64_t first)
+ISA_INLINE uint64_t digest_ahead(const uint8_t *at, size_t bytes, uint64_t first, const uint8_t *ahead)
 {
     size_t words = bytes / 8;
-    uint64_t sum = digest_words(at, words, first), last = 0;
+    uint64_t sum = digest_words(at, words, first, ahead), last = 0;
     if (bytes % 8) {
         memcpy(&last, at + 8 * words, bytes % 8);
         sum += digest_word(last, first + words);
@@ -25,14 +25,22 @@ ISA_INLINE uint64_t digest_bytes(const uint8_t *at, size_t bytes, uint64_t first
     return sum;
 }
 
+/* The same amid memory that is read on. */
+ISA_INLINE uint64_t digest_bytes(const uint8_t *at, size_t bytes, uint64_t first)
+{
+    return digest_ahead(at, bytes, first, at + DIGEST_AHEAD);
+}
+
 ISA_TARGET static uint64_t digest(const struct delta_span *span)
 {
     return digest_bytes(span->at, (size_t)span->count << span->shift, 0);
 }
 
-ISA_TARGET static uint64_t digest_from(const uint8_t *at, size_t bytes, uint64_t first)
+ISA_TARGET static uint64_t digest_from(const uint8_t *at, size_t bytes, uint64_t first, const uint8_t *next)
 {
-    return digest_bytes(at, bytes, first);
+    size_t head = bytes > DIGEST_AHEAD ? (bytes - DIGEST_AHEAD) / 64 * 64 : 0;
+    uint64_t sum = digest_words(at, head / 8, first, at + DIGEST_AHEAD);
+    return sum + digest_ahead(at + head, bytes - head, first + head / 8, next ? next : at + head);
 }
 
 /* -- what changed -------------------------------------------------------------------------------------------------- */

@@ -17,19 +17,21 @@ static uint64_t mix(uint64_t x)
     return x ^ x >> 32;
 }
 
-static uint64_t digest_of(delta_kernels *k, const uint8_t *at, uint64_t bytes, uint64_t seed)
+/* `next`: the piece that comes then; NULL: none. */
+static uint64_t digest_of(delta_kernels *k, const uint8_t *at, uint64_t bytes, uint64_t seed, const uint8_t *next)
 {
     uint64_t h = mix(seed ^ bytes);
     for (uint64_t done = 0; done < bytes; done += DIGEST_STRETCH_BYTES) {
         uint64_t left = bytes - done;
-        h = mix(h ^ k->digest_from(at + done, left < DIGEST_STRETCH_BYTES ? (size_t)left : DIGEST_STRETCH_BYTES, 0));
+        const uint8_t *then = left > DIGEST_STRETCH_BYTES ? at + done + DIGEST_STRETCH_BYTES : next;
+        h = mix(h ^ k->digest_from(at + done, left < DIGEST_STRETCH_BYTES ? (size_t)left : DIGEST_STRETCH_BYTES, 0, then));
     }
     return h;
 }
 
 uint64_t digest_add(const uint8_t *at, size_t bytes, uint64_t from)
 {
-    return delta_kernels_of(NULL)->digest_from(at, bytes, from / 8);
+    return delta_kernels_of(NULL)->digest_from(at, bytes, from / 8, NULL);
 }
 
 uint64_t digest_end(uint64_t sum, uint64_t bytes, uint64_t seed)
@@ -40,6 +42,7 @@ uint64_t digest_end(uint64_t sum, uint64_t bytes, uint64_t seed)
 void pccl_digest_pieces(const void *data, const uint64_t *offsets, uint64_t bytes, const uint64_t *seeds, uint32_t count, uint64_t *digests)
 {
     delta_kernels *k = delta_kernels_of(NULL);
+    const uint8_t *first = data;
     for (uint32_t i = 0; i < count; i++)
-        digests[i] = digest_of(k, (const uint8_t *)data + offsets[i], bytes, seeds[i]);
+        digests[i] = digest_of(k, first + offsets[i], bytes, seeds[i], i + 1 < count ? first + offsets[i + 1] : NULL);
 }

@@ -1,22 +1,61 @@
-/* exponents.c - encodes and decodes; see exponents.h.
+/* exponents.c - blocks: which width they take, what they say of themselves, and which kernels this machine uses; see exponents.h.
  *
  * Sign and mantissa of a cache's values have no structure that pays, so all that can be saved is in the exponents: about 2.6 to
  * 3 bits of 8 are left of them. zstd on a plane of exponents makes independent values 5 % smaller than codes of fixed width
- * with exceptions do (python -m stress.kv.codecs). These have no table to walk, and take half the time or less: values pass in
- * chunks through loops that know no branch, which the compiler makes vectors of on every machine. */
+ * with exceptions do (python -m stress.kv.codecs). These have no table to walk, and take a small part of the time. */
 #include <string.h>
 
-#include "exponents.h"
+#include "err.h"
+#include "exponents_isa.h"
+#include "reduce.h"
 
 enum {
-    EXPONENTS = 256, EIGHT = 8, CHUNK = 2048, RANKS = (1 << EXPONENTS_WIDTH_MAX) - 1,
-    HEADER_BYTES = 1 + sizeof(uint32_t), VALUE_BYTES = sizeof(uint16_t)
+    CHUNK = EXPONENTS_CHUNK, RANKS = (1 << EXPONENTS_WIDTH_MAX) - 1, VALUE_BYTES = EXPONENTS_VALUE_BYTES,
+    HEADER_BYTES = 1 + sizeof(uint32_t)
 };
+
+static const struct isa {
+    const char *name;
+    exponents_kernels *kernels;
+} isas[] = {
+#if defined(__x86_64__)
+    {"avx512", &exponents_kernels_avx512},
+    {"avx2", &exponents_kernels_avx2},
+#endif
+    {"scalar", &exponents_kernels_scalar},
+};
+
+enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
+
+/* The vectors that work here reduce.h knows; bits are asked for besides. */
+static int works(const char *name)
+{
+    int has_bits = 1;
+#if defined(__x86_64__)
+    has_bits = strcmp(name, "scalar") == 0 || (__builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt"));
+#endif
+    return has_bits && reduce_kernel_isa(name, PCCL_FLOAT32, PCCL_SUM) != NULL;
+}
+
+/* Where the best that works has no kernels of ours, the scalar ones do. */
+static exponents_kernels *kernels_of(const char *isa)
+{
+    const char *name = isa != NULL ? isa : reduce_isa();
+    for (size_t i = 0; i < ISA_COUNT; i++)
+        if (strcmp(name, isas[i].name) == 0 && works(name))
+            return isas[i].kernels;
+    if (isa == NULL)
+        return &exponents_kernels_scalar;
+    err_set("no such kernels here: '%s'", isa);
+    return NULL;
+}
 
 static uint32_t least(uint64_t a, uint32_t b)
 {
     return a < b ? (uint32_t)a : b;
 }
+
+/* -- sizes -- */
 
 static uint64_t code_bytes(uint32_t count, unsigned width)
 {
@@ -32,62 +71,38 @@ static uint64_t block_bytes(uint32_t count, unsigned width, uint32_t others)
 
 uint64_t pccl_exponents_bound(uint64_t count)
 {
-    return count * VALUE_BYTES + count / EXPONENTS_BLOCK + 1 + EIGHT; /* packing writes eight bytes at a time */
-}
-
-/* -- values and what they are made of -- */
-
-static void take_apart(const uint8_t *restrict values, uint32_t count, uint8_t *restrict exponents, uint8_t *restrict rests)
-{
-    for (uint32_t i = 0; i < count; i++) {
-        uint16_t value;
-        memcpy(&value, values + (size_t)i * VALUE_BYTES, sizeof value);
-        exponents[i] = (uint8_t)(value >> 7);
-        rests[i] = (uint8_t)(value << 1 | value >> 15);
-    }
-}
-
-static void put_together(const uint8_t *restrict exponents, const uint8_t *restrict rests, uint32_t count, uint8_t *restrict values)
-{
-    for (uint32_t i = 0; i < count; i++) {
-        uint16_t value = (uint16_t)((uint16_t)(rests[i] << 15) | exponents[i] << 7 | rests[i] >> 1);
-        memcpy(values + (size_t)i * VALUE_BYTES, &value, sizeof value);
-    }
+    return count * VALUE_BYTES + count / EXPONENTS_BLOCK + 1;
 }
 
 /* -- which width -- */
 
-/* Four counts beside each other: neighbours of one exponent do not wait for one another. */
-static void count_exponents(const uint8_t *values, uint32_t count, uint32_t counts[EXPONENTS])
+/* Those that are there, in order: mostly a few dozen of all. */
+static uint32_t list_exponents(const uint32_t counts[EXPONENTS_EACH], uint8_t there[EXPONENTS_EACH])
 {
-    uint32_t parts[4][EXPONENTS];
-    uint8_t exponents[CHUNK], rests[CHUNK];
-    memset(parts, 0, sizeof parts);
-    for (uint32_t at = 0; at < count; at += CHUNK) {
-        uint32_t n = least(count - at, CHUNK);
-        take_apart(values + (size_t)at * VALUE_BYTES, n, exponents, rests);
-        for (uint32_t i = 0; i < n; i++)
-            parts[i % 4][exponents[i]]++;
-    }
-    for (int e = 0; e < EXPONENTS; e++)
-        counts[e] = parts[0][e] + parts[1][e] + parts[2][e] + parts[3][e];
+    uint32_t listed = 0;
+    for (int e = 0; e < EXPONENTS_EACH; e++)
+        if (counts[e])
+            there[listed++] = (uint8_t)e;
+    return listed;
 }
 
-/* The most frequent ones, of equal ones the smaller first. */
-static void rank_exponents(const uint32_t counts[EXPONENTS], uint8_t ranked[RANKS])
+void exponents_rank(const uint32_t counts[EXPONENTS_EACH], uint8_t *ranked, uint32_t ranks)
 {
-    uint8_t taken[EXPONENTS] = {0};
-    for (int r = 0; r < RANKS; r++) {
-        int best = -1;
-        for (int e = 0; e < EXPONENTS; e++)
-            if (!taken[e] && (best < 0 || counts[e] > counts[best]))
-                best = e;
-        taken[best] = 1;
-        ranked[r] = (uint8_t)best;
+    uint8_t there[EXPONENTS_EACH];
+    uint32_t listed = list_exponents(counts, there), r = 0;
+    for (; r < ranks && r < listed; r++) {
+        uint32_t best = r;
+        for (uint32_t i = r + 1; i < listed; i++)
+            best = counts[there[i]] > counts[there[best]] ? i : best;
+        ranked[r] = there[best];
+        memmove(there + r + 1, there + r, best - r);
     }
+    for (int e = 0; r < ranks; e++)
+        if (!counts[e])
+            ranked[r++] = (uint8_t)e;
 }
 
-static unsigned best_width(const uint32_t counts[EXPONENTS], const uint8_t ranked[RANKS], uint32_t count, uint32_t *others_p)
+static unsigned best_width(const uint32_t counts[EXPONENTS_EACH], const uint8_t ranked[RANKS], uint32_t count, uint32_t *others_p)
 {
     unsigned best = 0;
     uint32_t covered = 0, ranks = 0;
@@ -103,191 +118,115 @@ static unsigned best_width(const uint32_t counts[EXPONENTS], const uint8_t ranke
     return best;
 }
 
-/* -- codes -- */
-
-/* One byte for another, of a few that are known: without a table, so that many go at once. The others stay as `to` has them. */
-static void translate(const uint8_t *restrict from, uint8_t *restrict to, uint32_t count, uint8_t is, uint8_t becomes)
-{
-    for (uint32_t i = 0; i < count; i++)
-        to[i] = from[i] == is ? becomes : to[i];
-}
-
-/* Eight codes, one per byte, into the low 8 * width bits; and back. Neighbours, then pairs, then fours are brought together: what
- * moves is taken out first, for it may land on where it was. */
-static uint64_t pack_eight(uint64_t codes, unsigned width)
-{
-    unsigned gap = 8 - width;
-    uint64_t low = codes & 0x00ff00ff00ff00ffull;
-    codes = low | (codes ^ low) >> gap;
-    low = codes & 0x0000ffff0000ffffull;
-    codes = low | (codes ^ low) >> 2 * gap;
-    return (codes & 0xffffffffull) | codes >> 32 << 4 * width;
-}
-
-static uint64_t unpack_eight(uint64_t bits, unsigned width)
-{
-    unsigned gap = 8 - width;
-    uint64_t one = (1ull << width) - 1, pair = (1ull << 2 * width) - 1, four = (1ull << 4 * width) - 1;
-    uint64_t codes = (bits & four) | (bits >> 4 * width & four) << 32;
-    uint64_t low = codes & pair * 0x0000000100000001ull;
-    codes = low | (codes ^ low) << 2 * gap;
-    low = codes & one * 0x0001000100010001ull;
-    return low | (codes ^ low) << gap;
-}
-
-/* A chunk's codes; eight bytes are written at a time, of which the next overwrite what is too much. */
-static void pack(const uint8_t codes[CHUNK], uint32_t count, unsigned width, uint8_t *to)
-{
-    for (uint32_t i = 0; i < count; i += EIGHT, to += width) {
-        uint64_t eight;
-        memcpy(&eight, codes + i, EIGHT);
-        eight = pack_eight(eight, width);
-        memcpy(to, &eight, EIGHT);
-    }
-}
-
-static void unpack(const uint8_t *from, uint64_t bytes, uint32_t count, unsigned width, uint8_t codes[CHUNK])
-{
-    for (uint32_t i = 0; i < count; i += EIGHT, from += width, bytes -= least(bytes, width)) {
-        uint64_t eight = 0;
-        memcpy(&eight, from, least(bytes, EIGHT));
-        eight = unpack_eight(eight, width);
-        memcpy(codes + i, &eight, EIGHT);
-    }
-}
-
 /* -- blocks -- */
 
-/* Exponents that have no code, in order, from `to` on; one byte beyond them is written to. No branch: which ones is not to be foreseen. */
-static uint8_t *put_others(const uint8_t *codes, const uint8_t *exponents, uint32_t count, uint8_t none, uint8_t *to)
+static uint64_t encode_block(exponents_kernels *k, const uint8_t *values, uint32_t count, uint8_t *to)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        *to = exponents[i];
-        to += codes[i] == none;
-    }
-    return to;
-}
-
-static uint32_t count_others(const uint8_t *codes, uint32_t count, uint8_t none)
-{
-    uint32_t others = 0;
-    for (uint32_t i = 0; i < count; i++)
-        others += codes[i] == none;
-    return others;
-}
-
-/* `others`: at least one. */
-static void take_others(const uint8_t *codes, uint8_t *exponents, uint32_t count, uint8_t none, const uint8_t *others)
-{
-    uint32_t used = 0;
-    for (uint32_t i = 0, last = count_others(codes, count, none) - 1; i < count; i++) {
-        uint8_t is = codes[i] == none;
-        exponents[i] = is ? others[used] : exponents[i];
-        used += is & (used < last);
-    }
-}
-
-static uint64_t encode_block(const uint8_t *values, uint32_t count, uint8_t *to)
-{
-    uint32_t counts[EXPONENTS], others_count;
-    uint8_t ranked[RANKS], exponents[CHUNK], codes[CHUNK];
-    count_exponents(values, count, counts);
-    rank_exponents(counts, ranked);
+    uint32_t counts[EXPONENTS_EACH] = {0}, others_count;
+    uint8_t ranked[RANKS], packed[CHUNK * EXPONENTS_WIDTH_MAX / 8 + EXPONENTS_SLACK], others[CHUNK + EXPONENTS_SLACK];
+    k->count(values, count, counts);
+    exponents_rank(counts, ranked, RANKS);
     unsigned width = best_width(counts, ranked, count, &others_count);
     *to++ = (uint8_t)width;
     if (width == 0) {
         memcpy(to, values, (size_t)count * VALUE_BYTES);
         return block_bytes(count, width, 0);
     }
-    uint8_t known = (uint8_t)((1u << width) - 1);
-    memcpy(to, ranked, known);
-    memcpy(to + known, &others_count, sizeof others_count);
-    uint8_t *rests = to + known + sizeof others_count, *packed = rests + count, *others = packed + code_bytes(count, width);
-    uint8_t *first_others = others, saved[EIGHT]; /* packing the last codes writes over these */
+    struct exponents_code code = {.width = width, .known = (1u << width) - 1, .table = ranked};
+    memcpy(to, ranked, code.known);
+    memcpy(to + code.known, &others_count, sizeof others_count);
+    uint8_t *rests = to + code.known + sizeof others_count, *codes = rests + count, *to_others = codes + code_bytes(count, width);
     for (uint32_t at = 0; at < count; at += CHUNK) {
         uint32_t n = least(count - at, CHUNK);
-        take_apart(values + (size_t)at * VALUE_BYTES, n, exponents, rests + at);
-        memset(codes, known, sizeof codes);
-        for (uint8_t r = 0; r < known; r++)
-            translate(exponents, codes, n, ranked[r], r);
-        others = put_others(codes, exponents, n, known, others);
-        memset(codes + n, 0, sizeof codes - n);
-        memcpy(saved, first_others, EIGHT);
-        pack(codes, n, width, packed + code_bytes(at, width));
-        memcpy(first_others, saved, EIGHT);
+        uint32_t found = k->encode(&code, values + (size_t)at * VALUE_BYTES, n, rests + at, packed, others);
+        memcpy(codes + code_bytes(at, width), packed, code_bytes(n, width));
+        memcpy(to_others, others, found);
+        to_others += found;
     }
     return block_bytes(count, width, others_count);
 }
 
-pccl_err pccl_exponents_encode(const void *values, uint64_t count, void *encoded, uint64_t *bytes_p)
+pccl_err exponents_encode_isa(const char *isa, const void *values, uint64_t count, void *encoded, uint64_t *bytes_p)
 {
+    exponents_kernels *k = kernels_of(isa);
     uint8_t *to = encoded;
+    if (k == NULL)
+        return PCCL_EINVAL;
     for (uint64_t at = 0; at < count; at += EXPONENTS_BLOCK)
-        to += encode_block((const uint8_t *)values + at * VALUE_BYTES, least(count - at, EXPONENTS_BLOCK), to);
+        to += encode_block(k, (const uint8_t *)values + at * VALUE_BYTES, least(count - at, EXPONENTS_BLOCK), to);
     *bytes_p = (uint64_t)(to - (uint8_t *)encoded);
     return PCCL_OK;
 }
 
+pccl_err pccl_exponents_encode(const void *values, uint64_t count, void *encoded, uint64_t *bytes_p)
+{
+    return exponents_encode_isa(NULL, values, count, encoded, bytes_p);
+}
+
 /* What a block says of itself. */
 struct block {
-    unsigned width;
-    uint32_t known, others_count;
-    const uint8_t *table, *rests, *codes, *others;
+    struct exponents_code code;
+    uint32_t others_count;
+    const uint8_t *rests, *codes, *others;
 };
 
 /* PCCL_EPROTO: there are not as many without a code as were announced. */
-static pccl_err decode_values(const struct block *b, uint32_t count, uint8_t *to)
+static pccl_err decode_values(exponents_kernels *k, const struct block *b, uint32_t count, uint8_t *to)
 {
-    uint8_t exponents[CHUNK], codes[CHUNK];
     uint32_t used = 0;
     for (uint32_t at = 0; at < count; at += CHUNK) {
-        uint32_t n = least(count - at, CHUNK);
-        uint64_t before = code_bytes(at, b->width);
-        unpack(b->codes + before, code_bytes(count, b->width) - before, n, b->width, codes);
-        for (uint32_t r = 0; r < b->known; r++)
-            translate(codes, exponents, n, (uint8_t)r, b->table[r]);
-        uint32_t others = count_others(codes, n, (uint8_t)b->known);
-        if (others > b->others_count - used)
+        uint64_t before = code_bytes(at, b->code.width);
+        struct exponents_chunk chunk = {
+            .count = least(count - at, CHUNK), .rests = b->rests + at, .codes = b->codes + before, .others = b->others + used,
+            .codes_bytes = code_bytes(count, b->code.width) - before, .others_left = b->others_count - used,
+        };
+        uint32_t others = k->decode(&b->code, &chunk, to + (size_t)at * VALUE_BYTES);
+        if (others > chunk.others_left)
             return PCCL_EPROTO;
-        if (others)
-            take_others(codes, exponents, n, (uint8_t)b->known, b->others + used);
         used += others;
-        put_together(exponents, b->rests + at, n, to + (size_t)at * VALUE_BYTES);
     }
     return used == b->others_count ? PCCL_OK : PCCL_EPROTO;
 }
 
 /* Takes one block of *from_p. PCCL_EPROTO: it does not end by `end`, or is malformed. */
-static pccl_err decode_block(const uint8_t **from_p, const uint8_t *end, uint32_t count, uint8_t *to)
+static pccl_err decode_block(exponents_kernels *k, const uint8_t **from_p, const uint8_t *end, uint32_t count, uint8_t *to)
 {
     const uint8_t *from = *from_p;
     uint64_t left = (uint64_t)(end - from);
     if (left == 0 || from[0] > EXPONENTS_WIDTH_MAX)
         return PCCL_EPROTO;
-    struct block b = {.width = from[0], .known = (1u << from[0]) - 1, .table = from + 1};
-    if (b.width && left >= HEADER_BYTES + b.known)
-        memcpy(&b.others_count, b.table + b.known, sizeof b.others_count);
-    uint64_t bytes = block_bytes(count, b.width, b.others_count);
+    struct block b = {.code = {.width = from[0], .known = (1u << from[0]) - 1, .table = from + 1}};
+    if (b.code.width && left >= HEADER_BYTES + b.code.known)
+        memcpy(&b.others_count, b.code.table + b.code.known, sizeof b.others_count);
+    uint64_t bytes = block_bytes(count, b.code.width, b.others_count);
     if (b.others_count > count || bytes > left)
         return PCCL_EPROTO;
     *from_p = from + bytes;
-    if (b.width == 0) {
+    if (b.code.width == 0) {
         memcpy(to, from + 1, (size_t)count * VALUE_BYTES);
         return PCCL_OK;
     }
-    b.rests = b.table + b.known + sizeof b.others_count;
+    b.rests = b.code.table + b.code.known + sizeof b.others_count;
     b.codes = b.rests + count;
-    b.others = b.codes + code_bytes(count, b.width);
-    return decode_values(&b, count, to);
+    b.others = b.codes + code_bytes(count, b.code.width);
+    return decode_values(k, &b, count, to);
 }
 
-pccl_err pccl_exponents_decode(const void *encoded, uint64_t bytes, void *values, uint64_t count)
+pccl_err exponents_decode_isa(const char *isa, const void *encoded, uint64_t bytes, void *values, uint64_t count)
 {
+    exponents_kernels *k = kernels_of(isa);
     const uint8_t *from = encoded, *end = from + bytes;
+    if (k == NULL)
+        return PCCL_EINVAL;
     for (uint64_t at = 0; at < count; at += EXPONENTS_BLOCK) {
-        pccl_err err = decode_block(&from, end, least(count - at, EXPONENTS_BLOCK), (uint8_t *)values + at * VALUE_BYTES);
+        pccl_err err = decode_block(k, &from, end, least(count - at, EXPONENTS_BLOCK), (uint8_t *)values + at * VALUE_BYTES);
         if (err)
             return err;
     }
     return from == end ? PCCL_OK : PCCL_EPROTO;
+}
+
+pccl_err pccl_exponents_decode(const void *encoded, uint64_t bytes, void *values, uint64_t count)
+{
+    return exponents_decode_isa(NULL, encoded, bytes, values, count);
 }

@@ -40,7 +40,7 @@ struct fetch {
 
 static int shares(const struct run *run, uint32_t segment_bytes)
 {
-    return run->bytes <= SHARE_BYTES_MAX && 2 * run->bytes <= segment_bytes;
+    return run->bytes <= segment_bytes / 2;
 }
 
 uint32_t cut_next(const struct run *runs, uint32_t run_count, uint64_t into, uint32_t segment_bytes, uint32_t *bytes_p)
@@ -457,16 +457,22 @@ pccl_err fetch_place(struct link *l, struct conn *c)
         return PCCL_EPROTO;
     c->owner = &f->sender;
     if (f->layouts[run].shared > 1)
-        return conn_to_scratch(c);
-    c->target = f->runs[run].at + (c->frame.offset - f->layouts[run].position);
+        c->targets = &f->runs[run];
+    else
+        c->target = f->runs[run].at + (c->frame.offset - f->layouts[run].position);
     return PCCL_OK;
 }
 
-static void scatter(const struct fetch *f, uint32_t run, const uint8_t *payload)
+/* All that the segment brought, which begins in this run. */
+static void add_sums(const struct fetch *f, uint32_t run, const struct frame *frame)
 {
-    for (uint32_t i = 0; i < f->layouts[run].shared; i++) {
-        memcpy(f->runs[run + i].at, payload, f->runs[run + i].bytes);
-        payload += f->runs[run + i].bytes;
+    uint64_t position = frame->offset, into = position - f->layouts[run].position;
+    for (uint32_t left = f->sums.count ? frame->payload_bytes : 0; left; into = 0, run++) {
+        uint64_t rest = f->runs[run].bytes - into;
+        uint32_t bytes = rest < left ? (uint32_t)rest : left;
+        sums_add(&f->sums, position, f->runs[run].at + into, bytes);
+        position += bytes;
+        left -= bytes;
     }
 }
 
@@ -482,7 +488,7 @@ static void stop_others(const struct fetch *f, const struct frame *frame)
     }
 }
 
-pccl_err fetch_on_piece(struct link *l, const struct frame *frame, const uint8_t *payload)
+pccl_err fetch_on_piece(struct link *l, const struct frame *frame)
 {
     struct fetch *f = find(l, frame->name.lane);
     uint32_t run, segment;
@@ -490,11 +496,8 @@ pccl_err fetch_on_piece(struct link *l, const struct frame *frame, const uint8_t
         return PCCL_OK;
     if (locate(f, frame, &run, &segment) != PCCL_OK)
         return PCCL_EPROTO;
-    if (f->layouts[run].shared > 1)
-        scatter(f, run, payload);
-    else
-        stop_others(f, frame);
-    sums_add(&f->sums, frame->offset, payload, frame->payload_bytes);
+    stop_others(f, frame);
+    add_sums(f, run, frame);
     f->taken[segment / 64] |= 1ULL << (segment % 64);
     f->received_bytes += frame->payload_bytes;
     l->engine->stats.transfer_received_bytes += frame->payload_bytes;

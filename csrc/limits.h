@@ -21,8 +21,7 @@ enum {
     ASKED_RESERVE = 64,              /* and keeps so many of these back for each higher class */
     TRANSFER_BUCKETS = 4096,         /* of each hash table of regions and fetches */
     TRANSFER_SEGMENT_BYTES = 256 << 10,  /* one PIECE, where no epoch says otherwise */
-    SHARE_BYTES_MAX = 32 << 10,      /* runs of at most so many bytes share PIECEs, */
-    SHARE_RUNS_MAX = 64,             /* so many of them one */
+    SHARE_RUNS_MAX = 64,             /* runs that share a PIECE */
     WINDOW_FRAMES = 4096,            /* numbered frames in flight on a link; a power of two */
     PROBE_BYTES_MAX = 64 << 20,      /* filler that measures a link */
     METER_LOSSES = 15,               /* readings of a link's loss */

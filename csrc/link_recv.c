@@ -346,7 +346,7 @@ pccl_err link_on_frame(struct link *l, struct conn *c, const uint8_t *payload)
     case FRAME_GRANT:
     case FRAME_FIN: return on_op_frame(l, c, payload);
     case FRAME_FETCH: return serve_on_fetch(l, &c->frame, payload);
-    case FRAME_PIECE: return fetch_on_piece(l, &c->frame, payload);
+    case FRAME_PIECE: return fetch_on_piece(l, &c->frame);
     case FRAME_DENY: fetch_on_deny(l, &c->frame); return PCCL_OK;
     case FRAME_DROP: serve_on_drop(l, &c->frame); return PCCL_OK;
     default: return PCCL_OK;

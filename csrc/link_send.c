@@ -1,7 +1,6 @@
 /* link_send.c - what a link sends next, and what it keeps until it is acknowledged. */
 #include <string.h>
 
-#include "crc32c.h"
 #include "engine.h"
 #include "err.h"
 
@@ -48,17 +47,6 @@ static void hand_over(struct link *l, struct conn *c, const struct frame *frame,
     l->ack_at_ns = NEVER;
 }
 
-static uint32_t checksum(struct payload payload, uint32_t bytes)
-{
-    if (payload.data)
-        return crc32c(0, payload.data, bytes);
-    uint32_t crc = 0;
-    const struct run *run = payload.runs;
-    for (uint32_t at = 0; at < bytes; at += (uint32_t)run++->bytes)
-        crc = crc32c(crc, run->at, run->bytes);
-    return crc;
-}
-
 static void hand_over_slot(struct link *l, struct conn *c, struct slot *slot)
 {
     struct payload payload = slot->payload;
@@ -67,7 +55,7 @@ static void hand_over_slot(struct link *l, struct conn *c, struct slot *slot)
         slot->frame.summed = 0;
     }
     if (slot->frame.payload_bytes && !slot->frame.summed && wire_sums(&slot->frame) && conn_sums(c)) {
-        slot->frame.payload_crc = checksum(payload, slot->frame.payload_bytes);
+        slot->frame.payload_crc = payload_crc(payload, slot->frame.payload_bytes);
         slot->frame.summed = 1;
     }
     hand_over(l, c, &slot->frame, payload, slot->flow ? slot->flow->sender : NULL);

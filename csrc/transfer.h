@@ -82,7 +82,7 @@ void fetch_cancel(pccl_engine *e, uint64_t token);
 /* Where does this PIECE go? As link_on_header. */
 pccl_err fetch_place(struct link *l, struct conn *c);
 /* PCCL_EPROTO: the segment has been taken since. */
-pccl_err fetch_on_piece(struct link *l, const struct frame *frame, const uint8_t *payload);
+pccl_err fetch_on_piece(struct link *l, const struct frame *frame);
 void fetch_on_deny(struct link *l, const struct frame *frame);
 void fetch_link_closed(struct link *l);
 /* There is a new epoch: fetches whose way is another one now begin again on that. */

@@ -370,7 +370,7 @@ class Pool:
         self._exchange.staging.check(one_send.staging_bytes)
         own: list[Ids] = [np.empty(0, np.int64) for _ in self._names]
         for group, mine in zip(found.groups, ids, strict=True):
-            own[group.group] = np.union1d(own[group.group], mine)
+            own[group.group] = np.union1d(own[group.group], mine) if own[group.group].size else mine
         self._ledger.take(ticket.transfer, own, False)
         return one_send
 

@@ -35,8 +35,9 @@ __all__ = [
 #: So long after the receiver's deadline its last word may still come.
 GRACE_S = 0.5
 LEASE_S = 30.0
-#: So much is digested in one go: the receiver verifies what has come while the rest is.
-HASH_BYTES = 16 << 20
+#: So much is digested in one go, and told in one message, which takes some hundred microseconds on either side: no
+#: more digests than one slot of mail holds.
+HASH_BYTES, SUMS = 64 << 20, 1000
 
 
 class SendUnit:
@@ -49,7 +50,7 @@ class SendUnit:
         self.split = split_of(nbytes)
         self.part_bytes = nbytes // self.split
         self.parcel = parts_per_parcel(self.part_bytes)
-        self.batch = max(1, HASH_BYTES // nbytes)  # positions that are digested in one go
+        self.batch = max(1, min(HASH_BYTES // nbytes, SUMS // self.split))  # positions that are digested in one go
         self.ready = np.zeros(need.size, bool)
         self.known = np.zeros((need.size, self.split), bool)
         self.sums = np.zeros((need.size, self.split), np.uint64)

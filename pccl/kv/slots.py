@@ -16,7 +16,7 @@ from pccl.kv.messages import MESSAGE_BYTES_MAX
 
 __all__ = ["AHEAD", "HEAD_BYTES", "SLOT_BYTES", "Head", "SlotReader", "SlotWriter"]
 
-SLOT_BYTES = 4096
+SLOT_BYTES = 8192
 AHEAD = 32
 UNREAD_MAX = 4096
 _SLOT = struct.Struct("<IIQ")

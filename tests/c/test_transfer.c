@@ -71,22 +71,31 @@ TEST(many_runs_are_scattered)
     }
 }
 
-/* 256 runs of 4 KiB take the frames of 1 MiB in segments of 64 KiB, not 256. */
-TEST(small_runs_share_frames)
+/* 1 MiB in so many runs, backwards, takes so many frames. */
+static void expect_frames(uint32_t count, uint32_t segment_bytes, uint32_t frames)
 {
     static pccl_fetch_run runs[256];
-    begin_with("sim", 1, 64 << 10);
+    uint32_t bytes = BYTES / count;
+    begin_with("sim", 1, segment_bytes);
     offer(1);
     cluster_run(&c, SECOND);
     uint32_t before = c.engines[0]->links->send_next;
-    for (uint32_t i = 0; i < 256; i++)
-        runs[i] = (pccl_fetch_run){(uint64_t)(255 - i) * 4096, 4096, target + (255 - i) * 4096};
-    fetch_runs(runs, 256, 1);
+    for (uint32_t i = 0; i < count; i++)
+        runs[i] = (pccl_fetch_run){(uint64_t)(count - 1 - i) * bytes, bytes, target + (count - 1 - i) * bytes};
+    fetch_runs(runs, count, 1);
     cluster_run(&c, SECOND);
     CHECK_EQ_INT(status_of(1), PCCL_OK);
     CHECK_EQ_BYTES(target, source, BYTES);
-    CHECK_EQ_INT(c.engines[0]->links->send_next - before, 16);
+    CHECK_EQ_INT(c.engines[0]->links->send_next - before, frames);
     cluster_close(&c);
+}
+
+TEST(runs_share_frames)
+{
+    expect_frames(256, 64 << 10, 16);
+    expect_frames(16, 256 << 10, 4);
+    expect_frames(8, 256 << 10, 4); /* half a segment each */
+    expect_frames(4, 256 << 10, 4);
 }
 
 TEST(many_fetches_wait_their_turn)
