@@ -64,9 +64,9 @@ def test_another_backend_is_refused() -> None:
         PcclStrategy(process_group_backend="gloo")
 
 
-def test_without_lightning_an_error_says_what_to_install(tmp_path: Path, forked: str) -> None:
+def test_without_lightning_an_error_says_what_to_install(tmp_path: Path) -> None:
+    """Not forked: there Lightning is imported already."""
     (tmp_path / "program.py").write_text(MISSING)
-    command = [sys.executable, forked, "program.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "ImportError: pccl.torch.lightning wants Lightning: pip install pytorch-lightning" in done.stderr
