@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -454,10 +455,11 @@ def test_pieces_cover_everything_once_and_fit(count: int, itemsize: int, copies:
     assert all((s.stop - s.start) * itemsize * copies <= 32 * MIB or s.stop - s.start == 1 for s in pieces)
 
 
-def test_nothing_of_this_is_imported_before_a_tensor_of_a_device_comes() -> None:
+def test_nothing_of_this_is_imported_before_a_tensor_of_a_device_comes(tmp_path: Path) -> None:
     program = (
         "import sys, pccl.communicator, pccl.sharing\n"
         "assert not [name for name in sys.modules if name == 'torch' or name.startswith('pccl.device')]\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S)
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S)
     assert ended.returncode == 0, ended.stderr
