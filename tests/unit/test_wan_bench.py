@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ pytest.importorskip("yaml", reason="PyYAML is not installed")
 import numpy as np
 
 from stress.wan.bench import faults, report, rows, store
+from stress.wan.bench.crew import command
 from stress.wan.bench.measure import Rounds, Samples, turn
 from stress.wan.bench.scenarios import MIB, SCENARIOS, Scenario
 from stress.wan.bench.sides import RUNS, SIDES, runs_of
@@ -212,3 +214,11 @@ def test_wrong_sums_of_a_codec_are_seen(codec: str) -> None:
     for wrong in (right + 40, -right, np.where(np.arange(7000) == 6999, np.nan, right)):
         with pytest.raises(SystemExit, match="farther off"):
             check.check(wrong.astype(np.float32), codec)
+
+
+@pytest.mark.parametrize("name", sorted(SCENARIOS))
+def test_every_site_gives_its_host_a_name(name: str) -> None:
+    """`hostname` takes letters, digits and hyphens."""
+    for site in SCENARIOS[name].load().sites:
+        words = command(site, {})
+        assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", words[words.index(sys.executable) - 1])

@@ -18,7 +18,7 @@ from ..namespaces import DEVICE
 from .sides import RUNS, SIDES, Run, runs_of
 
 SCRIPT = Path(__file__).with_name("worker.py")
-#: The site's name becomes the host's: peers of one host are taken to be near each other.
+#: The site's name becomes the host's, as far as it may: peers of one host are taken to be near each other.
 NAMED_HOST = ("unshare", "--uts", "--", "sh", "-c", 'hostname "$1" && shift && exec "$@"', "sh")
 PORT, GLOO_PORT = 29400, 29500
 START_S, OP_S, END_S = 90.0, 120.0, 10.0
@@ -35,8 +35,8 @@ class Kill:
 
 
 def command(site: str, job: dict[str, Any]) -> list[str]:
-    """Of a process that does its job at a host of the site's name."""
-    return [*NAMED_HOST, site, sys.executable, str(SCRIPT), json.dumps(job)]
+    """Of a process that does its job at a host of the site's name, in which hosts have no underscores."""
+    return [*NAMED_HOST, site.replace("_", "-"), sys.executable, str(SCRIPT), json.dumps(job)]
 
 
 class Crew:
@@ -108,7 +108,13 @@ class Crew:
 
     def _answers(self, timeout_s: float) -> list[Answer]:
         deadline = time.monotonic() + timeout_s
-        return [peer.answer(deadline) for peer in self.peers]
+        try:
+            return [peer.answer(deadline) for peer in self.peers]
+        except WorkerError:
+            for peer in self.peers:  # one that has ended is why others do not answer
+                if peer.process.poll() is not None:
+                    peer.answer(deadline)
+            raise
 
     def _all(self, timeout_s: float, **command: Any) -> list[Answer]:
         for peer in self.peers:
