@@ -36,7 +36,7 @@ uint64_t line_share(const struct link *l)
     const struct line_meter *m = &l->engine->line;
     const struct sender *sender = NULL;
     uint64_t own = 0, all = 0, links = 0;
-    if (!m->up_bytes_per_s || !add_waiting(l, &sender, &own) || !own)
+    if (!m->up_bytes_per_s || !line_is_long(l) || !add_waiting(l, &sender, &own) || !own)
         return UINT64_MAX;
     for (const struct link *other = l->engine->links; other; other = other->next) {
         uint64_t bytes = 0;

@@ -5,8 +5,9 @@
  * usual, and for planners the median.
  *
  * A long link is held to what was read. Its streams are paced, each to its part of a little more than the best: left alone, streams
- * begin every op with a burst of several times what the link carries, overfill the queue before the bottleneck, and wait. And no more
- * is given to them than fills the link and a short queue: what is too much waits here, where it is not lost. A link begins with little
+ * begin every op with a burst of several times what the link carries, overfill the queue before the bottleneck, and wait. One that has
+ * less to send than those beside it on the line is paced by its share of that (line_share.c), and not read meanwhile. No more is
+ * given to the streams than fills the link and a short queue: what is too much waits here, where it is not lost. A link begins with little
  * and grows as long as each reading is clearly better; what was read meanwhile is then forgotten.
  *
  * An outage tells nothing about bandwidth, and neither does what streams carry while they get over it: readings far below what is usual

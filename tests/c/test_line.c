@@ -229,6 +229,10 @@ TEST(only_links_of_one_line_and_segments_of_one_op_are_shared_out)
     wait_on(&w, counts);
     w.links[2].rtt_us = 100;                             /* is near, and not on the line */
     CHECK_EQ_INT(line_share(&w.links[0]), 125 * MBIT / 4);
+    CHECK(line_share(&w.links[2]) == UINT64_MAX);
+    wait_on(&w, counts);
+    w.links[0].detour_epoch = 1;                         /* goes over others' links */
+    CHECK(line_share(&w.links[0]) == UINT64_MAX);
 }
 
 TEST_MAIN("line")
