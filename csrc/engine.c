@@ -166,13 +166,13 @@ void engine_shutdown(pccl_engine *e)
         return;
     engine_fail_all(e, PCCL_ECLOSED);
     fetch_end_all(e, PCCL_ECLOSED);
-    region_withdraw_all(e, PCCL_ECLOSED);
     send_dirty(e);
     while (e->links)
         link_close(e->links);
     for (struct conn *c = e->conns; c; c = c->next)
         conn_fail(c, PCCL_CAUSE_NONE, 0);
     reap_conns(e);
+    region_withdraw_all(e, PCCL_ECLOSED); /* behind the links: others are to hear that this peer is gone, not its offers */
     e->ops->close(e->transport);
     e->transport = NULL;
     engine_publish(e);

@@ -427,7 +427,8 @@ pccl_err pccl_engine_offer(pccl_engine *engine, const pccl_region *region, int w
  * as is a region that is not offered. */
 pccl_err pccl_engine_extend(pccl_engine *engine, const uint8_t *key, uint64_t generation, uint64_t offset, uint64_t bytes);
 /* Ends the offer: fetches of it that are under way end at the other side with PCCL_EGONE, and PCCL_EVENT_WITHDRAWN says that no byte
- * of the memory will be read again. A region that is not offered is ignored. */
+ * of the memory will be read again. A region that is not offered is ignored. An engine that is closed withdraws nothing at the other
+ * sides: their fetches end with PCCL_EPEER, when they are told that the peer is gone. */
 pccl_err pccl_engine_withdraw(pccl_engine *engine, const uint8_t *key, uint64_t generation);
 /* Starts a fetch. It waits for a link that is being dialled and for parts of the region that are not available yet, and ends with
  * exactly one PCCL_EVENT_FETCH, after which nothing is written to its targets:

@@ -413,6 +413,24 @@ TEST(a_closed_engine_ends_everything)
     cluster_close(&c);
 }
 
+/* Its offers are not withdrawn, it is gone: that is what fetches end with, once the word is out. */
+TEST(who_fetches_from_a_closed_engine_hears_that_the_peer_is_lost)
+{
+    begin();
+    offer(0);
+    fetch_all(1);
+    cluster_run(&c, SECOND / 10);
+    engine_shutdown(c.engines[0]);
+    c.stopped[0] = 1;
+    cluster_run(&c, SECOND / 10);
+    CHECK_EQ_INT(stats_of(1).transfers_pending, 1);
+    CHECK(pccl_engine_freeze(c.engines[1], 1) == PCCL_OK);
+    cluster_epoch(&c, 2, 1, 0, 2, ~0u, NULL, 0);
+    cluster_run(&c, SECOND / 10);
+    CHECK_EQ_INT(status_of(1), PCCL_EPEER);
+    cluster_close(&c);
+}
+
 TEST(bad_requests_are_refused_at_once)
 {
     begin();
