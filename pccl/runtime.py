@@ -173,6 +173,7 @@ class Runtime:
         self._closing = False
         self._close_lock = threading.Lock()
         self._joined = False
+        self._participants: tuple[EpochView | None, int, tuple[bytes, ...]] = (None, 0, ())
         self.closed = False
         self.transfers = Transfers(self)
         self._depot: Depot | None = None
@@ -224,13 +225,24 @@ class Runtime:
 
     def participants(self) -> tuple[bytes, ...]:
         """The peers that take part in an op called now, in the order of their ranks. Refuses when there are too few."""
+        return self._who(self._enough(), self.control.boundary)
+
+    def _who(self, view: EpochView, boundary: int) -> tuple[bytes, ...]:
+        """`view.participants(boundary)`, which is the same for one op after the other."""
+        known = self._participants
+        if known[0] is not view or known[1] != boundary:
+            self._participants = known = (view, boundary, view.participants(boundary))
+        return known[2]
+
+    def _enough(self) -> EpochView:
+        """The epoch, if it has the peers that the run asks for. Raises TooFewPeers."""
         view = self.control.view()
         if view.paused:
             raise TooFewPeers(
                 f"only {len(view.members)} peers are left, fewer than the run asks for; advance() waits for more",
                 epoch=view.epoch,
             )
-        return view.participants(self.control.boundary)
+        return view
 
     def way_to(self, peer: bytes) -> Way:
         """Whether there is a link to a peer."""
@@ -341,7 +353,7 @@ class Runtime:
     def _names(self, lane: int, tag: Tag, count: int) -> list[OpName]:
         """Names for so many ops called now, if they can be; under the lock."""
         self.check()
-        self.participants()
+        self._enough()
         names = self._lanes.next_names(self.control.boundary, lane, tag, count)
         if len(self._ops) + count > OPS_MAX:
             raise ResourceError(f"{len(self._ops)} ops are in flight here, {OPS_MAX} at most can be; wait for some")
@@ -418,7 +430,7 @@ class Runtime:
         peers = op.needs
         if not op.pair:
             view = self.control.epoch_view(event.epoch)
-            peers = () if view is None else view.participants(op.request.name.boundary)
+            peers = () if view is None else self._who(view, op.request.name.boundary)
         return Result(
             tensor=op.finish(op.tensor, event),
             world_size=event.member_count,

@@ -229,6 +229,7 @@ def _told() -> bool:
 def peer_main(address: str, bit: int, op_bytes: int, in_flight: int) -> None:
     """The loop of one peer."""
     buffers = [np.zeros(op_bytes // 4, np.float32) for _ in range(in_flight)]
+    _ = pccl.Communicator  # loads what connect() would load first
     os.read(0, 1)
     connect_at = time.monotonic()
     with pccl.connect(address, secret=SECRET, listen="127.0.0.1:0") as comm:

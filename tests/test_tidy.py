@@ -77,9 +77,9 @@ def c_functions(text: str) -> Iterator[tuple[str, int]]:
             label = ""
 
 
-def python_functions(tree: ast.AST) -> Iterator[tuple[str, int]]:
+def python_functions(path: Path) -> Iterator[tuple[str, int]]:
     """(name, lines without the docstring and the decorators) of every function."""
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body[1:] if ast.get_docstring(node) is not None else node.body
             first = body[0].lineno if body else node.lineno
@@ -92,11 +92,23 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def calls(path: Path) -> Iterator[tuple[str, int, list[str]]]:
-    """(dotted name, line, positional arguments) of every call."""
-    for node in ast.walk(parse(path)):
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(parse(path)))
+
+
+def dotted(node: ast.AST) -> str:
+    """A name with its dots; what is no name, such as a call, is empty."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """(dotted name, call) of every call."""
+    for node in nodes(path):
         if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node.lineno, [ast.unparse(argument) for argument in node.args]
+            yield dotted(node.func), node
 
 
 def every_line(paths: list[Path]) -> Iterator[tuple[str, str]]:
@@ -154,7 +166,7 @@ def test_c_functions_fit_a_screen() -> None:
 
 
 def test_python_functions_fit_a_screen() -> None:
-    found = [(lines, f"{name(path)} {f}") for path in PYTHON_FILES for f, lines in python_functions(parse(path))]
+    found = [(lines, f"{name(path)} {f}") for path in PYTHON_FILES for f, lines in python_functions(path)]
     assert not sorted(entry for entry in found if entry[0] > PYTHON_FUNCTION_LINES_MAX)
 
 
@@ -176,7 +188,7 @@ NATIVE = ("pccl/_native.py", "pccl/_codecs.py")
 def test_only_native_knows_the_extension() -> None:
     found = []
     for path in PYTHON_FILES:
-        for node in ast.walk(parse(path)):
+        for node in nodes(path):
             modules = []
             if isinstance(node, ast.ImportFrom):
                 modules = [node.module or "", *(alias.name for alias in node.names)]
@@ -191,32 +203,32 @@ def test_only_config_and_the_command_line_read_the_environment() -> None:
     found = []
     for path in files(".py", under=("pccl",)):
         if name(path) != "pccl/config.py" and not name(path).startswith("pccl/cli/"):
-            nodes = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Attribute)]
-            found += [f"{name(path)}:{n.lineno}" for n in nodes if ast.unparse(n) in ("os.environ", "os.getenv")]
+            attributes = [node for node in nodes(path) if isinstance(node, ast.Attribute)]
+            found += [f"{name(path)}:{n.lineno}" for n in attributes if dotted(n) in ("os.environ", "os.getenv")]
     assert not found
 
 
 def test_only_the_command_line_prints() -> None:
     quiet = [path for path in files(".py", under=("pccl",)) if not name(path).startswith("pccl/cli/")]
-    assert not [f"{name(path)}:{line}" for path in quiet for call, line, _ in calls(path) if call == "print"]
+    assert not [f"{name(path)}:{node.lineno}" for path in quiet for call, node in calls(path) if call == "print"]
 
 
 def test_tests_do_not_sleep() -> None:
     """They wait for what they wait for. asyncio.sleep(0) lets others run and is fine."""
     found = []
     for path in files(".py", under=("tests",)):
-        for call, line, arguments in calls(path):
-            if call.split(".")[-1] == "sleep" and arguments != ["0"]:
-                found.append(f"{name(path)}:{line}")
+        for call, node in calls(path):
+            if call.split(".")[-1] == "sleep" and [ast.unparse(argument) for argument in node.args] != ["0"]:
+                found.append(f"{name(path)}:{node.lineno}")
     assert not found
 
 
 def test_no_exception_is_swallowed_unseen() -> None:
-    handlers = [(p, n) for p in PYTHON_FILES for n in ast.walk(parse(p)) if isinstance(n, ast.ExceptHandler)]
+    handlers = [(p, n) for p in PYTHON_FILES for n in nodes(p) if isinstance(n, ast.ExceptHandler)]
     assert not [f"{name(path)}:{node.lineno}" for path, node in handlers if node.type is None]
 
 
 def test_no_test_is_excused() -> None:
     marks = ("pytest.mark.xfail", "pytest.mark.flaky", "pytest.xfail")
-    nodes = [(p, n) for p in files(".py", under=("tests",)) for n in ast.walk(parse(p)) if isinstance(n, ast.Attribute)]
-    assert not [f"{name(path)}:{node.lineno}" for path, node in nodes if ast.unparse(node) in marks]
+    attributes = [(p, n) for p in files(".py", under=("tests",)) for n in nodes(p) if isinstance(n, ast.Attribute)]
+    assert not [f"{name(path)}:{node.lineno}" for path, node in attributes if dotted(node) in marks]

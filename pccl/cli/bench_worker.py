@@ -128,22 +128,23 @@ class Pattern:
 Batch = Callable[[list[Any], list[Any]], None]  # reduces every input; the results are in the outputs
 
 
-def check_result(comm: Any, result: Any) -> None:
-    if result.world_size != len(comm.peers) or result.retries:
-        raise SystemExit(f"a peer was lost during the benchmark: {result}")
+def check_results(comm: Any, results: list[Any]) -> None:
+    world_size = len(comm.peers)
+    for result in results:
+        if result.world_size != world_size or result.retries:
+            raise SystemExit(f"a peer was lost during the benchmark: {result}")
 
 
 def ours(comm: Any, in_place: bool, in_flight: int) -> Batch:
     """All-reduce of a batch by pccl, one op for each array."""
 
     def one(inputs: list[Any], outputs: list[Any]) -> None:
-        check_result(comm, comm.all_reduce(inputs[0], op="sum", out=None if in_place else outputs[0]))
+        check_results(comm, [comm.all_reduce(inputs[0], op="sum", out=None if in_place else outputs[0])])
 
     def many(inputs: list[Any], outputs: list[Any]) -> None:
         pairs = zip(inputs, outputs, strict=True)
         works = [comm.all_reduce(i, op="sum", out=None if in_place else o, async_op=True) for i, o in pairs]
-        for work in works:
-            check_result(comm, work.wait())
+        check_results(comm, [work.wait() for work in works])
 
     return one if in_flight == 1 else many
 
@@ -152,7 +153,7 @@ def fused(comm: Any, in_place: bool) -> Batch:
     """All-reduce of a batch by pccl, as one call."""
 
     def batch(inputs: list[Any], outputs: list[Any]) -> None:
-        check_result(comm, comm.all_reduce(inputs, op="sum", out=None if in_place else outputs))
+        check_results(comm, [comm.all_reduce(inputs, op="sum", out=None if in_place else outputs)])
 
     return batch
 
