@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pccl.coordinator.access import alone, shown, slow_lines
 from pccl.coordinator.figures import Array, Figures, Path
 from pccl.coordinator.places import Bools, near_pairs
-from pccl.types import MemberInfo
+from pccl.types import Algorithm, MemberInfo
 
 REFERENCE_BYTES = 64 << 20
 NEAR_RTT_S = 50e-6
@@ -48,6 +48,7 @@ class Measurements:
     """What is known about the paths, by (from, to), and about sites, by peer. What is missing is unknown.
 
     `up`, `down`: what a line carries; `went_up`, `went_down`: what went over it of late, so that it carries no less.
+    `slower`: how many times as long as the figures say all-reduces by an algorithm took; else 1.
     """
 
     rtt_s: Mapping[Path, float] = field(default_factory=dict)
@@ -57,6 +58,7 @@ class Measurements:
     down: dict[bytes, float] = field(default_factory=dict)
     went_up: dict[bytes, float] = field(default_factory=dict)
     went_down: dict[bytes, float] = field(default_factory=dict)
+    slower: Mapping[Algorithm, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True, frozen=True)

@@ -72,7 +72,8 @@ class Links:
         rtt_s, bytes_per_s, loss_ppm = self._figures.since(oldest)
         lines = {peer: line for peer, (at, line) in self._lines.items() if at >= oldest}
         told = ({peer: float(line[place]) for peer, line in lines.items() if line[place]} for place in range(4))
-        return Measurements(rtt_s, bytes_per_s, loss_ppm, *told)
+        up, down, went_up, went_down = told
+        return Measurements(rtt_s, bytes_per_s, loss_ppm, up, down, went_up, went_down)
 
     @property
     def doubtful(self) -> frozenset[Pair]:

@@ -101,6 +101,13 @@ class Plan:
     one_round_bytes_max: int = 0
     on_trial: bool = False
 
+    def algorithm_of(self, nbytes: float) -> Algorithm:
+        """What all-reduces of so many bytes take, which are too many for one round."""
+        if len(self.order) <= 2 or self.mesh_bytes_max >= nbytes:
+            return Algorithm.MESH
+        large = Algorithm(self.large_algorithm)
+        return Algorithm.RING if large == Algorithm.AUTO else large
+
     def avoids(self, pair: Pair) -> bool:
         """Whether it does without the link between two members."""
         return any({self.order[a], self.order[b]} == set(pair) for a, b, _ in self.detours)
@@ -148,15 +155,19 @@ def predict(
     """What a plan that is in use would take now for so many bytes. The members are those of the plan."""
     by_id = {member.id: member for member in members}
     paths = over_detours(paths_of([by_id[peer] for peer in present.order], measured), present.detours)
-    n = paths.n
     if nbytes <= present.one_round_bytes_max:
         return one_round_line(paths).seconds(nbytes)
+    algorithm = present.algorithm_of(nbytes)
+    return _predict(present, algorithm, paths, nbytes) * measured.slower.get(algorithm, 1.0)
+
+
+def _predict(present: Plan, algorithm: Algorithm, paths: Paths, nbytes: float) -> float:
+    n = paths.n
     if n <= 2 or present.mesh_bytes_max >= nbytes:
         return owners_seconds(paths, mesh_regions(n), equal_shares(n), nbytes)
-    if present.large_algorithm in (Algorithm.AUTO, Algorithm.RING):
+    if algorithm == Algorithm.RING:
         return ring_seconds(paths, nbytes, present.segment_bytes)
-    two_level = present.large_algorithm == Algorithm.TWO_LEVEL
-    regions = present.regions if two_level else mesh_regions(n)
+    regions = present.regions if algorithm == Algorithm.TWO_LEVEL else mesh_regions(n)
     return owners_seconds(paths, regions, as_shares(present.weights or (0,) * n), nbytes)
 
 
@@ -252,11 +263,21 @@ class _Candidate:
     shares: tuple[float, ...]
     text: str
     bar: float = 1.0
+    slower: float = 1.0
 
     @property
     def on_trial(self) -> bool:
         """Whether it may gain what the figures cannot show."""
         return self.bar > 1
+
+    def slowed(self, times: float) -> _Candidate:
+        """The same, as it was seen to be: so many times slower than its figures say."""
+        return replace(self, seconds=times * self.seconds, slower=times)
+
+    def in_words(self) -> str:
+        """Its time, and whose word that is."""
+        seen = f" ({self.slower:.2g} times what its figures say, as was seen)" if self.slower != 1 else ""
+        return f"{_name(self.algorithm)} {self.seconds:.3g} s{seen}"
 
 
 def _by_measurement(
@@ -264,7 +285,7 @@ def _by_measurement(
 ) -> Plan:
     segment = _segment_bytes(paths)
     regions = regions_of(paths.delay, paths.near)
-    candidates = _candidates(paths, regions, segment)
+    candidates = [c.slowed(measured.slower.get(c.algorithm, 1.0)) for c in _candidates(paths, regions, segment)]
     best, why = _best(candidates) if asked == Algorithm.AUTO else _asked(candidates, regions, asked)
     ranked = [members[k] for k in best.order]
     placed = paths.ordered(best.order)
@@ -283,7 +304,7 @@ def _by_measurement(
         pair_streams=_pair_streams(ranked, measured, placed, streams),
         detours=detours_in(placed),
         predicted_s=best.seconds,
-        reason=why + ", ".join(f"{_name(c.algorithm)} {c.seconds:.3g} s" for c in candidates),
+        reason=why + ", ".join(c.in_words() for c in candidates),
         one_round_bytes_max=one_round_most,
         on_trial=best.on_trial,
     )

@@ -17,6 +17,9 @@ from pccl.coordinator.cost import REFERENCE_BYTES
 FAR = 2.0
 #: Far off for so long: a warning, once per plan.
 WARN_AFTER_S = 60.0
+#: An algorithm that takes so many times as long at so many looks in a row is slower than its figures say.
+SLOWER = 1.5
+SLOWER_LOOKS = 2
 #: Said again when the achieved time has changed by so much.
 NEWS = 1.5
 
@@ -46,6 +49,8 @@ class Reality:
         self._timed_bytes = 0
         self._far_since: float | None = None
         self._warned = False
+        self._slow_looks = 0
+        self.slower: float | None = None  # so many times as long as expected ops take, if it is much; None: not known
 
     def report(self, peer: bytes, achieved: m.Achieved) -> None:
         """A member tells what it has timed; what ran by an older plan does not count."""
@@ -63,6 +68,7 @@ class Reality:
         ratio = _ratio(list(heard.values()), predict)
         self._timed_bytes += max(nbytes for _, nbytes, _ in heard.values())
         self._achieved_s = ratio * self._expected_s
+        self._judge(ratio)
         return [*self._news(), *self._warning(now, ratio)]
 
     def status(self) -> m.Reality | None:
@@ -70,6 +76,13 @@ class Reality:
         if not self._expected_s:
             return None
         return m.Reality(min(self._expected_s, 1e9), min(self._achieved_s, 1e9), self._timed_bytes)
+
+    def _judge(self, ratio: float) -> None:
+        self._slow_looks = self._slow_looks + 1 if ratio >= SLOWER else 0
+        if not self._slow_looks:
+            self.slower = 1.0
+        elif self._slow_looks >= SLOWER_LOOKS:
+            self.slower = ratio
 
     def _news(self) -> list[Remark]:
         if self._said_s and 1 / NEWS < self._achieved_s / self._said_s < NEWS:

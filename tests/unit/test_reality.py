@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from itertools import groupby
 
 import pytest
 from unit.fake_engine import FakeEngine
-from unit.group_table import A, B, C, D, Table, V, group
+from unit.group_table import A, B, C, D, Table, V, group, of
 
 from pccl import messages as m
 from pccl.achieved import LARGE_BYTES, STRETCH_MAX_S, Stopwatch
 from pccl.coordinator.events import Record, Tick
-from pccl.coordinator.reality import FAR, WARN_AFTER_S, Reality, Remark
+from pccl.coordinator.reality import FAR, SLOWER, WARN_AFTER_S, Reality, Remark
 from pccl.coordinator.server import _show
 from pccl.coordinator.settings import REPLAN_GAP_S
 from pccl.peer import Peer
@@ -226,6 +227,18 @@ def test_a_new_plan_begins_anew() -> None:
     assert not [remark for remark in reality.look(90.0, linear) if remark.warning]
 
 
+def test_an_algorithm_is_slower_after_two_slow_looks_and_as_expected_after_one_good_one() -> None:
+    reality = begun()
+    seen = []
+    for seconds in (1.4 * SLOWER, 1.2 * SLOWER, 1.0, 1.2 * SLOWER, 1.3 * SLOWER):
+        reality.report(A, told(seconds))
+        reality.look(0.0, linear)
+        seen.append(reality.slower)
+    assert seen == [None, pytest.approx(1.2 * SLOWER), 1.0, 1.0, pytest.approx(1.3 * SLOWER)]
+    reality.begin(2, "another")
+    assert reality.slower is None
+
+
 # -- in a group ------------------------------------------------------------------------------------------------------
 
 
@@ -256,3 +269,31 @@ def test_a_warning_is_one_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
         _show(Record(0.0, 0, 1, b"", "reality", "as expected"))
         _show(Record(0.0, 0, 1, b"", "far from the prediction", "slow", warning=True))
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+
+
+def told_by_all(table: Table, achieved: m.Achieved) -> None:
+    """A comparison later. By the figures a ring is as quick as the mesh: each member's line is three times a path."""
+    table.now += REPLAN_GAP_S
+    for sender in (A, B, C, D):
+        links = tuple(m.LinkReport(peer, 80_000, 48_000_000, 0) for peer in (A, B, C, D) if peer != sender)
+        beat = m.Heartbeat(V, 0, table.machine.epoch, 0, 0, 0, links, achieved, (144_000_000,) * 4)
+        holds = of(m.Hold, table.say(sender, beat))
+        for peer, hold in holds.items():
+            assert isinstance(hold, m.Hold)
+            table.say(peer, m.Held(V, hold.hold, 4))
+
+
+def test_a_ring_that_its_figures_flatter_is_left_and_tried_again_later_and_later() -> None:
+    """Lines that were not there were seen in four rings of five (64 MiB: 0.78 s expected, 1.84 s achieved)."""
+    table = group(A, B, C, D)
+    used = [Algorithm.MESH]
+    for _ in range(120):
+        told_by_all(table, told(1.84 if used[-1] == Algorithm.RING else 0.8, epoch=table.machine.epoch))
+        assert table.machine.plan is not None
+        used.append(table.machine.plan.algorithm_of(64 * MIB))
+    assert Algorithm.RING in used[:4]
+    stretches = [(algorithm, len(list(group_))) for algorithm, group_ in groupby(used)]
+    meshes = [length for algorithm, length in stretches[1:-1] if algorithm == Algorithm.MESH]
+    assert len(meshes) >= 3 and meshes == sorted(meshes) and meshes[2] >= 3 * meshes[0], stretches
+    assert all(length <= 3 for algorithm, length in stretches if algorithm == Algorithm.RING), stretches
+    assert any("times what its figures say, as was seen" in entry.reason for entry in table.machine.log)
