@@ -1,10 +1,11 @@
 /* link_tail.c - which frames a link sends a second time because their stream is late, and on which stream.
  *
  * A link has nothing new to send, and yet its peer waits: packets of one stream were lost, or its window has collapsed and the frames
- * lie in its socket, while others that were given as much are done. A frame that has been on its way for clearly more than two round
- * trips, in which a lost packet is mostly repaired, goes again, with the same number, on the stream that has the least on its way.
- * The other side reads on with the copy that began last, and drops what it has. What arrived in its kernel, by the transport's count,
- * is never copied, unless it lies there behind a gap: nobody can read it before the gap is closed.
+ * lie in its socket, while others that were given as much are done. A frame that has been on its way for more than four round trips
+ * goes again, with the same number, on the stream that has the least on its way. The other side reads on with the copy that began
+ * last, and drops what it has; so a frame is not late while TCP may still repair it, which takes two round trips where queues are
+ * full. What arrived in its kernel, by the transport's count, is never copied, unless it lies there behind a gap: nobody can read it
+ * before the gap is closed.
  *
  * So that a path that is merely full is not filled further: copies go only to streams that have next to nothing on their way (what
  * was queued before the bottleneck has gone, then), every frame goes twice at most, and of a tail no more than COPY_BYTES_MAX. */
@@ -15,7 +16,7 @@
 /* What a stream that may carry copies has on its way, copies included. */
 #define FREE_STREAM_BYTES (64u << 10)
 /* Before a frame is late: round trips, and what the other side's kernel may wait before it acknowledges. */
-#define LATE_RTT_PERCENT 250
+#define LATE_RTT_PERCENT 450
 #define LATE_SLACK_NS (15 * MILLISECOND)
 
 struct load {
