@@ -524,7 +524,7 @@ class Engine:
         return read_desc(desc)
 
     def stats(self) -> EngineStats:
-        """Counters since the engine was made."""
+        """Counters since the engine was made, as at the end of its last turn: an event may be a moment ahead."""
         raw = ffi.new("pccl_stats *")
         raw.size = ffi.sizeof("pccl_stats")
         with self._lock:

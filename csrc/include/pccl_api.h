@@ -367,6 +367,7 @@ int pccl_engine_events(pccl_engine *engine, pccl_event *events, int cap);
 /* Writes from where the stream of the last PCCL_EVENT_REFUSED came, or where it went, and why it was refused; returns the
  * length of the text. */
 int pccl_engine_refusal(pccl_engine *engine, char *text, int cap);
+/* As at the end of the last turn: an event may be there a moment before the figures show what it tells. */
 void pccl_engine_stats(pccl_engine *engine, pccl_stats *stats);
 /* Fills up to cap entries; returns the number of links (which may exceed cap). */
 int pccl_engine_links(pccl_engine *engine, pccl_link_stats *links, int cap);
