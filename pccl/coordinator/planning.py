@@ -1,4 +1,5 @@
-"""planning.py - when a group wishes for another plan than the one in use, and which plan it would be.
+"""planning.py - when a group wishes for another plan than the one in use, which plan it would be, and which predictions
+are not believed for a while.
 
 Pure, like membership.py, whose helper it is, and which makes the plan an epoch.
 """
