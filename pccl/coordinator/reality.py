@@ -1,5 +1,5 @@
-"""reality.py - what the plan in use achieves beside what was expected of it: what is said of it, when to warn, and whether
-its algorithm is slower than its figures say.
+"""reality.py - what the plan in use achieves beside what was expected of it: what is said of it, when to warn, and
+whether its algorithm is slower than its figures say.
 
 Pure; a helper of membership.py. Peers tell how long their large all-reduces took. An op's time at a peer contains its
 wait for those that called it later, so the peer that waited least counts. Expected is what the planner predicts for ops
