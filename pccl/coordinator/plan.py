@@ -103,10 +103,14 @@ class Plan:
 
     def algorithm_of(self, nbytes: float) -> Algorithm:
         """What all-reduces of so many bytes take, which are too many for one round."""
-        if len(self.order) <= 2 or self.mesh_bytes_max >= nbytes:
+        if self.is_equal_mesh(nbytes):
             return Algorithm.MESH
         large = Algorithm(self.large_algorithm)
         return Algorithm.RING if large == Algorithm.AUTO else large
+
+    def is_equal_mesh(self, nbytes: float) -> bool:
+        """Whether they take the mesh with equal spans, whatever larger ones do."""
+        return len(self.order) <= 2 or self.mesh_bytes_max >= nbytes
 
     def avoids(self, pair: Pair) -> bool:
         """Whether it does without the link between two members."""
@@ -163,7 +167,7 @@ def predict(
 
 def _predict(present: Plan, algorithm: Algorithm, paths: Paths, nbytes: float) -> float:
     n = paths.n
-    if n <= 2 or present.mesh_bytes_max >= nbytes:
+    if present.is_equal_mesh(nbytes):
         return owners_seconds(paths, mesh_regions(n), equal_shares(n), nbytes)
     if algorithm == Algorithm.RING:
         return ring_seconds(paths, nbytes, present.segment_bytes)

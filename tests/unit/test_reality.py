@@ -284,7 +284,7 @@ def told_by_all(table: Table, achieved: m.Achieved) -> None:
 
 
 def test_a_ring_that_its_figures_flatter_is_left_and_tried_again_later_and_later() -> None:
-    """Lines that were not there were seen in four rings of five (64 MiB: 0.78 s expected, 1.84 s achieved)."""
+    """Seen with losses: lines that were not there (64 MiB by the ring: 0.78 s expected, 1.84 s achieved)."""
     table = group(A, B, C, D)
     used = [Algorithm.MESH]
     for _ in range(120):
