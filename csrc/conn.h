@@ -80,7 +80,8 @@ struct conn {
     uint32_t staging_begin, staging_end, staging_limit;
     int in_payload;            /* a header was accepted, its payload is being read */
     struct frame frame;
-    uint32_t got;              /* payload bytes so far */
+    uint32_t got;              /* payload bytes so far, */
+    uint32_t got_crc;          /* and their checksum, where they go to one target */
     uint8_t *target;           /* where the payload goes; NULL: to several runs, */
     const struct run *targets; /* whole ones from the first on; NULL too: thrown away */
     const struct sender *owner;  /* who ends the reading into these when it ends; NULL: nobody */

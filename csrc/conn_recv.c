@@ -2,10 +2,11 @@
  *
  * Small frames are read ahead into the staging buffer, many per system call. A large payload is read straight to its
  * target (user memory, in one run or several, scratch, a parked frame), and only the next header is read ahead with it, so
- * that its bytes are copied once, by the kernel. */
+ * that its bytes are copied once, by the kernel. Checksums are made as bytes come, while the cache has them. */
 #include <errno.h>
 #include <string.h>
 
+#include "crc32c.h"
 #include "engine.h"
 #include "err.h"
 
@@ -14,10 +15,20 @@ static struct payload landing(const struct conn *c)
     return (struct payload){.data = c->target, .runs = c->targets};
 }
 
+/* So many bytes more have come to their place. */
+static void take_bytes(struct conn *c, uint32_t bytes)
+{
+    if (c->target && c->wanted && c->frame.summed)
+        c->got_crc = crc32c(c->got_crc, c->target + c->got, bytes);
+    c->got += bytes;
+}
+
 static int checksum_holds(const struct conn *c)
 {
-    return !c->frame.summed || engine_defect(c->engine, PCCL_DEFECT_NO_CRC) ||
-           payload_crc(landing(c), c->frame.payload_bytes) == c->frame.payload_crc;
+    if (!c->frame.summed || engine_defect(c->engine, PCCL_DEFECT_NO_CRC))
+        return 1;
+    uint32_t crc = c->target ? c->got_crc : payload_crc(landing(c), c->frame.payload_bytes);
+    return crc == c->frame.payload_crc;
 }
 
 static void corrupt(struct conn *c)
@@ -51,7 +62,7 @@ static int begin_frame(struct conn *c)
     }
     c->staging_begin += WIRE_HEADER_BYTES;
     c->in_payload = 1;
-    c->got = 0;
+    c->got = c->got_crc = 0;
     c->target = NULL;
     c->targets = NULL;
     c->owner = NULL;
@@ -73,7 +84,7 @@ static void take_staged_payload(struct conn *c)
     uint32_t bytes = left < staged ? left : staged;
     if (bytes && (c->target || c->targets))
         payload_fill(landing(c), c->got, c->staging + c->staging_begin, bytes);
-    c->got += bytes;
+    take_bytes(c, bytes);
     c->staging_begin += bytes;
 }
 
@@ -117,7 +128,7 @@ static ssize_t read_some(struct conn *c)
     if (n <= 0)
         return n;
     uint32_t to_payload = (size_t)n < direct ? (uint32_t)n : direct;
-    c->got += to_payload;
+    take_bytes(c, to_payload);
     c->staging_end += (uint32_t)n - to_payload;
     return n;
 }
