@@ -112,6 +112,8 @@ struct meter {
     uint64_t bytes_per_s, usual_bytes_per_s, best_bytes_per_s;  /* the median, once known; see link_meter.c; the best; 0: none yet */
     uint32_t ping_us;          /* the least round trip of pings lately: never too short, while the kernel's is for paced streams */
     int64_t room_bytes;        /* so much more may be on its way now */
+    uint64_t short_since_ns;   /* since when only a short queue is kept; 0: it is not */
+    uint64_t crowded_until_ns, crowded_ns;  /* so long none, because others fill the queue; how long that was */
     uint64_t saturated_since_ns;  /* there has been more to send than the link is given; 0: there is not */
     uint64_t line_sent, line_received;  /* until the begin of the line's window (line_meter.c) */
     uint32_t line_streams;     /* in use then; 0: it was not a long link that is open */

@@ -7,8 +7,8 @@
  * A long link is held to what was read. Its streams are paced, each to its part of a little more than the best: left alone, streams
  * begin every op with a burst of several times what the link carries, overfill the queue before the bottleneck, and wait. One that has
  * less to send than those beside it on the line is paced by its share of that (line_share.c), and not read meanwhile. No more is
- * given to the streams than fills the link and a short queue: what is too much waits here, where it is not lost. A link begins with little
- * and grows as long as each reading is clearly better; what was read meanwhile is then forgotten.
+ * given to the streams than fills the link and a queue, a short one where only transfers are under way: what is too much waits here, where
+ * it is not lost. A link begins with little and grows as long as each reading is clearly better; what was read meanwhile is then forgotten.
  *
  * An outage tells nothing about bandwidth, and neither does what streams carry while they get over it: readings far below what is usual
  * are dropped then, but so many only that a link that has become slow is soon known to be. */
@@ -34,6 +34,12 @@ enum {
     PROBED_PERCENT = 125,        /* of one that only filler grows, and that may be known soon: an op would wait behind it */
     PACE_PERCENT = 125,          /* of the best: a stream makes up a little for one that waits for what was lost */
     LOOKS_PER_RTT = 64,
+    SETTLE_RTTS = 4,             /* until round trips show the queue that is kept */
+    SHORT_QUEUE_PART = 4,        /* of a round trip, */
+    CROWDED_QUEUES = 3,          /* which shows that others fill the queue where it is longer than so many make it */
+    GROWTH_RTTS = 2,             /* with a short queue: as long as a reading, */
+    GROWTH_PART = 8,             /* for one part in so many of the time, */
+    GROWTH_PERCENT = 25,         /* by so much of a round trip more is on its way */
     PING_MEMORY = 256,
     LOSS_PACKETS = 20000         /* of a reading: among fewer, a path that loses one in 10,000 mostly loses none */
 };
@@ -46,6 +52,11 @@ enum {
 #define SPARE_STREAM_BYTES (256u << 10)
 #define SPARE_LEAST_BYTES (128u << 10)
 #define SPARE_US 20000u
+/* Both together, at least, and SPARE_LEAST_BYTES, where only transfers are under way: what is urgent among them waits behind that, and so does
+ * the word that one is aborted. */
+#define SHORT_QUEUE_US_MIN 7000u
+#define CROWDED_NS_MIN (10000 * MILLISECOND)
+#define CROWDED_NS_MAX (60000 * MILLISECOND)
 /* Three times what goes in one round while nothing is known of the link: of such ops none shall wait for the acknowledgements of its own
  * beginning. */
 #define FIRST_FLIGHT_BYTES (3u << 20)
@@ -54,7 +65,7 @@ enum {
 
 struct reading {
     uint64_t held_bytes, packets, packets_again;
-    uint32_t rtt_us;
+    uint32_t rtt_us, rtt_now_us;
 };
 
 static struct reading read_streams(const struct link *l)
@@ -70,6 +81,8 @@ static struct reading read_streams(const struct link *l)
         r.packets_again += info.packets_again;
         if (info.rtt_us && (!r.rtt_us || info.rtt_us < r.rtt_us))
             r.rtt_us = (uint32_t)info.rtt_us;
+        if (info.rtt_now_us && (!r.rtt_now_us || info.rtt_now_us < r.rtt_now_us))
+            r.rtt_now_us = (uint32_t)info.rtt_now_us;
     }
     return r;
 }
@@ -158,13 +171,65 @@ void meter_pong(struct link *l, uint32_t rtt_us)
         m->ping_us = rtt_us;
 }
 
+static uint32_t rtt_of(const struct link *l)
+{
+    return l->meter.ping_us > l->rtt_us ? l->meter.ping_us : l->rtt_us;
+}
+
+static uint32_t short_queue_us(const struct link *l)
+{
+    uint32_t part = rtt_of(l) / SHORT_QUEUE_PART;
+    return part > SHORT_QUEUE_US_MIN ? part : SHORT_QUEUE_US_MIN;
+}
+
+/* Has it been read often enough, is there no op that wants it full, whatever happens on the way, and nobody else who fills it? */
+static int wants_short_queue(const struct link *l)
+{
+    const struct meter *m = &l->meter;
+    return m->known && m->windows >= METER_SAMPLES && l->transfers.busy && !l->engine->ops_first &&
+           l->engine->now_ns >= m->crowded_until_ns;
+}
+
+/* Who keeps a short queue would have nothing of a line on which others keep a long one. Each time that it was tried in vain it is not tried for
+ * twice as long. */
+static void look_for_others(struct link *l, uint32_t rtt_now_us)
+{
+    struct meter *m = &l->meter;
+    uint64_t now_ns = l->engine->now_ns, settle_ns = SETTLE_RTTS * (uint64_t)rtt_of(l) * 1000;
+    if (!wants_short_queue(l)) {
+        m->short_since_ns = 0;
+        return;
+    }
+    if (!m->short_since_ns)
+        m->short_since_ns = now_ns;
+    if (!m->saturated_since_ns || now_ns < m->saturated_since_ns + settle_ns || now_ns < m->short_since_ns + settle_ns)
+        return;
+    if (rtt_now_us < rtt_of(l) + CROWDED_QUEUES * short_queue_us(l)) {
+        m->crowded_ns = 0;
+        return;
+    }
+    m->crowded_ns = m->crowded_ns ? 2 * m->crowded_ns : CROWDED_NS_MIN;
+    m->crowded_ns = m->crowded_ns < CROWDED_NS_MAX ? m->crowded_ns : CROWDED_NS_MAX;
+    m->crowded_until_ns = now_ns + m->crowded_ns;
+}
+
+/* What fills the link and no more would show it no faster than it was: so now and then there is more. */
+static uint64_t short_flight(const struct link *l)
+{
+    uint64_t rtt_us = rtt_of(l), rounds = l->engine->now_ns / (GROWTH_RTTS * rtt_us * 1000);
+    uint64_t growth_us = rounds % GROWTH_PART ? 0 : rtt_us * GROWTH_PERCENT / 100;
+    return bytes_in(l->meter.best_bytes_per_s, (rtt_us + short_queue_us(l) + growth_us) * 1000) + SPARE_LEAST_BYTES;
+}
+
 /* What may be on its way, all in all. */
 static uint64_t flight_of(const struct link *l)
 {
     const struct meter *m = &l->meter;
-    uint64_t rtt_us = m->ping_us > l->rtt_us ? m->ping_us : l->rtt_us;
+    uint64_t rtt_us = rtt_of(l);
     if (!m->known)
         return bytes_in(growing(l), rtt_us * 1000) + first_flight(l);
+    if (wants_short_queue(l))
+        return short_flight(l);
     uint64_t queue_us = rtt_us < QUEUE_US_MAX ? rtt_us : QUEUE_US_MAX;
     uint64_t spare = l->used * SPARE_STREAM_BYTES, soon = bytes_in(m->usual_bytes_per_s, SPARE_US * 1000) + SPARE_LEAST_BYTES;
     return bytes_in(m->usual_bytes_per_s, (rtt_us + queue_us) * 1000) + (spare < soon ? spare : soon);
@@ -178,7 +243,9 @@ void meter_look(struct link *l)
         return;
     uint64_t pause_ns = l->rtt_us * 1000ULL / LOOKS_PER_RTT;
     pause_ns = pause_ns > MILLISECOND ? pause_ns : MILLISECOND;
-    m->room_bytes = (int64_t)flight_of(l) - (int64_t)read_streams(l).held_bytes;
+    struct reading r = read_streams(l);
+    look_for_others(l, r.rtt_now_us);
+    m->room_bytes = (int64_t)flight_of(l) - (int64_t)r.held_bytes;
     l->look_at_ns = l->engine->now_ns + pause_ns;
     engine_wake_at(l->engine, l->look_at_ns);
 }

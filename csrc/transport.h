@@ -35,6 +35,7 @@ enum { STREAM_REFUSAL_BYTES = 160 };
 
 struct stream_info {
     uint64_t rtt_us;           /* the least of late, by the transport's own measurement; 0: none */
+    uint64_t rtt_now_us;       /* what it has become behind what is queued on the way; 0: the transport does not tell */
     uint64_t held_bytes;       /* taken from us, and not known to have arrived */
     uint64_t behind_gap_bytes; /* arrived, but kept from the other side until what was lost before them is there */
     uint64_t packets, packets_again;  /* sent so far, and sent again so far; 0: the transport does not tell */

@@ -539,6 +539,7 @@ static void tcp_info(const struct stream *stream, struct stream_info *info_p)
     memset(info_p, 0, sizeof *info_p);
     if (getsockopt(s->fd, IPPROTO_TCP, TCP_INFO, &kernel, &bytes) == 0) {
         info_p->rtt_us = kernel.tcpi_min_rtt != UINT32_MAX ? kernel.tcpi_min_rtt : 0;
+        info_p->rtt_now_us = kernel.tcpi_rtt;
         info_p->held_bytes =
             kernel.tcpi_notsent_bytes + (uint64_t)(kernel.tcpi_unacked - kernel.tcpi_sacked) * kernel.tcpi_snd_mss;
         info_p->behind_gap_bytes = (uint64_t)kernel.tcpi_sacked * kernel.tcpi_snd_mss;
