@@ -1,6 +1,5 @@
 /* test_link.c - a link measures what it carries and is held to that, and a plan with fewer streams leaves the others idle, not dead. */
-#include "../../csrc/engine.h"
-#include "cluster.h"
+#include "paced.h"
 
 enum { BYTES = 8 << 20, RATE = 20000000, MANY_STREAMS = 16 };
 
@@ -45,43 +44,6 @@ TEST(bandwidth_is_measured)
     CHECK(stats.bytes_per_s > RATE * 0.8 && stats.bytes_per_s < RATE * 1.25);
     CHECK(stats.rtt_us >= 80000 && stats.rtt_us < 90000);
     cluster_close(&c);
-}
-
-/* The simulator's transport as one whose streams can be paced; it remembers the last pace, and the most that was on its way. */
-static struct transport_ops paced;
-static const struct transport_ops *unpaced;
-static uint64_t last_pace, most_held;
-
-static void remember_pace(struct stream *s, uint64_t bytes_per_s)
-{
-    (void)s;
-    last_pace = bytes_per_s;
-}
-
-static ssize_t watch_writev(struct stream *s, const struct iovec *iov, int iov_count)
-{
-    ssize_t bytes = unpaced->writev(s, iov, iov_count);
-    const struct conn *c = s->user;
-    const struct link *l = c ? c->link : NULL;
-    uint64_t held = 0;
-    for (uint32_t i = 0; l && i < l->streams; i++) {
-        struct stream_info info = {0};
-        if (l->conns[i])
-            unpaced->info(l->conns[i]->stream, &info);
-        held += info.held_bytes;
-    }
-    most_held = held > most_held ? held : most_held;
-    return bytes;
-}
-
-static void pace(struct cluster *c)
-{
-    unpaced = c->engines[0]->ops;
-    paced = *unpaced;
-    paced.pace = remember_pace;
-    paced.writev = watch_writev;
-    c->engines[0]->ops = &paced;
-    last_pace = most_held = 0;
 }
 
 TEST(a_long_link_is_paced_at_what_it_carries)

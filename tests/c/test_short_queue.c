@@ -1,59 +1,27 @@
 /* test_short_queue.c - a link on which only transfers are under way keeps a short queue on a long way, unless others fill it. */
+#include "paced.h"
 #include "transfers.h"
 
-enum { RATE = 20000000, RTT_US = 80000, TOKENS = 24 };
+enum { RATE = 20000000, RTT_US = 80000, TOKENS = 100, SPANS = 30 };
 /* What fills the way; the most that is on it with a short queue; the least that shows a long one. */
 enum { FILLED = RATE / 1000 * (RTT_US / 1000), SHORT_MOST = FILLED + FILLED * 3 / 8, LONG_LEAST = FILLED + FILLED / 2 };
 
-/* The simulator's transport as one whose streams can be paced, and that tells of round trips; it remembers the most that was on the way. */
-static struct transport_ops paced;
-static const struct transport_ops *unpaced;
-static uint64_t most_held, rtt_now_us, next_token;
+static uint64_t next_token, greatest;
 
-static void pace(struct stream *s, uint64_t bytes_per_s)
-{
-    (void)s;
-    (void)bytes_per_s;
-}
-
-static void tell_info(const struct stream *s, struct stream_info *info)
-{
-    unpaced->info(s, info);
-    info->rtt_now_us = rtt_now_us;
-}
-
-static ssize_t watch_writev(struct stream *s, const struct iovec *iov, int iov_count)
-{
-    ssize_t bytes = unpaced->writev(s, iov, iov_count);
-    const struct link *l = c.engines[0]->links;
-    uint64_t held = 0;
-    for (uint32_t i = 0; i < l->streams; i++) {
-        struct stream_info info = {0};
-        if (l->conns[i])
-            unpaced->info(l->conns[i]->stream, &info);
-        held += info.held_bytes;
-    }
-    most_held = held > most_held ? held : most_held;
-    return bytes;
-}
-
-static void fetch_many(void)
-{
-    for (int i = 0; i < TOKENS; i++)
-        fetch_all(next_token++);
-    cluster_run(&c, SECOND / 2);
-}
-
-/* Node 0 has always more to send: what was on the way at most, in the one of ten spans of 50 ms in which that was least: now and then it is
- * more, to see whether the link carries it. */
+/* Node 0 has always more to send: what was on the way at most, in the one of SPANS of 50 ms in which that was least; and in that in which
+ * it was `greatest`. */
 static uint64_t held_while_served(void)
 {
     uint64_t least = UINT64_MAX;
-    fetch_many();
-    for (int i = 0; i < 10; i++) {
+    greatest = 0;
+    for (int i = 0; i < TOKENS; i++)
+        fetch_all(next_token++);
+    cluster_run(&c, SECOND / 2);
+    for (int i = 0; i < SPANS; i++) {
         most_held = 0;
         cluster_run(&c, SECOND / 20);
         least = most_held < least ? most_held : least;
+        greatest = most_held > greatest ? most_held : greatest;
     }
     CHECK(c.engines[0]->links->transfers.busy > 0);
     cluster_run(&c, 4 * SECOND);
@@ -69,18 +37,13 @@ static void begin_known(void)
     set_paths(RTT_US * 500, RATE);
     c.segment_bytes = 16 << 10;
     c.streams = 24;                 /* as much as a long queue needs: each takes 256 KiB */
-    unpaced = c.engines[0]->ops;
-    paced = *unpaced;
-    paced.pace = pace;
-    paced.info = tell_info;
-    paced.writev = watch_writev;
-    c.engines[0]->ops = &paced;
+    pace(&c);
     rtt_now_us = RTT_US;
     next_token = 1;
     cluster_epoch(&c, 1, 0, 0, 3, ~0u, NULL, 0);
     cluster_run(&c, 2 * SECOND);
     offer(1);
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < 2; i++)
         held_while_served();
     CHECK(c.engines[0]->links->meter.known && c.engines[0]->links->meter.windows > METER_SAMPLES);
 }
@@ -90,6 +53,7 @@ TEST(transfers_keep_a_short_queue)
     begin_known();
     uint64_t held = held_while_served();
     CHECK(held > FILLED * 3 / 4 && held < SHORT_MOST);
+    CHECK(greatest > held + FILLED / 8 && greatest < held + FILLED / 2);    /* now and then more, to see whether the link carries it */
     const struct meter *m = &c.engines[0]->links->meter;
     CHECK(m->usual_bytes_per_s > RATE * 0.9);
     cluster_close(&c);
@@ -100,10 +64,10 @@ TEST(a_link_that_carries_more_than_before_is_filled)
 {
     begin_known();
     const struct meter *m = &c.engines[0]->links->meter;
-    pccl_sim_path path = {.delay_ns = RTT_US * 500, .bytes_per_s = 2 * RATE, .jitter_ns = 20 * MS};
+    pccl_sim_path path = {.delay_ns = RTT_US * 500, .bytes_per_s = 2 * RATE, .jitter_ns = 60 * MS};
     CHECK(pccl_sim_set_path(c.sim, 0, 1, &path) == PCCL_OK && pccl_sim_set_path(c.sim, 1, 0, &path) == PCCL_OK);
     for (int i = 0; i < 4; i++)
-        fetch_many();
+        held_while_served();
     CHECK(m->usual_bytes_per_s > 2 * RATE * 0.85);
     cluster_close(&c);
 }
