@@ -52,9 +52,10 @@ enum {
 #define SPARE_STREAM_BYTES (256u << 10)
 #define SPARE_LEAST_BYTES (128u << 10)
 #define SPARE_US 20000u
-/* Both together, at least, and SPARE_LEAST_BYTES, where only transfers are under way: what is urgent among them waits behind that, and so does
- * the word that one is aborted. */
+/* In place of both, with SPARE_LEAST_BYTES, where only transfers are under way: what is urgent among them waits behind that, and so does the
+ * word that one is aborted. */
 #define SHORT_QUEUE_US_MIN 7000u
+/* So long it is not tried where others fill the queue, and twice as long each time that this proves true. */
 #define CROWDED_NS_MIN (10000 * MILLISECOND)
 #define CROWDED_NS_MAX (60000 * MILLISECOND)
 /* Three times what goes in one round while nothing is known of the link: of such ops none shall wait for the acknowledgements of its own

@@ -203,15 +203,6 @@ static void fold(struct op *op, uint32_t segment, const uint8_t *payload)
         (uint8_t *)op->request.out + x.offset, sources, op->n, x.bytes / op->element_bytes, op->n);
 }
 
-/* Will several links want the same checksum? Then it is made once, of bytes that are still in the cache. */
-static int is_summed_once(const struct op *op)
-{
-    uint32_t links = 0;
-    for (uint32_t i = 0; i < op->n; i++)
-        links += op->peers[i] && !op->peers[i]->in_memory;
-    return links > 1 && !op->engine->ops->seals;
-}
-
 static void send_result(struct op *op, uint32_t segment)
 {
     struct extent x = span_segment(op, op->rank, segment);
@@ -219,7 +210,7 @@ static void send_result(struct op *op, uint32_t segment)
     s.fresh = 1;
     if (codec_of(op) != PCCL_CODEC_NONE)
         ASSERT(decode(op, x, s.payload.data, (uint8_t *)op->request.out + x.offset));
-    s.crc_known = (uint8_t)is_summed_once(op);
+    s.crc_known = (uint8_t)op_sums_once(op);
     if (s.crc_known)
         s.crc = crc32c(0, s.payload.data, s.bytes);
     for (uint32_t k = 1; k < op->n; k++)

@@ -97,7 +97,7 @@ static struct segment wire_segment(struct op *op, uint32_t index)
     const struct one_round_state *o = &op->u.one_round;
     struct extent x = span_segment(op, 0, index);
     struct segment s = {.payload.data = own(op) + x.offset, .offset = x.offset, .bytes = x.bytes,
-                        .crc_known = op->n > 2 && !op->engine->ops->seals}; /* one for all links */
+                        .crc_known = (uint8_t)op_sums_once(op)};
     if (codec_of(op) != PCCL_CODEC_NONE) {
         uint8_t *encoded = o->encoded + index * o->encoded_stride;
         codec_encode(codec_of(op), s.payload.data, x.bytes / sizeof(float), encoded);

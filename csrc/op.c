@@ -34,6 +34,14 @@ int op_awaits_receipt(const struct op *op)
     return op_is_pair(op) && peer_id_compare(&op->request.root, &op->engine->config.self) == 0;
 }
 
+int op_sums_once(const struct op *op)
+{
+    uint32_t links = 0;
+    for (uint32_t i = 0; i < op->n; i++)
+        links += op->peers[i] && !op->peers[i]->in_memory;
+    return links > 1 && !op->engine->ops->seals;
+}
+
 uint32_t op_rank_of(const struct op *op, const struct link *l)
 {
     for (uint32_t i = 0; i < op->n; i++)

@@ -140,6 +140,8 @@ void op_on_overdue(struct op *op);
 /* Rank of the link's peer among the participants; n if it is none. */
 uint32_t op_rank_of(const struct op *op, const struct link *l);
 int op_is_pair(const struct op *op);
+/* Will several links want the same checksum of what goes to all? Then it is made once, while the cache has the bytes. */
+int op_sums_once(const struct op *op);
 /* A sender waits for nothing but the receiver's FIN: only then has it finished. */
 int op_awaits_receipt(const struct op *op);
 
