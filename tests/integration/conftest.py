@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import pccl
 from pccl.coordinator.server import Coordinator
 
 SECRET = "a secret of tests"
-JOIN_S = 180.0
+JOIN_S = 150.0  # less than what pytest gives a test, so that a peer that hangs is named
 
 
 class Cluster:
@@ -53,23 +54,27 @@ class Cluster:
         coordinator = self.coordinator(n if min_peers is None else min_peers)
         outcomes: list[tuple[int, Any]] = []
         errors: list[BaseException] = []
+        gathered = threading.Barrier(n)  # or whoever ends its body at once is gone before the others have seen it
 
         def peer() -> None:
             try:
                 with self.connect(coordinator, **options) as comm:
                     gather(comm, n)
+                    gathered.wait(JOIN_S)
                     rank = comm.rank
                     outcomes.append((rank, body(comm)))
                     if together:
                         comm.barrier(tag="the end of the body")
             except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
                 errors.append(error)
+                gathered.abort()
 
         threads = [threading.Thread(target=peer, daemon=True) for _ in range(n)]
         for thread in threads:
             thread.start()
+        until = time.monotonic() + JOIN_S
         for thread in threads:
-            thread.join(JOIN_S)
+            thread.join(max(0.0, until - time.monotonic()))
         if errors:
             raise errors[0]
         assert not any(thread.is_alive() for thread in threads), "a peer hangs"
