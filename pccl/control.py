@@ -224,6 +224,12 @@ class Control:
             self._peer.fault(time.monotonic(), token, kind)
             self._wake()
 
+    def forgo(self, name: OpName, what: str) -> None:
+        """Asks the coordinator to end, on every peer, an op that this one was to call and never will."""
+        with self.lock:
+            self._peer.forgo(time.monotonic(), name, what)
+            self._wake()
+
     def seek(self, peers: frozenset[bytes]) -> None:
         """Transfers name these peers of other groups, and no others."""
         with self.lock:

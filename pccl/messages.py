@@ -290,9 +290,11 @@ class Healed(Message, frozen=True):
 
 
 class OpFault(Message, frozen=True):
-    """An op cannot end by itself. `epoch`: the newest epoch the sender knew; `peer`: the other one, or b""."""
+    """An op cannot end by itself; "forgone": the sender, which was to call it, never will. `epoch`: the newest epoch
+    that it knew; `peer`: the other one, or b"".
+    """
 
-    kind: Literal["mismatch", "overdue", "cancelled"]
+    kind: Literal["mismatch", "overdue", "cancelled", "forgone"]
     op: OpRef
     epoch: U32
     peer: Annotated[bytes, Meta(max_length=PEER_ID_BYTES)]

@@ -149,6 +149,11 @@ class Peer:
         """Asks the coordinator to settle an op."""
         self._fault(now, token, kind, b"", "")
 
+    def forgo(self, now: float, name: OpName, what: str) -> None:
+        """Asks the coordinator to end, on every peer, an op that this one was to call and never will."""
+        if not self.judged(name):
+            self._do(now, s.Faulted("forgone", name, b"", what, ""))
+
     def enter(self, now: float) -> None:
         """A guest so far, it wants to be a member."""
         self._do(now, s.Enter())

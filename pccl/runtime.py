@@ -333,10 +333,14 @@ class Runtime:
             self._prepare(op, name, named.tag, named.deadline_ns)
             self._hand_over(op)
 
-    def forgo(self, named: Named, number: int) -> None:
-        """An op that was named is never submitted: its tag is free again."""
+    def forgo(self, named: Named, number: int, what: str) -> None:
+        """An op that was named is never submitted: its tag is free again. `what`, unless it is empty: the others, who
+        do not know and would wait for it, are told in these words.
+        """
         if named.tag is not None:
             self._lanes.free(named.names[number].lane)
+        if what:
+            self.control.forgo(named.names[number], what)
 
     def settle(self, ops: Iterable[Op]) -> None:
         """Asks the coordinator to end, on every peer, those of the ops that are in flight and have not been judged."""

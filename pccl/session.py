@@ -548,11 +548,12 @@ class Session:
 
     def _on_faulted(self, event: Faulted) -> None:
         """sends OpFault"""
-        if event.kind not in ("mismatch", "overdue", "cancelled"):
+        if event.kind not in ("mismatch", "overdue", "cancelled", "forgone"):
             raise ValueError(f"no such kind of fault: {event.kind}")
         op = m.OpRef(*event.name)
         # What this peer has reported for a change does not name the op: no verdict will. It is for the next epoch.
-        late = self._answer is not None and all(entry.op != op for entry in self._answer.pending)
+        unnamed = self._answer is not None and all(entry.op != op for entry in self._answer.pending)
+        late = unnamed and event.kind != "forgone"
         fault = m.OpFault(
             v=m.VERSION,
             kind=event.kind,  # type: ignore[arg-type]

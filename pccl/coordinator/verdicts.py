@@ -77,11 +77,12 @@ def judge(
     min_peers: int,
     lost: Mapping[bytes, int],
 ) -> tuple[Verdict, ...]:
-    """Verdicts on every pending op that does not simply start again.
+    """Verdicts on every pending op that does not simply start again, and on those that somebody will never call.
 
     `since`: the survivors in the order of ranks, and when they came; `lost`: the same of those who went in this change.
     """
-    names = sorted({name for report in reports.values() for name in report.pending})
+    forgone = {name for name, fault in faults.items() if fault.report.kind == "forgone"}
+    names = sorted(forgone.union(name for report in reports.values() for name in report.pending))
     limit = TEXT_LONG if len(names) <= LONG_TEXTS_MAX else TEXT_SHORT
     verdicts = []
     for name in names:
@@ -106,6 +107,9 @@ def _decide(
     if any(entry.pair for entry in entries):
         participants = [peer for peer in participants if peer in needs]
     unfinished = [peer for peer in participants if not reports[peer].done(name)]
+    if not entries:
+        assert fault is not None  # forgone, and not called by anybody yet
+        return _fault_verdict(name, fault.report.mine, fault, unfinished, reports)
     what = entries[0].what
     disputed = fault is not None and fault.report.kind == "mismatch"
     if not unfinished and not (disputed and not any(reports[peer].over(name) for peer in participants)):
@@ -135,6 +139,8 @@ def _fault_verdict(
         return Status.EMISMATCH, f"peer {reporter} called {report.mine}, peer {other} called {theirs}"
     if report.kind == "cancelled":
         return Status.ECANCELLED, f"{what}: cancelled by peer {reporter}"
+    if report.kind == "forgone":
+        return Status.ECANCELLED, f"{what}: peer {reporter} could not take part"
     uncalled = [peer for peer in unfinished if name not in reports[peer].pending]
     waiting = [peer for peer in unfinished if name in reports[peer].pending]
     facts = [

@@ -53,7 +53,7 @@ class Port(Protocol):
     def settle(self, ops: Sequence[Op]) -> None: ...
     def name_parts(self, tag: Tag, count: int, timeout: float | None) -> Named: ...
     def hand_over(self, op: Op, named: Named, number: int) -> None: ...
-    def forgo(self, named: Named, number: int) -> None: ...
+    def forgo(self, named: Named, number: int, what: str) -> None: ...
 
 
 class StagedWork(Work):
@@ -90,6 +90,7 @@ class Call:
         self.named: Named
         self.ops: list[Op] = []
         self.error: PcclError | None = None
+        self.alone = False  # the error is this peer's, and nothing tells the others but this peer
         self.left = len(pieces)
         self.cancelled = False
         self._port = port
@@ -232,7 +233,7 @@ class Stager:
             self._unsent -= 1
             self._lock.notify_all()
         if flight.op is None:
-            self._port.forgo(call.named, flight.number)
+            self._forgo(call, flight.number)
             self._ended.put(flight)
         else:
             self._sent(flight, flight.op)
@@ -256,10 +257,8 @@ class Stager:
     def _land(self, flight: _Flight) -> None:
         call, last = flight.call, flight.copied
         try:
-            if flight.op is not None:
-                flight.op.work.wait()
-                if call.error is None and flight.block is not None:
-                    last = call.device.copy("back", flight.piece.back(flight.block.memory), call.begun)
+            if flight.op is not None and self._succeeded(call, flight.op) and flight.block is not None:
+                last = call.device.copy("back", flight.piece.back(flight.block.memory), call.begun)
         except Exception as error:  # noqa: BLE001 - the same
             self._fail(call, error)
         if flight.block is not None and not (flight.op is not None and flight.op.is_lent):
@@ -280,13 +279,28 @@ class Stager:
 
     # -- trouble --
 
-    def _fail(self, call: Call, error: Exception) -> None:
+    def _succeeded(self, call: Call, op: Op) -> bool:
+        """Whether the op, which has ended, and the call so far have. An op's error is the same on all survivors."""
+        try:
+            op.work.wait()
+        except PcclError as error:
+            self._fail(call, error, alone=False)
+        return call.error is None
+
+    def _forgo(self, call: Call, number: int) -> None:
+        try:
+            self._port.forgo(call.named, number, call.describe_token(0) if call.alone else "")
+        except PcclError as lost:  # the communicator ends, and the others hear that
+            log.debug("nobody was told that an op is forgone: %s", lost)
+
+    def _fail(self, call: Call, error: Exception, alone: bool = True) -> None:
         """The first error is the call's; nobody wants its other ops any more."""
         if not isinstance(error, PcclError):
             error = DeviceError(f"{type(error).__name__}: {error}", op=call.describe_token(0))
         with self._lock:
             is_first = call.error is None
             call.error = call.error or error
+            call.alone |= is_first and alone
         if is_first:
             self._settle(call.ops)
 

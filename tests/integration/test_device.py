@@ -179,37 +179,68 @@ def test_after_an_error_tensors_are_as_they_were(cluster: Any, device: Threads) 
     cluster(2, body)
 
 
-def test_a_device_that_fails_fails_here_and_soon_there(cluster: Any, device: Threads) -> None:
+@pytest.mark.parametrize("first", ["who fails", "who waits"])
+@pytest.mark.parametrize("pieces", [0, 2, 4])
+def test_a_device_that_fails_fails_here_and_at_once_there(
+    cluster: Any, device: Threads, pieces: int, first: str
+) -> None:
+    """Also where all that was begun has ended, and the other has still to call what never comes."""
+    failed = threading.Event()
+
     def body(comm: pccl.Communicator) -> str:
         tensor = far(filled(comm.rank, LARGE))
         comm.barrier()
         if comm.rank == 0:
-            with pytest.raises(pccl.Cancelled):
-                comm.all_reduce(tensor, timeout=20.0)
+            comm._runtime.stager()._port = Halting(comm._runtime, failed, pieces if first == "who fails" else LARGE)
+            with pytest.raises(pccl.Cancelled, match="could not take part"):
+                comm.all_reduce(tensor)
         else:
-            pieces = iter(range(2))
-            comm._runtime.stager()._port = Breaking(comm._runtime, lambda: next(pieces, None) is None)
+            comm._runtime.stager()._port = Breaking(comm._runtime, pieces)
             with pytest.raises(pccl.DeviceError, match="CUDA error"):
                 comm.all_reduce(tensor)
+            failed.set()
         assert torch.equal(settled(device, tensor), filled(comm.rank, LARGE))
+        comm.barrier()
         return "as it was"
 
     assert cluster(2, body) == ["as it was", "as it was"]
 
 
 class Breaking:
-    """A runtime of which the device fails amid a call."""
+    """A runtime of which the device fails when so many pieces of a call have been committed."""
 
-    def __init__(self, runtime: Any, is_time: Callable[[], bool]) -> None:
-        self._runtime, self._is_time = runtime, is_time
+    def __init__(self, runtime: Any, pieces: int) -> None:
+        self._runtime, self._left = runtime, pieces
+        self._ops: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def hand_over(self, op: Any, *arguments: Any) -> None:
+        """See Port."""
+        if not self._left:
+            for earlier in self._ops:
+                earlier.work.wait()
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        self._left -= 1
+        self._runtime.hand_over(op, *arguments)
+        self._ops.append(op)
+
+
+class Halting:
+    """A runtime that halts, when so many pieces were handed over, until something has happened."""
+
+    def __init__(self, runtime: Any, happened: threading.Event, pieces: int) -> None:
+        self._runtime, self._happened, self._left = runtime, happened, pieces
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runtime, name)
 
     def hand_over(self, *arguments: Any) -> None:
         """See Port."""
-        if self._is_time():
-            raise RuntimeError("CUDA error: unspecified launch failure")
+        if not self._left:
+            assert self._happened.wait(PATIENCE_S)
+        self._left = max(0, self._left - 1)
         self._runtime.hand_over(*arguments)
 
 

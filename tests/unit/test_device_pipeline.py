@@ -38,7 +38,7 @@ class Port:
         self.handed: SimpleQueue[FakeOp] = SimpleQueue()
         self.settled: list[Any] = []
         self.cancelled: list[int] = []
-        self.forgone: list[int] = []
+        self.forgone: list[tuple[int, str]] = []
         self.refuses: PcclError | None = None
         self.calls = 0
         self.timeout_s = PATIENCE_S
@@ -77,9 +77,9 @@ class Port:
         op.work = Work(self, number)
         self.handed.put(op)
 
-    def forgo(self, named: Named, number: int) -> None:
+    def forgo(self, named: Named, number: int, what: str) -> None:
         """See Port."""
-        self.forgone.append(number)
+        self.forgone.append((number, what))
 
     def next(self) -> FakeOp:
         """The next op that was handed over."""
@@ -327,7 +327,7 @@ def test_what_was_not_sent_when_an_op_fails_is_never_sent(narrow: Bench) -> None
     narrow.port.next().fail(Timeout("late"))
     with pytest.raises(Timeout, match="late"):
         work.wait(PATIENCE_S)
-    assert narrow.port.forgone == [1, 2, 3]
+    assert narrow.port.forgone == [(1, ""), (2, ""), (3, "")], "the others know as much"
     assert narrow.port.handed.empty()
 
 

@@ -351,6 +351,8 @@ def test_a_fault_of_an_op_that_no_report_names_waits_for_the_next_epoch(member: 
     for token in (7, 8):
         member.peer.fault(member.now, token, "cancelled")
     assert member.sent() == [m.OpFault(V, "cancelled", m.OpRef(*known), 1, b"", "known", "")]
+    member.peer.forgo(member.now, OpName(0, 6, 0), "never")
+    assert member.sent() == [m.OpFault(V, "forgone", m.OpRef(0, 6, 0), 1, b"", "never", "")], "it needs no report"
     told = m.OpFault(V, "cancelled", m.OpRef(*late), 2, b"", "late", "")
     assert [message for message in member.say(epoch(2, change=1)) if isinstance(message, m.OpFault)] == [told]
     member.peer.on_connected(member.now)

@@ -66,6 +66,29 @@ def test_a_mismatch_outranks_what_was_said_before() -> None:
     assert isinstance(epoch, m.Epoch) and [v.status for v in epoch.verdicts] == [Status.EMISMATCH]
 
 
+@pytest.mark.parametrize("other", [HAS, UNCALLED, SKIPPED, IDLE, OVER])
+@pytest.mark.parametrize("forgoes", [UNCALLED, OVER])
+def test_rule_3_an_op_that_somebody_will_never_call(forgoes: Report, other: Report) -> None:
+    """`OVER`: it has called the next one of the lane since. Whoever calls the op later ends with the verdict."""
+    for since in ({A: 0, B: 0}, {B: 0, A: 0}):
+        status, text = verdict_of({A: forgoes, B: other}, since, {X: fault("forgone", X, 1)}) or (0, "")
+        assert status == Status.ECANCELLED and text.endswith(f"peer {A.hex()[:8]} could not take part")
+
+
+def test_what_is_forgone_amid_a_change_is_judged_by_it_or_starts_another() -> None:
+    for after in (False, True):
+        table = group(A, B)
+        table.say(A, fault("overdue", OpName(0, 0, 7), 1))
+        for peer in (A, B)[: 1 + after]:
+            said = table.say(peer, frozen(1, 0, {}))
+        told = table.say(A, fault("forgone", X, 1))
+        if after:
+            assert of(m.Epoch, said) and of(m.Freeze, told)
+            table.say(A, frozen(2, 0, {}))
+        epoch = of(m.Epoch, table.say(B, frozen(1 + after, 0, {})))[B]
+        assert [(v.op, v.status) for v in epoch.verdicts] == [(m.OpRef(*X), Status.ECANCELLED)]
+
+
 @pytest.mark.parametrize("other", [HAS, UNCALLED, SKIPPED, IDLE])
 def test_rule_5_starts_again(other: Report) -> None:
     assert verdict_of({A: DONE, B: other}) is None
