@@ -53,11 +53,11 @@ sys.exit("\n".join("pccl: " + line for line in wrong) or 0)
 endef
 export CHECK_HOST
 
-# pip, build tools, torch and test tools: again only when their lists change.
+# pip, build tools, torch and test tools: again only when their lists change. Bytecode is made of what is imported, when it is.
 $(VENV)/.base: requirements/dev.txt requirements/docs.txt
 	@$(PYTHON) -c "$$CHECK_HOST"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements/dev.txt --requirement requirements/docs.txt
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements/dev.txt --requirement requirements/docs.txt
 	@touch $@
 
 # pccl itself, from its wheel, as users get it: again whenever a source changes.

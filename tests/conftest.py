@@ -1,12 +1,18 @@
-"""For all tests: what there is once they are collected is left alone by the garbage collector.
+"""For all tests: what there is once they are collected is left alone by the garbage collector, and none is timed.
 
 That is a million objects (torch, the tests themselves), which every full collection would look at again; tests that
-make and drop whole clusters cause many, and took up to twice as long.
+make and drop whole clusters cause many, and took up to twice as long. How long an example of hypothesis takes says on
+a shared machine what else it does.
 """
 
 from __future__ import annotations
 
 import gc
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_collection_finish() -> None:

@@ -55,7 +55,7 @@ actions = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30), st.booleans
 
 
 @given(actions)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_it_is_what_a_dictionary_would_be(steps: list[tuple[int, int, bool]]) -> None:
     """Also with more peers than the first slots hold, and with slots used again."""
     assert SLOTS_MIN < 30

@@ -109,7 +109,7 @@ def test_two_requests_by_hand() -> None:
     assert not mixed.remote.any(), "1024 are not more than 1024"
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 50), st.sampled_from(["remote", "threshold:5000", "model", "greedy"]))
 def test_a_seed_is_a_result(seed: int, policy: str) -> None:
     trace = generated("conversation", seed, 300)

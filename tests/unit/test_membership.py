@@ -593,5 +593,5 @@ class Walk(RuleBasedStateMachine):
                     self.read(peer)
 
 
-Walk.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+Walk.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
 TestWalk = Walk.TestCase

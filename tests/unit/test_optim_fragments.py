@@ -128,7 +128,7 @@ def models(draw: st.DrawFn) -> list[tuple[str, int]]:
     return [(f"{where}.p{chr(97 + i)}", draw(st.integers(0, 50))) for i, where in enumerate(places)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     models(),
     st.one_of(
@@ -149,7 +149,7 @@ def test_every_parameter_is_in_exactly_one_fragment(model: list[tuple[str, int]]
         assert len(fragments) == spec
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=7), st.data())
 def test_balanced_is_as_good_as_trying_all_cuts(weights: list[int], data: st.DataObject) -> None:
     number = data.draw(st.integers(1, len(weights)))
@@ -188,7 +188,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
     return Schedule(every, draw(st.integers(1, 15)), draw(st.integers(0, every)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(schedules())
 def test_the_sequence_is_that_of_the_naive_loops(schedule: Schedule) -> None:
     expected = naive(schedule.every, schedule.fragments, schedule.overlap, 6 * schedule.every)

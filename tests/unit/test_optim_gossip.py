@@ -53,7 +53,7 @@ def test_the_bound_is_that_of_the_table(
     assert contraction(alpha, best, n) == pytest.approx(at_best, abs=0.011)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(0, 0.99), st.integers(2, 64))
 def test_the_spread_shrinks_below_the_bound_and_only_there(alpha: float, n: int) -> None:
     bound = stability_bound(alpha, n)
@@ -116,7 +116,7 @@ peer_lists = st.lists(st.binary(min_size=16, max_size=16), max_size=12, unique=T
 numbers = st.integers(0, 2**64 - 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(peer_lists, numbers, numbers, st.integers(1, 5), st.randoms())
 def test_all_peers_draw_the_same_groups(peers: list[bytes], epoch: int, step: int, n: int, random: Any) -> None:
     drawn = groups(peers, epoch, step, n)
@@ -127,7 +127,7 @@ def test_all_peers_draw_the_same_groups(peers: list[bytes], epoch: int, step: in
     assert groups(peers, epoch, step, n) == drawn
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(peer_lists, numbers, numbers)
 def test_partners_are_each_others(peers: list[bytes], epoch: int, step: int) -> None:
     alone = 0

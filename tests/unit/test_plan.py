@@ -86,7 +86,6 @@ costs = st.integers(1, 7).flatmap(
 
 
 @given(costs)
-@settings(deadline=None)
 def test_the_exact_ring_is_that_of_brute_force(cost: list[list[float]]) -> None:
     n = len(cost)
     found = best_ring(cost)
@@ -115,7 +114,7 @@ def test_ranks_stay_when_nothing_is_gained() -> None:
 
 
 @given(matrices, st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_spans_are_never_worse_than_equal_ones(matrix: list[list[float]], two_level: bool) -> None:
     known, n = paths(matrix), len(matrix)
     regions = tuple(k // 2 for k in range(n)) if two_level else mesh_regions(n)
@@ -169,7 +168,7 @@ def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(matrices, st.booleans())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_prices_find_about_what_the_program_finds(matrix: list[list[float]], two_level: bool) -> None:
     known, n = paths(matrix), len(matrix)
     regions = tuple(k // 2 for k in range(n)) if two_level else mesh_regions(n)
@@ -289,7 +288,7 @@ def test_many_members_are_planned_by_what_was_measured() -> None:
 
 
 @given(matrices)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_plans_are_sound_and_deterministic(matrix: list[list[float]]) -> None:
     n, known = len(matrix), measured_of(matrix)
     chosen = plan(far(n), known)
@@ -357,7 +356,7 @@ def test_little_data_takes_one_round() -> None:
 
 
 @given(matrices)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_one_round_is_better_up_to_its_size_and_not_beyond(matrix: list[list[float]]) -> None:
     n, known = len(matrix), measured_of(matrix)
     chosen = plan(far(n), known)
@@ -419,7 +418,7 @@ pairs = st.sets(st.tuples(st.integers(0, 6), st.integers(0, 6)).filter(lambda p:
 
 
 @given(st.integers(2, 7), pairs, st.booleans())
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 def test_every_broken_link_that_a_way_joins_has_a_detour(n: int, cut: set[tuple[int, int]], known: bool) -> None:
     cut = {(a, b) for a, b in cut if b < n}
     broken = frozenset((peer(a), peer(b)) for a, b in cut)

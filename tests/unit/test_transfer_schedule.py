@@ -164,7 +164,7 @@ lines = st.builds(
 good_lines = st.builds(Line, rate=st.floats(1e6, 1e9), delay=st.floats(1e-4, 0.3))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     good=good_lines,
     others=st.lists(lines, max_size=4),
@@ -180,7 +180,7 @@ def test_with_one_good_source_it_always_ends_well(
     check(run)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(others=st.lists(lines, min_size=1, max_size=4), seed=st.integers(0, 1000))
 def test_with_any_sources_it_ends_or_says_that_it_cannot(others: list[Line], seed: int) -> None:
     for line in others:  # what is frozen for ever ends by the deadline of the fetch, which is not the schedule's
@@ -191,7 +191,7 @@ def test_with_any_sources_it_ends_or_says_that_it_cannot(others: list[Line], see
     assert all(run.place[chunk] for chunk in range(run.schedule.count) if run.schedule.is_done(chunk))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(have=st.sets(st.integers(0, 99)), rate=st.floats(1e6, 1e9))
 def test_what_is_there_is_not_asked_for(have: set[int], rate: float) -> None:
     nbytes = 99 * 16 * KIB + 5

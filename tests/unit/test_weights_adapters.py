@@ -193,7 +193,7 @@ WAYS = {"host": scatter._on_host, "device": scatter._on_device}
 
 @pytest.mark.parametrize("way", WAYS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_values_come_to_their_places_and_nowhere_else(data: st.DataObject, way: str) -> None:
     dtypes = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
     store = {width: torch.randint(0, 100, (400,), dtype=dtypes[width]) for width in dtypes}

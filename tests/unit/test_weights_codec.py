@@ -310,7 +310,7 @@ def test_wrong_arguments_are_named() -> None:
         codec.describe(b"")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 60_000), st.floats(0, 0.5), st.integers(0, 1 << 30))
 def test_weights_of_any_length_and_density(count: int, chance: float, seed: int) -> None:
     old = bf16(count, seed)

@@ -113,7 +113,7 @@ class In:
 
 
 @given(st.integers(0, len(DATA)), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_part_of_the_payload_is_where_it_is_said_to_be(total: int, data: Any) -> None:
     served = Served(DATA[:total])
     start = data.draw(st.integers(0, total))
@@ -137,7 +137,7 @@ def test_so_many_slots_are_enough_and_no_fewer(total: int) -> None:
 
 
 @given(st.sets(st.integers(0, BLOCKS - 1)), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_is_wanted_comes_in_any_order_with_any_damage_and_little_else(wanted: set[int], data: Any) -> None:
     one = In(wanted)
     damages = data.draw(st.lists(st.integers(0, 10_000), max_size=2))
@@ -157,7 +157,7 @@ def test_what_is_wanted_comes_in_any_order_with_any_damage_and_little_else(wante
 
 
 @given(st.sets(st.integers(0, BLOCKS - 1)))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_more_is_read_than_the_chunks_of_what_is_wanted(wanted: set[int]) -> None:
     one = In(wanted)
     while one.served.waiting:

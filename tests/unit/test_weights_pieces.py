@@ -21,7 +21,7 @@ from pccl.weights.joint import Together
 from pccl.weights.pieces import Piece, part_of, piece_of, pieces_in, places
 from pccl.weights.shadow import MemoryShadow
 
-QUICKLY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+QUICKLY = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 PEERS = [b"p" * 16, b"q" * 16]
 
 

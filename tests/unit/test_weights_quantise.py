@@ -20,7 +20,7 @@ from pccl.weights.quantise import BLOCK, E4M3_MAX, dequantise, quantise, quantis
 
 Array = np.ndarray[Any, Any]
 SCALES = ("float32", "ue8m0")
-QUICKLY = settings(max_examples=60, deadline=None)
+QUICKLY = settings(max_examples=60)
 
 
 def by_definition(weight: Array, scales: str) -> tuple[Array, Array]:

@@ -32,7 +32,7 @@ from pccl.weights.shadow import FileShadow, MemoryShadow, Staged
 from pccl.weights.stage import Stage
 from pccl.weights.write import write
 
-QUICKLY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+QUICKLY = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 REFUSED = (DamageError, DeltaError, SchemaError)
 
 

@@ -130,7 +130,7 @@ def test_it_fails_once_when_nobody_is_left() -> None:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_whoever_fails_in_whatever_order_it_is_the_payload_or_a_failure(data: Any) -> None:
     """Answers, damage, losses and news in any order: each slot is told once, and what is complete is right."""
     one = In([RELAY, TRAINER], partly=[NEAR, FAR])
