@@ -34,8 +34,8 @@ RTT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What is known of a link. `bandwidth_bytes_per_s`: the mean; `peak_bytes_per_s`: the best of the last seconds;
-    `cautious_bytes_per_s`: the mean less its `uncertainty` (0 to 1). `drain_s`: until the queue is gone.
+    """What is known of a link. `bandwidth_bytes_per_s`: the mean; `peak_bytes_per_s`: that, or the best of the last
+    seconds; `cautious_bytes_per_s`: the mean less its `uncertainty` (0 to 1). `drain_s`: until the queue is gone.
     `retransmission_ratio`: of the bytes; `rtt_inflation`: the round trip beside the least one, 1 without a queue.
     """
 
@@ -59,7 +59,7 @@ class BandwidthEstimator:
         self.bandwidth_bytes_per_s = 0.0 if told is None else positive("told_bytes_per_s", told)
         self.queued_bytes = 0.0
         self._spread = 1.0 if told is None else TOLD_UNCERTAINTY
-        self._samples = 0
+        self._seen_s = 0.0
         self._last = (0.0, 0.0, 0.0)  # backlogged_s, sent_bytes, resent_bytes at the end of the last sample
         self._peaks: deque[tuple[float, float]] = deque()  # falling
         self._troughs: deque[tuple[float, float]] = deque()  # rising, of round trips
@@ -88,7 +88,7 @@ class BandwidthEstimator:
         self.queued_bytes = at_least_zero("queued_bytes", queued_bytes)
         if rtt_s is not None:
             self._note_rtt(now_s, positive("rtt_s", rtt_s))
-        if self._samples == 0 and self._fresh_s is None:
+        if self._fresh_s is None:
             self._fresh_s = now_s
         passed_s, sent, resent = (now - before for now, before in zip(counters, self._last, strict=True))
         if passed_s >= SAMPLE_S:
@@ -104,7 +104,7 @@ class BandwidthEstimator:
         drain_s = self.queued_bytes / mean if mean else math.inf if self.queued_bytes else 0.0
         return Estimate(
             mean,
-            self._peaks[0][1] if self._peaks else mean,
+            max(self._peaks[0][1], mean) if self._peaks else mean,
             mean * (1.0 - uncertainty),
             uncertainty,
             self.queued_bytes,
@@ -112,6 +112,11 @@ class BandwidthEstimator:
             self._resent,
             self._rtt_s / self._troughs[0][1] if self._troughs else 1.0,
         )
+
+    @property
+    def least_rtt_s(self) -> float:
+        """The round trip without queues; infinity: not known."""
+        return self._troughs[0][1] if self._troughs else math.inf
 
     def uncertainty(self, now_s: float) -> float:
         """Part of the mean that it may be off: the spread of the samples, more with every second without one."""
@@ -121,13 +126,14 @@ class BandwidthEstimator:
     def _sample(self, now_s: float, passed_s: float, rate: float) -> None:
         if rate <= 0.0:  # nothing came through at all: a fault, which others see to; it is no bandwidth
             return
-        weight = 1.0 if self._samples == 0 else 1.0 - math.exp(-passed_s / MEAN_S)
+        self._seen_s += passed_s
+        # Of the first it is 1, whatever was told.
+        weight = math.expm1(-passed_s / MEAN_S) / math.expm1(-self._seen_s / MEAN_S)
         if not self.bandwidth_bytes_per_s:
             self._spread = TOLD_UNCERTAINTY
         off = abs(rate - self.bandwidth_bytes_per_s) / max(rate, self.bandwidth_bytes_per_s)
         self.bandwidth_bytes_per_s += weight * (rate - self.bandwidth_bytes_per_s)
         self._spread += (1.0 - math.exp(-passed_s / MEAN_S)) * (off - self._spread)
-        self._samples += 1
         self._fresh_s = now_s
         while self._peaks and self._peaks[-1][1] <= rate:
             self._peaks.pop()
@@ -147,15 +153,18 @@ class Watch:
 
     def __init__(self) -> None:
         self.estimator = BandwidthEstimator(None)
-        self._since: float | None = None  # busy since then, or since the last look
+        self._since: float | None = None  # busy since (or from) then, or since the last look
         self._busy_s = 0.0
         self._bytes = 0
         self._noted_s = 0.0
 
     def busy(self, asked_bytes: int, rtt_s: float, now_s: float) -> None:
-        """So much is asked for that could come now. `rtt_s`: 0 if it is not known."""
+        """So much is asked for that could come now: a round trip after the first of it. `rtt_s`: 0 if it is not known."""
         self._pass(now_s)
-        self._since = now_s if asked_bytes else None
+        if not asked_bytes:
+            self._since = None
+        elif self._since is None:
+            self._since = now_s + min(rtt_s, self.estimator.least_rtt_s)
         if self._busy_s >= self._noted_s + NOTE_S:
             self._noted_s = self._busy_s
             self.estimator.note(now_s, self._busy_s, self._bytes, asked_bytes, rtt_s=rtt_s or None)
@@ -172,6 +181,6 @@ class Watch:
         return self.estimator.estimate(now_s).peak_bytes_per_s
 
     def _pass(self, now_s: float) -> None:
-        if self._since is not None:
-            self._busy_s += max(0.0, now_s - self._since)
+        if self._since is not None and now_s > self._since:
+            self._busy_s += now_s - self._since
             self._since = now_s

@@ -177,8 +177,11 @@ class Exchange:
             self._beat(now)
         if self._tick_at <= now:
             self._tick_at = self.on_tick(now)
-        for peer, askers in self._by_peer().items():
+        by_peer = self._by_peer()
+        for peer, askers in by_peer.items():
             self._ask(peer, askers, now)
+        for peer in self.watches.keys() - by_peer.keys():
+            self.watches[peer].busy(0, 0.0, now)
         self.packer.pump(self.outbound.values(), now)
         self.over = self._stopping is not None and not self.inbound and not self.outbound
 

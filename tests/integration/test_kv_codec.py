@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -191,6 +193,25 @@ def test_auto_takes_what_is_quicker_on_the_link_that_the_receiver_sees(cluster: 
         assert exchange.told_bytes_per_s[peer] == pytest.approx(
             both.d.estimate(both.p._transfers.peer_id).bandwidth_bytes_per_s, rel=0.5
         )
+
+
+def test_time_without_a_transfer_makes_no_link_slow(cluster: Any) -> None:
+    """The watch hears that nothing is asked for any more, though nobody is left who would ask."""
+    to, source = blocks(1), blocks(2)
+    with caches(cluster) as both:
+        push(both, to, source, wants="raw")
+        watch, idle = both.d._exchange.watches[both.p._transfers.peer_id], threading.Event()
+        busy = watch.busy
+
+        def seen(asked_bytes: int, rtt_s: float, now_s: float) -> None:
+            busy(asked_bytes, rtt_s, now_s)
+            (idle.clear if asked_bytes else idle.set)()
+
+        watch.busy = seen  # type: ignore[method-assign]
+        # As at the end of a long push, whose last bytes end it before anybody looks again.
+        both.d._tell(lambda: watch.busy(1, 0.0, time.monotonic()))
+        assert idle.wait(WAIT_S)
+        assert watch._since is None
 
 
 def test_values_that_do_not_get_smaller_go_raw_from_the_second_time_on(cluster: Any) -> None:

@@ -32,6 +32,14 @@ def test_what_is_told_is_believed_until_something_is_seen() -> None:
     assert link.bandwidth_bytes_per_s == pytest.approx(RATE)
 
 
+def test_the_first_samples_weigh_alike() -> None:
+    """Or a link that begins slowly would be taken to be slow for seconds."""
+    link = BandwidthEstimator(None)
+    for step in range(11):
+        link.note(step / 10, step / 10, max(0, step - 1) / 10 * RATE + (step > 0) * 1e5, 1e6)
+    assert link.bandwidth_bytes_per_s == pytest.approx(0.91 * RATE, rel=0.03)
+
+
 def test_only_backlogged_time_counts() -> None:
     """A tenth of the time something is to be sent: the link is as fast as it is then."""
     link = BandwidthEstimator(1e9)
@@ -124,14 +132,41 @@ def test_nothing_is_believed_until_something_is_seen_if_nothing_was_told() -> No
 def test_a_receiver_sees_its_link_while_something_could_come() -> None:
     watch = Watch()
     assert watch.peak_bytes_per_s(0.0) == 0.0
-    for step in range(20):
-        watch.busy(1, 0.03, step * 0.05)
-        watch.landed(5_000_000, (step + 1) * 0.05)
-    watch.busy(0, 0.03, 1.0)
-    assert watch.peak_bytes_per_s(1.0) == pytest.approx(RATE, rel=0.01)
+    pushed(watch, 0.0, 0.03)
+    assert watch.peak_bytes_per_s(1.03) == pytest.approx(RATE, rel=0.01)
     watch.busy(1, 0.06, 100.0)  # idle time does not count, and an idle link keeps what was known
-    watch.landed(15_000_000, 100.15)
-    watch.busy(0, 0.06, 100.15)
-    found = watch.estimator.estimate(100.15)
-    assert watch.peak_bytes_per_s(100.15) == found.peak_bytes_per_s == pytest.approx(RATE, rel=0.01)
+    watch.landed(17_000_000, 100.2)
+    watch.busy(0, 0.06, 100.2)
+    found = watch.estimator.estimate(100.2)
+    assert watch.peak_bytes_per_s(100.2) == found.peak_bytes_per_s == pytest.approx(RATE, rel=0.01)
     assert found.rtt_inflation == pytest.approx(2.0) and found.queued_bytes == 0.0
+
+
+def pushed(watch: Watch, begin_s: float, rtt_s: float) -> None:
+    """A second at RATE, that begins to come a round trip after it was asked for."""
+    watch.busy(1, rtt_s, begin_s)
+    for step in range(1, 21):
+        watch.landed(5_000_000, begin_s + rtt_s + step * 0.05)
+        watch.busy(step < 20, rtt_s, begin_s + rtt_s + step * 0.05)
+
+
+def test_the_round_trip_before_the_first_byte_makes_no_link_slow() -> None:
+    """Nor does a first sample that is low for some other reason, where the last peak is long ago."""
+    watch = Watch()
+    for number in range(10):
+        pushed(watch, 20.0 * number, 0.5)
+    found = watch.estimator.estimate(181.5)
+    assert found.bandwidth_bytes_per_s == pytest.approx(RATE, rel=0.01)
+    watch.busy(1, 0.5, 300.0)
+    watch.landed(1_000_000, 300.7)
+    watch.busy(1, 0.5, 300.7)
+    assert watch.peak_bytes_per_s(300.7) == watch.estimator.bandwidth_bytes_per_s > 0.9 * RATE
+
+
+def test_what_comes_earlier_than_any_before_counts_as_well() -> None:
+    watch = Watch()
+    watch.busy(1, 1.0, 0.0)
+    for step in range(1, 31):
+        watch.landed(5_000_000, 0.5 + step * 0.05)
+        watch.busy(1, 0.5, 0.5 + step * 0.05)
+    assert watch.peak_bytes_per_s(2.0) >= RATE
