@@ -1,4 +1,5 @@
-"""verdicts.py - how ops end that were pending when the epochs froze: the five rules of docs/protocol.md 1.3.
+"""verdicts.py - how ops end that were pending when the epochs froze, or that a peer forgoes: the five rules of
+docs/protocol.md 1.3.
 
 Pure. The rule that everything hangs on: an op is committed if every surviving participant has finished it or is over
 it. Had any of them returned success, all would have finished before they froze. The one exception: peers that meant

@@ -13,6 +13,7 @@ is called, and handed over later; `flush` waits until they all are, for whoever 
 
 A call has one outcome, the same on all survivors, since each of its ops has: it succeeds if all do, and only then is
 anything written that was an input (`land`). When an op fails, the others are ended, and what was not yet sent is not.
+When something fails at this peer alone (its device), the other peers are told of each op that is not sent any more.
 """
 
 from __future__ import annotations

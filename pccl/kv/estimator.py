@@ -5,7 +5,8 @@ Fed with counters, asked at any time; the clock is an argument. What counts is g
 waited to be sent: a link that carries little because little is asked of it is not slow. Bytes and backlogged time are
 added up until SAMPLE_S of backlog make a sample; samples give a mean that fades (over MEAN_S of backlog), its spread,
 and the peak of the last PEAK_S. An idle link keeps its last estimate, with an uncertainty that grows. A pool sees its
-links from the receiving side: Watch makes counters of what it asks for and what comes.
+links from the receiving side: Watch makes counters of what it asks for and what comes. It is busy from a round trip
+after it has asked, for nothing can come before, until nothing is asked for any more.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ class Watch:
         self._noted_s = 0.0
 
     def busy(self, asked_bytes: int, rtt_s: float, now_s: float) -> None:
-        """So much is asked for that could come now: a round trip after the first of it. `rtt_s`: 0 if it is not known."""
+        """So much is asked for that could come now, but for the first round trip. `rtt_s`: 0 if it is not known."""
         self._pass(now_s)
         if not asked_bytes:
             self._since = None

@@ -180,7 +180,7 @@ class Exchange:
         by_peer = self._by_peer()
         for peer, askers in by_peer.items():
             self._ask(peer, askers, now)
-        for peer in self.watches.keys() - by_peer.keys():
+        for peer in self.watches.keys() - by_peer.keys():  # the last bytes of a transfer may have ended it
             self.watches[peer].busy(0, 0.0, now)
         self.packer.pump(self.outbound.values(), now)
         self.over = self._stopping is not None and not self.inbound and not self.outbound

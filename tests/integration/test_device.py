@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -187,15 +188,20 @@ def test_a_device_that_fails_fails_here_and_at_once_there(
     """Also where all that was begun has ended, and the other has still to call what never comes."""
     failed = threading.Event()
 
+    def broken(begun: list[Any]) -> None:
+        committed(begun)
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
     def body(comm: pccl.Communicator) -> str:
         tensor = far(filled(comm.rank, LARGE))
         comm.barrier()
         if comm.rank == 0:
-            comm._runtime.stager()._port = Halting(comm._runtime, failed, pieces if first == "who fails" else LARGE)
+            if first == "who fails":
+                comm._runtime.stager()._port = Until(comm, pieces, lambda _: failed.wait(PATIENCE_S))
             with pytest.raises(pccl.Cancelled, match="could not take part"):
                 comm.all_reduce(tensor)
         else:
-            comm._runtime.stager()._port = Breaking(comm._runtime, pieces)
+            comm._runtime.stager()._port = Until(comm, pieces, broken)
             with pytest.raises(pccl.DeviceError, match="CUDA error"):
                 comm.all_reduce(tensor)
             failed.set()
@@ -206,11 +212,11 @@ def test_a_device_that_fails_fails_here_and_at_once_there(
     assert cluster(2, body) == ["as it was", "as it was"]
 
 
-class Breaking:
-    """A runtime of which the device fails when so many pieces of a call have been committed."""
+class Until:
+    """A runtime as it is for so many pieces of a call; before each further one, `then` of the earlier ops."""
 
-    def __init__(self, runtime: Any, pieces: int) -> None:
-        self._runtime, self._left = runtime, pieces
+    def __init__(self, comm: pccl.Communicator, pieces: int, then: Callable[[list[Any]], object]) -> None:
+        self._runtime, self._pieces, self._then = comm._runtime, pieces, then
         self._ops: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -218,41 +224,32 @@ class Breaking:
 
     def hand_over(self, op: Any, *arguments: Any) -> None:
         """See Port."""
-        if not self._left:
-            for earlier in self._ops:
-                earlier.work.wait()
-            raise RuntimeError("CUDA error: unspecified launch failure")
-        self._left -= 1
+        if len(self._ops) >= self._pieces:
+            self._then(self._ops)
         self._runtime.hand_over(op, *arguments)
         self._ops.append(op)
 
 
-class Halting:
-    """A runtime that halts, when so many pieces were handed over, until something has happened."""
-
-    def __init__(self, runtime: Any, happened: threading.Event, pieces: int) -> None:
-        self._runtime, self._happened, self._left = runtime, happened, pieces
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runtime, name)
-
-    def hand_over(self, *arguments: Any) -> None:
-        """See Port."""
-        if not self._left:
-            assert self._happened.wait(PATIENCE_S)
-        self._left = max(0, self._left - 1)
-        self._runtime.hand_over(*arguments)
+def committed(ops: list[Any]) -> None:
+    """Blocks until they are."""
+    for op in ops:
+        op.work.wait()
 
 
 def test_a_peer_that_goes_between_two_pieces(cluster: Any, device: Threads) -> None:
     """It has taken part in those that were committed; which these are, all survivors see alike."""
+
+    def leave(comm: pccl.Communicator, begun: list[Any]) -> None:
+        committed(begun)
+        threading.Thread(target=comm.close).start()
+        raise pccl.Closed("the communicator is closed")
 
     def body(comm: pccl.Communicator) -> Any:
         rank = comm.rank
         tensor = far(torch.full((LARGE,), float(rank)))
         comm.barrier()
         if rank == 2:
-            comm._runtime.stager()._port = Leaving(comm, after=2)
+            comm._runtime.stager()._port = Until(comm, 2, partial(leave, comm))
             with pytest.raises(pccl.Closed):
                 comm.all_reduce(tensor, op="avg")
             return None
@@ -267,27 +264,6 @@ def test_a_peer_that_goes_between_two_pieces(cluster: Any, device: Threads) -> N
 
     found = cluster(3, body, min_peers=2, together=False)
     assert torch.equal(found[0], found[1])
-
-
-class Leaving:
-    """A runtime whose communicator is closed when the first pieces of a call have been committed."""
-
-    def __init__(self, comm: pccl.Communicator, after: int) -> None:
-        self._comm, self._after = comm, after
-        self._ops: list[Any] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._comm._runtime, name)
-
-    def hand_over(self, op: Any, *arguments: Any) -> None:
-        """See Port."""
-        if len(self._ops) == self._after:
-            for earlier in self._ops:
-                earlier.work.wait()
-            threading.Thread(target=self._comm.close).start()
-            raise pccl.Closed("the communicator is closed")
-        self._comm._runtime.hand_over(op, *arguments)
-        self._ops.append(op)
 
 
 def test_closing_ends_what_is_in_flight(cluster: Any, device: Threads) -> None:
