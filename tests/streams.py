@@ -156,10 +156,10 @@ class Threads:
 
 
 @contextlib.contextmanager
-def installed() -> Iterator[Threads]:
+def installed(kind: type[Threads] = Threads) -> Iterator[Threads]:
     """The device of all `Far` tensors."""
-    streams._made[KIND, 0] = device = Threads()
-    streams.MAKERS[KIND] = Threads
+    streams._made[KIND, 0] = device = kind()
+    streams.MAKERS[KIND] = kind
     try:
         yield device
     finally:

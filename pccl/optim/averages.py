@@ -136,7 +136,7 @@ def _scale(part: Tensor, length: float, before: float) -> None:
 
 def _length(part: Tensor) -> float:
     """Squares added to lanes one after the other, then halves of the lanes to each other: only elementwise sums."""
-    lanes = torch.zeros(_LANES if part.numel() > _LANES else part.numel(), dtype=torch.float64)
+    lanes = part.new_zeros(_LANES if part.numel() > _LANES else part.numel(), dtype=torch.float64)
     for first in range(0, part.numel(), _LANES):
         block = part[first : first + _LANES]
         lanes[: block.numel()] += block.double().square()

@@ -66,10 +66,12 @@ class DiLoCo(torch.optim.Optimizer):
     aggregate: "mean", or "rda", the radial-directional average (2604.21428).
     on_failure: of a round that is lost (too few peers, a deadline): "retry" it with the same delta after the next
     boundary, go on "local"ly without it, or "raise". A peer that dies never fails a round: the others go on without it.
+    offload: outer parameters, outer state and the buffers of rounds, all float32, are in host memory. False: on the
+    device of the parameters, where outer steps are faster and memory is dearer; on all replicas alike, and not for
+    "gossip" and "sparse". Devices of different kinds may round differently, which the next boundary repairs.
     timeout: seconds that one op may take; None: the communicator's.
 
     A replica whose change holds a NaN or an infinity is left out of the mean and named in the round's `excluded`.
-    Outer parameters, outer state and the buffers of a round are float32 in host memory.
 
     Raises ArgumentError for arguments, MismatchError when replicas differ in model or arguments, and what collectives
     raise. After an error of `step()` the inner step has been made; parameters hold either what they held after it or a
@@ -96,12 +98,13 @@ class DiLoCo(torch.optim.Optimizer):
         staleness_penalty: float = 0.0,
         resync_every: int | None = None,
         on_failure: OnFailure = "retry",
+        offload: bool = True,
         timeout: float | None = None,
     ) -> None:
         config = resolve(
             mode=mode, every=every, outer=outer, fragments=fragments, overlap=overlap, merge=merge, codec=codec,
             aggregate=aggregate, mixing=mixing, sparse=sparse, staleness_penalty=staleness_penalty,
-            resync_every=resync_every, on_failure=on_failure, timeout=timeout,
+            resync_every=resync_every, offload=offload, on_failure=on_failure, timeout=timeout,
         )  # fmt: skip
         self.inner = [inner] if isinstance(inner, Inner) else list(inner)
         if not self.inner:
@@ -285,7 +288,9 @@ def _unwrapped(inner: Inner) -> Inner:
 def _assemble(parameters: list[Named], comm: Comm, config: Config, weigh: Callable[[int], float]) -> OuterSync:
     """Fragments, schedule, rounds and engine of a configuration."""
     sizes = [(name, parameter.numel() * 4) for name, parameter in parameters]
-    fragments = [Fragment([parameters[i] for i in part], config.outer) for part in split(config.fragments, sizes)]
+    fragments = [
+        Fragment([parameters[i] for i in part], config.outer, config.offload) for part in split(config.fragments, sizes)
+    ]
     schedule = Schedule(config.every, len(fragments), config.overlap)
     use = Use(
         on_failure=config.on_failure,

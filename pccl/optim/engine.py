@@ -312,7 +312,7 @@ class OuterSync:
     def _average_fragment(self, fragment: Fragment, weight: float) -> Steps[None]:
         values = self._tensors([fragment]).values()
         kept = [value for value in values if isinstance(value, torch.Tensor) and value.dtype.is_floating_point]
-        flat = torch.cat([*(tensor.float().flatten() for tensor in kept), torch.ones(1)]) * weight
+        flat = torch.cat([*(tensor.float().flatten() for tensor in kept), fragment.theta.new_ones(1)]) * weight
         summed = torch.empty_like(flat)
         yield from self._agreed(self._sum(flat, summed))
         if summed[-1]:

@@ -5,7 +5,8 @@ for rounds: the replica's delta and the mean that comes back. Which parameter is
 fragments.py, what is done with a mean by the modes. The sign is that of DiLoCo (arXiv 2311.08105, algorithm 1): delta =
 Theta - theta, and the outer optimizer descends along it.
 
-Parameters may have any floating dtype, live on any device and be DTensors (FSDP2): then the local shard counts.
+Parameters may have any floating dtype, live on any device and be DTensors (FSDP2): then the local shard counts. What a
+fragment owns is in host memory, where no accelerator misses it, or beside its parameters.
 """
 
 from __future__ import annotations
@@ -49,18 +50,20 @@ def named_parameters(model: nn.Module | Iterable[Named]) -> list[Named]:
 
 
 class Fragment:
-    """Theta, outer state and buffers of some parameters. All flat tensors are float32 in host memory."""
+    """Theta, outer state and buffers of some parameters. All flat tensors are float32 in host memory, or, if `offload`
+    is False, on the device of the parameters: ArgumentError if they lie on several."""
 
-    def __init__(self, parameters: Sequence[Named], outer: OuterFactory) -> None:
+    def __init__(self, parameters: Sequence[Named], outer: OuterFactory, offload: bool = True) -> None:
         self.names = [name for name, _ in parameters]
         self.locals = [local_of(parameter) for _, parameter in parameters]
         self.numel = sum(local.numel() for local in self.locals)
-        self.theta = torch.empty(self.numel)
+        self._place = torch.empty(0) if offload else _place_of(parameters)
+        self.theta = self.empty()
         self._spare: list[Tensor] = []
         self._views = self._cut(self.theta)
         self._outers = [nn.Parameter(view) for view in self._views]
         self.outer = outer(self._outers)
-        _begin_state(self.outer, outer, self._outers)
+        _begin_state(self.outer, outer, self._outers, self._place)
         self.read(self.theta)
 
     def slices(self) -> list[tuple[int, int]]:
@@ -85,9 +88,13 @@ class Fragment:
             for view, local in zip(self._cut(flat), self.locals, strict=True):
                 local.copy_(view)
 
+    def empty(self) -> Tensor:
+        """A new flat tensor where Theta is."""
+        return self._place.new_empty(self.numel, dtype=torch.float32)
+
     def take(self) -> Tensor:
         """A flat buffer of undefined content; give it back."""
-        return self._spare.pop() if self._spare else torch.empty(self.numel)
+        return self._spare.pop() if self._spare else self.empty()
 
     def give(self, *flats: Tensor) -> None:
         """Takes buffers back."""
@@ -143,13 +150,27 @@ class Fragment:
         return dict(zip(self.names, self._views, strict=True))
 
 
-def _begin_state(outer: torch.optim.Optimizer, factory: OuterFactory, parameters: list[nn.Parameter]) -> None:
+def _place_of(parameters: Sequence[Named]) -> Tensor:
+    """A parameter beside which everything of its fragment has its place."""
+    (first, place), *others = [(name, local_of(parameter)) for name, parameter in parameters]
+    for name, local in others:
+        if local.device != place.device:
+            raise ArgumentError(
+                f"offload=False: {first!r} is on {place.device}, {name!r} of the same fragment on {local.device}; "
+                "cut fragments by device, or leave offload=True"
+            )
+    return place
+
+
+def _begin_state(
+    outer: torch.optim.Optimizer, factory: OuterFactory, parameters: list[nn.Parameter], place: Tensor
+) -> None:
     """Makes the state that the optimizer would only make in its first step, as zeros: a newcomer must be able to
     receive it. Which keys there are is seen from a step on a parameter of one element. (For torch.optim's SGD, Adam,
     AdamW and RMSprop zeros are what the first step begins with.)
     """
-    trial = nn.Parameter(torch.zeros(1))
-    trial.grad = torch.zeros(1)
+    trial = nn.Parameter(place.new_zeros(1, dtype=torch.float32))
+    trial.grad = torch.zeros_like(trial)
     optimizer = factory([trial])
     optimizer.step()
     for parameter in parameters:
@@ -161,4 +182,4 @@ def _begin_state(outer: torch.optim.Optimizer, factory: OuterFactory, parameters
                 state[key] = type(value)()
             else:
                 shape = parameter.shape if value.shape == trial.shape else value.shape
-                state[key] = torch.zeros(shape, dtype=value.dtype)
+                state[key] = value.new_zeros(shape)

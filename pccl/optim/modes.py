@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from pccl.optim.exchange import Lot
@@ -75,7 +74,9 @@ class Delayed:
     def shared(self, fragment: Fragment) -> dict[str, Tensor]:
         if not self._penalty:
             return {}
-        return {"last": self._last.setdefault(id(fragment), torch.zeros(fragment.numel))}
+        if id(fragment) not in self._last:
+            self._last[id(fragment)] = fragment.empty().zero_()
+        return {"last": self._last[id(fragment)]}
 
 
 class Eager:

@@ -55,6 +55,7 @@ class Config:
     boundary_every: int
     resync_every: int
     drifting: bool
+    offload: bool
     on_failure: str
     timeout_s: float | None
 
@@ -73,6 +74,7 @@ def resolve(
     sparse: tuple[int, int, float] | None,
     staleness_penalty: float,
     resync_every: int | None,
+    offload: bool,
     on_failure: str,
     timeout: float | None,
 ) -> Config:
@@ -92,6 +94,8 @@ def resolve(
     _only(mode, "resync_every", resync_every, None, ("eager",))
     if mode in ("gossip", "sparse") and (codec is not None or aggregate != "mean"):
         raise ArgumentError(f"codec and aggregate are not for mode {mode!r}, which has its own format")
+    if mode in ("gossip", "sparse") and not offload:
+        raise ArgumentError(f"offload=False is not for mode {mode!r}, whose messages are made in host memory")
     if mode == "gossip" and outer is not None:
         raise ArgumentError("mode 'gossip' has its own update: give mixing=, not outer=")
     drifting = mode in ("eager", "gossip")
@@ -106,6 +110,7 @@ def resolve(
         boundary_every=_GOSSIP_BOUNDARY_EVERY if mode == "gossip" else 1,
         resync_every=(_EAGER_RESYNC_EVERY if mode == "eager" else 0) if resync_every is None else resync_every,
         drifting=drifting,
+        offload=offload,
         on_failure=on_failure,
         timeout_s=timeout,
     )
