@@ -110,7 +110,7 @@ static void publish_links(pccl_engine *e)
         if (!l->detour_epoch)
             e->links_shared[e->links_shared_count++] = (pccl_link_stats){
                 .peer = l->id, .streams = l->used, .rtt_us = l->rtt_us,
-                .bytes_per_s = l->meter.bytes_per_s, .loss_ppm = l->meter.loss_readings ? l->meter.loss_ppm : UINT32_MAX, .sent_bytes = l->sent_bytes,
+                .bytes_per_s = l->meter.bytes_per_s, .loss_ppm = l->meter.loss.is_known ? l->meter.loss.ppm : UINT32_MAX, .sent_bytes = l->sent_bytes,
                 .received_bytes = l->received_bytes, .unacked_frames = l->send_next - l->send_acked,
             };
 }

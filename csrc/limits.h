@@ -24,7 +24,6 @@ enum {
     SHARE_RUNS_MAX = 64,             /* runs that share a PIECE */
     WINDOW_FRAMES = 4096,            /* numbered frames in flight on a link; a power of two */
     PROBE_BYTES_MAX = 64 << 20,      /* filler that measures a link */
-    METER_LOSSES = 15,               /* readings of a link's loss */
     METER_SAMPLES = 24,              /* of a link's bandwidth: the best of so many counts */
     WINDOW_RESERVE = 64,             /* of these, kept back for FIN and GRANT */
     SEND_BATCH_FRAMES = 16,          /* frames handed to one writev at most, */

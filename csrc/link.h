@@ -12,6 +12,7 @@
 
 #include "conn.h"
 #include "list.h"
+#include "loss_meter.h"
 
 enum link_state { LINK_IDLE, LINK_CONNECTING, LINK_UP, LINK_BROKEN, LINK_CLOSED, LINK_STATE_COUNT };
 enum link_input { LINK_WANTED, LINK_STREAM_OPEN, LINK_STREAMS_GONE, LINK_UNWANTED, LINK_INPUT_COUNT };
@@ -119,9 +120,7 @@ struct meter {
     uint32_t line_streams;     /* in use then; 0: it was not a long link that is open */
     uint64_t pace;             /* of each stream, bytes per second; 0: none set */
     int held_back;             /* paced by its share of the line (line_share.c), which tells nothing of what it carries */
-    uint64_t packets, packets_again;
-    uint64_t losses[METER_LOSSES];  /* a ring: parts per million */
-    uint32_t loss_readings, loss_ppm;  /* the median of the readings, while there is one */
+    struct loss_meter loss;
 };
 
 /* Transfers over a link. */

@@ -40,8 +40,7 @@ enum {
     GROWTH_RTTS = 2,             /* with a short queue: as long as a reading, */
     GROWTH_PART = 8,             /* for one part in so many of the time, */
     GROWTH_PERCENT = 25,         /* by so much of a round trip more is on its way */
-    PING_MEMORY = 256,
-    LOSS_PACKETS = 20000         /* of a reading: among fewer, a path that loses one in 10,000 mostly loses none */
+    PING_MEMORY = 256
 };
 
 /* A pace that differs by less than this part is not set anew. */
@@ -86,6 +85,12 @@ static struct reading read_streams(const struct link *l)
             r.rtt_now_us = (uint32_t)info.rtt_now_us;
     }
     return r;
+}
+
+static uint64_t window_ns(const struct link *l)
+{
+    uint64_t rtt_ns = l->rtt_us * 1000ULL;
+    return rtt_ns > WINDOW_MIN_NS ? rtt_ns : WINDOW_MIN_NS;
 }
 
 static uint64_t delivered_of(const struct link *l, const struct reading *r)
@@ -246,6 +251,7 @@ void meter_look(struct link *l)
     pause_ns = pause_ns > MILLISECOND ? pause_ns : MILLISECOND;
     struct reading r = read_streams(l);
     look_for_others(l, r.rtt_now_us);
+    loss_count(&m->loss, l->engine->now_ns, window_ns(l), r.packets, r.packets_again);
     m->room_bytes = (int64_t)flight_of(l) - (int64_t)r.held_bytes;
     l->look_at_ns = l->engine->now_ns + pause_ns;
     engine_wake_at(l->engine, l->look_at_ns);
@@ -323,12 +329,6 @@ static void take_reading(struct link *l, uint64_t bytes_per_s, int overflown)
     m->readings++;
     look_for_end_of_growth(m, overflown);
     summarize(m);
-}
-
-static uint64_t window_ns(const struct link *l)
-{
-    uint64_t rtt_ns = l->rtt_us * 1000ULL;
-    return rtt_ns > WINDOW_MIN_NS ? rtt_ns : WINDOW_MIN_NS;
 }
 
 /* Acknowledgements that wait in the queues of the way back come late, and then all at once: a reading is of two windows. */
@@ -415,29 +415,10 @@ void meter_rest(struct link *l)
     }
 }
 
-/* The median: what the path loses again and again, and not what an overfull queue lost once. */
-static void add_loss(struct meter *m, uint64_t ppm)
-{
-    m->losses[m->loss_readings++ % METER_LOSSES] = ppm;
-    uint32_t count = m->loss_readings < METER_LOSSES ? m->loss_readings : METER_LOSSES;
-    uint64_t sorted[METER_LOSSES];
-    memcpy(sorted, m->losses, count * sizeof *sorted);
-    qsort(sorted, count, sizeof *sorted, by_value);
-    m->loss_ppm = (uint32_t)sorted[count / 2];
-}
-
 void meter_ask(struct link *l)
 {
     struct reading r = read_streams(l);
     if (r.rtt_us)
         l->rtt_us = r.rtt_us;
-    struct meter *m = &l->meter;
-    /* Streams come and go, and their counters with them: then this round tells nothing. */
-    int counted = r.packets >= m->packets && r.packets_again >= m->packets_again;
-    if (counted && r.packets - m->packets < LOSS_PACKETS)
-        return;
-    if (counted)
-        add_loss(m, (r.packets_again - m->packets_again) * 1000000U / (r.packets - m->packets));
-    m->packets = r.packets;
-    m->packets_again = r.packets_again;
+    loss_count(&l->meter.loss, l->engine->now_ns, window_ns(l), r.packets, r.packets_again);
 }

@@ -9,7 +9,9 @@ itself. What a member has measured of its line (csrc/line_meter.c) is better; th
 back by it that got their turn on it.
 
 Figures come in one after the other: for a while one member's are those of paths that were measured each alone, or its
-line is not known yet, while the others' are. Its line then looks many times as good as theirs, and is not.
+line is not known yet, while the others' are. Its line then looks many times as good as theirs, and is not; or its paths
+look as slow as their turns on that line, and would each carry all of it. `likened` has such lines like the known ones:
+what a plan promises by the one reading, it must not lose by the other.
 """
 
 from __future__ import annotations
@@ -60,6 +62,20 @@ def shown(lines: Array, went: Array, fastest: Array) -> Array:
     least = np.maximum(fastest, known.max()) if len(known) else np.full(len(lines), np.inf)
     seen = np.where(np.isnan(went), least, np.maximum(fastest, went))
     found: Array = np.where(np.isfinite(lines), lines, seen)
+    return found
+
+
+def likened(lines: Array, went: Array, rates: Array, shared: Bools) -> Array:
+    """What lines carry, NaN where that is not known, if those are full over which about as much went as the known ones
+    carry, and whose paths carry about that together.
+    """
+    if np.isnan(lines).all():
+        return lines
+    usual = np.nanmedian(lines)
+    together = np.where(shared & ~np.eye(len(rates), dtype=np.bool_), rates, 0.0).sum(axis=1)
+    least, most = np.fmin(went, together), np.fmax(went, together)
+    like = np.isnan(lines) & ~np.isnan(went + together) & (most <= ALIKE * usual) & (usual <= ALIKE * least)
+    found: Array = np.where(like, went, lines)
     return found
 
 

@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pccl.coordinator.access import alone, shown, slow_lines
+from pccl.coordinator.access import alone, likened, shown, slow_lines
 from pccl.coordinator.figures import Array, Figures, Path
 from pccl.coordinator.places import Bools, near_pairs
 from pccl.types import Algorithm, MemberInfo
@@ -125,9 +125,10 @@ class Paths:
 # -- what is known, and what is assumed where nothing is ------------------------------------------------------------
 
 
-def paths_of(members: Sequence[MemberInfo], measured: Measurements) -> Paths:
+def paths_of(members: Sequence[MemberInfo], measured: Measurements, alike: bool = False) -> Paths:
     """Unknown: as in the other direction, else as usual on one host, else like the median of the known far paths; for
     rates of those as close as this one, since between machines of one place there is more than between places.
+    `alike`: lines that seem to be like the known ones are (access.py).
     """
     ids = [member.id for member in members]
     rtts = Figures.of(measured.rtt_s).matrix(ids)
@@ -147,6 +148,9 @@ def paths_of(members: Sequence[MemberInfo], measured: Measurements) -> Paths:
     fastest_up, fastest_down = most.max(axis=1), most.max(axis=0)
     slow_up, slow_down = slow_lines(rates, shared)
     up, down = _by_rank(ids, measured.up), _by_rank(ids, measured.down)
+    went_up, went_down = _by_rank(ids, measured.went_up), _by_rank(ids, measured.went_down)
+    if alike:
+        up, down = likened(up, went_up, rates, shared), likened(down, went_down, rates.T, shared.T)
     held_back = np.fmax(alone(rates, shared, slow_up, up), alone(rates.T, shared.T, slow_down, down).T)
     return Paths(
         delay=rtt / 2,
@@ -155,8 +159,8 @@ def paths_of(members: Sequence[MemberInfo], measured: Measurements) -> Paths:
         near=near,
         up=_lines(up, np.fmin(slow_up, LINE_PATHS * fastest_up)),
         down=_lines(down, np.fmin(slow_down, LINE_PATHS * fastest_down)),
-        up_shown=shown(_known(up, slow_up), _by_rank(ids, measured.went_up), fastest_up),
-        down_shown=shown(_known(down, slow_down), _by_rank(ids, measured.went_down), fastest_down),
+        up_shown=shown(_known(up, slow_up), went_up, fastest_up),
+        down_shown=shown(_known(down, slow_down), went_down, fastest_down),
         shared=shared,
     )
 

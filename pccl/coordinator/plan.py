@@ -65,7 +65,7 @@ TRIAL_LOSS = 0.05
 #: What unequal spans must gain over equal ones. Measured rates of equal paths differ by almost as much, and spans made
 #: from noise cost as much as they promise.
 SPANS_GAIN = 0.2
-#: What they may lose if lines are no better than was shown.
+#: What they may lose if lines are no better than was shown, or like the known ones.
 SPANS_RISK = 0.05
 CHANGE_GAIN = 0.25
 CHANGE_GAIN_S = 0.005
@@ -136,10 +136,13 @@ def plan(
 def _plan(members: Sequence[MemberInfo], measured: Measurements, broken: frozenset[Pair], asked: Algorithm) -> Plan:
     n, number = len(members), {member.id: place for place, member in enumerate(members)}
     dead = sorted((number[a], number[b]) for a, b in broken if a in number and b in number)
-    paths = paths_of(members, measured)
-    paths = over_detours(paths, detours_of(n, dead, lambda a, b: float(paths.delay[a, b])))
+    direct = paths_of(members, measured)
+    detours = detours_of(n, dead, lambda a, b: float(direct.delay[a, b]))
+    paths = over_detours(direct, detours)
     if _is_measured(paths):
-        return _told(_by_measurement(members, measured, paths, asked), members, dead)
+        doubtful = {len(measured.up), len(measured.down)} - {0, n}
+        other = over_detours(paths_of(members, measured, alike=True), detours) if doubtful else paths
+        return _told(_by_measurement(members, measured, paths, other, asked), members, dead)
     return _told(_as_asked(_by_rule(members, measured, paths), asked), members, dead)
 
 
@@ -285,11 +288,12 @@ class _Candidate:
 
 
 def _by_measurement(
-    members: Sequence[MemberInfo], measured: Measurements, paths: Paths, asked: Algorithm = Algorithm.AUTO
+    members: Sequence[MemberInfo], measured: Measurements, paths: Paths, other: Paths, asked: Algorithm
 ) -> Plan:
+    """`other`: the paths, if lines that seem to be like the known ones are."""
     segment = _segment_bytes(paths)
     regions = regions_of(paths.delay, paths.near)
-    candidates = [c.slowed(measured.slower.get(c.algorithm, 1.0)) for c in _candidates(paths, regions, segment)]
+    candidates = [c.slowed(measured.slower.get(c.algorithm, 1.0)) for c in _candidates(paths, other, regions, segment)]
     best, why = _best(candidates) if asked == Algorithm.AUTO else _asked(candidates, regions, asked)
     ranked = [members[k] for k in best.order]
     placed = paths.ordered(best.order)
@@ -330,15 +334,15 @@ def _asked(candidates: Sequence[_Candidate], regions: Sequence[int], asked: Algo
     return best, f"{why}: {best.text}; of "
 
 
-def _candidates(paths: Paths, regions: tuple[int, ...], segment: int) -> list[_Candidate]:
+def _candidates(paths: Paths, other: Paths, regions: tuple[int, ...], segment: int) -> list[_Candidate]:
     """Simple ones first. `bar`: what a candidate's time must be, relative to a simpler one's."""
     n, own = paths.n, tuple(range(paths.n))
-    shares, seconds = _shares(paths, mesh_regions(n))
+    shares, seconds = _shares(paths, other, mesh_regions(n))
     found = [_Candidate(Algorithm.MESH, own, seconds, shares, f"mesh, {_spread(shares)}")]
     if n < 3:
         return found
     if 1 < len(set(regions)) < n:
-        split, seconds = _shares(paths, regions)
+        split, seconds = _shares(paths, other, regions)
         text = f"two levels, {len(set(regions))} regions, {_spread(split)}"
         found.append(_Candidate(Algorithm.TWO_LEVEL, own, seconds, split, text, 1 + TRIAL_LOSS))
     order = _ring(paths, segment)
@@ -352,20 +356,22 @@ def _candidates(paths: Paths, regions: tuple[int, ...], segment: int) -> list[_C
     return found
 
 
-def _shares(paths: Paths, regions: tuple[int, ...]) -> tuple[tuple[float, ...], float]:
+def _shares(paths: Paths, other: Paths, regions: tuple[int, ...]) -> tuple[tuple[float, ...], float]:
     """The owners' shares, and the time they take: equal ones unless others are clearly better, and not much worse
-    should lines of which little is known be no better than was shown.
+    should lines of which little is known be no better than was shown, or be like the known ones.
     """
     equal, at_worst = equal_shares(paths.n), paths.at_worst()
+    readings = [paths, at_worst] if other is paths else [paths, at_worst, other]
 
     def seconds(shares: Sequence[float]) -> list[float]:
-        return [owners_seconds(known, regions, shares, REFERENCE_BYTES) for known in (paths, at_worst)]
+        return [owners_seconds(reading, regions, shares, REFERENCE_BYTES) for reading in readings]
 
-    usual_s, worst_s = seconds(equal)
+    usual_s, *others_s = seconds(equal)
     for known in (paths, at_worst):
         shares = best_shares(known, regions)
-        expected_s, risked_s = seconds(shares)
-        if expected_s < (1 - SPANS_GAIN) * usual_s and risked_s <= (1 + SPANS_RISK) * worst_s:
+        expected_s, *risked_s = seconds(shares)
+        risks = zip(risked_s, others_s, strict=True)
+        if expected_s < (1 - SPANS_GAIN) * usual_s and all(risk <= (1 + SPANS_RISK) * safe for risk, safe in risks):
             return shares, expected_s
     return equal, usual_s
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from pccl.coordinator.access import alone, shown, slow_lines
+from pccl.coordinator.access import alone, likened, shown, slow_lines
 from pccl.coordinator.cost import Measurements, mesh_regions, paths_of
 from pccl.coordinator.plan import Plan, plan, predict
 from pccl.coordinator.spans import best_shares
-from pccl.types import MemberInfo
+from pccl.types import Algorithm, MemberInfo
 
 MB = 1_000_000.0
 THIN = 3
@@ -174,3 +176,64 @@ def test_what_a_line_has_shown() -> None:
     went = np.array([30.0, 9.0, 10.0, np.nan])
     assert shown(lines, went, fastest).tolist() == [12.0, 9.0, 14.0, 12.0], "the last like the best that is known"
     assert shown(np.full(4, np.inf), went, fastest).tolist() == [30.0, 9.0, 14.0, np.inf]
+
+
+# -- two places with a line for each member --------------------------------------------------------------------------
+
+SIX = [MemberInfo(bytes([k]) * 16, 0, f"10.0.{k}.1:1", f"host{k}") for k in range(6)]
+#: Lines of 37.5 MB/s; what the paths between the places carried in their turn, when a mesh was tried.
+THERE = np.array([[13.3, 11.2, 12.1], [12.4, 11.7, 12.2], [11.5, 12.8, 13.1]]) * MB
+BACK = np.array([[12.0, 12.5, 11.9], [12.6, 13.6, 11.1], [12.5, 11.0, 16.6]]) * MB
+WENT_UP, WENT_DOWN = (36.7, 36.1, 37.7, 36.6, 35.0, 35.9), (32.8, 36.2, 36.2, 36.2, 35.0, 36.0)
+
+
+def two_places(there: np.ndarray, up: tuple[float, ...], went_up: tuple[float, ...] = WENT_UP) -> Measurements:
+    """Of six members in two places; 0 where a line is not known, which is the same up and down."""
+    ids = [member.id for member in SIX]
+
+    def by_id(values: tuple[float, ...]) -> dict[bytes, float]:
+        return {peer: value * MB for peer, value in zip(ids, values, strict=True) if value}
+
+    rtt = {(a, b): 0.08 if (i < 3) != (j < 3) else 0.0005 for i, a in enumerate(ids) for j, b in enumerate(ids)}
+    rates = {(ids[a], ids[3 + b]): float(there[a, b]) for a in range(3) for b in range(3)}
+    rates |= {(ids[3 + a], ids[b]): float(BACK[a, b]) for a in range(3) for b in range(3)}
+    return Measurements(rtt, rates, {}, by_id(up), by_id(up), by_id(went_up), by_id(WENT_DOWN))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (0, 0, 0, 36.5, 0, 33.0),
+        (35.4, 0, 36.4, 36.6, 0, 35.8),
+        (40.5, 0, 36.4, 36.6, 0, 35.8),
+        (0, 36.5, 0, 0, 0, 0),
+        (36, 36, 36, 36, 36, 36),
+        (0, 0, 0, 0, 0, 0),
+    ],
+)
+def test_equal_lines_of_which_some_are_known_own_equal_parts(lines: tuple[float, ...]) -> None:
+    chosen = plan(SIX, two_places(THERE, lines))
+    assert chosen.large_algorithm == Algorithm.TWO_LEVEL and not any(chosen.weights), chosen.reason
+
+
+def test_a_line_over_which_less_went_is_not_like_the_others() -> None:
+    there, went_up = THERE * np.array([[0.25], [1], [1]]), (9.2, *WENT_UP[1:])
+    chosen = plan(SIX, two_places(there, (0, 36.2, 0, 36.6, 0, 35.8), went_up))
+    weights = [chosen.weights[chosen.order.index(member.id)] / sum(chosen.weights) for member in SIX]
+    assert chosen.large_algorithm == Algorithm.TWO_LEVEL and weights[0] < 0.1, chosen.reason
+
+
+def test_lines_like_the_known_ones() -> None:
+    nan = np.nan
+    together = np.array([[0, 9, 9, 18], [12, 0, 12, 6], [20, 20, 0, 20], [10, nan, 10, 0.0]])
+    lines, went = np.array([36.0, nan, nan, nan]), np.array([20.0, 33.0, 33.0, 33.0])
+    found = likened(lines, went, together, everywhere(4))
+    assert found[:2].tolist() == [36, 33] and np.isnan(found[2:]).all(), "paths that carry more, or nobody knows"
+    assert np.isnan(likened(lines, went / 2, together, everywhere(4))[1:]).all(), "less went over it"
+    assert np.isnan(likened(lines * nan, went, together, everywhere(4))).all()
+
+
+def test_who_waits_for_a_slow_line_is_not_taken_for_one() -> None:
+    """While all wait for it with equal spans, as much goes over the others' lines as over that."""
+    chosen = plan(MEMBERS, replace(known(UNEVEN, LINE, LINE), went_up=dict.fromkeys(IDS, LINE)))
+    assert chosen.weights[chosen.order.index(IDS[THIN])] < 0.01 * sum(chosen.weights), chosen.reason
