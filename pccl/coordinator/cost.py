@@ -48,7 +48,8 @@ class Measurements:
     """What is known about the paths, by (from, to), and about sites, by peer. What is missing is unknown.
 
     `up`, `down`: what a line carries; `went_up`, `went_down`: what went over it of late, so that it carries no less.
-    `slower`: how many times as long as the figures say all-reduces by an algorithm took; else 1.
+    `slower`: how many times as long as the figures say all-reduces by an algorithm took; else 1. `untried`: algorithms
+    that did not make the traffic in which all this was measured.
     """
 
     rtt_s: Mapping[Path, float] = field(default_factory=dict)
@@ -59,6 +60,7 @@ class Measurements:
     went_up: dict[bytes, float] = field(default_factory=dict)
     went_down: dict[bytes, float] = field(default_factory=dict)
     slower: Mapping[Algorithm, float] = field(default_factory=dict)
+    untried: frozenset[Algorithm] = frozenset()
 
 
 @dataclass(slots=True, frozen=True)

@@ -293,7 +293,10 @@ def _by_measurement(
     """`other`: the paths, if lines that seem to be like the known ones are."""
     segment = _segment_bytes(paths)
     regions = regions_of(paths.delay, paths.near)
-    candidates = [c.slowed(measured.slower.get(c.algorithm, 1.0)) for c in _candidates(paths, other, regions, segment)]
+    candidates = [
+        c.slowed(measured.slower.get(c.algorithm, 1.0))
+        for c in _candidates(paths, other, regions, segment, measured.untried)
+    ]
     best, why = _best(candidates) if asked == Algorithm.AUTO else _asked(candidates, regions, asked)
     ranked = [members[k] for k in best.order]
     placed = paths.ordered(best.order)
@@ -334,15 +337,22 @@ def _asked(candidates: Sequence[_Candidate], regions: Sequence[int], asked: Algo
     return best, f"{why}: {best.text}; of "
 
 
-def _candidates(paths: Paths, other: Paths, regions: tuple[int, ...], segment: int) -> list[_Candidate]:
-    """Simple ones first. `bar`: what a candidate's time must be, relative to a simpler one's."""
+def _candidates(
+    paths: Paths, other: Paths, regions: tuple[int, ...], segment: int, untried: frozenset[Algorithm]
+) -> list[_Candidate]:
+    """Simple ones first. `bar`: what a candidate's time must be, relative to a simpler one's.
+
+    Two levels use few of the paths, each alone on its line: what those carried in their turn beside all the others
+    tells little about spans. So they begin with equal ones.
+    """
     n, own = paths.n, tuple(range(paths.n))
     shares, seconds = _shares(paths, other, mesh_regions(n))
     found = [_Candidate(Algorithm.MESH, own, seconds, shares, f"mesh, {_spread(shares)}")]
     if n < 3:
         return found
     if 1 < len(set(regions)) < n:
-        split, seconds = _shares(paths, other, regions)
+        is_new = Algorithm.TWO_LEVEL in untried
+        split, seconds = _equal(paths, regions) if is_new else _shares(paths, other, regions)
         text = f"two levels, {len(set(regions))} regions, {_spread(split)}"
         found.append(_Candidate(Algorithm.TWO_LEVEL, own, seconds, split, text, 1 + TRIAL_LOSS))
     order = _ring(paths, segment)
@@ -354,6 +364,12 @@ def _candidates(paths: Paths, other: Paths, regions: tuple[int, ...], segment: i
     bar = 1 + TRIAL_LOSS if trial else 1 - PREFER_GAIN
     found.append(_Candidate(Algorithm.RING, order, seconds, shares, text, bar))
     return found
+
+
+def _equal(paths: Paths, regions: tuple[int, ...]) -> tuple[tuple[float, ...], float]:
+    """Equal shares, and the time they take."""
+    equal = equal_shares(paths.n)
+    return equal, owners_seconds(paths, regions, equal, REFERENCE_BYTES)
 
 
 def _shares(paths: Paths, other: Paths, regions: tuple[int, ...]) -> tuple[tuple[float, ...], float]:

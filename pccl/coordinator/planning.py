@@ -48,6 +48,7 @@ class Planning:
         self._settings = settings
         self._reality = Reality()
         self._doubts: dict[Algorithm, _Doubt] = {}
+        self._untried = frozenset((Algorithm.TWO_LEVEL,))
         self._drawn: tuple[object, float, Plan] | None = None  # the last plan: for what, and when
         self._planned = float("-inf")
 
@@ -59,7 +60,7 @@ class Planning:
     def plan_for(self, now: float, peers: Iterable[Peer], links: Links, broken: frozenset[Pair] = frozenset()) -> Plan:
         """A step asks several times for a plan (wish, hold, epoch): where nothing has changed it is not drawn again."""
         members, avoided = infos(peers), links.broken | broken
-        wanted = [member.id for member in members], avoided, links.reports, dict(self._doubts)
+        wanted = [member.id for member in members], avoided, links.reports, dict(self._doubts), self._untried
         if self._drawn is None or self._drawn[0] != wanted or now >= self._drawn[1] + REPLAN_GAP_S:
             chosen = self._settings.planner(members, self._known(now, links), avoided)
             self._drawn = wanted, now, chosen
@@ -94,15 +95,16 @@ class Planning:
     def _learn(self, now: float, algorithm: Algorithm) -> None:
         """What the plan in use shows of its algorithm. One that does as expected is believed again."""
         slower = self._reality.slower
+        self._untried -= {algorithm}
         if slower == 1:
             self._doubts.pop(algorithm, None)
         elif slower is not None:
             self._doubts[algorithm] = _again(self._doubts.get(algorithm), now, slower)
 
     def _known(self, now: float, links: Links) -> Measurements:
-        """All figures, and which algorithms they do not fit."""
+        """All figures, which algorithms they do not fit, and of which they know nothing."""
         slower = {algorithm: doubt.slower for algorithm, doubt in self._doubts.items() if now < doubt.until}
-        return replace(links.measured(now), slower=slower)
+        return replace(links.measured(now), slower=slower, untried=self._untried)
 
     def status(self) -> m.Reality | None:
         """What `pccl status` shows of the plan in use."""

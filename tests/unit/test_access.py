@@ -223,6 +223,15 @@ def test_a_line_over_which_less_went_is_not_like_the_others() -> None:
     assert chosen.large_algorithm == Algorithm.TWO_LEVEL and weights[0] < 0.1, chosen.reason
 
 
+def test_two_levels_begin_with_equal_spans() -> None:
+    """Turns on one line may differ by half, and so would spans; a slow line is found when each path has its own."""
+    unfair = np.array([[17.0, 12, 7], [7, 17, 12], [12, 7, 17]]) * MB
+    seen = two_places(unfair[:, ::-1], (36.2, 0, 0, 36.6, 36.9, 0))
+    told, untold = plan(SIX, seen), plan(SIX, replace(seen, untried=frozenset((Algorithm.TWO_LEVEL,))))
+    assert any(told.weights) and told.large_algorithm == untold.large_algorithm == Algorithm.TWO_LEVEL, told.reason
+    assert not any(untold.weights), untold.reason
+
+
 def test_lines_like_the_known_ones() -> None:
     nan = np.nan
     together = np.array([[0, 9, 9, 18], [12, 0, 12, 6], [20, 20, 0, 20], [10, nan, 10, 0.0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from unit.group_table import A, B, C, D, Table, V, frozen, group, join, of, pid, suspect
 
@@ -78,6 +79,25 @@ def test_a_step_draws_its_plan_once() -> None:
     table.say(E, join(E))
     grow(B)
     assert len(table.members) == 5 and asked == [3, 4, 5, 5], "figures have come since"
+
+
+def test_two_levels_are_untried_until_they_were_in_use() -> None:
+    untried: list[frozenset[Algorithm]] = []
+    use = Algorithm.MESH
+
+    def recording(members: Sequence[MemberInfo], known: Measurements, broken: frozenset[Pair]) -> Plan:
+        untried.append(known.untried)
+        return replace(plan(members, known, broken), large_algorithm=use, mesh_bytes_max=0, predicted_s=1.0)
+
+    table = group(A, B, C, D, planner=recording)
+    table.now += REPLAN_GAP_S
+    measured(table)
+    assert set(untried) == {frozenset((Algorithm.TWO_LEVEL,))}
+    use = Algorithm.TWO_LEVEL
+    table = group(A, B, C, D, planner=recording)
+    table.now += REPLAN_GAP_S
+    measured(table)
+    assert untried[-1] == frozenset()
 
 
 def test_a_loss_during_a_hold_for_a_plan_forgets_it() -> None:
