@@ -124,8 +124,10 @@ int engine_turn(pccl_engine *e, uint64_t timeout_ns, uint64_t (*clock)(void))
     int count = e->ops->poll(e->transport, timeout_ns, ready, READY_CAP);
     if (clock)
         e->now_ns = clock();
-    take_reports(e, ready, count);
+    /* Before what has come: who asks may know, by memory that is read while it changes or by other ways, of an offer that was made since
+     * the last turn. */
     engine_commands(e);
+    take_reports(e, ready, count);
     run_timers(e);
     send_dirty(e);
     line_look(e);

@@ -209,6 +209,23 @@ TEST(what_is_not_offered_is_gone)
     cluster_close(&c);
 }
 
+/* Whoever has heard of an offer, by whatever way, finds it: what was offered before a request is looked at is there, though the request
+ * has come while the engine had no turn. */
+TEST(an_offer_is_there_before_the_request_that_was_made_for_it)
+{
+    begin();
+    c.stopped[0] = 1;
+    fetch_all(1);
+    cluster_run(&c, SECOND / 10);
+    offer(1);
+    c.stopped[0] = 0;
+    cluster_run(&c, SECOND);
+    CHECK_EQ_INT(status_of(1), PCCL_OK);
+    CHECK_EQ_BYTES(target, source, BYTES);
+    expect_nothing_left();
+    cluster_close(&c);
+}
+
 /* The memory is freed the moment the engine says so: ASan sees who still reads it. */
 TEST(a_withdrawn_region_is_not_read_any_more)
 {

@@ -37,12 +37,20 @@ def settled(device: Threads, tensor: torch.Tensor) -> torch.Tensor:
     return near(tensor)
 
 
+def pattern(rank: int) -> torch.Tensor:
+    return (torch.arange(7) * 3 + rank * 5) % 7
+
+
+def repeated(values: torch.Tensor, count: int, dtype: torch.dtype) -> torch.Tensor:
+    return values.to(dtype).repeat(-(-count // values.numel()))[:count]
+
+
 def filled(rank: int, count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return ((torch.arange(count) * 3 + rank * 5) % 7).to(dtype)
+    return repeated(pattern(rank), count, dtype)
 
 
 def total(count: int, world: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return sum((filled(rank, count, dtype) for rank in range(world)), torch.zeros(count, dtype=dtype))
+    return repeated(torch.stack([pattern(rank) for rank in range(world)]).sum(0), count, dtype)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

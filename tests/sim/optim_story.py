@@ -208,7 +208,7 @@ def _config(options: dict[str, Any], timeout_s: float | None) -> Any:
         "outer": None, "fragments": None, "overlap": None, "merge": 0.0, "codec": None, "aggregate": "mean",
         "mixing": None, "sparse": None, "staleness_penalty": 0.0, "resync_every": None, "on_failure": "retry",
     }  # fmt: skip
-    config = resolve(every=EVERY, timeout=timeout_s, **{**defaults, **options})
+    config = resolve(every=EVERY, timeout=timeout_s, offload=True, **{**defaults, **options})
     return replace(config, boundary_every=min(config.boundary_every, GOSSIP_BOUNDARY_EVERY))
 
 

@@ -14,6 +14,8 @@ LARGE = {
     "across_groups",
     "everything_moves",
     "frozen_counterpart",
+    "guest_dies",
+    "guest_prefetches",
     "guests_deal",
     "relayed_transfers",
     "source_dies_relay_serves",
