@@ -140,8 +140,8 @@ def _plan(members: Sequence[MemberInfo], measured: Measurements, broken: frozens
     detours = detours_of(n, dead, lambda a, b: float(direct.delay[a, b]))
     paths = over_detours(direct, detours)
     if _is_measured(paths):
-        doubtful = {len(measured.up), len(measured.down)} - {0, n}
-        other = over_detours(paths_of(members, measured, alike=True), detours) if doubtful else paths
+        some_known = {len(measured.up), len(measured.down)} - {0, n}  # lines
+        other = over_detours(paths_of(members, measured, alike=True), detours) if some_known else paths
         return _told(_by_measurement(members, measured, paths, other, asked), members, dead)
     return _told(_as_asked(_by_rule(members, measured, paths), asked), members, dead)
 

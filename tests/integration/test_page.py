@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import pty
@@ -189,16 +190,16 @@ def test_top_in_a_terminal(run: Run, tmp_path: Path) -> None:
     command = [*PCCL, "top", run.coordinator, "--run", "launch"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    seen = ""
+    seen, text = "", codecs.getincrementaldecoder("utf-8")()  # what is read may end amid a character
     try:
         wanted = ("what happened", "links, each way", "boundary", f"lost {run.lost}", f"join {run.came}")
         while not all(words in seen for words in wanted):
             assert select.select([ours], [], [], PATIENCE_S)[0], seen
-            seen += os.read(ours, 65536).decode()
+            seen += text.decode(os.read(ours, 65536))
         process.send_signal(signal.SIGINT)
         while select.select([ours], [], [], PATIENCE_S)[0]:
             try:
-                seen += os.read(ours, 65536).decode()
+                seen += text.decode(os.read(ours, 65536))
             except OSError:  # the other side is closed
                 break
         assert process.wait(PATIENCE_S) == 1
