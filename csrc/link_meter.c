@@ -1,4 +1,5 @@
-/* link_meter.c - passive measurement of a link from its real traffic: bandwidth, loss, round-trip time; and the limits that it sets.
+/* link_meter.c - passive measurement of a link from its real traffic: bandwidth, round-trip time, loss (loss_meter.c);
+ * and the limits that it sets.
  *
  * Bandwidth is what arrived at the other side, over all streams, in two round trips in which there had always been more to send
  * than the link was given. Three figures of the last readings count: the best (pauses make a link look slower than it is), what is

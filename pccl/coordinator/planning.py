@@ -1,5 +1,5 @@
-"""planning.py - when a group wishes for another plan than the one in use, which plan it would be, and which predictions
-are not believed for a while.
+"""planning.py - when a group wishes for another plan than the one in use, which plan it would be, which predictions
+are not believed for a while, and of which algorithms the figures say little, because none was in use yet.
 
 Pure, like membership.py, whose helper it is, and which makes the plan an epoch.
 """
