@@ -2,7 +2,6 @@
 #include "mem.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 
 #include "err.h"
@@ -10,6 +9,10 @@
 enum { POOL_SMALLEST_SHIFT = 16 };
 static const uint64_t pool_kept_bytes_max = 1ULL << 30;
 static const uint64_t pool_trim_ns = 30ULL * 1000000000ULL;
+
+struct kept {
+    struct kept *before;  /* given back before it */
+};
 
 void *mem_alloc(size_t bytes)
 {
@@ -38,10 +41,11 @@ void *pool_take(struct pool *pool, size_t bytes)
 {
     uint32_t shift = class_of(bytes);
     size_t size = (size_t)1 << shift;
-    if (pool->kept_count[shift]) {
+    struct kept *warm = pool->kept[shift];
+    if (warm) {
+        pool->kept[shift] = warm->before;
         pool->kept_bytes -= size;
-        void *warm = pool->kept[shift][--pool->kept_count[shift]];
-        if (pool->spare[shift] > pool->kept_count[shift])
+        if (pool->spare[shift] > --pool->kept_count[shift])
             pool->spare[shift] = pool->kept_count[shift];
         return warm;
     }
@@ -60,8 +64,11 @@ void pool_give(struct pool *pool, void *buffer, size_t bytes)
         return;
     uint32_t shift = class_of(bytes);
     size_t size = (size_t)1 << shift;
-    if (pool->kept_count[shift] < POOL_KEPT_PER_CLASS && pool->kept_bytes + size <= pool_kept_bytes_max) {
-        pool->kept[shift][pool->kept_count[shift]++] = buffer;
+    if (pool->kept_bytes + size <= pool_kept_bytes_max) {
+        struct kept *last = buffer;
+        last->before = pool->kept[shift];
+        pool->kept[shift] = last;
+        pool->kept_count[shift]++;
         pool->kept_bytes += size;
         return;
     }
@@ -69,15 +76,21 @@ void pool_give(struct pool *pool, void *buffer, size_t bytes)
     pool->held_bytes -= size;
 }
 
-/* The longest unused of a class: those that lie at the bottom. */
+/* The longest unused of a class: those that were given back first. */
 static void release(struct pool *pool, uint32_t shift, uint32_t count)
 {
     size_t size = (size_t)1 << shift;
-    void **kept = pool->kept[shift];
-    for (uint32_t i = 0; i < count; i++)
-        munmap(kept[i], size);
+    struct kept **end = &pool->kept[shift];
+    for (uint32_t stay = pool->kept_count[shift] - count; stay; stay--)
+        end = &(*end)->before;
+    struct kept *old = *end;
+    *end = NULL;
+    while (old) {
+        struct kept *before = old->before;
+        munmap(old, size);
+        old = before;
+    }
     pool->kept_count[shift] -= count;
-    memmove(kept, kept + count, pool->kept_count[shift] * sizeof *kept);
     pool->kept_bytes -= count * size;
     pool->held_bytes -= count * size;
 }

@@ -13,10 +13,12 @@ void *mem_alloc(size_t bytes);             /* zeroed; NULL when there is no memo
 void *mem_grow(void *old, size_t bytes);   /* as realloc */
 void mem_free(void *p);
 
-enum { POOL_CLASSES = 64, POOL_KEPT_PER_CLASS = 8 };
+enum { POOL_CLASSES = 64 };
+
+struct kept;                               /* lies in the buffer that is kept */
 
 struct pool {
-    void *kept[POOL_CLASSES][POOL_KEPT_PER_CLASS];
+    struct kept *kept[POOL_CLASSES];       /* the one that was given back last */
     uint32_t kept_count[POOL_CLASSES];
     uint32_t spare[POOL_CLASSES];          /* of these, as many as were kept all the time since the last trim */
     uint64_t trim_at_ns;

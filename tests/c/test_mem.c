@@ -7,12 +7,13 @@
 #include "test.h"
 
 static const uint64_t second_ns = 1000000000ULL;
+enum { LENT_MAX = 256 };
 static struct pool pool;
 
 /* So many of a size are lent at once, written to, and given back. */
 static void use(uint32_t count, size_t bytes)
 {
-    void *lent[POOL_KEPT_PER_CLASS];
+    void *lent[LENT_MAX];
     for (uint32_t i = 0; i < count; i++) {
         lent[i] = pool_take(&pool, bytes);
         CHECK(lent[i] != NULL);
@@ -39,10 +40,40 @@ static void seconds(uint64_t from, uint64_t to, uint32_t count, size_t bytes)
 TEST(what_is_used_again_and_again_stays)
 {
     use(3, 1 << 20);
-    void *warm = pool.kept[20][0];
+    void *warm = pool.kept[20], *lent[3];
     seconds(0, 200, 3, 1 << 20);
     CHECK_EQ_INT(pool.held_bytes, 3 << 20);
-    CHECK(pool.kept[20][0] == warm || pool.kept[20][1] == warm || pool.kept[20][2] == warm);
+    for (uint32_t i = 0; i < 3; i++)
+        lent[i] = pool_take(&pool, 1 << 20);
+    CHECK(lent[0] == warm || lent[1] == warm || lent[2] == warm);
+    for (uint32_t i = 0; i < 3; i++)
+        pool_give(&pool, lent[i], 1 << 20);
+    end();
+}
+
+/* Many small ops at once, again and again: nothing is mapped anew. */
+TEST(however_many_are_needed_at_once_are_kept)
+{
+    use(LENT_MAX, 1024);
+    CHECK_EQ_INT(pool.kept_bytes, (uint64_t)LENT_MAX << 16);
+    use(LENT_MAX, 1024);
+    CHECK_EQ_INT(pool.held_bytes, (uint64_t)LENT_MAX << 16);
+    end();
+}
+
+/* Of many the oldest go, and those that are used stay in their order. */
+TEST(what_is_not_needed_goes_from_the_end)
+{
+    pool_trim(&pool, 0);
+    use(LENT_MAX, 1024);
+    pool_trim(&pool, 100 * second_ns);
+    use(10, 1024);
+    void *last = pool.kept[16];
+    pool_trim(&pool, 200 * second_ns);
+    CHECK_EQ_INT(pool.held_bytes, 10 << 16);
+    CHECK(pool.kept[16] == last);
+    use(10, 1024);
+    CHECK_EQ_INT(pool.held_bytes, 10 << 16);
     end();
 }
 
