@@ -38,22 +38,13 @@ static const struct isa {
 
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 
-/* Asking what works here may cost microseconds, so answers are kept. Threads that race here find the same. */
-static int works(size_t isa)
-{
-    static _Atomic signed char known[ISA_COUNT];
-    if (known[isa] == 0)
-        known[isa] = reduce_kernel_isa(isas[isa].name, PCCL_FLOAT32, PCCL_SUM) != NULL ? 1 : -1;
-    return known[isa] > 0;
-}
-
 /* The kernels of a named instruction set, NULL if this machine lacks it; no name: the best. */
 static codec_table *table_of(const char *isa)
 {
     const char *name = isa != NULL ? isa : reduce_isa();
     for (size_t i = 0; i < ISA_COUNT; i++)
         if (strcmp(name, isas[i].name) == 0)
-            return works(i) ? isas[i].table : NULL;
+            return reduce_kernel_isa(name, PCCL_FLOAT32, PCCL_SUM) != NULL ? isas[i].table : NULL;
     return NULL;
 }
 

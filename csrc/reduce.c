@@ -1,6 +1,7 @@
 /* reduce.c - which kernels this machine uses, and the names and sizes of dtypes and ops.
  *
- * The choice is made from the CPU alone, once: asking a virtual machine's CPU for its features costs microseconds. */
+ * The CPU is asked for its features once for each set of kernels: in a virtual machine every question (cpuid) ends up at the hypervisor,
+ * which takes longer than the digest of a block. */
 #include "reduce_isa.h"
 
 #include <stdatomic.h>
@@ -53,25 +54,32 @@ static const struct isa isas[] = {
 
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 
+/* Threads that race here find the same. */
+static int works(size_t isa)
+{
+    static _Atomic signed char known[ISA_COUNT];
+    signed char found = atomic_load_explicit(&known[isa], memory_order_relaxed);
+    if (found == 0) {
+        found = isas[isa].works() ? 1 : -1;
+        atomic_store_explicit(&known[isa], found, memory_order_relaxed);
+    }
+    return found > 0;
+}
+
 static const struct isa *find_isa(const char *name)
 {
     for (size_t i = 0; i < ISA_COUNT; i++)
-        if (strcmp(name, isas[i].name) == 0 && isas[i].works())
+        if (strcmp(name, isas[i].name) == 0 && works(i))
             return &isas[i];
     return NULL;
 }
 
-/* Threads that race here find the same. */
 static const struct isa *best_isa(void)
 {
-    static const struct isa *_Atomic best;
-    const struct isa *found = atomic_load_explicit(&best, memory_order_relaxed);
-    if (found != NULL)
-        return found;
-    for (found = isas; !found->works(); found++)
-        continue;
-    atomic_store_explicit(&best, found, memory_order_relaxed);
-    return found;
+    size_t i = 0;
+    while (!works(i))
+        i++;
+    return &isas[i];
 }
 
 static reduce_fn *look_up(const struct isa *isa, pccl_dtype dtype, pccl_redop op)
