@@ -275,6 +275,7 @@ TABLES: dict[str, Table] = {
     "kv": Table(
         "kv",
         {
+            "transport": text("transport"),
             "blocks of": size("block_bytes"),
             "push, Gbit/s": of("write_gbit_per_s"),
             "pull, Gbit/s": of("read_gbit_per_s"),
