@@ -31,7 +31,7 @@ from pccl.weights import DeltaLog, FileShadow, MemoryShadow, Publisher, Receiver
 SITES = ("hub", "trainer", "east", "west")
 
 
-def policy(width: int = 512) -> torch.nn.Module:
+def policy(width: int = 256) -> torch.nn.Module:
     """The public base: the same on every machine."""
     torch.manual_seed(0)
     layers = [torch.nn.Embedding(512, width)]

@@ -27,6 +27,7 @@ SHOW_EVERY_S = 10.0
 @click.option("--seed", type=int, help="Of everything that is drawn.  [default: a new one]")
 @click.option("--peers", type=click.IntRange(4, 32), default=8, show_default=True)
 @click.option("--every-s", type=click.FloatRange(0.05), default=2.0, show_default=True, help="A fault so often.")
+@click.option("--work-s", type=click.FloatRange(0), default=0.0, help="What a peer is busy with by itself in a step.")
 @click.option(
     "--keeping",
     type=click.Choice(schedule.KEEPING),
@@ -45,6 +46,7 @@ def main(
     seed: int | None,
     peers: int,
     every_s: float,
+    work_s: float,
     keeping: str,
     only: str,
     replay: Path | None,
@@ -70,8 +72,8 @@ def main(
     written = directory / "schedule.jsonl"
     written.write_text(schedule.written(faults))
     click.echo(f"seed {seed}, {len(faults)} faults to come, everything is written to {directory}", err=True)
-    early = play(faults, directory, seed, peers, minutes * 60, LEASE_S, keeping, _live())
-    options = f"--seed {seed} --peers {peers} --minutes {minutes:g} --keeping {keeping}"
+    early = play(faults, directory, seed, peers, minutes * 60, LEASE_S, work_s, keeping, _live())
+    options = f"--seed {seed} --peers {peers} --minutes {minutes:g} --work-s {work_s:g} --keeping {keeping}"
     again = f"python -m stress.chaos {options} --replay {written}"
     _finish(directory, seed, again, early, as_json)
 

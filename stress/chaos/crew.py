@@ -81,8 +81,8 @@ class Process:
 class Crew:
     """Starts, watches and ends them."""
 
-    def __init__(self, wan: Emulator, directory: Path, seed: int, lease_s: float, keeping: str) -> None:
-        self.wan, self.directory, self.seed, self.lease_s = wan, directory, seed, lease_s
+    def __init__(self, wan: Emulator, directory: Path, seed: int, lease_s: float, work_s: float, keeping: str) -> None:
+        self.wan, self.directory, self.seed, self.lease_s, self.work_s = wan, directory, seed, lease_s, work_s
         self.keeper = KEEPERS[keeping](wan, directory)
         self.clocks = WallClocks(directory)
         self.processes: dict[str, Process] = {}
@@ -105,6 +105,7 @@ class Crew:
 
     def start_peer(self, site: str) -> Process:
         job = {"host": self.wan.address(site), "seed": self.seed, "timeout_s": TIMEOUT_S, "stop_at": self.stop_at}
+        job["work_s"] = self.work_s
         job["address"] = ",".join(map(self._address, self.hub_sites))
         return self._start(site, "peer.py", job)
 

@@ -65,8 +65,8 @@ class Orders:
 class Peer:
     """The loop."""
 
-    def __init__(self, comm: pccl.Communicator, seed: int, orders: Orders) -> None:
-        self.comm, self.seed, self.orders = comm, seed, orders
+    def __init__(self, comm: pccl.Communicator, seed: int, work_s: float, orders: Orders) -> None:
+        self.comm, self.seed, self.work_s, self.orders = comm, seed, work_s, orders
         self.me = comm.peer_id
         boundary = comm.boundary
         self.clean = contents.state_at(boundary)
@@ -85,6 +85,7 @@ class Peer:
             if self.orders.is_over(boundary + 1):
                 return
             self.advance(boundary)
+            time.sleep(self.work_s)
 
     def advance(self, boundary: int) -> None:
         begun = time.monotonic()
@@ -219,7 +220,7 @@ def main(job: dict[str, Any]) -> int:
         return REFUSED
     say("member", peer=comm.peer_id.hex()[:8], entered=comm.entered, b=comm.boundary, epoch=comm.epoch)
     try:
-        Peer(comm, job["seed"], orders).run()
+        Peer(comm, job["seed"], job["work_s"], orders).run()
     except pccl.PcclError as error:
         say("gone", **failure(error))
         return GONE

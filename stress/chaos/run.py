@@ -272,13 +272,14 @@ def play(
     peers: int,
     seconds: float,
     lease_s: float,
+    work_s: float,
     keeping: str,
     progress: Progress,
 ) -> str:
     """Builds everything, plays, takes it down. Gives why it ended early; empty when it did not."""
     sites = [site for some in sites_of(peers) for site in some]
     with Emulator(topology_of(seed, sites, random.Random(f"links {seed}")), large_packets=True) as wan:
-        crew = Crew(wan, directory, seed, lease_s, keeping)
+        crew = Crew(wan, directory, seed, lease_s, work_s, keeping)
         try:
             Run(crew, schedule, peers, seconds, progress).play()
         except Stuck as stuck:

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PIECE_NS = 2000000, GRAIN_NS_MAX = 200000, GRAINS_PER_DELAY = 256 };
+enum { PIECE_NS = 2000000, GRAIN_NS_MAX = 200000, GRAINS_PER_DELAY = 64 };
 
 static void stage_push(struct network *network, struct stage *stage, struct packet *packet, uint64_t t);
 

@@ -8,7 +8,7 @@
 #include "include/pccl.h"
 #include "test.h"
 
-enum { ENGINES = 3, LANES = 4, OPS_PER_LANE = 40, COUNT = 30000, TOKENS = LANES * OPS_PER_LANE, WAIT_MS = 60000 };
+enum { ENGINES = 3, LANES = 4, OPS_PER_LANE = 40, COUNT = 16000, TOKENS = LANES * OPS_PER_LANE, WAIT_MS = 60000 };
 
 static pccl_engine *engines[ENGINES];
 static float *buffers[ENGINES][TOKENS];
@@ -229,7 +229,7 @@ TEST(many_ops_from_many_threads_while_streams_die)
 /* Every op that was accepted ends exactly once, well or with its input restored. */
 TEST(closing_while_ops_are_in_flight)
 {
-    for (int round = 0; round < 10; round++) {
+    for (int round = 0; round < 2 * ENGINES; round++) { /* each of them closes first, early and late */
         struct caller callers[ENGINES * LANES];
         int accepted[ENGINES];
         fill_buffers();

@@ -38,7 +38,9 @@ def differs(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 
 def matrix(rank: int, size: int) -> dict[str, Any]:
-    """Every case in groups of all sizes, of which this rank is in some."""
+    """Every case in groups of all sizes, of which this rank is in some; tensors with gaps in the largest, where gloo
+    takes the longest and ours is worth asking twice.
+    """
     wrong, count = [], 0
     for members in range(1, size + 1):
         ranks = tuple(range(members))
@@ -48,7 +50,7 @@ def matrix(rank: int, size: int) -> dict[str, Any]:
             continue
         for name, case in cases():
             expected = case(Place(theirs, ranks))
-            for strided in (False, True):
+            for strided in (False, True) if members == size else (False,):
                 count += 1
                 got = case(Place(ours, ranks, strided))
                 if len(got) != len(expected) or any(map(differs, [g.contiguous() for g in got], expected)):

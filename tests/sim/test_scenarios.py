@@ -7,7 +7,7 @@ import pytest
 from pccl.testing import SCENARIOS, run_seed, simulate
 from pccl.testing.simulate import replay
 
-SEEDS = 8
+SEEDS = 5
 #: Of those in which several groups, or all kinds of faults, keep many processes busy: `make sim` runs thousands.
 FEWER = 3
 LARGE = {

@@ -6,7 +6,7 @@ import pytest
 
 from pccl.testing import simulate
 
-SEEDS = 120
+SEEDS = 80
 
 
 @pytest.mark.parametrize("start", range(0, 2 * SEEDS, SEEDS))
