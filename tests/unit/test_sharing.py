@@ -19,7 +19,7 @@ from pccl.sharing.report import Difference, differences_of, flags_of
 from pccl.sharing.rounds import Sync
 from pccl.sharing.staging import READ_FIRST, SCALARS_AHEAD_MAX, InPlace, Staging, differing
 from pccl.transfer.layout import Layout
-from pccl.transfer.manifest import Head, Manifest, digest_of
+from pccl.transfer.manifest import HEAD_GENERATION, Head, Manifest, digest_of, head_key
 from pccl.transfer.schedule import Schedule
 from pccl.transfer.target import Bytes
 
@@ -164,10 +164,19 @@ def test_one_percent_of_chunks_is_little_more_than_one_percent_of_bytes(small_ch
     assert "'w' at peer 03030303: 10 of 1000 chunks, bytes 0-1023, 102400-103423" in str(outcomes[0])
 
 
+class Patient(Fake):
+    """Begins to fetch when all of its sources show it: none comes too late to have a part."""
+
+    def pull(self, name: str, target: Any, sources: Sequence[bytes], wish: Any, seconds: float) -> Any:
+        with self.hub.changed:
+            self.hub.wait(lambda: all((head_key(name), HEAD_GENERATION) in self.hub.regions[peer] for peer in sources))
+        return super().pull(name, target, sources, wish, seconds)
+
+
 def test_several_sources_share_what_differs(small_chunks: None) -> None:
     hub = Hub(4)
     held = [{"w": bytes_of(3000 * 1024, max(rank, 1))} for rank in (1, 1, 1, 3)]
-    fakes = [Fake(hub, rank) for rank in range(4)]
+    fakes = [*(Fake(hub, rank) for rank in range(3)), Patient(hub, 3)]
     outcomes = run(fakes, lambda fake, rank: sync_state(fake, held[rank]))
     assert all(outcome.sent_bytes > 0 for outcome in outcomes[:3])
     assert sum(outcome.sent_bytes for outcome in outcomes) == outcomes[3].received_bytes >= 3000 * 1024
