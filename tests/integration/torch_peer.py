@@ -38,8 +38,8 @@ def differs(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 
 def matrix(rank: int, size: int) -> dict[str, Any]:
-    """Every case in groups of all sizes, of which this rank is in some; in the largest also with tensors that have gaps,
-    which matter to each rank by itself.
+    """Every case in groups of all sizes, of which this rank is in some. Gaps in tensors matter to each rank by itself:
+    so those with gaps only in the largest group.
     """
     wrong, count = [], 0
     for members in range(1, size + 1):
