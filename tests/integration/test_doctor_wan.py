@@ -29,6 +29,7 @@ PCCL = [sys.executable, "-c", "from pccl.cli import main; main()"]
 PATIENCE_S = 120
 RTT_MS, UP_MBIT, DOWN_MBIT = 40.0, 60.0, 100.0
 PAYLOAD = 1448 / 1500  # of a wire packet
+LONG_S = "4"  # of which 3.3 s count: a machine that stands still for two tenths of a second does not spoil the mean
 TOPOLOGY = {
     "sites": {"a": {}, "b": {}},
     "defaults": {"rtt_ms": RTT_MS},
@@ -93,7 +94,7 @@ def near(value: float, expected: float, share: float = 0.08) -> bool:
 def test_a_path_is_found_as_it_is_and_the_advice_helps(wan: Any) -> None:
     """The client's send buffer holds a third of the path. Its owner does what the doctor says, and asks again."""
     small = 'net.ipv4.tcp_wmem="4096 16384 131072"'
-    before = Examination(wan, sysctls=(small,))
+    before = Examination(wan, seconds=LONG_S, sysctls=(small,))
     assert before.codes == (0, 0)
     rtt = before.found["round trip", f"{CLIENT} <-> {LISTENER}"]
     assert RTT_MS <= rtt["min_ms"] < RTT_MS + 5  # the median is that of a busy machine
@@ -112,7 +113,7 @@ def test_a_path_is_found_as_it_is_and_the_advice_helps(wan: Any) -> None:
 
     told = re.search(r'sysctl -w (net\.ipv4\.tcp_wmem="[\d ]+")', buffers["change"])
     assert told
-    after = Examination(wan, sysctls=(told[1],))
+    after = Examination(wan, seconds=LONG_S, sysctls=(told[1],))
     assert near(after.found["bandwidth", UP]["one_stream_mbit_per_s"], UP_MBIT * PAYLOAD)
     assert after.levels() == {"advice": set(), "problem": set()}
 
