@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -136,7 +137,7 @@ def east(comm: pccl.Communicator, options: dict[str, Any]) -> None:
     """A prefill for each line of input; every layer leaves when it is there."""
     model, cache = Model(), Cache()
     with kv.register(comm, cache.layout(), {"full": cache.buffers}) as pool:
-        say(ready=True)
+        say(ready=True, pid=os.getpid())
         for line in sys.stdin:
             request = json.loads(line)
             blocks = cache.take(request["tokens"])
@@ -224,7 +225,7 @@ def west(comm: pccl.Communicator, options: dict[str, Any]) -> None:
     cache = Cache()
     with kv.register(comm, cache.layout(), {"full": cache.buffers}) as pool:
         decoder = Decoder(pool, cache)
-        say(ready=True)
+        say(ready=True, pid=os.getpid())
         for line in sys.stdin:
             say(**decoder.serve(json.loads(line)))
 
@@ -262,8 +263,7 @@ class Show:
             self.at[site] = Process(popen, __file__, site, role, {**common, **mine})
             if site == "hub":
                 self.at[site].next()
-        for site in SITES[1:]:
-            self.at[site].next()
+        self._pids = {site: self.at[site].next()["pid"] for site in SITES[1:]}
         self._seed = 0
 
     def request(
@@ -283,10 +283,10 @@ class Show:
         self.at[site].tell(json.dumps({**facts, "ticket": ticket}))
         self.at["west"].until(lambda news: "landed" in news)
         if freeze:
-            self.at[site].signal(signal.SIGSTOP)
+            os.kill(self._pids[site], signal.SIGSTOP)
         result = self.at["west"].until(lambda news: "outcome" in news)
         if freeze:
-            self.at[site].signal(signal.SIGCONT)
+            os.kill(self._pids[site], signal.SIGCONT)
         return {**result, "there": self.at[site].next()}
 
     def close(self) -> None:

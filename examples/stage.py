@@ -68,10 +68,6 @@ class Process:
         assert self.process.stdin is not None
         print(line, file=self.process.stdin, flush=True)
 
-    def signal(self, number: int) -> None:
-        """A signal."""
-        self.process.send_signal(number)
-
     def kill(self) -> None:
         """At once."""
         self.process.kill()

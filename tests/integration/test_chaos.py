@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.timeout(420),
 ]
 
-WORK_S = 0.2  # a quarter of the time, in which others may have the processors; `make soak` has no pauses
+WORK_S = 0.5  # two fifths of the time, in which others may have the processors; `make soak` has no pauses
 SEED = 14  # it has everything that happens to coordinators
 TIMEOUT_S = 400
 

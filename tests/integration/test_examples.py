@@ -123,10 +123,9 @@ def test_rl_weight_sync(forked: str, tmp_path: Path) -> None:
     assert "4 workers" in output and "done: 12 versions in " in output
 
 
-def test_prefill_offload(tmp_path: Path) -> None:
-    """Not forked: it freezes a process of its own, which SIGSTOP does to no program behind a stand-in."""
+def test_prefill_offload(forked: str, tmp_path: Path) -> None:
     options = ["--local", "--tokens", "200", "--requests", "1"]
-    output = run(tmp_path, sys.executable, EXAMPLES / "07_prefill_offload.py", *options)
+    output = run(tmp_path, sys.executable, forked, EXAMPLES / "07_prefill_offload.py", *options)
     assert "logits equal to the last bit" in output
     assert "here aborted (the user has gone), there TransferAborted (the user has gone)" in output
     assert "one whose prefill freezes: here Transfer" in output

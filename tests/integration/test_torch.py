@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from integration.torch_run import free_port, run_ranks
 
-RANKS = 4
+RANKS = 3
 
 
 @pytest.fixture(scope="module")

@@ -261,21 +261,21 @@ def test_process_groups_ddp_and_fsdp(forked: str, tmp_path: Path, kind: str) -> 
 
 
 @devices
-def test_the_table_of_staging_overlap(kind: str) -> None:
-    rows = run_benchmark("--device", kind, "--mib", "1", "8", "--rounds", "2", "--json")
+def test_the_table_of_staging_overlap(forked: str, kind: str) -> None:
+    rows = run_benchmark(forked, "--device", kind, "--mib", "1", "8", "--rounds", "2", "--json")
     found = json.loads(rows.stdout)
     assert [row["mib"] for row in found["rows"]] == [1, 8]
     assert all(row[name] > 0 for row in found["rows"] for name in ("naive_s", "pipeline_s", "network_s", "copies_s"))
 
 
 @pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
-def test_the_benchmark_says_why_it_cannot_run() -> None:
-    ended = run_benchmark(expect=2)
+def test_the_benchmark_says_why_it_cannot_run(forked: str) -> None:
+    ended = run_benchmark(forked, expect=2)
     assert "torch_staging needs a GPU: torch.cuda.is_available() is False" in ended.stderr
 
 
-def run_benchmark(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stress.torch_staging", *arguments]
+def run_benchmark(forked: str, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, forked, "-m", "stress.torch_staging", *arguments]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
     assert ended.returncode == expect, ended.stderr
     return ended

@@ -19,17 +19,14 @@ from pccl.weights import (
     DamageError,
     DeltaLog,
     LogError,
-    MemoryShadow,
     Publisher,
     Receiver,
-    Schema,
     SchemaError,
     ShardPublisher,
     SigningKey,
     WeightsError,
     files,
 )
-from pccl.weights.base import fill
 
 KEY = SigningKey()
 
@@ -256,39 +253,3 @@ def test_a_lead_that_ends_ends_what_is_under_way_and_may_come_again(net: Run, tm
     assert theirs.wait("durable", WAIT_S).bytes > SCHEMA.tensors[4].nbytes  # what it held was of another version
     assert (again.tip.version, theirs.version) == (3, 3)
     assert head_of(again) == state["head"].tobytes()
-
-
-def test_ranks_of_fsdp_give_their_dtensors(net: Run, tmp_path: Path) -> None:
-    """Two processes, sharded by FSDP2, with rows that do not divide evenly; a receiver holds what both have."""
-    import xxhash
-    from integration.weights_fsdp import build
-
-    script, store, log = (
-        str(path) for path in (Path(__file__).with_name("weights_fsdp.py"), tmp_path / "s", tmp_path / "l")
-    )
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script, net.address, SECRET, store, str(rank), log],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    try:
-        lead, _ = (bytes.fromhex(rank.stdout.readline()) for rank in ranks)
-        model = build().state_dict()
-        shadow = MemoryShadow(Schema.of(model))
-        fill(shadow, {name: value.detach() for name, value in model.items()})
-        rx = net.keep(Receiver(net.comms[1], shadow, upstream=[lead]))
-        for version in (1, 2):
-            for rank in ranks:
-                print("go", file=rank.stdin, flush=True)
-            said = [rank.stdout.readline().split() for rank in ranks]
-            commit_until(rx, version)
-            whole = b"".join(shadow.tensor(name).tobytes() for name in model)
-            assert said == [[str(version), xxhash.xxh3_128_hexdigest(whole)]] * 2
-    finally:
-        for rank in ranks:
-            rank.stdin.close()
-        for rank in ranks:
-            assert rank.wait(WAIT_S) == 0
-            rank.stdout.close()
