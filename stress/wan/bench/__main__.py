@@ -118,7 +118,7 @@ def conclude(rows: Sequence[Row], folder: Path | None, as_json: bool, limits: bo
 @click.option("--without", multiple=True, type=click.Choice([*SIDES][1:]), help="A side that is left out.")
 @click.option("--rounds", "ours", type=click.IntRange(1), default=5, show_default=True, help="Samples of ours.")
 @click.option("--gloo-rounds", "gloo", type=click.IntRange(1), default=2, show_default=True, help="Of gloo, at most.")
-@click.option("--settle", "settle_s", default=25.0, show_default=True, help="Seconds of warm-up of ours: it measures.")
+@click.option("--settle", "settle_s", default=25.0, show_default=True, help="Seconds of warm-up of each of ours.")
 @click.option("--budget", "budget_s", default=60.0, show_default=True, help="Seconds that all samples may take.")
 @click.option("--streams", type=click.IntRange(1, 64), help="Fix the streams of ours.")
 @click.option("--algorithm", type=click.Choice(list(ALGORITHMS)), default="auto", help="Fix the algorithm of ours.")

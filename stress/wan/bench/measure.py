@@ -23,7 +23,7 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """How much is measured. `settle_s`: of warm-up of ours; `budget_s`: for all of a scenario's samples."""
+    """How much is measured. `settle_s`: of warm-up of each of ours; `budget_s`: for all of a scenario's samples."""
 
     ours: int
     gloo: int
@@ -74,12 +74,14 @@ class Measurement:
             self.failure = str(error)
 
     def _warm_up(self) -> None:
-        """Ours until its planner has had the time to see the paths; the first result of each is checked whole."""
+        """Each of ours until its planner has had the time to see the paths; the first result is checked whole."""
         ours = [side for side in self.samples if side != "gloo"]
-        end = time.monotonic() + self.rounds.settle_s
-        while self.warm_ups == 0 or time.monotonic() < end:
-            for side in ours:
+        spent_s = dict.fromkeys(ours, 0.0)
+        while waiting := [side for side in ours if self.warm_ups == 0 or spent_s[side] < self.rounds.settle_s]:
+            for side in waiting:
+                began = time.monotonic()
                 self.crew.reduce(side, self.scenario.nbytes, whole=self.warm_ups == 0)
+                spent_s[side] += time.monotonic() - began
             self.warm_ups += 1
         end = time.monotonic() + min(BOUNDARIES_S, self.rounds.settle_s)
         while time.monotonic() < end:
