@@ -44,7 +44,7 @@ static codec_table *table_of(const char *isa)
     const char *name = isa != NULL ? isa : reduce_isa();
     for (size_t i = 0; i < ISA_COUNT; i++)
         if (strcmp(name, isas[i].name) == 0)
-            return reduce_kernel_isa(name, PCCL_FLOAT32, PCCL_SUM) != NULL ? isas[i].table : NULL;
+            return reduce_has_isa(name) ? isas[i].table : NULL;
     return NULL;
 }
 

@@ -34,7 +34,7 @@ static int works(const char *name)
 #if defined(__x86_64__)
     has_bits = strcmp(name, "scalar") == 0 || (__builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt"));
 #endif
-    return has_bits && reduce_kernel_isa(name, PCCL_FLOAT32, PCCL_SUM) != NULL;
+    return has_bits && reduce_has_isa(name);
 }
 
 /* Where the best that works has no kernels of ours, the scalar ones do. */

@@ -94,6 +94,11 @@ reduce_fn *reduce_kernel(pccl_dtype dtype, pccl_redop op)
     return look_up(best_isa(), dtype, op);
 }
 
+int reduce_has_isa(const char *isa)
+{
+    return find_isa(isa) != NULL;
+}
+
 reduce_fn *reduce_kernel_isa(const char *isa, pccl_dtype dtype, pccl_redop op)
 {
     return look_up(find_isa(isa), dtype, op);

@@ -18,7 +18,9 @@ typedef void reduce_fn(void *dst, const void *const *srcs, uint32_t src_count, s
 
 /* The best kernel this machine has. NULL for a pair that does not exist (AVG of integers). */
 reduce_fn *reduce_kernel(pccl_dtype dtype, pccl_redop op);
-/* The kernel of a named instruction set ("scalar", "avx2", "avx512", "neon"); NULL if unknown here. */
+/* Whether this machine has a named instruction set: "scalar", "avx2", "avx512" or "neon". */
+int reduce_has_isa(const char *isa);
+/* The kernel of one of these; NULL if unknown here. */
 reduce_fn *reduce_kernel_isa(const char *isa, pccl_dtype dtype, pccl_redop op);
 /* Name of the instruction set that reduce_kernel uses. */
 const char *reduce_isa(void);

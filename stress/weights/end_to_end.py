@@ -10,7 +10,10 @@ receiver had other bytes, or a bound was missed.
 Encoding that the link did not hide: while blocks are encoded the link is busy with what they have become. Had all of
 the payload gone by the time that the last one was encoded, the link would have been idle for `encode_s` - `link_s` of
 that; what goes later makes it longer. The bound takes the least that it can be. `encode_s` is as it was measured, from
-the call's turn until the last block, with the receiver on the same cores.
+the call's turn until the last block.
+
+Trainer and receiver share the processors of this machine, which are not theirs alone as those of two machines are: each
+codes with `--threads`, by default as many as a half of the processors.
 
 All of it runs on this machine, with a copy of the weights for each receiver and two for the trainer: ten of 2 GiB for
 `--regions 4` are too many for 24 GiB, and eight receivers on two cores take as long as their work does.
@@ -64,7 +67,7 @@ class Crew:
         env |= {"RES_OPTIONS": "timeout:1 attempts:1", "OMP_NUM_THREADS": "1"}
         job = {
             "coordinator": f"tcp://{wan.address('hub')}:{PORT}", "run": "weights", "secret": secrets.token_hex(32),
-            "peers": 1 + regions, "mib": options["mib"], "density": options["density"], "codecs": options["codecs"],
+            "peers": 1 + regions, **{name: options[name] for name in ("mib", "density", "codecs", "threads")},
         }  # fmt: skip
 
         def start(site: str, role: str, script: Path = SCRIPT) -> Worker:
@@ -157,6 +160,9 @@ def measured(options: Row, regions: int, workers: int, rounds: int) -> Row:
 @click.option("--mib", type=click.IntRange(8), default=2048, show_default=True, help="MiB of bf16 weights.")
 @click.option("--codecs", type=click.Choice(["fast", "auto"]), default="fast", show_default=True, help="Of encode.")
 @click.option("--density", type=click.FloatRange(0, 1), default=0.008, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1), default=max(1, (os.cpu_count() or 1) // 2), show_default=True, help="Of each."
+)
 @click.option("--regions", type=click.IntRange(0, 8), multiple=True, default=[0], show_default=True)
 @click.option("--workers", type=click.IntRange(1, 8), default=2, show_default=True, help="Of each region.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
@@ -201,7 +207,7 @@ def others_of(options: Row) -> Iterator[Row]:
     """A row for each of others.py."""
     pair = synthetic.pair(BLOCK_ELEMENTS, options["density"])
     blocks = options["mib"] * (1 << 20) // pair[0].nbytes
-    for name, found in others.rows(pair, blocks, options["rate_mbit"], options["rtt_ms"]).items():
+    for name, found in others.rows(pair, blocks, options["rate_mbit"], options["rtt_ms"], options["threads"]).items():
         yield {"op": "weights_others", "method": name, "mib": options["mib"], **found}
 
 

@@ -21,7 +21,6 @@ import zstandard
 
 __all__ = ["METHODS", "rows"]
 
-THREADS = 2
 BLOCKS_MAX = 32
 State = np.ndarray[Any, Any]
 
@@ -55,11 +54,13 @@ def blocks_of(old: State, new: State, count: int) -> Iterator[tuple[State, State
         yield np.roll(old, 97 * number), np.roll(new, 97 * number)
 
 
-def rows(pair: tuple[State, State], blocks: int, rate_mbit: float, rtt_ms: float) -> dict[str, dict[str, float]]:
-    """By method: bytes of so many blocks, seconds of coding by THREADS threads, and seconds until it is there."""
+def rows(
+    pair: tuple[State, State], blocks: int, rate_mbit: float, rtt_ms: float, threads: int
+) -> dict[str, dict[str, float]]:
+    """By method: bytes of so many blocks, seconds of coding by so many threads, and seconds until it is there."""
     tried = list(blocks_of(*pair, min(blocks, BLOCKS_MAX)))
     found = {}
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for name, method in METHODS.items():
             started = time.monotonic()
             nbytes = sum(pool.map(lambda both, method=method: method(*both), tried)) * blocks / len(tried)  # type: ignore[misc]

@@ -69,7 +69,7 @@ def trainer(comm: Any, job: dict[str, Any], scratch: Path) -> None:
     places = [(where + 97 * number) % tiles[0].size for number in range(len(state))]
     pairs = list(zip((tensor.name for tensor in schema.tensors), state, strict=True))
     log = DeltaLog(scratch, keep_bytes=1 << 28)
-    with Publisher(comm, schema, base=pairs, log=log, codecs=job["codecs"]) as pub:
+    with Publisher(comm, schema, base=pairs, log=log, codecs=job["codecs"], threads=job["threads"]) as pub:
         say(id=comm.peer_id.hex())
         for number, line in enumerate(sys.stdin):
             told = json.loads(line)
@@ -104,11 +104,12 @@ def follow(comm: Any, job: dict[str, Any], scratch: Path) -> None:
     if job["role"] == "relay":
         at = shadow.at
         shadow.close()
-        with Relay(comm, schema, base=at, log=DeltaLog(scratch, keep_bytes=1 << 28), upstream=upstream):
+        log = DeltaLog(scratch, keep_bytes=1 << 28)
+        with Relay(comm, schema, base=at, log=log, upstream=upstream, threads=job["threads"]):
             say(ready=True)
             sys.stdin.read()
         return
-    with Receiver(comm, shadow, upstream=upstream) as rx:
+    with Receiver(comm, shadow, upstream=upstream, threads=job["threads"]) as rx:
         say(ready=True)
         threading.Thread(target=lambda: (sys.stdin.read(), rx.close()), daemon=True).start()
         for update in rx.updates():

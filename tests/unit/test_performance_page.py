@@ -116,7 +116,7 @@ def rows_of(step: str) -> list[dict[str, Any]]:
         fetch = {"seconds": 4.6, "first_s": 0.2, "retries": 0}
         return [transfers.row_of({**network, "bytes": 256 * MIB, "sources": 1}, MIB, [fetch])]
     if step == "weights":
-        options = {**network, "mib": 64, "codecs": "fast", "density": 0.008}
+        options = {**network, "mib": 64, "codecs": "fast", "threads": 1, "density": 0.008}
         times = dict.fromkeys(("encode_s", "written_s", "durable_s", "stage_s", "commit_s"), 0.1)
         fan = {
             **times,
