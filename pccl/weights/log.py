@@ -115,7 +115,7 @@ class DeltaLog:
         """The file of the next delta, which is being made; `append` makes it part of the log. LogError."""
         return Growing(self._delta_path(self.tip.version + 1))
 
-    def append(self, data: bytes, payload: Payload, begun: Growing | None = None) -> None:
+    def append(self, data: bytes | bytearray, payload: Payload, begun: Growing | None = None) -> None:
         """The next delta; when this returns it is durable, and the tip. `begun`: has been given all of `data`.
         LogError: it is not, and nothing has changed. LineageError if it is not the next one.
         """

@@ -242,16 +242,16 @@ class Publisher:
         before = self.tip
         ticket.version = before.version + 1
         writer = Writer(Prelude(before, ticket.version, self.schema.hash))
-        parts: list[bytes] = []
+        data = bytearray()  # grows on the way: gathered at the end, it would keep receivers waiting
         digests = list(self._baseline.digests)
 
         with self.log.begin() as file:
 
-            def send(data: bytes) -> None:
-                if data:
-                    parts.append(data)
-                    self._source.live.write(data)
-                    file.add(data)
+            def send(some: bytes) -> None:
+                if some:
+                    self._source.live.write(some)
+                    file.add(some)
+                    data.extend(some)
 
             send(writer.begin())
             self._encode(ticket, news, writer, digests, send)
@@ -260,7 +260,6 @@ class Publisher:
             self._advance(ticket, 0)
             send(self._end(writer, before, digests))
             self._source.live.conclude()
-            data = b"".join(parts)
             payload = Payload(data)
             self.log.append(data, payload, file)
         self._source.live.finish()
