@@ -161,7 +161,11 @@ def measured(options: Row, regions: int, workers: int, rounds: int) -> Row:
 @click.option("--codecs", type=click.Choice(["fast", "auto"]), default="fast", show_default=True, help="Of encode.")
 @click.option("--density", type=click.FloatRange(0, 1), default=0.008, show_default=True)
 @click.option(
-    "--threads", type=click.IntRange(1), default=max(1, (os.cpu_count() or 1) // 2), show_default=True, help="Of each."
+    "--threads",
+    type=click.IntRange(1),
+    default=max(1, (os.cpu_count() or 1) // 2),
+    show_default=True,
+    help="Of each process.",
 )
 @click.option("--regions", type=click.IntRange(0, 8), multiple=True, default=[0], show_default=True)
 @click.option("--workers", type=click.IntRange(1, 8), default=2, show_default=True, help="Of each region.")
