@@ -94,6 +94,11 @@ def near(value: float, expected: float, share: float = 0.08) -> bool:
     return abs(value - expected) <= share * expected
 
 
+def is_of_one_stream(value: float, line: float) -> bool:
+    """No more than the line carries; less on a busy machine."""
+    return (1 - LONE) * line <= value and (value <= line or near(value, line))
+
+
 def test_a_path_is_found_as_it_is_and_the_advice_helps(wan: Any) -> None:
     """The client's send buffer holds a third of the path. Its owner does what the doctor says, and asks again."""
     small = 'net.ipv4.tcp_wmem="4096 16384 131072"'
@@ -105,7 +110,7 @@ def test_a_path_is_found_as_it_is_and_the_advice_helps(wan: Any) -> None:
     up, down = before.found["bandwidth", UP], before.found["bandwidth", DOWN]
     assert near(up["all_streams_mbit_per_s"], UP_MBIT * PAYLOAD)
     assert near(down["all_streams_mbit_per_s"], DOWN_MBIT * PAYLOAD)
-    assert near(down["one_stream_mbit_per_s"], DOWN_MBIT * PAYLOAD, LONE)
+    assert is_of_one_stream(down["one_stream_mbit_per_s"], DOWN_MBIT * PAYLOAD)
     buffers = before.found["buffers", UP]
     assert near(up["one_stream_mbit_per_s"], buffers["one_stream_limit_mbit_per_s"], LONE), "the kernel keeps the limit"
     assert buffers["held_by_send_buffer_percent"] > 20
@@ -120,7 +125,7 @@ def test_a_path_is_found_as_it_is_and_the_advice_helps(wan: Any) -> None:
     assert told
     after = Examination(wan, seconds=LONG_S, sysctls=(told[1],))
     helped = after.found["bandwidth", UP]["one_stream_mbit_per_s"]
-    assert near(helped, UP_MBIT * PAYLOAD, LONE) and helped > 1.5 * up["one_stream_mbit_per_s"]
+    assert is_of_one_stream(helped, UP_MBIT * PAYLOAD) and helped > 1.5 * up["one_stream_mbit_per_s"]
     levels = after.levels()
     assert levels["advice"] <= {f"bandwidth {UP}", f"bandwidth {DOWN}"} and levels["problem"] == set()
 
