@@ -26,7 +26,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-LANES := c processes chaos training units wan
+LANES := c processes chaos training units wan lines
 
 .PHONY: help venv test test-py $(LANES:%=test-%) $(LANES:%=lane-%) $(VARIANTS:%=c-%) demo bench docs sim fuzz soak lint dist clean
 .DELETE_ON_ERROR:
@@ -72,11 +72,12 @@ $(VENV)/.installed: $(VENV)/.base $(SOURCES)
 
 # Three lanes at a time, in this order, so that no processor of two is idle: the C tests need no environment and run while
 # pip makes it; processes, chaos and emulated WANs wait for the network most of the time, and the longest of them begins
-# first; what begins last is short, and not alone. What a lane says is in build/test/LANE.log, and is shown when it has
-# ended; all go on when one fails.
+# first; what begins last is short, and not alone. Then, with the machine to itself, what measures lines: rates and
+# round trips. What a lane says is in build/test/LANE.log, and is shown when it has ended; all go on when one fails.
 test:
 	@rm -rf build/test && mkdir -p build/test
-	@$(MAKE) --no-print-directory --jobs=3 --keep-going $(LANES:%=lane-%); status=$$?; \
+	@status=0; $(MAKE) --no-print-directory --jobs=3 --keep-going $(patsubst %,lane-%,$(filter-out lines,$(LANES))) || status=2; \
+	    $(MAKE) --no-print-directory lane-lines || status=2; \
 	    echo "== summary"; for lane in $(LANES); do \
 	        echo "$$lane: $$(grep -sv '^make' build/test/$$lane.log | tail -n 1 | grep . || echo did not run)"; done; exit $$status
 
@@ -89,9 +90,10 @@ $(LANES:%=lane-%): lane-%:
 
 INTEGRATION := tests/integration
 CHAOS    := $(INTEGRATION)/test_chaos.py
-WAN      := $(wildcard $(INTEGRATION)/test_wan*.py $(INTEGRATION)/test_doctor*.py)
+LINES    := $(INTEGRATION)/test_wan.py $(INTEGRATION)/test_doctor_wan.py
+WAN      := $(filter-out $(LINES),$(wildcard $(INTEGRATION)/test_wan*.py $(INTEGRATION)/test_doctor*.py))
 TRAINING := $(wildcard $(INTEGRATION)/test_docs.py $(INTEGRATION)/test_examples.py $(INTEGRATION)/test_optim_*.py $(INTEGRATION)/test_torch*.py)
-APART    := $(CHAOS) $(WAN) $(TRAINING)
+APART    := $(CHAOS) $(WAN) $(LINES) $(TRAINING)
 
 # Variants beside each other, so that the long last program of one does not keep a processor idle.
 test-c:
@@ -108,6 +110,9 @@ test-units: venv
 
 test-wan: venv
 	$(BIN)/pytest --quiet $(WAN)
+
+test-lines: venv
+	$(BIN)/pytest --quiet $(LINES)
 
 test-processes: venv
 	$(BIN)/pytest --quiet $(INTEGRATION) $(APART:%=--ignore=%)

@@ -110,10 +110,12 @@ def judge_rtt(wan: Emulator, a: str, b: str, measured: dict[str, Any]) -> Findin
     return Finding((a, b), "round trip", f"{expected:.2f} ms", f"{found_ms:.2f} ms", ok)
 
 
-def check_rtts(wan: Emulator, prober: Prober, pairs: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+def check_rtts(
+    wan: Emulator, prober: Prober, pairs: Sequence[tuple[str, str]], ipv6: bool = False
+) -> Iterator[Finding]:
     """All at once: they hardly load the machine."""
     echoes = [prober.listen(site, "echo", ECHO_PORT) for site in sorted({b for _, b in pairs})]
-    pings = [(a, b, prober.start(a, "ping", wan.address(b), ECHO_PORT, PINGS)) for a, b in pairs]
+    pings = [(a, b, prober.start(a, "ping", wan.address(b, ipv6), ECHO_PORT, PINGS)) for a, b in pairs]
     for a, b, ping in pings:
         yield judge_rtt(wan, a, b, prober.result(ping))
     for echo in echoes:
