@@ -62,8 +62,7 @@ ISA_INLINE __m256i fields_32(const uint8_t *at, unsigned shift, unsigned low)
     return shift == 1 ? pack(x[0], x[1], 0) : pack(pack_words(x[0], x[1]), pack_words(x[2], x[3]), 0);
 }
 
-ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64], uint64_t *masks,
-                            uint32_t *counts)
+ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64], uint64_t planes[4])
 {
     __m256i x[2];
     for (unsigned i = 0; i < 2; i++) {
@@ -71,11 +70,8 @@ ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delt
         x[i] = _mm256_min_epu8(x[i], _mm256_set1_epi8((char)(how->count - 1)));
         _mm256_storeu_si256((__m256i *)classes + i, x[i]);
     }
-    for (uint32_t c = 0; c < how->count; c++) {
-        __m256i same = _mm256_set1_epi8((char)c);
-        masks[c] = bytes_mask(_mm256_cmpeq_epi8(x[0], same)) | bytes_mask(_mm256_cmpeq_epi8(x[1], same)) << 32;
-        counts[c] = (uint32_t)_mm_popcnt_u64(masks[c]);
-    }
+    for (int j = 0; j < 4; j++)
+        planes[j] = bytes_mask(_mm256_slli_epi16(x[0], 7 - j)) | bytes_mask(_mm256_slli_epi16(x[1], 7 - j)) << 32;
 }
 
 /* Greater, unsigned, is not "least of both and equal". */

@@ -3,12 +3,13 @@
  * The includer defines ISA_TARGET (function attributes that switch the instruction set on), ISA_KERNELS (the name of the table), and before
  * that these functions of 64 elements:
  *   changed_64    a bit for each that differs
- *   classify_64   their classes, as bytes; and for all classes a bit for each that is of it, and how many these are
+ *   classify_64   their classes, as bytes, and the bits of all classes in turn, the lowest first: a bit for each element
  *   pass          adds `counts` to `passed`; a bit for each class of which that is now more than `next`
  *   digest_words  the digest of so many whole words, the first of which has number `first`; fetches as much from `ahead` on
  * and those of delta_hash.h. */
 
-enum { GROUP = 64, TILE_GROUPS = 32, TILE = GROUP * TILE_GROUPS, SCAN_BYTES = 1024 };
+enum { GROUP = 64, TILE_GROUPS = 32, TILE = GROUP * TILE_GROUPS, SCAN_BYTES = 1024, CLASS_BITS = 4 };
+_Static_assert(DELTA_CLASSES_MAX == 1 << CLASS_BITS, "a class has so many bits");
 
 #include "delta_group.h"
 #include "delta_hash.h"
@@ -144,18 +145,46 @@ ISA_TARGET static uint64_t patched(const struct delta_span *old, const struct de
 
 /* -- classes ------------------------------------------------------------------------------------------------------- */
 
-/* TILE elements: each one's class; the elements of a group that are of a class, and how many those are. */
+/* The classes of a group in planes: bit i of planes[j] is bit j of element i's class. */
+struct planes {
+    uint64_t planes[CLASS_BITS], there; /* the elements that there are */
+};
+
+/* TILE elements: each one's class, twice; how many of a group are of a class. */
 struct tile {
-    uint64_t masks[TILE_GROUPS][DELTA_CLASSES_MAX];
+    struct planes planes[TILE_GROUPS];
     uint32_t counts[TILE_GROUPS][DELTA_CLASSES_MAX];
     uint8_t classes[TILE];
     uint32_t groups;
 };
 
-ISA_INLINE void tile_group(struct tile *t, const uint8_t *at, unsigned shift, const struct delta_classes *how)
+/* The elements of a group that are of a class. Most groups have changes of one class or none, so this is made when it is asked for. */
+ISA_INLINE uint64_t tile_mask(const struct tile *t, uint32_t g, uint32_t c)
+{
+    uint64_t mask = t->planes[g].there;
+    for (unsigned j = 0; j < CLASS_BITS; j++)
+        mask &= t->planes[g].planes[j] ^ ((uint64_t)(c >> j & 1) - 1);
+    return mask;
+}
+
+/* Of all classes at once: what the two low bits say, and the two high ones. */
+ISA_INLINE void count_classes(const struct planes *p, uint32_t counts[DELTA_CLASSES_MAX])
+{
+    uint64_t a = p->planes[0], b = p->planes[1], c = p->planes[2], d = p->planes[3];
+    const uint64_t low[4] = {~(a | b) & p->there, a & ~b & p->there, b & ~a & p->there, a & b & p->there};
+    const uint64_t high[4] = {~(c | d), c & ~d, d & ~c, c & d};
+    for (unsigned i = 0; i < DELTA_CLASSES_MAX; i++)
+        counts[i] = (uint32_t)__builtin_popcountll(low[i & 3] & high[i >> 2]);
+}
+
+/* A group of which so many elements are there. */
+ISA_INLINE void tile_group(struct tile *t, const uint8_t *at, uint32_t elements, unsigned shift, const struct delta_classes *how)
 {
     uint32_t g = t->groups++;
-    classify_64(at, shift, how, t->classes + g * GROUP, t->masks[g], t->counts[g]);
+    struct planes p = {.there = bits_mask(elements)};
+    classify_64(at, shift, how, t->classes + g * GROUP, p.planes);
+    count_classes(&p, t->counts[g]);
+    t->planes[g] = p;
 }
 
 /* The tile from an element on; what lies behind the last element is of no class. */
@@ -164,17 +193,12 @@ ISA_INLINE void tile_fill(struct tile *t, const struct delta_span *old, unsigned
     uint32_t end = old->count - from < TILE ? old->count : from + TILE;
     t->groups = 0;
     for (; end - from >= GROUP; from += GROUP)
-        tile_group(t, old->at + ((size_t)from << shift), shift, how);
+        tile_group(t, old->at + ((size_t)from << shift), GROUP, shift, how);
     if (from == end)
         return;
     uint8_t rest[GROUP * 4] = {0};
     memcpy(rest, old->at + ((size_t)from << shift), (size_t)(end - from) << shift);
-    tile_group(t, rest, shift, how);
-    uint32_t g = t->groups - 1;
-    for (uint32_t c = 0; c < how->count; c++) {
-        t->masks[g][c] &= bits_mask(end - from);
-        t->counts[g][c] = (uint32_t)__builtin_popcountll(t->masks[g][c]);
-    }
+    tile_group(t, rest, end - from, shift, how);
 }
 
 ISA_INLINE void rank_elements(const struct delta_span *old, unsigned shift, const struct delta_classes *how,
@@ -182,13 +206,12 @@ ISA_INLINE void rank_elements(const struct delta_span *old, unsigned shift, cons
 {
     struct tile t;
     uint32_t i = 0, passed[DELTA_CLASSES_MAX] = {0};
-    memset(t.counts, 0, sizeof t.counts);
     for (uint32_t at = 0; at < old->count; at += TILE) {
         tile_fill(&t, old, shift, at, how);
         for (uint32_t g = 0; g < t.groups; g++) {
             for (; i < changes->count && changes->place[i] < at + (g + 1) * GROUP; i++) {
                 uint32_t place = changes->place[i] - at, c = t.classes[place];
-                uint64_t before = t.masks[g][c] & bits_mask(place % GROUP);
+                uint64_t before = tile_mask(&t, g, c) & bits_mask(place % GROUP);
                 struct delta_changes *ranked = &classes[c].changes;
                 ranked->place[ranked->count] = passed[c] + (uint32_t)__builtin_popcountll(before);
                 ranked->step[ranked->count++] = changes->step[i];
@@ -240,7 +263,7 @@ ISA_INLINE void place_group(const struct tile *t, uint32_t g, const struct delta
     uint64_t found = 0;
     for (uint32_t reached = pass(t->counts[g], p->next, p->passed); reached; reached &= reached - 1) {
         uint32_t c = (uint32_t)__builtin_ctz(reached), end = p->passed[c];
-        found |= place_class(&classes[c].changes, t->masks[g][c], end - t->counts[g][c], end, &p->next[c], &p->placed[c]);
+        found |= place_class(&classes[c].changes, tile_mask(t, g, c), end - t->counts[g][c], end, &p->next[c], &p->placed[c]);
     }
     for (; found; found &= found - 1) {
         uint32_t i = (uint32_t)__builtin_ctzll(found), c = t->classes[g * GROUP + i];
@@ -259,7 +282,6 @@ ISA_INLINE int place_elements(const struct delta_span *old, unsigned shift, cons
         expected += classes[c].changes.count;
         p.next[c] = classes[c].changes.count > 0 ? classes[c].changes.place[0] : UINT32_MAX;
     }
-    memset(t.counts, 0, sizeof t.counts);
     *digest_p = 0, out->count = 0;
     for (uint32_t at = 0; at < old->count; at += TILE) {
         size_t from = (size_t)at << shift, bytes = (size_t)(old->count - at < TILE ? old->count - at : TILE) << shift;
