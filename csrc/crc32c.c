@@ -28,7 +28,10 @@
 #error "crc32c.c reads words as little-endian"
 #endif
 
-enum { LANE_BYTES = 1024, BITS_PER_BYTE = 8 };
+/* What a sender sums is seldom in a cache, and three lanes far from each other are no row of lines that a core would fetch by
+ * itself: so lanes are short, and lines are asked for AHEAD_BYTES before. (EPYC 7003, from memory: 7 GB/s with lanes of 1 KiB,
+ * 12 when they are asked for, 17 with these; from a cache 21 to 23 in all three ways.) */
+enum { LANE_BYTES = 384, LINE_BYTES = 64, AHEAD_BYTES = 6144, BITS_PER_BYTE = 8 };
 
 #define POLYNOMIAL UINT32_C(0x82f63b78) /* reflected */
 #define ONE UINT32_C(0x80000000)        /* x to the power 0, reflected */
@@ -148,10 +151,14 @@ CRC_TARGET static uint32_t crc_instruction(uint32_t crc, const uint8_t *p, size_
 {
     for (; bytes >= 3 * LANE_BYTES; p += 3 * LANE_BYTES, bytes -= 3 * LANE_BYTES) {
         uint32_t second = 0, third = 0;
-        for (size_t at = 0; at < LANE_BYTES; at += 8) {
-            crc = crc_u64(crc, load_u64(p + at));
-            second = crc_u64(second, load_u64(p + LANE_BYTES + at));
-            third = crc_u64(third, load_u64(p + 2 * LANE_BYTES + at));
+        for (size_t line = 0; line < LANE_BYTES; line += LINE_BYTES) {
+            for (size_t lane = 0; lane < 3; lane++)
+                __builtin_prefetch(p + lane * LANE_BYTES + line + AHEAD_BYTES, 0, 2);
+            for (size_t at = line; at < line + LINE_BYTES; at += 8) {
+                crc = crc_u64(crc, load_u64(p + at));
+                second = crc_u64(second, load_u64(p + LANE_BYTES + at));
+                third = crc_u64(third, load_u64(p + 2 * LANE_BYTES + at));
+            }
         }
         crc = over_lane(over_lane(crc) ^ second) ^ third;
     }
