@@ -26,7 +26,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in LICENSE README.md \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-LANES := c processes chaos training units wan lines
+LANES := c processes chaos units training wan lines
 
 .PHONY: help venv test test-py $(LANES:%=test-%) $(LANES:%=lane-%) $(VARIANTS:%=c-%) demo bench docs sim fuzz soak lint dist clean
 .DELETE_ON_ERROR:

@@ -62,7 +62,8 @@ ISA_INLINE __m256i fields_32(const uint8_t *at, unsigned shift, unsigned low)
     return shift == 1 ? pack(x[0], x[1], 0) : pack(pack_words(x[0], x[1]), pack_words(x[2], x[3]), 0);
 }
 
-ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64], uint64_t planes[4])
+ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64],
+                            uint64_t planes[CLASS_BITS])
 {
     __m256i x[2];
     for (unsigned i = 0; i < 2; i++) {
@@ -70,7 +71,7 @@ ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delt
         x[i] = _mm256_min_epu8(x[i], _mm256_set1_epi8((char)(how->count - 1)));
         _mm256_storeu_si256((__m256i *)classes + i, x[i]);
     }
-    for (int j = 0; j < 4; j++)
+    for (int j = 0; j < CLASS_BITS; j++)
         planes[j] = bytes_mask(_mm256_slli_epi16(x[0], 7 - j)) | bytes_mask(_mm256_slli_epi16(x[1], 7 - j)) << 32;
 }
 

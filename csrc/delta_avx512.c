@@ -44,12 +44,13 @@ ISA_INLINE __m512i fields_64(const uint8_t *at, unsigned shift, unsigned low)
     return _mm512_inserti32x4(x, _mm512_cvtepi32_epi8(_mm512_and_si512(_mm512_srl_epi32(_mm512_loadu_si512(at + 192), by), mask)), 3);
 }
 
-ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64], uint64_t planes[4])
+ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64],
+                            uint64_t planes[CLASS_BITS])
 {
     __m512i x = _mm512_subs_epu8(fields_64(at, shift, how->low), _mm512_set1_epi8((char)how->base));
     x = _mm512_min_epu8(x, _mm512_set1_epi8((char)(how->count - 1)));
     _mm512_storeu_si512(classes, x);
-    for (int j = 0; j < 4; j++)
+    for (int j = 0; j < CLASS_BITS; j++)
         planes[j] = _mm512_test_epi8_mask(x, _mm512_set1_epi8((char)(1 << j)));
 }
 

@@ -17,13 +17,14 @@ ISA_INLINE uint64_t changed_64(const uint8_t *old, const uint8_t *new, unsigned 
     return mask;
 }
 
-ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64], uint64_t planes[4])
+ISA_INLINE void classify_64(const uint8_t *at, unsigned shift, const struct delta_classes *how, uint8_t classes[64],
+                            uint64_t planes[CLASS_BITS])
 {
-    memset(planes, 0, 4 * sizeof planes[0]);
+    memset(planes, 0, CLASS_BITS * sizeof planes[0]);
     for (uint32_t i = 0; i < 64; i++) {
         uint32_t c = class_of(element_of(at, shift, i), shift, how);
         classes[i] = (uint8_t)c;
-        for (unsigned j = 0; j < 4; j++)
+        for (unsigned j = 0; j < CLASS_BITS; j++)
             planes[j] |= (uint64_t)(c >> j & 1) << i;
     }
 }

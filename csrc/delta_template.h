@@ -8,8 +8,7 @@
  *   digest_words  the digest of so many whole words, the first of which has number `first`; fetches as much from `ahead` on
  * and those of delta_hash.h. */
 
-enum { GROUP = 64, TILE_GROUPS = 32, TILE = GROUP * TILE_GROUPS, SCAN_BYTES = 1024, CLASS_BITS = 4 };
-_Static_assert(DELTA_CLASSES_MAX == 1 << CLASS_BITS, "a class has so many bits");
+enum { GROUP = 64, TILE_GROUPS = 32, TILE = GROUP * TILE_GROUPS, SCAN_BYTES = 1024 };
 
 #include "delta_group.h"
 #include "delta_hash.h"
@@ -145,14 +144,14 @@ ISA_TARGET static uint64_t patched(const struct delta_span *old, const struct de
 
 /* -- classes ------------------------------------------------------------------------------------------------------- */
 
-/* The classes of a group in planes: bit i of planes[j] is bit j of element i's class. */
-struct planes {
+/* A group's classes: bit i of planes[j] is bit j of element i's. */
+struct group_classes {
     uint64_t planes[CLASS_BITS], there; /* the elements that there are */
 };
 
-/* TILE elements: each one's class, twice; how many of a group are of a class. */
+/* TILE elements: the class of each, in two forms; how many of a group are of a class. */
 struct tile {
-    struct planes planes[TILE_GROUPS];
+    struct group_classes of[TILE_GROUPS];
     uint32_t counts[TILE_GROUPS][DELTA_CLASSES_MAX];
     uint8_t classes[TILE];
     uint32_t groups;
@@ -161,14 +160,14 @@ struct tile {
 /* The elements of a group that are of a class. Most groups have changes of one class or none, so this is made when it is asked for. */
 ISA_INLINE uint64_t tile_mask(const struct tile *t, uint32_t g, uint32_t c)
 {
-    uint64_t mask = t->planes[g].there;
+    uint64_t mask = t->of[g].there;
     for (unsigned j = 0; j < CLASS_BITS; j++)
-        mask &= t->planes[g].planes[j] ^ ((uint64_t)(c >> j & 1) - 1);
+        mask &= t->of[g].planes[j] ^ ((uint64_t)(c >> j & 1) - 1);
     return mask;
 }
 
 /* Of all classes at once: what the two low bits say, and the two high ones. */
-ISA_INLINE void count_classes(const struct planes *p, uint32_t counts[DELTA_CLASSES_MAX])
+ISA_INLINE void count_classes(const struct group_classes *p, uint32_t counts[DELTA_CLASSES_MAX])
 {
     uint64_t a = p->planes[0], b = p->planes[1], c = p->planes[2], d = p->planes[3];
     const uint64_t low[4] = {~(a | b) & p->there, a & ~b & p->there, b & ~a & p->there, a & b & p->there};
@@ -181,10 +180,10 @@ ISA_INLINE void count_classes(const struct planes *p, uint32_t counts[DELTA_CLAS
 ISA_INLINE void tile_group(struct tile *t, const uint8_t *at, uint32_t elements, unsigned shift, const struct delta_classes *how)
 {
     uint32_t g = t->groups++;
-    struct planes p = {.there = bits_mask(elements)};
+    struct group_classes p = {.there = bits_mask(elements)};
     classify_64(at, shift, how, t->classes + g * GROUP, p.planes);
     count_classes(&p, t->counts[g]);
-    t->planes[g] = p;
+    t->of[g] = p;
 }
 
 /* The tile from an element on; what lies behind the last element is of no class. */

@@ -6,6 +6,10 @@
 
 #define ISA_INLINE ISA_TARGET static inline __attribute__((always_inline))
 
+/* A class is a number of so many bits. */
+enum { CLASS_BITS = 4 };
+_Static_assert(DELTA_CLASSES_MAX == 1 << CLASS_BITS, "classes are numbers of CLASS_BITS");
+
 /* Bytes: digests come before all else that is done with memory, and fetch what follows, into the second level: so a core has more
  * lines under way than its first level can wait for. */
 enum { DIGEST_AHEAD = 16384 };
