@@ -105,8 +105,10 @@ def judge_rtt(wan: Emulator, a: str, b: str, measured: dict[str, Any]) -> Findin
     # The least is the line's, whatever else the machine does; only where delays are meant to vary it is the median,
     # which of evenly distributed ones strays by about their width over the root of their number.
     found_ms = measured["median_us" if jitter_ms else "min_us"] / 1e3
-    tolerance = max(RTT_TOLERANCE_MS, RTT_TOLERANCE * expected) + 2 * jitter_ms / math.sqrt(PINGS)
-    ok = measured["answers"] > PINGS // 2 and abs(found_ms - expected) <= tolerance
+    late_ms = max(RTT_TOLERANCE_MS, RTT_TOLERANCE * expected) + 2 * jitter_ms / math.sqrt(PINGS)
+    early_ms = late_ms if jitter_ms else 0.0  # a machine is late, never early
+    answers = PINGS // 2 + 1 if there.loss or back.loss else PINGS
+    ok = measured["answers"] >= answers and -early_ms <= found_ms - expected <= late_ms
     return Finding((a, b), "round trip", f"{expected:.2f} ms", f"{found_ms:.2f} ms", ok)
 
 
