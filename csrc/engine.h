@@ -71,6 +71,7 @@ struct pccl_engine {
     struct op *ops_first, *ops_last;
     uint64_t ops_submitted;
     uint32_t ops_thrown_back;  /* pending ones that have been retried */
+    uint32_t ops_near;         /* that run, and whose peers answer sooner than a thread wakes */
     struct op_table table;
     struct lane_table lanes;
     struct lane_record *records_first, *records_last;

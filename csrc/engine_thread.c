@@ -1,5 +1,6 @@
 /* engine_thread.c - production's wrapper: one thread that takes turns. The only file that makes a thread. */
 #include <fenv.h>
+#include <sched.h>
 #include <signal.h>
 
 #include "engine.h"
@@ -13,16 +14,41 @@ static int close_asked(pccl_engine *e)
     return asked;
 }
 
+/* When the thread last had something to do, and until when others want the processors. */
+struct wakefulness {
+    uint64_t busy_ns, crowded_until_ns;
+};
+
+/* Falling asleep and waking take longer than an answer from near does. So it looks again and again for a moment, and lets others have the
+ * processor in between; but where those keep it, as a program that computes does, only who sleeps gets it back soon. */
+static void look_again(struct wakefulness *w)
+{
+    uint64_t before_ns = pccl_now_ns();
+    sched_yield();
+    uint64_t after_ns = pccl_now_ns();
+    if (after_ns - before_ns > CROWDED_YIELD_NS)
+        w->crowded_until_ns = after_ns + CROWDED_FOR_NS;
+}
+
+static void turn(pccl_engine *e, struct wakefulness *w)
+{
+    uint64_t now = pccl_now_ns();
+    uint64_t timeout = e->next_timer_ns == NEVER ? NEVER : e->next_timer_ns > now ? e->next_timer_ns - now : 0;
+    int awake = e->ops_near && now < w->busy_ns + STAY_AWAKE_NS && now >= w->crowded_until_ns;
+    if (engine_turn(e, awake ? 0 : timeout, pccl_now_ns) > 0)
+        w->busy_ns = e->now_ns;
+    else if (awake)
+        look_again(w);
+}
+
 static void *run(void *arg)
 {
     pccl_engine *e = arg;
+    struct wakefulness w = {0};
     fesetenv(FE_DFL_ENV); /* rounding and denormals are inherited, and would show in the sums */
     e->now_ns = pccl_now_ns();
-    while (!close_asked(e)) {
-        uint64_t now = pccl_now_ns();
-        uint64_t timeout = e->next_timer_ns == NEVER ? NEVER : e->next_timer_ns > now ? e->next_timer_ns - now : 0;
-        engine_turn(e, timeout, pccl_now_ns);
-    }
+    while (!close_asked(e))
+        turn(e, &w);
     engine_commands(e);
     engine_shutdown(e);
     pthread_mutex_lock(&e->lock);

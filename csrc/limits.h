@@ -43,6 +43,13 @@ enum {
 #define PING_EVERY_NS (500 * MILLISECOND)
 #define REDIAL_FIRST_NS (2 * MILLISECOND)
 #define REDIAL_MAX_NS (1000 * MILLISECOND)
+/* Peers are near from which an answer comes about as soon as a thread falls asleep and wakes: while an op among such runs, the engine's thread
+ * looks for so long whether more has come before it sleeps. */
+#define NEAR_RTT_US 300u
+#define STAY_AWAKE_NS (50 * 1000ULL)
+/* Who lets others have the processor and gets it back no sooner than that sleeps instead, for so long. */
+#define CROWDED_YIELD_NS (500 * 1000ULL)
+#define CROWDED_FOR_NS (1000 * MILLISECOND)
 /* So long a detour of an epoch that is over may try to say the rest. */
 #define LINGER_NS (5000 * MILLISECOND)
 #define PROBE_NS_MAX (10000 * MILLISECOND)

@@ -377,8 +377,6 @@ static int all_blocked(const struct link *l)
 void link_pump(struct link *l)
 {
     probe_look(l);
-    if (link_has_load(l))
-        meter_rest(l);
     meter_look(l);
     tail_look(l);
     for (uint32_t i = 0; i < l->streams && l->open; i++) {

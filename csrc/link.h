@@ -159,7 +159,7 @@ struct link {
     uint32_t next_conn;
     struct conn *check;        /* dialled by the side that does not dial, to see whether the peer is still there */
     uint64_t redial_at_ns, redial_after_ns;
-    uint64_t look_at_ns;       /* when there may be room again for what waits */
+    uint64_t look_at_ns;       /* when the meter looks again for room; NEVER: as soon as there is something to send */
     uint64_t tail_at_ns;       /* when a frame may be late (link_tail.c) */
     uint32_t copied_bytes;     /* since there was last a segment to send */
     pccl_cause told;           /* the worst cause reported in this outage */
@@ -218,16 +218,16 @@ void link_pump(struct link *l);
 /* link_meter.c */
 /* Sets the pace of the streams, if the link is known. */
 void meter_pace(struct link *l);
-/* Before each round of sending: how much more may be on its way. */
+/* Before each round of sending: how much more may be on its way, looked up now and then. */
 void meter_look(struct link *l);
-/* Before each round of sending: streams on which nothing is on its way may do what would disturb later. */
-void meter_rest(struct link *l);
 /* A ping came back. */
 void meter_pong(struct link *l, uint32_t rtt_us);
 /* After each round of sending: `saturated` if there is more to send than the streams take. */
 void meter_sent(struct link *l, int saturated);
 /* Bytes that have arrived at the other side. */
 uint64_t meter_delivered(const struct link *l);
+/* Does the other side answer about as soon as a thread wakes? */
+int meter_near(const struct link *l);
 /* Now and then: asks the transport. */
 void meter_ask(struct link *l);
 

@@ -34,7 +34,7 @@ enum {
     GROWING_PERCENT = 225,       /* of the best: pace and flight while it grows, */
     PROBED_PERCENT = 125,        /* of one that only filler grows, and that may be known soon: an op would wait behind it */
     PACE_PERCENT = 125,          /* of the best: a stream makes up a little for one that waits for what was lost */
-    LOOKS_PER_RTT = 64,
+    LOOKS_PER_RTT = 16,          /* asking the transport is a system call for each stream */
     SETTLE_RTTS = 4,             /* until round trips show the queue that is kept */
     SHORT_QUEUE_PART = 4,        /* of a round trip, */
     CROWDED_QUEUES = 3,          /* which shows that others fill the queue where it is longer than so many make it */
@@ -242,20 +242,44 @@ static uint64_t flight_of(const struct link *l)
     return bytes_in(m->usual_bytes_per_s, (rtt_us + queue_us) * 1000) + (spare < soon ? spare : soon);
 }
 
+/* A stream on which nothing is on its way may do what would disturb later. */
+static void rest_streams(struct link *l)
+{
+    for (uint32_t i = 0; i < l->streams && l->engine->ops->rest; i++) {
+        struct conn *c = l->conns[i];
+        struct stream_info info;
+        if (!c || c->state != CONN_OPEN || l->engine->now_ns < c->rested_ns + REST_EVERY_NS)
+            continue;
+        l->engine->ops->info(c->stream, &info);
+        if (info.held_bytes < AT_REST_BYTES && l->engine->ops->rest(c->stream))
+            c->rested_ns = l->engine->now_ns;
+    }
+}
+
+static void look_again_later(struct link *l)
+{
+    uint64_t pause_ns = l->rtt_us * 1000ULL / LOOKS_PER_RTT;
+    l->look_at_ns = l->engine->now_ns + (pause_ns > MILLISECOND ? pause_ns : MILLISECOND);
+    engine_wake_at(l->engine, l->look_at_ns);
+}
+
+/* Until the next look what is handed over takes from the room, and what arrives gives nothing to it. */
 void meter_look(struct link *l)
 {
     struct meter *m = &l->meter;
-    m->room_bytes = INT64_MAX;
-    if (!is_held(l) || !link_has_load(l))
+    if (!is_held(l) || !link_has_load(l)) {
+        m->room_bytes = INT64_MAX;
+        l->look_at_ns = NEVER;
         return;
-    uint64_t pause_ns = l->rtt_us * 1000ULL / LOOKS_PER_RTT;
-    pause_ns = pause_ns > MILLISECOND ? pause_ns : MILLISECOND;
+    }
+    if (l->look_at_ns != NEVER)
+        return;
+    rest_streams(l);
     struct reading r = read_streams(l);
     look_for_others(l, r.rtt_now_us);
     loss_count(&m->loss, l->engine->now_ns, window_ns(l), r.packets, r.packets_again);
     m->room_bytes = (int64_t)flight_of(l) - (int64_t)r.held_bytes;
-    l->look_at_ns = l->engine->now_ns + pause_ns;
-    engine_wake_at(l->engine, l->look_at_ns);
+    look_again_later(l);
 }
 
 /* -- bandwidth ----------------------------------------------------------------------------------------------------- */
@@ -401,19 +425,10 @@ void meter_sent(struct link *l, int saturated)
 
 /* -- the rest ------------------------------------------------------------------------------------------------------ */
 
-void meter_rest(struct link *l)
+int meter_near(const struct link *l)
 {
-    if (!l->engine->ops->rest || l->rtt_us < PACE_FROM_RTT_US)
-        return;
-    for (uint32_t i = 0; i < l->streams; i++) {
-        struct conn *c = l->conns[i];
-        struct stream_info info;
-        if (!c || c->state != CONN_OPEN || l->engine->now_ns < c->rested_ns + REST_EVERY_NS)
-            continue;
-        l->engine->ops->info(c->stream, &info);
-        if (info.held_bytes < AT_REST_BYTES && l->engine->ops->rest(c->stream))
-            c->rested_ns = l->engine->now_ns;
-    }
+    uint32_t rtt_us = l->rtt_us ? l->rtt_us : read_streams(l).rtt_us;
+    return rtt_us && rtt_us <= NEAR_RTT_US;
 }
 
 void meter_ask(struct link *l)

@@ -81,6 +81,14 @@ static pccl_err check_needs(const struct op *op, const struct epoch *epoch)
 
 /* -- one attempt --------------------------------------------------------------------------------------------------- */
 
+static int is_near(const struct op *op)
+{
+    for (uint32_t i = 0; i < op->n; i++)
+        if (op->peers[i] && !meter_near(op->peers[i]))
+            return 0;
+    return op->n > 1;
+}
+
 static pccl_err attempt_layout(struct op *op, struct epoch *epoch)
 {
     pccl_engine *e = op->engine;
@@ -112,6 +120,8 @@ static pccl_err attempt_layout(struct op *op, struct epoch *epoch)
         op->flows[rank].sender = &op->sender;
         op->flows[rank].link = op->peers[rank];
     }
+    op->near = is_near(op);
+    e->ops_near += (uint32_t)op->near;
     return PCCL_OK;
 }
 
@@ -231,6 +241,8 @@ static void attempt_drop(struct op *op)
     op->fins = NULL;
     op->n = 0;
     op->algorithm = NULL;
+    op->engine->ops_near -= (uint32_t)op->near;
+    op->near = 0;
     op->epoch->ops--;
     op->epoch = NULL;
 }

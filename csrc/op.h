@@ -81,6 +81,7 @@ struct op {
     struct epoch *epoch;
     const struct algorithm *algorithm;
     uint32_t n, rank;
+    int near;                  /* counts in engine->ops_near */
     struct link **peers;       /* n; NULL at the own rank */
     struct flow *flows;        /* n */
     const pccl_member **members;  /* n; of the epoch */

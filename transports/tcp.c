@@ -53,7 +53,8 @@ struct tcp_stream {
     uint64_t looked_ns;                 /* when it was last asked what it delivers */
     uint32_t unsent_bytes;              /* its TCP_NOTSENT_LOWAT */
     struct tcp_stream *next_dead;
-    char remote[80];
+    char remote[80];                    /* "host:port", */
+    char host[56];                      /* and the host alone */
 };
 
 struct tcp {
@@ -371,6 +372,14 @@ close_fd:
     return NULL;
 }
 
+/* Once: a stream is asked about itself thousands of times a second. */
+static void name_remote(struct tcp_stream *s, const union tcp_address *address)
+{
+    address_text(address, s->remote, sizeof s->remote);
+    const char *colon = strrchr(s->remote, ':');
+    snprintf(s->host, sizeof s->host, "%.*s", colon ? (int)(colon - s->remote) : 0, s->remote);
+}
+
 static pccl_err tcp_dial(struct transport *transport, const char *text, struct stream **stream_p, int *sys_errno_p)
 {
     struct tcp *t = (struct tcp *)transport;
@@ -394,7 +403,7 @@ static pccl_err tcp_dial(struct transport *transport, const char *text, struct s
     if (!s)
         return PCCL_ENOMEM;
     *sys_errno_p = 0;
-    address_text(&address, s->remote, sizeof s->remote);
+    name_remote(s, &address);
     *stream_p = &s->base;
     return PCCL_OK;
 }
@@ -438,7 +447,7 @@ static pccl_err tcp_accept(struct transport *transport, struct stream **stream_p
         struct tcp_stream *s = stream_new(t, fd, 0);
         if (!s)
             continue;
-        address_text(&address, s->remote, sizeof s->remote);
+        name_remote(s, &address);
         *stream_p = &s->base;
         return PCCL_OK;
     }
@@ -547,8 +556,7 @@ static void tcp_info(const struct stream *stream, struct stream_info *info_p)
         info_p->packets_again = kernel.tcpi_total_retrans;
     }
     memcpy(info_p->remote, s->remote, sizeof info_p->remote);
-    const char *colon = strrchr(s->remote, ':');
-    snprintf(info_p->host, sizeof info_p->host, "%.*s", colon ? (int)(colon - s->remote) : 0, s->remote);
+    memcpy(info_p->host, s->host, sizeof info_p->host);
 }
 
 static void tcp_pace(struct stream *stream, uint64_t bytes_per_s)

@@ -1,6 +1,7 @@
 /* paced.h - the simulator's transport as one whose streams can be paced, for C tests of what a link that is held keeps on its way.
  *
- * Of node 0 only. It remembers the last pace and the most that was on the way of all streams of a link, and tells `rtt_now_us`. */
+ * Of node 0 only. It remembers the last pace, the most that was on the way of all streams of a link, and how often streams were asked about
+ * themselves, and tells `rtt_now_us`. */
 #ifndef PCCL_PACED_H
 #define PCCL_PACED_H
 
@@ -9,7 +10,7 @@
 
 static struct transport_ops paced;
 static const struct transport_ops *unpaced;
-static uint64_t last_pace, most_held, rtt_now_us;
+static uint64_t last_pace, most_held, asked, rtt_now_us;
 
 static void remember_pace(struct stream *s, uint64_t bytes_per_s)
 {
@@ -20,6 +21,7 @@ static void remember_pace(struct stream *s, uint64_t bytes_per_s)
 static void tell_info(const struct stream *s, struct stream_info *info)
 {
     unpaced->info(s, info);
+    asked++;
     info->rtt_now_us = rtt_now_us;
 }
 
@@ -47,7 +49,7 @@ static inline void pace(struct cluster *c)
     paced.info = tell_info;
     paced.writev = watch_writev;
     c->engines[0]->ops = &paced;
-    last_pace = most_held = rtt_now_us = 0;
+    last_pace = most_held = asked = rtt_now_us = 0;
 }
 
 #endif

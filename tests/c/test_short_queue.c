@@ -59,6 +59,20 @@ TEST(transfers_keep_a_short_queue)
     cluster_close(&c);
 }
 
+/* Each time is a system call for each stream. */
+TEST(streams_are_asked_now_and_then_however_often_there_is_something_to_send)
+{
+    begin_known();
+    for (int i = 0; i < TOKENS; i++)
+        fetch_all(next_token++);
+    cluster_run(&c, SECOND / 2);
+    asked = 0;
+    cluster_run(&c, 10 * RTT_US * 1000ULL);
+    CHECK(c.engines[0]->links->transfers.busy > 0);
+    CHECK(asked > 10 * c.streams && asked < 10 * 40 * c.streams);
+    cluster_close(&c);
+}
+
 /* Also where round trips are mostly longer than the short queue allows for. */
 TEST(a_link_that_carries_more_than_before_is_filled)
 {
