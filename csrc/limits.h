@@ -48,7 +48,7 @@ enum {
 #define NEAR_RTT_US 300u
 #define STAY_AWAKE_NS (50 * 1000ULL)
 /* Who lets others have the processor and gets it back no sooner than that sleeps instead, for so long. */
-#define CROWDED_YIELD_NS (500 * 1000ULL)
+#define CROWDED_YIELD_NS (60 * 1000ULL)
 #define CROWDED_FOR_NS (1000 * MILLISECOND)
 /* So long a detour of an epoch that is over may try to say the rest. */
 #define LINGER_NS (5000 * MILLISECOND)
