@@ -149,9 +149,10 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     found = {}
     for name, command in wanted.items():
+        before = measured.Processors.now()
         found[name] = rows, well = run(name, command, out)
         if options.rows and rows and well:
-            measured.write(options.rows, measured.now(name, in_words(command), rows))
+            measured.write(options.rows, measured.now(name, in_words(command), rows, before))
     show([goal.judge(found[goal.step][0]) for goal in GOALS if goal.step in found], out)
     return int(not all(well for _, well in found.values()))
 

@@ -30,7 +30,7 @@ class MeasuredError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One run of one step. `commit`: of what was measured, with "-dirty" if it was not just that; `host`: facts of the
-    machine, none if they were not recorded.
+    machine, none if they were not recorded, and what its own host took of its processors meanwhile, if it is virtual.
     """
 
     step: str
@@ -52,6 +52,33 @@ def here() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "numpy") if has(name)},
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Processors:
+    """What all processors did since the machine started, in ticks: `wanted` by whatever ran or was ready to, of which a
+    virtual machine's host took `stolen` for others.
+    """
+
+    wanted: int
+    stolen: int
+
+    @classmethod
+    def now(cls) -> Processors:
+        """So far."""
+        return cls.of(Path("/proc/stat").read_text(encoding="utf-8"))
+
+    @classmethod
+    def of(cls, stat: str) -> Processors:
+        """By the first line of /proc/stat (proc_stat(5))."""
+        ticks = [int(word) for word in stat.partition("\n")[0].split()[1:9]]
+        _user, _nice, _system, idle, iowait, _irq, _softirq, stolen = ticks
+        return cls(sum(ticks) - idle - iowait, stolen)
+
+    def stolen_percent(self, before: Processors) -> float:
+        """Of what was wanted since then."""
+        wanted = self.wanted - before.wanted
+        return round(100 * (self.stolen - before.stolen) / wanted, 1) if wanted else 0.0
 
 
 def cpu_of(cpuinfo: str) -> str:
@@ -82,9 +109,10 @@ def commit() -> str:
         return "no checkout"
 
 
-def now(step: str, command: str, rows: Sequence[Row]) -> Measured:
-    """Measured a moment ago, here."""
-    return Measured(step, command, f"{datetime.now(timezone.utc):%Y-%m-%d}", commit(), here(), list(rows))
+def now(step: str, command: str, rows: Sequence[Row], before: Processors) -> Measured:
+    """Measured here between then and now."""
+    host = {**here(), "stolen_percent": Processors.now().stolen_percent(before)}
+    return Measured(step, command, f"{datetime.now(timezone.utc):%Y-%m-%d}", commit(), host, list(rows))
 
 
 def write(folder: Path, found: Measured) -> None:

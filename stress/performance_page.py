@@ -120,6 +120,8 @@ def caption(found: Measured) -> str:
     where = "the machine was not recorded"
     if host:
         where = f"{host['cores']} cores of {host['cpu']}, {host['memory_gib']:g} GiB, Linux {host['kernel']}"
+        if stolen := host.get("stolen_percent"):
+            where += f", a virtual machine whose host took {stolen:g} % of what was wanted of them"
     return f"`{found.command}`: {found.date}, commit {found.commit}; {where}."
 
 

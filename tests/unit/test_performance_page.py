@@ -202,6 +202,18 @@ def test_the_machine_is_described() -> None:
     assert measured.cpu_of("processor: 0\nmodel name\t: X 9\n") == "X 9" and measured.cpu_of("processor: 0\n")
 
 
+def test_what_its_host_took_of_a_virtual_machine() -> None:
+    before = measured.Processors.of("cpu  100 1 50 1000 7 2 3 10 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
+    assert before == measured.Processors(wanted=166, stolen=10)
+    after = measured.Processors.of("cpu  160 1 70 1900 9 2 3 30 0 0\n")
+    assert after.stolen_percent(before) == 20.0 and before.stolen_percent(before) == 0
+    assert measured.Processors.now().wanted > 0
+    rows = found("tcp", {"peers": 2})["tcp"]
+    assert "took" not in performance_page.caption(dataclasses.replace(rows, host=measured.here()))
+    taken = dataclasses.replace(rows, host={**measured.here(), "stolen_percent": 6.1})
+    assert "whose host took 6.1 % of what was wanted" in performance_page.caption(taken)
+
+
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A page with a table and a picture, and rows for both."""
