@@ -1,4 +1,5 @@
-/* engine_thread.c - production's wrapper: one thread that takes turns. The only file that makes a thread. */
+/* engine_thread.c - production's wrapper: one thread that takes turns, and how long it stays awake between them. The only file that makes
+ * a thread. */
 #include <fenv.h>
 #include <sched.h>
 #include <signal.h>
