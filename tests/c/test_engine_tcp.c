@@ -1,5 +1,5 @@
 /* test_engine_tcp.c - engines with threads over real TCP on loopback: many ops from several threads, streams killed at random,
- * facts read meanwhile, closing in the middle, and two hundred lives without a leak. Meant for the thread sanitizer. */
+ * facts read meanwhile, closing in the middle, waiting asleep, and two hundred lives without a leak. Meant for the thread sanitizer. */
 #include <dirent.h>
 #include <poll.h>
 #include <pthread.h>
@@ -273,6 +273,43 @@ TEST(a_change_under_load)
         CHECK(wait_for_ops(i, TOKENS));
     for (int t = 0; t < TOKENS; t++)
         CHECK(all_equal(buffers[0][t], (float)((1 << ENGINES) - 1 + ENGINES * t)));
+    close_engines();
+    free_buffers();
+}
+
+static void submit_one(int engine, int seq)
+{
+    pccl_op_request request = request_of(engine, 0, seq);
+    CHECK_EQ_INT(pccl_engine_submit(engines[engine], &request), PCCL_OK);
+}
+
+static uint64_t processor_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000000ULL + (uint64_t)t.tv_nsec;
+}
+
+/* Near peers stay awake for a moment: not for as long as others do not call an op. */
+TEST(who_waits_for_long_sleeps)
+{
+    enum { MS = 400 };
+    struct pollfd nothing = {.fd = -1};
+    fill_buffers();
+    open_engines();
+    configure(1, 0);
+    for (int i = 0; i < ENGINES; i++)
+        submit_one(i, 0);
+    for (int i = 0; i < ENGINES; i++)
+        CHECK(wait_for_ops(i, 1));
+    submit_one(0, 1);
+    uint64_t before_ns = processor_ns();
+    (void)poll(&nothing, 1, MS);
+    CHECK(processor_ns() - before_ns < MS * 1000000ULL / 2);
+    for (int i = 1; i < ENGINES; i++)
+        submit_one(i, 1);
+    for (int i = 0; i < ENGINES; i++)
+        CHECK(wait_for_ops(i, 2));
     close_engines();
     free_buffers();
 }

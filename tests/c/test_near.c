@@ -6,12 +6,12 @@ enum { COUNT = 3000 };
 
 static float in[3][COUNT], out[3][COUNT];
 
-static void begin(struct cluster *c, uint64_t delay_ns)
+static void begin(struct cluster *c)
 {
     cluster_open(c, 3, 1, "sim", 0);
     for (uint32_t a = 0; a < 3; a++)
         for (uint32_t b = 0; b < 3; b++) {
-            pccl_sim_path path = {.delay_ns = delay_ns};
+            pccl_sim_path path = {.delay_ns = 20000};
             CHECK(pccl_sim_set_path(c->sim, a, b, &path) == PCCL_OK);
         }
     cluster_epoch(c, 1, 0, 0, 7, ~0u, NULL, 0);
@@ -28,7 +28,7 @@ static void submit(struct cluster *c, uint32_t node, uint64_t token)
 TEST(an_op_among_near_peers_counts_until_it_ends)
 {
     struct cluster c;
-    begin(&c, 20000);
+    begin(&c);
     submit(&c, 0, 1);
     submit(&c, 0, 2);
     cluster_run(&c, SECOND);
@@ -49,7 +49,7 @@ TEST(an_op_among_near_peers_counts_until_it_ends)
 TEST(one_that_is_thrown_back_counts_once)
 {
     struct cluster c;
-    begin(&c, 20000);
+    begin(&c);
     submit(&c, 0, 1);
     submit(&c, 1, 1);
     cluster_run(&c, SECOND);
@@ -71,7 +71,7 @@ TEST(one_that_is_thrown_back_counts_once)
 TEST(an_op_among_far_peers_does_not_count)
 {
     struct cluster c;
-    begin(&c, 20000);
+    begin(&c);
     pccl_sim_path far = {.delay_ns = 1000000};
     CHECK(pccl_sim_set_path(c.sim, 0, 2, &far) == PCCL_OK && pccl_sim_set_path(c.sim, 2, 0, &far) == PCCL_OK);
     cluster_run(&c, 30 * SECOND); /* pings, of which the link keeps a mean */
