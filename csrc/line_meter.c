@@ -17,7 +17,7 @@ enum {
     WINDOW_RTTS = 3,
     LINKS_MIN = 2,
     PART_PERCENT = 10,         /* of the total: who carries less does not count */
-    HELD_BACK_PERCENT = 150,   /* of the total: so much would the links carry if nothing were shared */
+    HELD_BACK_PERCENT = 150,   /* of the line: so much would the links carry if nothing were shared */
     CEILING_PERCENT = 125,     /* of the line: what is read may be so much better than it is, in bursts of acknowledgements */
     PROOFS_MIN = 4,
     REFUTED_PERCENT = 120      /* of a line that is known, on top: so much more must have gone out to refute it */
@@ -94,11 +94,13 @@ static uint64_t quantile(const uint64_t *values, uint32_t count, uint32_t quarte
     return sorted[count * quarters / 4];
 }
 
-static uint32_t proofs_of(const struct line_meter *m)
+/* Compared with the line, not with the window's own total: where everything stood still for a while, that is low whatever links share. And
+ * they look up to 1.4 times as good as they are, by acknowledgements that waited and come at once. */
+static uint32_t proofs_of(const struct line_meter *m, uint64_t line)
 {
     uint32_t proofs = 0;
     for (uint32_t i = 0; i < LINE_SAMPLES; i++)
-        proofs += m->proofs[i];
+        proofs += m->bests[i] >= line * HELD_BACK_PERCENT / 100;
     return proofs;
 }
 
@@ -108,9 +110,11 @@ static uint64_t estimate(const struct line_meter *m)
 {
     uint32_t count = m->sample_count < LINE_SAMPLES ? m->sample_count : LINE_SAMPLES;
     int known = m->up_bytes_per_s != 0;
-    if (!count || (!known && proofs_of(m) < PROOFS_MIN))
+    if (!count)
         return 0;
     uint64_t line = quantile(m->samples, count, 3);
+    if (!known && proofs_of(m, line) < PROOFS_MIN)
+        return 0;
     int vague = is_below(quantile(m->samples, count, known ? 2 : 1), line);
     return vague || is_below(known ? line * REFUTED_PERCENT / 100 : line, peak(&m->sent)) ? 0 : line;
 }
@@ -145,7 +149,7 @@ void line_take(struct line_meter *m, const struct line_share *shares, uint32_t c
     add_total(&m->sent, line);
     add_total(&m->received, per_s(s.received, ns));
     if (s.links >= LINKS_MIN) {
-        m->proofs[m->sample_count % LINE_SAMPLES] = s.best_bytes_per_s >= line * HELD_BACK_PERCENT / 100 && !is_below(line, s.best_of_one);
+        m->bests[m->sample_count % LINE_SAMPLES] = is_below(line, s.best_of_one) ? 0 : s.best_bytes_per_s;
         m->samples[m->sample_count++ % LINE_SAMPLES] = line;
     }
     summarize(m);

@@ -21,7 +21,7 @@ struct line_meter {
     uint64_t rtt_ns;           /* of the slowest long link, at its begin */
     struct line_totals sent, received;
     uint64_t samples[LINE_SAMPLES];  /* a ring: bytes per second */
-    uint8_t proofs[LINE_SAMPLES];    /* of each: the links had clearly been better */
+    uint64_t bests[LINE_SAMPLES];    /* of each: what the links had been seen to carry by themselves, in all; 0: it proves nothing */
     uint32_t sample_count;     /* taken since the beginning */
     uint64_t up_bytes_per_s, down_bytes_per_s;  /* 0: not known */
     uint64_t went_up_bytes_per_s, went_down_bytes_per_s;  /* all links together, when they carried much */

@@ -63,6 +63,17 @@ TEST(links_that_carry_what_they_can_share_nothing)
     CHECK_EQ_INT(m.up_bytes_per_s, 0);
 }
 
+/* Three links of 100 Mbit/s each. What came late was acknowledged at once; and now and then all stood still for a while. */
+TEST(links_that_were_all_held_up_at_once_share_nothing)
+{
+    struct line_meter m = {0};
+    for (uint32_t i = 0; i < 20; i++) {
+        take(&m, (struct view){.mbit = {100, 99, 101}, .best_mbit = {140, 145, 135}}, 3);
+        take(&m, (struct view){.mbit = {80, 85, 82}, .best_mbit = {140, 145, 135}}, 1);
+        CHECK_EQ_INT(m.up_bytes_per_s, 0);
+    }
+}
+
 /* A site of 500 Mbit/s whose third link is held back at the other end, and best while others have a pause. */
 TEST(totals_that_depend_on_who_contends_are_no_line)
 {
