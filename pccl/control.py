@@ -268,15 +268,6 @@ class Control:
         if self._thread is not None:
             self._thread.stop()
 
-    def poll_engine(self) -> None:
-        """Takes the engine's events now and calls `on_op` for those of ops. Any thread."""
-        with self.lock:
-            ended = self._take_engine_events()
-            if self._peer.outbox:
-                self._wake()
-        for event in ended:
-            self._on_op(event)
-
     # -- waiting ----------------------------------------------------------------------------------------------
 
     def _wait(self, ready: Callable[[], bool], timeout: float | None) -> bool:
@@ -337,7 +328,7 @@ class Control:
     def _setup(self) -> None:
         assert self._thread is not None
         self._read()
-        self._thread.loop.add_reader(self._engine.event_fd, self.poll_engine_inside)
+        self._thread.loop.add_reader(self._engine.event_fd, self._on_engine)
 
     def _read(self) -> None:
         assert self._thread is not None
@@ -426,15 +417,12 @@ class Control:
         self._dealer.connect(after)
         self._act(lambda now: None)
 
-    def poll_engine_inside(self) -> None:
-        """The engine's descriptor is readable."""
+    def _on_engine(self) -> None:
+        """Its descriptor is readable."""
         ended: list[Event] = []
-        self._act(lambda now: ended.extend(self._take_engine_events()))
+        self._act(lambda now: ended.extend(self._peer.on_engine(now, self._engine.events())))
         for event in ended:
             self._on_op(event)
-
-    def _take_engine_events(self) -> list[Event]:
-        return self._peer.on_engine(time.monotonic(), self._engine.events())
 
     def _flush(self) -> None:
         self._act(lambda now: None)

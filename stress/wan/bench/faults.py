@@ -62,7 +62,7 @@ def reduce(crew: Crew, nbytes: int = NBYTES, **fault: object) -> Outcome:
 
 
 def warm_up(crew: Crew) -> None:
-    """Until the planner has seen the paths, and had the boundaries that a better plan takes: one op by the first plan may
+    """Until the planner has seen the paths, and had the boundaries that a better plan takes: an op by the first one may
     take all of the time.
     """
     for seconds, nbytes in ((SETTLE_S, NBYTES), (BOUNDARIES_S, BOUNDARY_BYTES)):
