@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ..topology import Topology, load
 from .crew import Crew, Kill
-from .measure import BOUNDARIES_S, BOUNDARY_BYTES, traffic
+from .measure import traffic
 from .scenarios import MIB
 from .sides import Run
 from .targets import Row, Target, at_least, at_most
@@ -62,13 +62,13 @@ def reduce(crew: Crew, nbytes: int = NBYTES, **fault: object) -> Outcome:
 
 
 def warm_up(crew: Crew) -> None:
-    """Until the planner has seen the paths, and had the boundaries that a better plan takes: an op by the first one may
-    take all of the time.
+    """Until the planner has seen the paths, and what it saw is in its plan: an op by the first one may take all of the
+    time.
     """
-    for seconds, nbytes in ((SETTLE_S, NBYTES), (BOUNDARIES_S, BOUNDARY_BYTES)):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            reduce(crew, nbytes)
+    end = time.monotonic() + SETTLE_S
+    while time.monotonic() < end:
+        reduce(crew)
+    until(crew, lambda: "nothing is known" not in crew.plans()["ours"]["reason"])
 
 
 def decided(crew: Crew, kinds: set[str]) -> int:
