@@ -125,7 +125,7 @@ class Job:
         self.over = False
         self.error: PcclError | None = None
         self.target = target
-        self.lookup = Lookup(sources, generation, root)
+        self.lookup = Lookup(sources, generation, root, self.report.lost)
         self._port = port
         self._offered_as = name if offered_as is None else offered_as
         self._relaying = relay
@@ -239,10 +239,6 @@ class Job:
         cause = next(cause for cause in ("digest", "protocol", "gone", "memory", "lost") if cause in causes)
         return TransferError(text, peer=peer, op=self.describe(), name=self.name, chunk=chunk, cause=cause)
 
-    def _lose(self, source: bytes, cause: str, why: str) -> None:
-        self.lookup.out(source, cause, why)
-        self.report.lost[source] = why
-
     # -- lookup --
 
     def _look(self, now: float) -> None:
@@ -284,12 +280,12 @@ class Job:
         if status in (Status.EGONE, Status.ENOMEM):
             self.lookup.later(out.source, now)
         elif status != Status.OK:
-            self._lose(out.source, *_SOURCE_LOST.get(Status(status), ("lost", "did not answer")))
+            self.lookup.out(out.source, *_SOURCE_LOST.get(Status(status), ("lost", "did not answer")))
         else:
             try:
                 self.lookup.told(out.source, Head.decode(out.memory[0].tobytes()), now)
             except ProtocolError as error:
-                self._lose(out.source, "protocol", error.message)
+                self.lookup.out(out.source, "protocol", error.message)
 
     def _manifest_ended(self, out: _Out, status: int, now: float) -> None:
         head = self.lookup.chosen
@@ -297,12 +293,12 @@ class Job:
         if status == Status.EGONE:  # replaced between the two questions: its next head tells by what
             self.lookup.later(out.source, now)
         elif status != Status.OK:
-            self._lose(out.source, *_SOURCE_LOST.get(Status(status), ("lost", "did not answer")))
+            self.lookup.out(out.source, *_SOURCE_LOST.get(Status(status), ("lost", "did not answer")))
         else:
             try:
                 self.manifest = Manifest.decode(out.memory[0], head, self._offered_as)
             except ProtocolError as error:
-                self._lose(out.source, "protocol", error.message)
+                self.lookup.out(out.source, "protocol", error.message)
             else:
                 self._begin(self.manifest, now)
 
@@ -424,7 +420,7 @@ class Job:
             self._serve(good)
         self._follow(step)
         if step.struck:
-            self._lose(ask.source, "digest", f"brought wrong bytes, as of chunk {bad[-1]}")
+            self.lookup.out(ask.source, "digest", f"brought wrong bytes, as of chunk {bad[-1]}")
         self.report.retries = self.schedule.retries
 
     def _blame(self, source: bytes, status: int) -> None:
@@ -432,7 +428,7 @@ class Job:
         assert self.schedule is not None
         lost = _SOURCE_LOST.get(Status(status))
         if lost is not None and not self.schedule.sources[source].lost and not self._ending:
-            self._lose(source, *lost)
+            self.lookup.out(source, *lost)
             self._cancel(self.schedule.lose(source))
 
     def _follow(self, step: Step) -> None:

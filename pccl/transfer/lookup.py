@@ -45,9 +45,14 @@ class Found:
 
 
 class Lookup:
-    """The sources of one fetch. `generation`, `root`: what is wanted, None for whatever there is."""
+    """The sources of one fetch. `generation`, `root`: what is wanted, None for whatever there is; `lost`: where to say
+    why those that are out are.
+    """
 
-    def __init__(self, sources: tuple[bytes, ...], generation: int | None, root: bytes | None) -> None:
+    def __init__(
+        self, sources: tuple[bytes, ...], generation: int | None, root: bytes | None, lost: dict[bytes, str]
+    ) -> None:
+        self._lost = lost
         self.found: dict[bytes, Found] = {source: Found() for source in sources}
         self.chosen: Head | None = None
         self._generation = generation
@@ -79,6 +84,7 @@ class Lookup:
         """It is of no use for this fetch."""
         found = self.found[source]
         found.place, found.cause, found.why = Place.OUT, cause, why
+        self._lost[source] = why
 
     def told(self, source: bytes, head: Head, now: float) -> None:
         """It has answered with a head."""

@@ -113,16 +113,20 @@ def test_peers_that_push_the_same_bytes_share_the_work_and_others_are_told(clust
     data = content(32 * MIB)
 
     def push(comm: pccl.Communicator, rank: int) -> None:
-        comm.transfers.limit("normal", 40_000_000)
+        comm.transfers.limit("normal", 1_000_000)  # so that it is under way when the last begins
         comm.barrier(tag="accepting")
         if rank == 3:
             comm.barrier(tag="begun")
+            work = comm.transfers.push("a", data[::-1].copy(), to=0, chunk_bytes=65536)
+            comm.barrier(tag="heard")
             with pytest.raises(TransferError, match="other content") as caught:
-                comm.transfers.push("a", data[::-1].copy(), to=0, chunk_bytes=65536).wait()
+                work.wait()
             assert (caught.value.cause, caught.value.peer, caught.value.name) == ("digest", comm.peers[0], "a")
             return
         work = comm.transfers.push("a", data, to=0, chunk_bytes=65536)
         comm.barrier(tag="begun")
+        comm.barrier(tag="heard")
+        comm.transfers.limit("normal", 0)
         work.wait()
 
     def accept(comm: pccl.Communicator) -> None:
@@ -130,6 +134,8 @@ def test_peers_that_push_the_same_bytes_share_the_work_and_others_are_told(clust
         comm.barrier(tag="accepting")
         wait_until(lambda: work.report.received)
         comm.barrier(tag="begun")
+        wait_until(lambda: comm.peers[3] in work.report.lost)
+        comm.barrier(tag="heard")
         result = work.wait()
         assert np.array_equal(result.tensor, data)
         assert set(result.report.received) == {comm.peers[1], comm.peers[2]}

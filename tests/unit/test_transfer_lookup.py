@@ -12,8 +12,10 @@ def head(generation: int, root: bytes) -> Head:
     return Head(generation, 10, 1024, 50, bytes(16), root * 16)
 
 
-def asked(*sources: bytes, generation: int | None = None, root: bytes | None = None) -> Lookup:
-    lookup = Lookup(sources, generation, root)
+def asked(
+    *sources: bytes, generation: int | None = None, root: bytes | None = None, lost: dict[bytes, str] | None = None
+) -> Lookup:
+    lookup = Lookup(sources, generation, root, {} if lost is None else lost)
     assert lookup.to_ask(0.0) == list(sources)
     assert lookup.to_ask(0.0) == []
     return lookup
@@ -41,10 +43,12 @@ def test_who_does_not_answer_is_not_waited_for_long() -> None:
 
 
 def test_most_decide_and_the_first_among_equals() -> None:
-    lookup = asked(A, B, C)
+    lost: dict[bytes, str] = {}
+    lookup = asked(A, B, C, lost=lost)
     for source, root in ((A, b"x"), (B, b"y"), (C, b"y")):
         lookup.told(source, head(1, root), 0.0)
     assert lookup.choose(0.0) == head(1, b"y")
+    assert lost == {A: "offers other content as generation 1"}
     assert lookup.found[A].place is Place.OUT and "other content" in lookup.words({A: "a", B: "b", C: "c"})
     tied = asked(A, B)
     tied.told(B, head(1, b"y"), 0.0)
