@@ -183,6 +183,13 @@ int conn_sums(const struct conn *c)
     return c->link->detour_epoch || !(c->engine->ops->seals || c->in_memory);
 }
 
+void conn_stands(struct conn *c)
+{
+    c->state = CONN_OPEN;
+    conn_want(c, TRANSPORT_READ);
+    link_stream_open(c->link, c);
+}
+
 static void adopt(struct conn *c, struct link *link)
 {
     uint32_t place = place_for(c, link);
@@ -197,9 +204,7 @@ static void adopt(struct conn *c, struct link *link)
     c->link = link;
     c->index = place;
     link->conns[place] = c;
-    c->state = CONN_OPEN;
-    conn_want(c, TRANSPORT_READ);
-    link_stream_open(link, c);
+    conn_stands(c);
 }
 
 void conn_meet(struct conn *c, struct link *link)

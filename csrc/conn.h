@@ -134,6 +134,8 @@ void conn_discard_seq(struct conn *c, uint32_t link_seq);
 /* A proven stream and the link to its peer: joins it, is closed if it is of an earlier link between the two, and waits if it is of a later
  * one, which we have not been told of yet. */
 void conn_meet(struct conn *c, struct link *link);
+/* Its handshake is done: it carries frames of its link from now on. */
+void conn_stands(struct conn *c);
 void conn_free(struct conn *c);
 void conn_want(struct conn *c, unsigned interest);
 

@@ -122,8 +122,7 @@ static void on_ready_message(struct conn *c, const uint8_t *message)
         c->peer = c->link->id;
         handshake_begin(c);
     } else {
-        c->state = CONN_OPEN;
-        link_stream_open(c->link, c);
+        conn_stands(c);
     }
 }
 
