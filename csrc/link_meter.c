@@ -2,10 +2,10 @@
  * and the limits that it sets.
  *
  * Bandwidth is what arrived at the other side, over all streams, in two round trips in which there had always been more to send
- * than the link was given. Three figures of the last readings count: the best (pauses make a link look slower than it is), what is
- * usual, and for planners the median.
+ * than the link was given. Three figures of the last readings count: what is usual, the best (pauses make a link look slower
+ * than it is), and for planners the median.
  *
- * A long link is held to what was read. Its streams are paced, each to its part of a little more than the best: left alone, streams
+ * A long link is held to what was read. Its streams are paced, each to its part of a little more than is usual: left alone, streams
  * begin every op with a burst of several times what the link carries, overfill the queue before the bottleneck, and wait. One that has
  * less to send than those beside it on the line is paced by its share of that (line_share.c), and not read meanwhile. No more is
  * given to the streams than fills the link and a queue, a short one where only transfers are under way: what is too much waits here, where
@@ -33,7 +33,8 @@ enum {
     OVERFLOW_PERCENT = 1,        /* of the packets sent again: then it has grown too far */
     GROWING_PERCENT = 225,       /* of the best: pace and flight while it grows, */
     PROBED_PERCENT = 125,        /* of one that only filler grows, and that may be known soon: an op would wait behind it */
-    PACE_PERCENT = 125,          /* of the best: a stream makes up a little for one that waits for what was lost */
+    PACE_PERCENT = 125,          /* of what is usual: a stream makes up a little for one that waits for what was lost */
+    NOISE_PERCENT = 150,         /* of what is usual: what is read up to there may be acknowledgements that came at once */
     LOOKS_PER_RTT = 16,          /* asking the transport is a system call for each stream */
     SETTLE_RTTS = 4,             /* until round trips show the queue that is kept */
     SHORT_QUEUE_PART = 4,        /* of a round trip, */
@@ -133,6 +134,12 @@ static uint64_t least_pace(const struct link *l)
     return LEAST_FLIGHT_BYTES * 1000000ULL / l->rtt_us;
 }
 
+/* What is usual; or the best, where that is so much more that pauses, or others on the line, must have lowered what is usual. */
+static uint64_t carried(const struct meter *m)
+{
+    return m->best_bytes_per_s > m->usual_bytes_per_s * NOISE_PERCENT / 100 ? m->best_bytes_per_s : m->usual_bytes_per_s;
+}
+
 /* Of the whole link. */
 static uint64_t pace_of(const struct link *l)
 {
@@ -140,7 +147,7 @@ static uint64_t pace_of(const struct link *l)
     if (!m->known)
         return growing(l) + first_flight(l) * 1000000ULL / l->rtt_us;
     /* never next to nothing, which is all that is read while a link is dead */
-    return m->best_bytes_per_s * PACE_PERCENT / 100 + least_pace(l);
+    return carried(m) * PACE_PERCENT / 100 + least_pace(l);
 }
 
 /* The same, or the link's share of the line it is on. */

@@ -59,6 +59,26 @@ TEST(a_long_link_is_paced_at_what_it_carries)
     cluster_close(&c);
 }
 
+/* Acknowledgements that come at once make a reading too high; but pauses make what is usual too low. */
+TEST(a_link_is_paced_by_what_is_usual_unless_that_is_far_below_the_best)
+{
+    struct cluster c;
+    open_pair(&c, 2);
+    pace(&c);
+    cluster_epoch(&c, 1, 0, 0, 3, 3, NULL, 0);
+    reduce(&c, 0);
+    struct link *l = c.engines[0]->links;
+    CHECK(l->meter.known && l->used == 2);
+    l->meter.usual_bytes_per_s = RATE;
+    l->meter.best_bytes_per_s = RATE / 5 * 7;
+    meter_pace(l);
+    CHECK(last_pace * 2 >= RATE / 4 * 5 && last_pace * 2 < RATE / 4 * 6);
+    l->meter.best_bytes_per_s = RATE * 2;
+    meter_pace(l);
+    CHECK(last_pace * 2 >= RATE / 4 * 10 && last_pace * 2 < RATE / 4 * 11);
+    cluster_close(&c);
+}
+
 TEST(a_link_that_is_not_known_begins_with_little)
 {
     struct cluster c;
