@@ -186,7 +186,7 @@ int conn_sums(const struct conn *c)
 void conn_stands(struct conn *c)
 {
     c->state = CONN_OPEN;
-    conn_want(c, TRANSPORT_READ);
+    conn_want(c, TRANSPORT_READ); /* not what the dial or the handshake waited for */
     link_stream_open(c->link, c);
 }
 
