@@ -16,6 +16,10 @@ PEERS  ?= 8
 KEEPING ?= file
 INPUTS ?= 1000000
 
+# pytest gives each test its time; nothing but this watches what comes after the last one. What hangs says where.
+LIMIT  ?= 40m
+PYTEST := PYTHONFAULTHANDLER=1 timeout --foreground --signal=ABRT --kill-after=30s $(LIMIT) $(BIN)/pytest
+
 # The C tests run as the code ships, then under the address and undefined-behaviour sanitizers, and those with threads
 # then under the thread sanitizer.
 VARIANTS ?= release asan tsan
@@ -103,22 +107,22 @@ $(VARIANTS:%=c-%): c-%:
 	@echo "== C tests, $*"; $(MAKE) --silent --keep-going -C csrc check SAN=$(*:release=)
 
 test-chaos: venv
-	$(BIN)/pytest --quiet $(CHAOS)
+	$(PYTEST) --quiet $(CHAOS)
 
 test-units: venv
-	$(BIN)/pytest --quiet --ignore=$(INTEGRATION)
+	$(PYTEST) --quiet --ignore=$(INTEGRATION)
 
 test-wan: venv
-	$(BIN)/pytest --quiet $(WAN)
+	$(PYTEST) --quiet $(WAN)
 
 test-lines: venv
-	$(BIN)/pytest --quiet $(LINES)
+	$(PYTEST) --quiet $(LINES)
 
 test-processes: venv
-	$(BIN)/pytest --quiet $(INTEGRATION) $(APART:%=--ignore=%)
+	$(PYTEST) --quiet $(INTEGRATION) $(APART:%=--ignore=%)
 
 test-training: venv
-	$(BIN)/pytest --quiet $(TRAINING)
+	$(PYTEST) --quiet $(TRAINING)
 
 # All of pytest one after the other, but for the chaos.
 test-py: venv
