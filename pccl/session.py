@@ -12,9 +12,12 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
 
+from msgspec import structs
+
 from pccl import errors
 from pccl import messages as m
 from pccl.epochs import acquaintances_of, configuration, flaw_of, vias_of, view_of
+from pccl.frozen import name_of, report_of
 from pccl.table import Row
 from pccl.table import row as _row
 from pccl.types import Cause, EpochConfig, EpochView, Identity, Lanes, MemberConfig, OpName, Status
@@ -388,7 +391,9 @@ class Session:
         self._take_lease(event.lease_s)
         self._promise, self._answer = None, None
         if event.change:
-            self._faults = {name: fault for name, fault in self._faults.items() if fault.epoch == event.epoch}
+            judged = {name_of(verdict.op) for verdict in event.verdicts}
+            faults = self._faults.items()
+            self._faults = {op: fault for op, fault in faults if fault.epoch == event.epoch and op not in judged}
         present = {*(member.peer for member in event.members), *(self.acquaintances or ())}
         self._suspects = {peer: suspect for peer, suspect in self._suspects.items() if peer in present}
         self._up = {peer: up for peer, up in self._up.items() if peer in present}
@@ -456,10 +461,14 @@ class Session:
             self._send(self._answer)
 
     def _on_engine_frozen(self, event: EngineFrozen) -> None:
-        """answers Frozen"""
+        """answers Frozen; faults that waited for what it names are for this change, or for the next epoch"""
         if event.change == self._change and self._answer is None:
             self._answer = m.Frozen(m.VERSION, event.change, self.boundary, event.lanes, event.pending)
             self._send(self._answer)
+            report = report_of(self._answer)
+            named = [op for op, fault in self._faults.items() if fault.epoch > self.epoch and report.names(op)]
+            self._faults |= {op: structs.replace(self._faults[op], epoch=self.epoch) for op in named}
+            self._send(*(self._faults[op] for op in named))
 
     def _on_probe(self, event: m.Probe) -> None:
         """answers ProbeReply"""
@@ -550,19 +559,11 @@ class Session:
         """sends OpFault"""
         if event.kind not in ("mismatch", "overdue", "cancelled", "forgone"):
             raise ValueError(f"no such kind of fault: {event.kind}")
-        op = m.OpRef(*event.name)
-        # What this peer has reported for a change does not name the op: no verdict will. It is for the next epoch.
-        unnamed = self._answer is not None and all(entry.op != op for entry in self._answer.pending)
-        late = unnamed and event.kind != "forgone"
-        fault = m.OpFault(
-            v=m.VERSION,
-            kind=event.kind,  # type: ignore[arg-type]
-            op=op,
-            epoch=self.epoch + late,
-            peer=event.peer,
-            mine=m.clip(event.mine),
-            theirs=m.clip(event.theirs),
-        )
+        # A change ends without a verdict on what no report names, and then the fault is for the next epoch.
+        named = self._answer is not None and report_of(self._answer).names(event.name)
+        late = self.state is State.FROZEN and not named and event.kind != "forgone"
+        op, words = m.OpRef(*event.name), (m.clip(event.mine), m.clip(event.theirs))
+        fault = m.OpFault(m.VERSION, event.kind, op, self.epoch + late, event.peer, *words)  # type: ignore[arg-type]
         self._faults[event.name] = fault
         self._send(*(() if late else (fault,)))
 

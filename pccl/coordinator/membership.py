@@ -46,7 +46,8 @@ from pccl.coordinator.settings import Settings
 from pccl.coordinator.snapshot import GroupState, MemberState, restart_in_words
 from pccl.coordinator.status import group_status
 from pccl.coordinator.steps import Change, Growth, State
-from pccl.coordinator.verdicts import FAULTS_MAX, Fault, judge, name_of, report_of
+from pccl.coordinator.verdicts import FAULTS_MAX, Fault, judge
+from pccl.frozen import name_of, report_of
 from pccl.table import Row
 from pccl.table import row as _row
 from pccl.types import OpName, short_id

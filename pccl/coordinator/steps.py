@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from pccl import messages as m
-from pccl.coordinator.verdicts import Report
+from pccl.frozen import Report
 
 
 class State(Enum):

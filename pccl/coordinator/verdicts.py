@@ -9,12 +9,12 @@ no FIN from the other, so as long as nobody is over the op nobody has returned s
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from pccl.messages import Frozen, OpFault, OpRef, Pending, Verdict, clip
-from pccl.types import Lanes, OpName, Status, short_id
+from pccl.frozen import Report
+from pccl.messages import OpFault, OpRef, Verdict, clip
+from pccl.types import OpName, Status, short_id
 
 NAMED_MAX = 8
 TEXT_LONG = 300
@@ -25,50 +25,11 @@ FAULTS_MAX = 16384
 
 
 @dataclass(slots=True, frozen=True)
-class Report:
-    """What one survivor had at the moment it froze."""
-
-    boundary: int
-    lanes: Lanes
-    pending: Mapping[OpName, Pending]
-    _known: tuple[int, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_known", tuple(sorted(self.lanes)))
-
-    def called(self, op: OpName) -> bool:
-        """It has called the op, or forgotten what it called then: nobody has ops of so long ago."""
-        if op.boundary > self.boundary:
-            return False
-        place = bisect_right(self._known, op.boundary)
-        return not place or op.seq < self.lanes[self._known[place - 1]].get(op.lane, 0)
-
-    def over(self, op: OpName) -> bool:
-        """It has called the op, and the op is not pending: it ended here."""
-        return op not in self.pending and self.called(op)
-
-    def done(self, op: OpName) -> bool:
-        """Finished or over."""
-        pending = self.pending.get(op)
-        return pending.finished if pending is not None else self.over(op)
-
-
-@dataclass(slots=True, frozen=True)
 class Fault:
     """An OpFault and who sent it."""
 
     reporter: bytes
     report: OpFault
-
-
-def name_of(op: OpRef) -> OpName:
-    """The op's name."""
-    return OpName(op.boundary, op.lane, op.seq)
-
-
-def report_of(frozen: Frozen) -> Report:
-    """What a Frozen says."""
-    return Report(frozen.boundary, frozen.lanes, {name_of(entry.op): entry for entry in frozen.pending})
 
 
 def judge(

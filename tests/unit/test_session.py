@@ -354,12 +354,57 @@ def test_a_fault_of_an_op_that_no_report_names_waits_for_the_next_epoch(member: 
     member.peer.forgo(member.now, OpName(0, 6, 0), "never")
     assert member.sent() == [m.OpFault(V, "forgone", m.OpRef(0, 6, 0), 1, b"", "never", "")], "it needs no report"
     told = m.OpFault(V, "cancelled", m.OpRef(*late), 2, b"", "late", "")
-    assert [message for message in member.say(epoch(2, change=1)) if isinstance(message, m.OpFault)] == [told]
+    assert faults_of(member.say(epoch(2, change=1))) == [told]
     member.peer.on_connected(member.now)
     assert member.sent()[1:] == [told], "until it is judged"
     member.say(m.Freeze(V, 2, 2))
     member.engine_says(*member.engine.events())
-    assert not [message for message in member.say(epoch(3, change=2)) if isinstance(message, m.OpFault)]
+    assert not faults_of(member.say(epoch(3, change=2)))
+
+
+def faults_of(messages: list[m.ToCoordinator]) -> list[m.OpFault]:
+    return [message for message in messages if isinstance(message, m.OpFault)]
+
+
+def test_between_freeze_and_report_a_fault_waits_for_what_that_names(member: Bench) -> None:
+    """An op may be called, and wanted no more, after the engine froze and before what it had is known."""
+    known, over, late = (OpName(0, lane, 0) for lane in (5, 6, 7))
+    names = dict(enumerate((known, over, late), 7))
+    member.infos |= {token: OpInfo(f"op {token}", (), False, name) for token, name in names.items()}
+    member.engine.post(known, 7)
+    member.engine.lanes[0][over.lane] = 1
+    member.say(m.Freeze(V, 1, 1))
+    for token in names:
+        member.peer.fault(member.now, token, "cancelled")
+    faults = [m.OpFault(V, "cancelled", m.OpRef(*name), 1, b"", f"op {token}", "") for token, name in names.items()]
+    assert member.sent() == []
+    frozen, *told = member.engine_says(*member.engine.events())
+    assert isinstance(frozen, m.Frozen) and told == faults[:2], "what is over needs no verdict"
+    assert faults_of(member.say(epoch(2, change=1))) == [structs.replace(faults[2], epoch=2)]
+
+
+def test_a_fault_that_waits_is_for_the_first_change_whose_report_names_its_op(member: Bench) -> None:
+    late = OpName(0, 5, 0)
+    member.infos[8] = OpInfo("late", (), False, late)
+    member.say(m.Freeze(V, 1, 1))
+    member.engine_says(*member.engine.events())
+    member.peer.fault(member.now, 8, "cancelled")
+    assert member.sent() == []
+    member.engine.post(late, 8)
+    member.say(m.Freeze(V, 2, 1))
+    told = m.OpFault(V, "cancelled", m.OpRef(*late), 1, b"", "late", "")
+    assert faults_of(member.engine_says(*member.engine.events())) == [told]
+    assert faults_of(member.say(epoch(2, change=2))) == []
+
+
+def test_a_fault_of_an_op_that_was_judged_all_the_same_is_not_sent_again(member: Bench) -> None:
+    late = OpName(0, 5, 0)
+    member.infos[8] = OpInfo("late", (), False, late)
+    member.say(m.Freeze(V, 1, 1))
+    member.engine_says(*member.engine.events())
+    member.peer.fault(member.now, 8, "cancelled")
+    verdict = m.Verdict(m.OpRef(*late), int(Status.ECANCELLED), "the other one cancelled it")
+    assert faults_of(member.sent() + member.say(epoch(2, change=1, verdicts=(verdict,)))) == []
 
 
 def test_what_awaits_an_answer_is_sent_again_after_a_reconnect(member: Bench) -> None:

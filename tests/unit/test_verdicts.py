@@ -6,7 +6,8 @@ import pytest
 from unit.group_table import A, B, C, V, X, fault, frozen, group, of, pend, pid
 
 from pccl import messages as m
-from pccl.coordinator.verdicts import Fault, Report, judge
+from pccl.coordinator.verdicts import Fault, judge
+from pccl.frozen import Report
 from pccl.types import Lanes, OpName, Status
 
 
