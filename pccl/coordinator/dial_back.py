@@ -1,13 +1,16 @@
 """dial_back.py - opens a connection to each address that a joiner advertises, and closes it: can it be dialled?
 
 Decides nothing. The engine there sees a stranger that goes away. Only numeric addresses are tried, a few per peer and
-so many at a time, each for DIAL_S at most.
+so many at a time, each for DIAL_S at most. Nobody is asked to resolve them: the loop would do that on four threads of
+its own, which stay, and which the end of the process waits for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
+import os
 import socket
 from collections.abc import Callable, Sequence
 
@@ -69,4 +72,17 @@ class DialBacks:
         family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
-            await self._loop.sock_connect(probe, (host, port))
+            failure = probe.connect_ex((host, port))
+            if failure == errno.EINPROGRESS:
+                await self._writable(probe)
+                failure = probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if failure:
+            raise OSError(failure, os.strerror(failure))
+
+    async def _writable(self, probe: socket.socket) -> None:
+        came = asyncio.Event()
+        self._loop.add_writer(probe, came.set)
+        try:
+            await came.wait()
+        finally:
+            self._loop.remove_writer(probe)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -303,6 +305,27 @@ def test_dial_back_gives_up_in_time() -> None:
             filler.setblocking(False)
             filler.connect_ex(deaf.getsockname())
         assert tried(f"127.0.0.1:{deaf.getsockname()[1]}", dial_s=0.3) is None
+
+
+DIALS = """
+import asyncio, os, socket, uvloop
+from pccl.coordinator.dial_back import DialBacks
+
+async def main():
+    before, answer = os.listdir("/proc/self/task"), asyncio.get_running_loop().create_future()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        DialBacks(asyncio.get_running_loop()).start([f"127.0.0.1:{server.getsockname()[1]}"], answer.set_result)
+        assert await answer
+    assert os.listdir("/proc/self/task") == before
+
+uvloop.new_event_loop().run_until_complete(main())
+"""
+
+
+def test_dialling_back_makes_no_threads() -> None:
+    """Those of uvloop's resolver would stay, and the end of the process would wait for them."""
+    done = subprocess.run([sys.executable, "-c", DIALS], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_joiner_that_leaves_before_it_was_dialled_changes_nothing() -> None:
