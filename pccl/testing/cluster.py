@@ -65,6 +65,7 @@ class Options:
     rank_by_index: bool = False  # else by order of arrival
     dial_back_lies: bool = False  # the coordinator stands where it sees the opposite of what the peers see
     defects: int = 0
+    deaf_ns: int = 0  # when a session has heard its engine it does not listen for up to so long, while programs go on
     quantum_ns: int = 0  # 0: every delivery is a turn of its own
     path: native.SimPath = field(default_factory=lambda: native.SimPath(MILLISECOND, MILLISECOND // 2))
     control: ControlOptions = field(default_factory=ControlOptions)
@@ -92,6 +93,7 @@ class Node:
         self.slow_ns = 0
         self.slowest_ns = 0  # it has been at some time
         self.not_before_ns = 0
+        self._deaf_until_ns = 0
         self.wake_ns = 0
         self.changes = 0
         self.engine = native.Engine(cluster.engine_config(self.id, index))
@@ -306,12 +308,21 @@ class Node:
         self.not_before_ns = now_ns + self.slow_ns
         self.slowest_ns = max(self.slowest_ns, self.slow_ns)
         self.wake_ns = self.engine.step(now_ns)
-        events = self.engine.events()
-        if events:
-            self._take(events)
+        self._listen(now_ns)
         while self.ready and self.alive:
             self.ready.popleft().step()
             self.wake()
+
+    def _listen(self, now_ns: int) -> None:
+        if now_ns < self._deaf_until_ns:
+            self.wake_ns = min(self.wake_ns, self._deaf_until_ns)
+            return
+        events = self.engine.events()
+        if not events:
+            return
+        if self.cluster.options.deaf_ns:
+            self._deaf_until_ns = now_ns + self.cluster.random.randrange(self.cluster.options.deaf_ns)
+        self._take(events)
 
     def _take(self, events: list[Event]) -> None:
         for event in events:
@@ -370,6 +381,10 @@ class Node:
             reason = f"advance() did not pass boundary {self.peer.boundary}: waits for {self.peer.session.waits_for}"
             future.resolve(None, Timeout(reason, peer=self.id, epoch=self.peer.session.epoch))
             self.wake()
+
+    def give_up(self, token: int) -> None:
+        """Asks the coordinator to end an op everywhere."""
+        self.do(lambda: self.peer.fault(self.cluster.clock.now, token, "cancelled"))
 
     def enter(self) -> Future:
         """A guest wants to be a member; resolved when it is one."""

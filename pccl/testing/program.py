@@ -182,6 +182,10 @@ class SimPeer:
 
     # -- ops --------------------------------------------------------------------------------------------------
 
+    def give_up(self, work: Work) -> None:
+        """Nobody wants the op any more: it soon ends on every peer, one way or the other."""
+        self.node.give_up(work.request.token)
+
     def all_reduce(
         self,
         array: Array,

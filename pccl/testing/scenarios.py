@@ -12,12 +12,13 @@ from random import Random
 
 import numpy as np
 
+from pccl.errors import Timeout
 from pccl.testing.cluster import Cluster
 from pccl.testing.coordinator import DIALS_LOST, DIALS_REFUSED, MOMENTS
 from pccl.testing.faults import Faults
 from pccl.testing.network import ControlOptions
 from pccl.testing.program import Program, SimPeer
-from pccl.testing.stage import delay_s, every_kind, hit_relay, kill_links, scenario, start
+from pccl.testing.stage import delay_ns, delay_s, every_kind, hit_relay, kill_links, scenario, start
 from pccl.testing.traffic import Shape, Traffic, settled
 from pccl.types import Status
 
@@ -437,6 +438,34 @@ def overdue_peer(cluster: Cluster, faults: Faults, random: Random) -> None:
     for _ in range(3):
         cluster.add(program)
     cluster.form_with(3)
+
+
+@scenario
+def given_up(cluster: Cluster, faults: Faults, random: Random) -> None:
+    """Who calls an op that another peer skips gives it up at once, while other ops are: it ends soon, everywhere."""
+    cluster.options.deaf_ns = 2 * delay_ns(cluster)
+    cluster.watch.expected.add(Status.ECANCELLED)
+    peers = random.randint(2, 3)
+
+    async def program(peer: SimPeer) -> None:
+        for boundary in range(6):
+            works = []
+            for number in range(6):
+                skipped = Random(f"{cluster.seed}:{boundary}:{number}").random() < 0.5
+                if not skipped or peer.index != boundary % peers:
+                    works.append(peer.all_reduce(np.ones(100 + number, "int64"), tag=f"part {number}"))
+                    if skipped:
+                        peer.give_up(works[-1])
+                await peer.compute(peer.random.random() * delay_s(cluster))
+            for work in works:
+                if isinstance(await settled(work), Timeout):
+                    cluster.watch.broke("P5", f"{work.describe()} was given up, and ended at its deadline")
+            await peer.advance()
+
+    for _ in range(peers):
+        cluster.add(program)
+    cluster.form_with(peers)
+    faults.mark("given up", "ended", 0, "ECANCELLED")
 
 
 @scenario

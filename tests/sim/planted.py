@@ -108,6 +108,18 @@ class DeniesCalls(Session):
         return super().handle(now, event)
 
 
+class SpeaksTooSoon(Session):
+    """Says that an op is wanted no more before it knows whether its report for the change names that op."""
+
+    def handle(self, now: float, event: s.Event) -> list[s.Effect]:
+        if not isinstance(event, s.Faulted) or self.state is not s.State.FROZEN or self._answer is not None:
+            return super().handle(now, event)
+        self.state = s.State.MEMBER
+        effects = super().handle(now, event)
+        self.state = s.State.FROZEN
+        return effects
+
+
 class ForgetsToWrite(Ledger):
     """Says what it has not written: the next process knows of the first decision and nothing since."""
 

@@ -20,6 +20,7 @@ from sim.planted import (
     KeepsRelay,
     NeverForgets,
     OffByOne,
+    SpeaksTooSoon,
     WaitsForDeadLinks,
     WritesTooLate,
 )
@@ -58,6 +59,7 @@ CONTROL = [
     pytest.param({"membership": CommitsUnfinished}, "P1", "staggered_freeze", id="commits_unfinished"),
     pytest.param({"session": ForgetsBoundaries}, "P1", "skipped_op", id="forgets_boundaries"),
     pytest.param({"session": DeniesCalls}, "P1", "skipped_op", id="denies_calls"),
+    pytest.param({"session": SpeaksTooSoon}, "P5", "given_up", id="speaks_too_soon"),
     pytest.param({"membership": BelievesBrokenStreams}, "P4", "forgetful_router", id="believes_broken_streams"),
     pytest.param({"membership": EvictsOnLinkFault}, "P4", "flapping_link", id="evicts_on_link_fault"),
     pytest.param({"membership": WaitsForDeadLinks}, "P4", "dead_link", id="waits_for_dead_links"),
