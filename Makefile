@@ -136,7 +136,7 @@ sim: venv
 # Hostile bytes, so many inputs for each: control messages, then everything between engines (csrc/Makefile has one by one).
 # make fuzz INPUTS=10000000 SEED=1
 fuzz: venv
-	PYTHONPATH=tests $(BIN)/python -m fuzz.control --inputs $(INPUTS) --seed $(SEED)
+	cd tests && $(abspath $(BIN))/python -m fuzz.control --inputs $(INPUTS) --seed $(SEED)
 	$(MAKE) --no-print-directory -C csrc fuzz INPUTS=$(INPUTS) SEED=$(SEED)
 
 # Real processes on an emulated WAN, a fault every two seconds, and every promise checked; needs root.

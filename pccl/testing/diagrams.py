@@ -1,6 +1,6 @@
 """diagrams.py - draws the state machines that are written in Python from their tables: docs/states.md.
 
-`python -m pccl.testing.diagrams > docs/states.md`; a test checks that the file is current.
+`cd docs; python -m pccl.testing.diagrams > states.md`; a test checks that the file is current.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pccl.kv.send import SendMachine
 
 HEAD = """# States
 
-Made by `python -m pccl.testing.diagrams > docs/states.md`; do not edit. The C machines, Link and Op, are in `csrc/`.
+Made by `cd docs; python -m pccl.testing.diagrams > states.md`; do not edit. The C machines, Link and Op, are in `csrc/`.
 Events that a state does not list change nothing there. `docs/protocol.md` says why.
 """
 

@@ -1,6 +1,6 @@
 """control.py - the fuzzer of the control plane: hostile messages for the coordinator and for peers, in both directions.
 
-    PYTHONPATH=tests python -m fuzz.control [--inputs N | --seconds S] [--seed N] [--first CASE]      (make fuzz)
+    cd tests; python -m fuzz.control [--inputs N | --seconds S] [--seed N] [--first CASE]      (make fuzz)
 
 An input is one message that was changed; a case is some hundred of them and the honest traffic between, on a run of its
 own (world.py). Case number k of a seed is always the same. The steps of a case that fails are written to
