@@ -464,11 +464,10 @@ class Session:
         """answers Frozen; faults that waited for what it names are for this change, or for the next epoch"""
         if event.change == self._change and self._answer is None:
             self._answer = m.Frozen(m.VERSION, event.change, self.boundary, event.lanes, event.pending)
-            self._send(self._answer)
             report = report_of(self._answer)
             named = [op for op, fault in self._faults.items() if fault.epoch > self.epoch and report.names(op)]
             self._faults |= {op: structs.replace(self._faults[op], epoch=self.epoch) for op in named}
-            self._send(*(self._faults[op] for op in named))
+            self._send(*(self._faults[op] for op in named), self._answer)
 
     def _on_probe(self, event: m.Probe) -> None:
         """answers ProbeReply"""

@@ -16,8 +16,8 @@ from pccl.kv.send import SendMachine
 
 HEAD = """# States
 
-Made by `cd docs; python -m pccl.testing.diagrams > states.md`; do not edit. The C machines, Link and Op, are in `csrc/`.
-Events that a state does not list change nothing there. `docs/protocol.md` says why.
+Made by `cd docs; python -m pccl.testing.diagrams > states.md`; do not edit. The C machines, Link and Op, are in
+`csrc/`. Events that a state does not list change nothing there. `docs/protocol.md` says why.
 """
 
 

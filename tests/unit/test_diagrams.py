@@ -10,7 +10,7 @@ from pccl.testing import diagrams
 
 def test_the_file_is_current() -> None:
     path = Path(__file__).resolve().parents[2] / "docs" / "states.md"
-    assert path.read_text(encoding="utf-8") == diagrams.document(), "cd docs; python -m pccl.testing.diagrams > states.md"
+    assert path.read_text(encoding="utf-8") == diagrams.document(), "its first lines say how to make it"
 
 
 def test_every_handler_says_what_it_does() -> None:

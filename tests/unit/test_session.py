@@ -378,8 +378,8 @@ def test_between_freeze_and_report_a_fault_waits_for_what_that_names(member: Ben
         member.peer.fault(member.now, token, "cancelled")
     faults = [m.OpFault(V, "cancelled", m.OpRef(*name), 1, b"", f"op {token}", "") for token, name in names.items()]
     assert member.sent() == []
-    frozen, *told = member.engine_says(*member.engine.events())
-    assert isinstance(frozen, m.Frozen) and told == faults[:2], "what is over needs no verdict"
+    *told, frozen = member.engine_says(*member.engine.events())
+    assert isinstance(frozen, m.Frozen) and told == faults[:2], "in time for the verdicts; what is over needs none"
     assert faults_of(member.say(epoch(2, change=1))) == [structs.replace(faults[2], epoch=2)]
 
 
