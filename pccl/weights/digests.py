@@ -6,13 +6,13 @@ node up. So one chunk can be verified by the root and log2 of their number hashe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import xxhash
 from blake3 import blake3
 
-__all__ = ["STRONG_BYTES", "leaf", "merkle_root", "quick", "strong"]
+__all__ = ["STRONG_BYTES", "Tree", "leaf", "merkle_root", "quick", "strong"]
 
 STRONG_BYTES = 32
 QUICK_BYTES = 16
@@ -37,10 +37,34 @@ def leaf(chunk: Any) -> bytes:
     return strong(b"leaf", chunk)
 
 
-def merkle_root(leaves: Sequence[bytes]) -> bytes:
-    """Of all chunks; their number is part of it."""
-    level = list(leaves)
-    while len(level) > 1:
-        pairs = [strong(b"node", level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
-        level = pairs + level[len(pairs) * 2 :]
-    return strong(b"root", len(leaves).to_bytes(8, "little"), *level)
+class Tree:
+    """The tree of leaves that are still coming."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._peaks: list[bytes] = []  # nodes above 2^k leaves each, one for each bit of their number
+
+    def add(self, one: bytes) -> None:
+        """The next leaf."""
+        below = self._count
+        while below & 1:
+            one = strong(b"node", self._peaks.pop(), one)
+            below >>= 1
+        self._peaks.append(one)
+        self._count += 1
+
+    @property
+    def root(self) -> bytes:
+        """Of all that were added; their number is part of it."""
+        top = self._peaks[-1:]
+        for peak in reversed(self._peaks[:-1]):
+            top = [strong(b"node", peak, *top)]
+        return strong(b"root", self._count.to_bytes(8, "little"), *top)
+
+
+def merkle_root(leaves: Iterable[bytes]) -> bytes:
+    """Of all chunks."""
+    tree = Tree()
+    for one in leaves:
+        tree.add(one)
+    return tree.root

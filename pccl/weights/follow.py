@@ -353,14 +353,21 @@ class Follow:
             self._is_live = True
             return
         self._sink.opened(name, generation, slots)
-        self._open(name, generation, slots, sources, lambda: self._neighbours.helpers(have))
+        expected = 0 if tip is None else tip.sizes[0]  # of the delta that led to the tip: this one, or one like it
+        self._open(name, generation, slots, sources, lambda: self._neighbours.helpers(have), expected)
 
     def _open(
-        self, name: str, generation: int, slots: int, sources: Sequence[bytes], helpers: Helpers = nobody
+        self,
+        name: str,
+        generation: int,
+        slots: int,
+        sources: Sequence[bytes],
+        helpers: Helpers = nobody,
+        expected: int | None = None,
     ) -> None:
         self._is_live = helpers is not nobody
         self._stream = StreamIn(
-            self._transfers, name, generation, slots, sources, helpers=helpers,
+            self._transfers, name, generation, slots, sources, helpers=helpers, expected=expected,
             on_grown=lambda stream: self.tell(lambda: self._on_grown(stream)),
             on_failed=lambda stream, why: self.tell(lambda: self._on_failed(stream, why)),
             on_slot=self._sink.on_slot,

@@ -1,16 +1,21 @@
 """layout.py - which slots a stream has, and which bytes of a payload are in which. Pure.
 
 All slots are asked for before anybody knows how long the payload will be, so each has a place of its own in the region.
-A payload is cut into *body* slots; the first ones are small, so that the link has something to do soon. What is left
-behind the last whole one is in *tail* slots, each half as large as the one before, taken as a number is made of powers
-of two: a slot travels whole, and so little of it is padding. The *end* is the last END_ROOM bytes, which are the same
-in all payloads: a payload is complete when its source says so, and all else can be there before.
+A payload is cut into *body* slots, which grow with what comes before them. The first ones are small, so that the link
+has something to do soon; none but these is more than 128 KiB and more than a sixtieth of what comes before it, so that
+little waits for a slot to be full, and little is left to be decoded when the last one comes; and of a long payload
+there are not too many. What is left behind the last whole one is in *tail* slots, each half as large as the one before,
+taken as a number is made of powers of two: a slot travels whole, and so little of it is padding. The *end* is the last
+END_ROOM bytes, which are the same in all payloads: a payload is complete when its source says so, and all else can be
+there before.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 __all__ = [
     "END", "END_ROOM", "HEAD_BYTES", "SPECIAL", "Part", "Run", "parts_of", "payload_bytes_max", "place", "region_bytes",
@@ -20,14 +25,17 @@ __all__ = [
 HEAD_BYTES = 32  # of each slot
 END, END_ROOM = 0, 8  # the slot, and what is in it
 
-_SLOT_BYTES = 1 << 18
-_TAIL = (1 << 17, 1 << 16, 1 << 15, 1 << 14, 1 << 13, (1 << 13) + 512)  # the last: less than the one before
-_FIRST = (1 << 15, 1 << 16, 1 << 17)
+_SLOT_BYTES = 1 << 20  # of each behind _FIRST
+_TAIL = (*(1 << log for log in range(19, 12, -1)), (1 << 13) + 512)  # the last: less than the one before
+_GROWTH = ((1, 1 << 15), (1, 1 << 16), (127, 1 << 17), (192, 1 << 18), (384, 1 << 19))  # so many, of so many bytes
+_FIRST = tuple(nbytes for count, nbytes in _GROWTH for _ in range(count))
 _SIZES = (HEAD_BYTES + 32, *_TAIL, *_FIRST)
-_PLACES = tuple(sum(_SIZES[:index]) for index in range(len(_SIZES) + 1))
+_PLACES = (0, *accumulate(_SIZES))
 
 #: Slots that stand before those of the body: the end, and the tail.
 SPECIAL = 1 + len(_TAIL)
+
+_STARTS = tuple(at - _PLACES[SPECIAL] - number * HEAD_BYTES for number, at in enumerate(_PLACES[SPECIAL:]))
 
 
 def place(index: int) -> tuple[int, int]:
@@ -49,11 +57,10 @@ def start_of(index: int) -> int:
 
 def slots_for(payload_bytes: int) -> int:
     """How many slots a region must have for payloads of so many bytes."""
-    rest = payload_bytes - END_ROOM
-    first = sum(_FIRST) - len(_FIRST) * HEAD_BYTES
-    if rest >= first:
-        return len(_SIZES) + (rest - first) // (_SLOT_BYTES - HEAD_BYTES)
-    return next(index for index in range(SPECIAL, len(_SIZES)) if start_of(index + 1) > rest)
+    rest = max(0, payload_bytes - END_ROOM)
+    if rest < _STARTS[-1]:
+        return SPECIAL + bisect_right(_STARTS, rest) - 1
+    return len(_SIZES) + (rest - _STARTS[-1]) // (_SLOT_BYTES - HEAD_BYTES)
 
 
 def payload_bytes_max(slots: int) -> int:

@@ -146,9 +146,9 @@ class Manifest:
             Certificate.decode(wire.certificate), wire.signature,
         )  # fmt: skip
 
-    def check(self, schema: Schema, public: bytes | None) -> None:
+    def check(self, schema: Schema, public: bytes | None, root: bytes | None = None) -> None:
         """SchemaError if it is of another schema; DamageError if what is signed is not what it says, or not signed by
-        `public` (None: by anybody).
+        `public` (None: by anybody). `root`: of `leaves`, where that is known.
         """
         certificate = self.certificate
         if certificate.schema != schema.hash:
@@ -157,7 +157,7 @@ class Manifest:
             raise DamageError("a manifest is of another number of blocks than its schema has")
         if state_digest(schema.hash, self.digests) != certificate.state:
             raise DamageError(f"the digests of version {certificate.version} are not those that were signed")
-        if self.is_delta and merkle_root(self.leaves) != certificate.root:
+        if self.is_delta and (root or merkle_root(self.leaves)) != certificate.root:
             raise DamageError(f"the chunks of version {certificate.version} are not those that were signed")
         if public is not None:
             check_signature(public, certificate, self.signature)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pccl.weights.certificate import Certificate, Version
-from pccl.weights.digests import leaf, merkle_root
+from pccl.weights.digests import Tree, leaf
 from pccl.weights.errors import DamageError
 from pccl.weights.manifest import END_BYTES, PRELUDE_BYTES, RECORD, Manifest, Prelude, Record, Trailer
 
@@ -25,6 +25,7 @@ class Chunks:
     def __init__(self) -> None:
         self.ends: list[int] = []
         self.leaves: list[bytes] = []
+        self._tree = Tree()
         self.at = 0
         self._open: list[bytes] = []
         self._open_bytes = 0
@@ -50,8 +51,14 @@ class Chunks:
         data = b"".join(self._open)
         self.ends.append(self.at)
         self.leaves.append(leaf(data))
+        self._tree.add(self.leaves[-1])
         self._open, self._open_bytes = [], 0
         return data
+
+    @property
+    def root(self) -> bytes:
+        """Of those that are whole."""
+        return self._tree.root
 
     def _add(self, data: bytes) -> None:
         self._open.append(data)
@@ -83,7 +90,7 @@ class Writer:
     @property
     def root(self) -> bytes:
         """Of the chunks that are closed."""
-        return merkle_root(self._chunks.leaves)
+        return self._chunks.root
 
     def end(self, digests: Sequence[bytes], certificate: Certificate, signature: bytes) -> tuple[bytes, Manifest]:
         """The last bytes."""
@@ -104,6 +111,13 @@ class Payload:
         """`foretold`: the last END_BYTES have not come yet, whatever stands there."""
         self.data = memoryview(data)
         self.manifest_at, self.manifest = Trailer.manifest_of(self.data, foretold)
+
+    @classmethod
+    def made(cls, data: Any, manifest: Manifest) -> Payload:
+        """Of bytes that a Writer has just given, with that manifest."""
+        payload = cls.__new__(cls)
+        payload.data, payload.manifest_at, payload.manifest = memoryview(data), manifest.ends[-1], manifest
+        return payload
 
     @property
     def nbytes(self) -> int:

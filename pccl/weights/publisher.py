@@ -30,7 +30,7 @@ from pccl.weights.fold import in_order, plain
 from pccl.weights.gather import Arena, New, gather
 from pccl.weights.joint import Joint, Together
 from pccl.weights.log import DeltaLog
-from pccl.weights.manifest import Prelude
+from pccl.weights.manifest import Manifest, Prelude
 from pccl.weights.payload import Payload, Writer
 from pccl.weights.receiver import Upstream, sources_of
 from pccl.weights.schema import Schema
@@ -258,9 +258,10 @@ class Publisher:
             send(writer.close_chunks())
             ticket.stats.encode_s = time.monotonic() - started
             self._advance(ticket, 0)
-            send(self._end(writer, before, digests))
+            end, manifest = self._end(writer, before, digests)
+            send(end)
             self._source.live.conclude()
-            payload = Payload(data)
+            payload = Payload.made(data, manifest)
             self.log.append(data, payload, file)
         self._source.live.finish()
         ticket.stats.bytes = len(data)
@@ -295,13 +296,13 @@ class Publisher:
             digests[number] = digest
             send(writer.add(number, encoded))
 
-    def _end(self, writer: Writer, before: Version, digests: list[bytes]) -> bytes:
+    def _end(self, writer: Writer, before: Version, digests: list[bytes]) -> tuple[bytes, Manifest]:
         state = state_digest(self.schema.hash, digests)
         certificate = Certificate(
             self._run, self.epoch, before.version + 1, before.lineage, self.schema.hash, state, writer.root
         )
         signature = b"" if self._sign is None else self._sign.sign(certificate)
-        return writer.end(digests, certificate, signature)[0]
+        return writer.end(digests, certificate, signature)
 
     def _settle(self, payload: Payload) -> None:
         """After it is durable: the baseline moves, and the log is made ready for folds. What the disk has no room for

@@ -2,13 +2,15 @@
 
 Blocks are taken as they come, before the end is there. Each is decoded against the shadow (and what is staged on it),
 and what comes of it digested tile by tile; nothing of the shadow is written to. `finish` compares with the
-manifest, looks at every block that is not to change, and gives a Staged, or raises. Threads over blocks.
+manifest, looks at every block that is not to change, and gives a Staged, or raises. Threads over blocks, and whoever
+waits for them takes part.
 """
 
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Executor, Future
+from collections import deque
+from concurrent.futures import Executor, Future, wait
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any
@@ -59,6 +61,7 @@ class Stage:
         self._onto = onto
         self._owned = owned
         self._fed: dict[int, Future[tuple[Patch, bytes]]] = {}
+        self._waiting: deque[tuple[int, bytes]] = deque()  # fed, and not begun
         self._foreseen: tuple[Manifest, Staged] | None = None
 
     def wants(self, block: int) -> bool:
@@ -68,7 +71,9 @@ class Stage:
     def feed(self, block: int, encoded: bytes) -> None:
         """An encoded block has come. Returns at once; what is wrong with it is said by `finish`."""
         if self.wants(block) and block not in self._fed:
-            self._fed[block] = self._pool.submit(self._decode, block, encoded)
+            self._fed[block] = Future()
+            self._waiting.append((block, encoded))
+            self._pool.submit(self._decode_next)
 
     def foresee(self, reader: Reader, nbytes: int, public: bytes | None) -> None:
         """So many bytes are there, of which all blocks were fed. If only the end of the payload lacks, this does what
@@ -92,7 +97,7 @@ class Stage:
         if payload.base != self.base:
             raise DamageError(f"a payload from {payload.base} came for {self.base}")
         schema = self._shadow.schema
-        manifest.check(schema, public)
+        manifest.check(schema, public, fed.root if fed and tuple(fed.leaves) == manifest.leaves else None)
         places = {record.block: record for record in manifest.records}
         seen = {} if fed is None else dict(zip(pairwise([0, *fed.ends]), fed.leaves, strict=True))
         for chunk in self._chunks(manifest):
@@ -117,9 +122,10 @@ class Stage:
 
     def cancel(self) -> None:
         """Nothing of the shadow is read any more when this returns."""
-        for future in self._fed.values():
-            if not future.cancel():
-                future.exception()
+        while self._waiting:
+            with suppress(IndexError):
+                self._fed[self._waiting.popleft()[0]].cancel()
+        wait(future for future in self._fed.values() if not future.cancelled())
 
     def _chunks(self, manifest: Manifest) -> list[int]:
         if self._owned is None:
@@ -127,6 +133,8 @@ class Stage:
         return sorted({manifest.chunk_of(record.offset) for record in manifest.records if self.wants(record.block)})
 
     def _take(self, manifest: Manifest) -> dict[int, Patch]:
+        while self._decode_next():
+            pass
         patches = {}
         for block, future in self._fed.items():
             try:
@@ -153,6 +161,18 @@ class Stage:
         made = _scratch.copy(state)
         made[patch[0]] = patch[1]
         return made
+
+    def _decode_next(self) -> bool:
+        """The first block that nobody has begun; False if there is none."""
+        try:
+            block, encoded = self._waiting.popleft()
+        except IndexError:
+            return False
+        try:
+            self._fed[block].set_result(self._decode(block, encoded))
+        except Exception as error:  # noqa: BLE001 - told by who asks for the result
+            self._fed[block].set_exception(error)
+        return True
 
     def _decode(self, block: int, encoded: bytes) -> tuple[Patch, bytes]:
         before = self._before(block)

@@ -1,10 +1,10 @@
 """stream.py - a payload on its way: slots, sent as they are made, asked for before they exist.
 
 A stream is a region of as many slots as a payload can need (layout.py); memory is used only as far as it is filled. A
-slot says its number, which bytes of the payload it has, and has a digest. `StreamIn` asks for WINDOW slots ahead of
-what has come, of one source. When that is lost, or has sent damaged slots again and again, the rest is asked of
-neighbours that hold all of it, side by side; else of the next source; else, each slot, of all neighbours that may come
-to have it.
+slot says its number, which bytes of the payload it has, and has a digest. `StreamIn` asks for slots ahead of what has
+come, at most WINDOW and about as many as there will be, of one source. When that is lost, or has sent damaged slots
+again and again, the rest is asked of neighbours that hold all of it, side by side; else of the next source; else, each
+slot, of all neighbours that may come to have it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ from pccl.weights.layout import (
 __all__ = ["Helpers", "Incoming", "StreamIn", "StreamOut"]
 
 _HEAD = struct.Struct("<QIIQ")
-WINDOW = 64  # of the body; the others are few
+WINDOW = 128  # of the body; the others are few
+#: So many are asked for at least, however short the payload is thought to be, and half as many as have come.
+AHEAD = 16
 WAIT_S = 600.0
 #: So many damaged slots, and a source is not asked any more.
 STRIKES = 3
@@ -190,7 +192,8 @@ class StreamIn:
     """A stream that is fetched. Callbacks come on the thread of transfers: `on_slot(stream, index, slot)` with each
     verified slot, whole; `on_grown` when more of the payload is there from its beginning on (`contiguous`, `complete`);
     `on_failed` once, when nobody is left to be asked. `sources`: the best first; `helpers`: see Helpers, asked when a
-    source is lost, or there is none.
+    source is lost, or there is none. `expected`: bytes that the payload may well have: slots behind those are asked for
+    bit by bit only, since what is asked in vain must be taken back. None: it fills all slots.
     """
 
     def __init__(
@@ -205,11 +208,13 @@ class StreamIn:
         on_failed: Callable[[StreamIn, str], None],
         on_slot: Callable[[StreamIn, int, np.ndarray[Any, Any]], None],
         helpers: Helpers = nobody,
+        expected: int | None = None,
     ) -> None:
         self._transfers = transfers
         self._key = key_of("weights", name)
         self._generation = generation
         self._slots = max(slots, SPECIAL)  # no region has fewer, whatever its source says
+        self._likely = self._slots if expected is None else slots_for(expected + expected // 4) + 1
         self._sources = list(sources)
         self._helpers = helpers
         self._asking: list[bytes] = []
@@ -231,6 +236,7 @@ class StreamIn:
         self.damaged = 0
         self._used: frozenset[int] = frozenset(range(SPECIAL))  # slots before the body's that are wanted
         self._body_end = 0  # of what has come of the body
+        self._reached = SPECIAL  # the slot behind that
         self._special: list[tuple[int, int]] = []  # bytes that have come in other slots
         with self._lock:
             self._choose()
@@ -282,7 +288,9 @@ class StreamIn:
         self._cancel_reads(lambda index, peer: peer not in self._asking)
 
     def _ask_more(self) -> None:
-        while len(self._reads) < WINDOW + SPECIAL and self._next < self._slots and self._asking:
+        soon = self._reached + (self._reached - SPECIAL) // 2 + AHEAD
+        most = min(self._slots, max(self._likely, soon))
+        while len(self._reads) < WINDOW + SPECIAL and self._next < most and self._asking:
             index = self._next
             self._next += 1
             if index not in self._done and index not in self._reads and self._is_wanted(index):
@@ -350,7 +358,7 @@ class StreamIn:
         if index < SPECIAL:
             self._special.append((start, end))
         else:
-            self._body_end = max(self._body_end, end)
+            self._body_end, self._reached = max(self._body_end, end), max(self._reached, index + 1)
         self.memory[start:end] = memory[HEAD_BYTES : HEAD_BYTES + end - start]
         self._ahead[start] = end
         if index == END:

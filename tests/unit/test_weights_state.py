@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pccl.errors import ArgumentError
 from pccl.weights import codec, files
 from pccl.weights.certificate import SigningKey, Version
 from pccl.weights.codec import DeltaError
+from pccl.weights.digests import leaf, merkle_root, strong
 from pccl.weights.errors import DamageError, LineageError, LogError, SchemaError
 from pccl.weights.files import Growing
 from pccl.weights.fold import fold, plain
@@ -126,6 +129,44 @@ def test_it_is_taken_in_any_portions() -> None:
         found += list(reader.grow(nbytes, len(SCHEMA.blocks)))
     found += list(reader.grow(len(data), len(SCHEMA.blocks)))
     assert found == list(Payload(data).blocks())
+
+
+@contextmanager
+def fed_while_no_thread_is_free() -> Iterator[tuple[Stage, Chain]]:
+    """A stage that has got all blocks of a payload."""
+    chain = chain_of(1)
+    free = threading.Event()
+    with ThreadPoolExecutor(1) as busy:
+        busy.submit(free.wait)
+        one, payload = Stage(at(chain, 0), busy, None, None), Payload(chain.payloads[0])
+        for record in payload.manifest.records:
+            one.feed(record.block, payload.block(record))
+        yield one, chain
+        free.set()
+
+
+def test_who_waits_for_blocks_decodes_those_that_nobody_has_begun() -> None:
+    with fed_while_no_thread_is_free() as (one, chain):
+        patches = one._take(Payload(chain.payloads[0]).manifest)
+        assert patches.keys() == staged(at(chain, 0), chain.payloads[0]).patches.keys() and patches
+
+
+def test_a_stage_that_is_cancelled_reads_nothing_any_more() -> None:
+    with fed_while_no_thread_is_free() as (one, _):
+        one.cancel()
+        assert one._fed and all(future.cancelled() for future in one._fed.values()) and not one._decode_next()
+
+
+@given(st.integers(0, 70))
+@QUICKLY
+def test_a_tree_that_grows_has_the_root_of_its_definition(count: int) -> None:
+    """Level by level, the last of an odd number passed up; with leaf and node told apart, and their number."""
+    leaves = [leaf(bytes([number])) for number in range(count)]
+    level = leaves
+    while len(level) > 1:
+        pairs = [strong(b"node", *level[at : at + 2]) for at in range(0, len(level) - 1, 2)]
+        level = pairs + level[2 * len(pairs) :]
+    assert merkle_root(leaves) == strong(b"root", count.to_bytes(8, "little"), *level)
 
 
 def test_any_bit_that_flips_is_found_before_the_commit() -> None:

@@ -12,7 +12,7 @@ from unit.weights_reads import Offered, Reads, slots_of
 
 from pccl.types import Status
 from pccl.weights.layout import END, SPECIAL, place, room, slots_for, start_of
-from pccl.weights.stream import STRIKES, StreamIn, StreamOut
+from pccl.weights.stream import AHEAD, STRIKES, StreamIn, StreamOut
 
 DATA = np.random.default_rng(1).integers(0, 256, start_of(SPECIAL + 6) + 20_000, np.uint8).tobytes()
 SLOTS = slots_of(DATA)
@@ -24,16 +24,24 @@ RELAY, TRAINER, NEAR, FAR = b"relay", b"trainer", b"near", b"far"
 class In:
     """A stream and what it said."""
 
-    def __init__(self, sources: list[bytes], held: list[bytes] = [], partly: list[bytes] = []) -> None:  # noqa: B006
+    def __init__(
+        self,
+        sources: list[bytes],
+        held: list[bytes] = [],  # noqa: B006
+        partly: list[bytes] = [],  # noqa: B006
+        slots: int = 30,
+        expected: int | None = None,
+    ) -> None:
         self.reads = Reads()
         self.held, self.partly = list(held), list(partly)
         self.slots: list[int] = []
         self.failed: list[str] = []
         self.stream = StreamIn(
-            self.reads, "s", 1, 30, sources,  # type: ignore[arg-type]
+            self.reads, "s", 1, slots, sources,  # type: ignore[arg-type]
             on_grown=lambda stream: None, on_failed=lambda stream, why: self.failed.append(why),
             on_slot=lambda stream, index, slot: self.slots.append(index),
             helpers=lambda: (self.held, self.partly),
+            expected=expected,
         )  # fmt: skip
 
     def peers(self) -> set[bytes]:
@@ -107,6 +115,26 @@ def test_what_its_source_has_withdrawn_is_not_completed_by_others() -> None:
     one.serve(RELAY, [ONE])
     one.reads.take(RELAY).done(Status.EGONE)
     assert one.failed == ["EGONE"] and not one.reads.asked()
+
+
+def test_hardly_more_is_asked_for_than_the_payload_may_well_have() -> None:
+    """What is asked in vain is taken back; a payload that is longer than was thought comes all the same."""
+    data = bytes(start_of(SPECIAL + 100) + 5)
+    slots = slots_of(data)
+    for expected, first in [(len(data), 125), (0, AHEAD), (start_of(SPECIAL + 40), 50)]:
+        one = In([RELAY], slots=1000, expected=expected)
+        assert first - 3 <= len(one.reads.asked()) - SPECIAL <= first + 3
+        for index in [*range(SPECIAL, SPECIAL + 100), *range(SPECIAL)]:
+            if index in slots:
+                one.reads.take(RELAY, index).answer(slots[index])
+        assert one.stream.complete and len(one.slots) == len(slots)
+        assert len(one.reads.asked()) <= 50 + AHEAD + SPECIAL
+
+
+def test_long_payloads_have_larger_slots_and_little_waits_for_a_slot_to_be_full() -> None:
+    for index in range(SPECIAL, 3000):
+        assert room(index) < max(1 << 17, start_of(index) / 60)
+    assert slots_for(1 << 30) < 1600
 
 
 def test_who_sends_damaged_slots_again_and_again_is_left() -> None:
@@ -201,9 +229,10 @@ def test_bytes_that_have_come_are_never_written_to_again() -> None:
         one.reads.take(RELAY, index).answer(other[index])
     assert np.array_equal(one.stream.memory, before) and one.stream.damaged
     two = In([RELAY])
-    two.reads.take(RELAY, 4).answer(other[4])
+    tail = min(index for index in other if END < index < SPECIAL)
+    two.reads.take(RELAY, tail).answer(other[tail])
     two.serve(RELAY, [ONE, TWO])
-    assert two.slots == [4, ONE] and two.stream.damaged == 1
+    assert two.slots == [tail, ONE] and two.stream.damaged == 1
 
 
 def test_a_slot_that_says_more_than_fits_is_damage() -> None:
