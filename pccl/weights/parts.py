@@ -83,6 +83,7 @@ class PartsIn:
         self.total: int | None = total
         self.memory = lazy_memory(total)
         self.contiguous = 0
+        self.islands: Sequence[Span] = ()
         self.received_bytes = 0
         with self._lock:
             self._want(sorted(self._ends))

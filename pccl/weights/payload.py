@@ -6,7 +6,7 @@ portions and gives whole chunks, before it can know whether they are right: the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pccl.weights.certificate import Certificate, Version
@@ -164,12 +164,13 @@ class Payload:
 
 class Reader:
     """Finds records in a payload that is still coming. The memory must hold what `grow` says, from its beginning, and
-    that must not change. `chunks`: what has been given.
+    that must not change. `chunks`: what has been given by `grow`.
     """
 
     def __init__(self, memory: Any) -> None:
         self._memory = memoryview(memory)
         self._last = -1
+        self._read: dict[int, int] = {}  # beginnings and ends of records, one after the other, that `beyond` has given
         self.chunks = Chunks()
         self.prelude: Prelude | None = None
 
@@ -183,14 +184,31 @@ class Reader:
             first = bytes(self._memory[:PRELUDE_BYTES])
             self.prelude = Prelude.decode(first)
             self.chunks.begin(first)
-        while (start := self.chunks.at + RECORD.size) <= nbytes:
-            block, size = RECORD.unpack(self._memory[start - RECORD.size : start])
-            if not self._last < block < blocks or start + size > nbytes:
-                return
-            encoded = bytes(self._memory[start : start + size])
-            self.chunks.add(block, encoded)
-            self._last = block
-            yield block, encoded
+        while (record := self._record(self.chunks.at, nbytes)) is not None and self._last < record[0] < blocks:
+            self._last = record[0]
+            self.chunks.add(*record)
+            yield record
+
+    def beyond(self, islands: Iterable[tuple[int, int]], blocks: int) -> Iterator[tuple[int, bytes]]:
+        """Whole records of such parts of the payload, each once: (where one begins, end) of what is there with a gap
+        before it. `grow` gives them again. Where records begin is not verified, so these may be none.
+        """
+        for first, end in islands:
+            at, last = self._read.pop(first, first), -1
+            while (record := self._record(at, end)) is not None and last < record[0] < blocks:
+                last = record[0]
+                yield record
+                at += RECORD.size + len(record[1])
+                at = self._read.pop(at, at)
+            self._read[first] = at
+
+    def _record(self, at: int, end: int) -> tuple[int, bytes] | None:
+        """(block, encoded) of what may be a record there; None if it is not whole before `end`."""
+        start = at + RECORD.size
+        if start > end:
+            return None
+        block, size = RECORD.unpack(self._memory[at:start])
+        return (block, bytes(self._memory[start : start + size])) if start + size <= end else None
 
     def foretold(self, nbytes: int) -> Payload | None:
         """The payload, if these are all its bytes but for the last END_BYTES, which are the same in all. DamageError:

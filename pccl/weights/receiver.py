@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -210,8 +211,8 @@ class Receiver:
                 onto = None if self._staged is None else self._staged[0]
             self._stage = Stage(self.shadow, self._pool, onto, self.owned)
         assert self._stage is not None
-        reader = self._reader[1]
-        for block, encoded in reader.grow(stream.contiguous, len(self.shadow.schema.blocks)):
+        reader, blocks = self._reader[1], len(self.shadow.schema.blocks)
+        for block, encoded in chain(reader.grow(stream.contiguous, blocks), reader.beyond(stream.islands, blocks)):
             self._stage.feed(block, encoded)
         if not stream.complete:
             self._stage.foresee(reader, stream.contiguous, self._pubkey)

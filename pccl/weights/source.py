@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -269,10 +270,11 @@ class Source:
         for name, _, sizes in self._folds:
             if name == stream:
                 return Answer(state.number, stream, slots_for(sizes[0]), sizes, "")
-        data = self._payload(base, end)
-        sizes = Payload(data).sizes
+        payload = Payload(self._payload(base, end))
+        sizes = payload.sizes
         made = StreamOut(self._transfers, stream, 1, slots_for(sizes[0]))
-        made.write(data)
+        for start, stop in pairwise([0, *payload.manifest.ends, payload.nbytes]):
+            made.write(payload.data[start:stop])
         made.conclude()
         made.finish()
         self._folds.append((stream, made, sizes))

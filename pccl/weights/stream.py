@@ -1,7 +1,8 @@
 """stream.py - a payload on its way: slots, sent as they are made, asked for before they exist.
 
 A stream is a region of as many slots as a payload can need (layout.py); memory is used only as far as it is filled. A
-slot says its number, which bytes of the payload it has, and has a digest. `StreamIn` asks for slots ahead of what has
+slot says its number, which bytes of the payload it has and where in them a record begins, and has a digest: so what has
+come with a gap before it can be decoded meanwhile. `StreamIn` asks for slots ahead of what has
 come, at most WINDOW and about as many as there will be, of one source. When that is lost, or has sent damaged slots
 again and again, the rest is asked of neighbours that hold all of it, side by side; else of the next source; else, each
 slot, of all neighbours that may come to have it.
@@ -13,7 +14,9 @@ import mmap
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,14 +44,14 @@ from pccl.weights.layout import (
 
 __all__ = ["Helpers", "Incoming", "StreamIn", "StreamOut"]
 
-_HEAD = struct.Struct("<QIIQ")
+_HEAD = struct.Struct("<4sIIIQ")
 WINDOW = 128  # of the body; the others are few
 #: So many are asked for at least, however short the payload is thought to be, and half as many as have come.
 AHEAD = 16
 WAIT_S = 600.0
 #: So many damaged slots, and a source is not asked any more.
 STRIKES = 3
-_MAGIC = int.from_bytes(b"PCCLSLOT", "little")
+_MAGIC = b"SLOT"
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 #: Neighbours at this moment: (who hold all of the stream, who follow it and may have some).
@@ -72,15 +75,25 @@ def _digest(slot: memoryview) -> bytes:
     return bytes(state.digest())
 
 
-def _opened(slot: memoryview, index: int, most: int) -> tuple[int, int] | None:
-    """(first byte, byte after the last) of a payload of at most so many bytes in a slot; None: that is damaged."""
-    magic, number, used, start = _HEAD.unpack(slot[: _HEAD.size])
-    right = magic == _MAGIC and number == index and used <= room(index) and start + used <= most
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Bytes `start` to `end` of a payload; in them the first record begins at `record`, or none does: `end`."""
+
+    start: int
+    end: int
+    record: int
+
+
+def _opened(slot: memoryview, index: int, most: int) -> _Held | None:
+    """What a slot has of a payload of at most so many bytes; None: it is damaged."""
+    magic, number, used, record, start = _HEAD.unpack(slot[: _HEAD.size])
+    right = magic == _MAGIC and number == index and record <= used <= room(index) and start + used <= most
+    right = right and (used > 0 or index == END)
     if index >= SPECIAL:
         right = right and start == start_of(index) and used == room(index)
     if not right or bytes(slot[_HEAD.size : HEAD_BYTES]) != _digest(slot):
         return None
-    return start, start + used
+    return _Held(start, start + used, start + record)
 
 
 class StreamOut:
@@ -93,15 +106,19 @@ class StreamOut:
         self._memory = lazy_memory(region_bytes(slots + 1))  # one more: the tail is gathered in a slot of the body
         self._index, self._used = SPECIAL, 0
         self._end = b""  # the last END_ROOM bytes of what was written
+        self._written = 0
+        self._begun: deque[int] = deque()  # where in the payload writes began, of which no slot has said so
         self._put: set[int] = set()
         self.sent_bytes = 0
         self._region = self._offers.offer_region(self._key, generation, self._memory, None, whole=False)
 
-    def write(self, data: bytes) -> None:
-        """More of the payload; whole slots go at once."""
+    def write(self, data: bytes | memoryview) -> None:
+        """More of the payload, whole records from its first byte on; slots that are full go at once."""
+        self._begun.append(self._written)
+        self._written += len(data)
         ready = len(self._end) + len(data) - END_ROOM
         if ready <= 0:
-            self._end += data
+            self._end += bytes(data)
             return
         early = min(ready, len(self._end))
         self._fill(self._end[:early])
@@ -154,7 +171,10 @@ class StreamOut:
     def _seal(self, index: int, start: int, used: int) -> None:
         at, nbytes = place(index)
         slot = self._memory[at : at + nbytes].data.cast("B")
-        slot[: _HEAD.size] = _HEAD.pack(_MAGIC, index, used, start)
+        while self._begun and self._begun[0] < start:
+            self._begun.popleft()
+        record = min(used, self._begun[0] - start) if self._begun else used
+        slot[: _HEAD.size] = _HEAD.pack(_MAGIC, index, used, record, start)
         slot[_HEAD.size : HEAD_BYTES] = _digest(slot)
         self._extend(index)
 
@@ -174,6 +194,10 @@ class Incoming(Protocol):
     received_bytes: int
 
     @property
+    def islands(self) -> Sequence[tuple[int, int]]:
+        """See StreamIn."""
+
+    @property
     def complete(self) -> bool:
         """All that was asked for is there."""
 
@@ -190,7 +214,7 @@ class Incoming(Protocol):
 
 class StreamIn:
     """A stream that is fetched. Callbacks come on the thread of transfers: `on_slot(stream, index, slot)` with each
-    verified slot, whole; `on_grown` when more of the payload is there from its beginning on (`contiguous`, `complete`);
+    verified slot, whole; `on_grown` when more of the payload is there (`contiguous`, `islands`, `complete`);
     `on_failed` once, when nobody is left to be asked. `sources`: the best first; `helpers`: see Helpers, asked when a
     source is lost, or there is none. `expected`: bytes that the payload may well have: slots behind those are asked for
     bit by bit only, since what is asked in vain must be taken back. None: it fills all slots.
@@ -226,7 +250,7 @@ class StreamIn:
         self._strikes: dict[bytes, int] = {}
         self._done: set[int] = set()
         self._next = 0
-        self._ahead: dict[int, int] = {}  # first byte and byte after the last of slots that something before lacks
+        self._ahead: dict[int, _Held] = {}  # by first byte: slots that something before lacks
         self._ended = False
         self.name = name
         self.memory = lazy_memory(payload_bytes_max(self._slots))
@@ -237,7 +261,7 @@ class StreamIn:
         self._used: frozenset[int] = frozenset(range(SPECIAL))  # slots before the body's that are wanted
         self._body_end = 0  # of what has come of the body
         self._reached = SPECIAL  # the slot behind that
-        self._special: list[tuple[int, int]] = []  # bytes that have come in other slots
+        self._special: list[_Held] = []  # bytes that have come in other slots
         with self._lock:
             self._choose()
             self._ask_more()
@@ -246,6 +270,20 @@ class StreamIn:
     def complete(self) -> bool:
         """All of it is there."""
         return self.total is not None and self.contiguous >= self.total
+
+    @property
+    def islands(self) -> Sequence[tuple[int, int]]:
+        """(where a record begins, end) of bytes that have come with a gap before them."""
+        with self._lock:
+            ahead = [self._ahead[start] for start in sorted(self._ahead)]
+        found: list[tuple[int, int]] = []
+        for held in ahead:
+            record, end = found[-1] if found else (0, 0)
+            if end == held.start:
+                found[-1] = held.record if record == end else record, held.end
+            else:
+                found.append((held.record, held.end))
+        return found
 
     @property
     def begun(self) -> bool:
@@ -317,7 +355,7 @@ class StreamIn:
             self._ended = True
 
     def _on_read(self, index: int, peer: bytes, memory: np.ndarray[Any, Any], status: Status) -> None:
-        failed = grown = False
+        failed = False
         opened = None
         with self._lock:
             self._forget(index, peer)
@@ -325,10 +363,10 @@ class StreamIn:
                 return
             if index not in self._done:
                 opened = _opened(memory.data, index, len(self.memory)) if status == Status.OK else None
-                if opened is not None and not self._is_free(index, *opened):
+                if opened is not None and not self._is_free(index, opened):
                     opened = None
                 if opened is not None:
-                    grown = self._place(index, memory, *opened)
+                    self._place(index, memory, opened)
                 else:
                     self._next = min(self._next, index)
                     failed = status not in (Status.ETIMEOUT, Status.ECANCELLED) and self._give_up(peer, status)
@@ -336,7 +374,6 @@ class StreamIn:
                 self._ask_more()
         if opened is not None:
             self._on_slot(self, index, memory)
-        if grown:
             self._on_grown(self)
         if failed:
             self._on_failed(self, "damaged" if status == Status.OK else Status(status).name)
@@ -347,27 +384,25 @@ class StreamIn:
         if not reads:
             self._reads.pop(index, None)
 
-    def _is_free(self, index: int, start: int, end: int) -> bool:
+    def _is_free(self, index: int, held: _Held) -> bool:
         """Nothing of it has come in another slot: what has been looked at is never written to again."""
-        apart = all(end <= a or b <= start for a, b in self._special)
-        return apart and (index >= SPECIAL or start >= self._body_end)
+        apart = all(held.end <= one.start or one.end <= held.start for one in self._special)
+        return apart and (index >= SPECIAL or held.start >= self._body_end)
 
-    def _place(self, index: int, memory: np.ndarray[Any, Any], start: int, end: int) -> bool:
+    def _place(self, index: int, memory: np.ndarray[Any, Any], held: _Held) -> None:
         self.received_bytes += len(memory)
         self._done.add(index)
         if index < SPECIAL:
-            self._special.append((start, end))
+            self._special.append(held)
         else:
-            self._body_end, self._reached = max(self._body_end, end), max(self._reached, index + 1)
-        self.memory[start:end] = memory[HEAD_BYTES : HEAD_BYTES + end - start]
-        self._ahead[start] = end
+            self._body_end, self._reached = max(self._body_end, held.end), max(self._reached, index + 1)
+        self.memory[held.start : held.end] = memory[HEAD_BYTES : HEAD_BYTES + held.end - held.start]
+        self._ahead[held.start] = held
         if index == END:
-            self.total, self._slots, self._used = end, min(self._slots, slots_for(end)), used_of(end)
+            self.total, self._slots, self._used = held.end, min(self._slots, slots_for(held.end)), used_of(held.end)
         self._cancel_reads(lambda other, peer: other == index)
-        before = self.contiguous
-        while (end := self._ahead.pop(self.contiguous, self.contiguous)) > self.contiguous:
-            self.contiguous = end
-        return self.contiguous > before or self.complete
+        while (next_ := self._ahead.pop(self.contiguous, None)) is not None:
+            self.contiguous = next_.end
 
     def _give_up(self, peer: bytes, status: Status) -> bool:
         """Goes on with others; True if there are none, or a source has withdrawn the stream of which something is here

@@ -76,10 +76,11 @@ class Reads:
         return {(one.peer, one.index) for one in self.waiting}
 
 
-def slots_of(data: bytes) -> dict[int, Any]:
-    """What a source would serve of a payload, by number."""
-    out = StreamOut(Offered(), "s", 1, slots_for(len(data)))  # type: ignore[arg-type]
-    out.write(data)
+def slots_of(*data: bytes) -> dict[int, Any]:
+    """What a source would serve of a payload that was written in these pieces, by number."""
+    out = StreamOut(Offered(), "s", 1, slots_for(sum(map(len, data))))  # type: ignore[arg-type]
+    for piece in data:
+        out.write(piece)
     out.conclude()
     out.finish()
     memory = np.asarray(out._memory)
