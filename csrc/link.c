@@ -374,17 +374,22 @@ static int all_blocked(const struct link *l)
     return l->open != 0;
 }
 
+/* Streams take turns with what has a payload, so that of frames that come one by one those behind a lost packet are few. */
 void link_pump(struct link *l)
 {
     probe_look(l);
     meter_look(l);
     tail_look(l);
+    uint32_t first = l->next_conn;
     for (uint32_t i = 0; i < l->streams && l->open; i++) {
-        struct conn *c = l->conns[(l->next_conn + i) % l->streams];
-        if (c && c->state == CONN_OPEN && !c->blocked && (c->out_count || link_wants_to_send(l)))
-            conn_pump(c);
+        uint32_t place = (first + i) % l->streams;
+        struct conn *c = l->conns[place];
+        if (!c || c->state != CONN_OPEN || c->blocked || !(c->out_count || link_wants_to_send(l)))
+            continue;
+        uint64_t handed_bytes = c->handed_bytes;
+        conn_pump(c);
+        if (c->handed_bytes - handed_bytes > WIRE_HEADER_BYTES)
+            l->next_conn = (place + 1) % l->streams;
     }
-    if (l->streams)
-        l->next_conn = (l->next_conn + 1) % l->streams;
     meter_sent(l, link_wants_to_send(l) && (l->meter.room_bytes <= 0 || all_blocked(l)));
 }

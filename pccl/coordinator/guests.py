@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pccl import messages as m
+from pccl.coordinator.contacts import STREAMS
 from pccl.coordinator.events import Send
+from pccl.coordinator.places import all_near
 from pccl.coordinator.plan import Plan
-from pccl.coordinator.roster import Peer, wire_members
+from pccl.coordinator.roster import Peer, infos, wire_members
 
 __all__ = ["Guests"]
 
@@ -38,8 +40,9 @@ class Guests:
         if (not guests and not self._told) or seen == self._seen:
             return []
         self._seen = seen
-        streams = plan.streams if plan is not None and members else 1
         known = {**members, **guests}
+        here = all_near(infos(known.values()), {})
+        streams = max(plan.streams if plan is not None and members else 1, 1 if here else STREAMS)
         self._told = {peer: told for peer, told in self._told.items() if peer in known}
         of_members, of_guests = wire_members(members.values()), wire_members(guests.values())
         out: list[Send] = []

@@ -174,6 +174,36 @@ TEST(a_plan_with_fewer_streams_uses_fewer)
     cluster_close(&c);
 }
 
+/* One lost packet then holds up every fourth of them, not all or every second. */
+TEST(frames_that_come_one_by_one_take_streams_in_turn)
+{
+    enum { OPS = 16, COUNT = 20000 };
+    struct cluster c;
+    open_pair(&c, 4);
+    cluster_epoch(&c, 1, 0, 0, 3, 3, NULL, 0);
+    cluster_run(&c, SECOND);
+    const struct link *l = c.engines[0]->links;
+    uint64_t before[4], least = UINT64_MAX, most = 0;
+    for (uint32_t i = 0; i < 4; i++)
+        before[i] = l->conns[i]->sent_bytes;
+    for (uint32_t seq = 0; seq < OPS; seq++) {
+        for (uint32_t i = 0; i < 2; i++) {
+            pccl_op_request r = {.kind = PCCL_ALL_REDUCE, .dtype = PCCL_UINT8, .name = {.seq = seq}, .count = COUNT, .in = data[i],
+                                 .out = result[i], .token = seq + 1};
+            cluster_submit(&c, i, &r);
+        }
+        cluster_run(&c, SECOND);
+        CHECK(cluster_event(&c, 0, PCCL_EVENT_OP, seq + 1) && cluster_event(&c, 1, PCCL_EVENT_OP, seq + 1));
+    }
+    for (uint32_t i = 0; i < 4; i++) {
+        uint64_t sent = l->conns[i]->sent_bytes - before[i];
+        least = sent < least ? sent : least;
+        most = sent > most ? sent : most;
+    }
+    CHECK(least > OPS / 4 * COUNT / 2 && most < least + COUNT);
+    cluster_close(&c);
+}
+
 static void measure(struct cluster *c, uint64_t bytes)
 {
     pccl_peer_id peer = node_id(1);

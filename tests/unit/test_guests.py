@@ -7,6 +7,7 @@ from dataclasses import replace
 from unit.group_table import A, B, C, D, Table, V, group, join, of
 
 from pccl import messages as m
+from pccl.coordinator.contacts import STREAMS
 from pccl.coordinator.events import Send
 from pccl.coordinator.guests import Guests
 from pccl.coordinator.roster import Peer
@@ -51,6 +52,19 @@ class Group:
         self.epoch += 1
         self.members = {member: peer(member) for member in members}
         return self.news()
+
+
+def test_links_between_hosts_have_some_streams_whatever_the_group_has_within() -> None:
+    """One that is alone, or all on one host, has plans of one stream: no measure for the way to a guest."""
+    group = Group(A)
+    group.waiting[B] = peer(B, acquainted=True)
+    sends = group.guests.news(1, group.members, group.waiting.values(), None)
+    assert {send.message.streams for send in sends} == {STREAMS}  # type: ignore[union-attr]
+    near = Group(A)
+    near.waiting[B] = replace(peer(B, acquainted=True), host="hostA", address=near.members[A].address)
+    near.members[A].host = "hostA"
+    sends = near.guests.news(1, near.members, near.waiting.values(), None)
+    assert {send.message.streams for send in sends} == {1}  # type: ignore[union-attr]
 
 
 def test_nobody_is_told_anything_without_guests() -> None:
