@@ -1,9 +1,9 @@
 """`python -m stress.weights.pause`: how long does an engine stand still for a commit?
 
-A publisher and a receiver in one process, 18,000 small tensors, 2 GiB. The engine double holds its tensors in one arena
-of its own and is locked while patches are applied to it, tensor by tensor, as an engine's are. Beside it: the time to
-write the same changed elements to the same memory in as few calls as there are blocks. Exit code 1: the pause is more
-than 1.5 times that, or the engine ends with other bytes.
+A publisher and a receiver in one process, 18,000 small tensors, 2 GiB. The engine double holds its tensors, of torch,
+in an arena of its own and is locked while `install` brings it to a version. Beside it, by turns: the time to write the
+same changed elements to memory of the same size, block by block, with the same code, when the shadow is written. Exit
+code 1: the pause is more than 1.5 times that, or the engine ends with other bytes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 
 import pccl
 from pccl.coordinator.server import Coordinator
 from pccl.weights import DeltaLog, MemoryShadow, Publisher, Receiver, Schema, Tensor, base
+from pccl.weights.adapters.engine import install
+from pccl.weights.adapters.module import ModuleAdapter
+from pccl.weights.write import write
 from stress.weights import synthetic
 
 SECRET, WAIT_S, BOUND = "stress", 300.0, 1.5
@@ -32,28 +36,25 @@ class Engine:
 
     def __init__(self, schema: Schema, arena: np.ndarray[Any, Any]) -> None:
         self.arena = arena.copy()
-        self.tensors = {t.name: schema.view(self.arena, n) for n, t in enumerate(schema.tensors)}
-        self.lock = threading.Lock()
+        views = [schema.view(self.arena, number).view(np.int16) for number in range(len(schema.tensors))]
+        tensors = [torch.from_numpy(view).view(torch.bfloat16) for view in views]
+        self._adapter = ModuleAdapter({t.name: tensor for t, tensor in zip(schema.tensors, tensors, strict=True)})
+        self._lock = threading.Lock()
 
     def take(self, update: Any) -> float:
         """Seconds that it stood still."""
-        patches = list(update.patches())
-        with self.lock:
-            began = time.perf_counter()
-            for patch in patches:
-                self.tensors[patch.name][patch.index] = patch.values
-            return time.perf_counter() - began
+        return install(update, self._adapter, paused=lambda: self._lock).pause_s
 
 
 def touch(schema: Schema, arena: np.ndarray[Any, Any], update: Any) -> float:
     """Seconds to write the changed elements, a block at a time."""
     blocks = [
-        (schema.block_view(arena, schema.blocks[number]), indices.astype(np.int64), values)
+        (schema.block_view(arena, schema.blocks[number]), indices, values)
         for number, (indices, values) in update._staged.patches.items()
     ]
     began = time.perf_counter()
     for view, indices, values in blocks:
-        view[indices] = values
+        write(view, indices, values)
     return time.perf_counter() - began
 
 
@@ -82,8 +83,8 @@ def measured(trainer: Any, worker: Any, schema: Schema, density: float, rounds: 
                 for number in range(1, rounds + 2):
                     pub.publish(both[number % 2])
                     update = rx.next(WAIT_S)
-                    with update.commit():
-                        pauses.append(engine.take(update))
+                    pauses.append(engine.take(update))
+                    shadow.written()
                     touches.append(touch(schema, other, update))
                     commits.append(update.stats.commit_s)
                     changed = update.changed
