@@ -380,7 +380,7 @@ void link_pump(struct link *l)
     probe_look(l);
     meter_look(l);
     tail_look(l);
-    uint32_t first = l->next_conn;
+    uint32_t first = l->next_conn, took = l->streams;
     for (uint32_t i = 0; i < l->streams && l->open; i++) {
         uint32_t place = (first + i) % l->streams;
         struct conn *c = l->conns[place];
@@ -388,8 +388,10 @@ void link_pump(struct link *l)
             continue;
         uint64_t handed_bytes = c->handed_bytes;
         conn_pump(c);
-        if (c->handed_bytes - handed_bytes > WIRE_HEADER_BYTES)
-            l->next_conn = (place + 1) % l->streams;
+        if (took == l->streams && c->handed_bytes - handed_bytes > WIRE_HEADER_BYTES)
+            took = place;
     }
+    if (took < l->streams)
+        l->next_conn = (took + 1) % l->streams;
     meter_sent(l, link_wants_to_send(l) && (l->meter.room_bytes <= 0 || all_blocked(l)));
 }

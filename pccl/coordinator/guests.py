@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pccl import messages as m
 from pccl.coordinator.contacts import STREAMS
 from pccl.coordinator.events import Send
-from pccl.coordinator.places import all_near
+from pccl.coordinator.places import on_one_host
 from pccl.coordinator.plan import Plan
 from pccl.coordinator.roster import Peer, infos, wire_members
 
@@ -41,8 +41,8 @@ class Guests:
             return []
         self._seen = seen
         known = {**members, **guests}
-        here = all_near(infos(known.values()), {})
-        streams = max(plan.streams if plan is not None and members else 1, 1 if here else STREAMS)
+        fewest = 1 if on_one_host(infos(known.values())) else STREAMS
+        streams = max(plan.streams if plan is not None and members else 1, fewest)
         self._told = {peer: told for peer, told in self._told.items() if peer in known}
         of_members, of_guests = wire_members(members.values()), wire_members(guests.values())
         out: list[Send] = []

@@ -37,6 +37,12 @@ def near_pairs(members: Sequence[MemberInfo], rtt_s: Array) -> Bools:
     return near
 
 
+def on_one_host(members: Sequence[MemberInfo]) -> bool:
+    """All are near each other, by their addresses alone."""
+    places = {(member.host, _host(member.address)) for member in members}
+    return len(places) <= 1 or all(is_loopback(place) for _, place in places)
+
+
 def all_near(members: Sequence[MemberInfo], rtt_s: Mapping[Path, float]) -> bool:
     """Nothing but one host."""
     near = near_pairs(members, Figures.of(rtt_s).matrix([member.id for member in members]))

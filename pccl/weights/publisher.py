@@ -29,6 +29,7 @@ from pccl.weights.errors import LogError, WeightsError
 from pccl.weights.fold import in_order, plain
 from pccl.weights.gather import Arena, New, gather
 from pccl.weights.joint import Joint, Together
+from pccl.weights.leisure import leisure
 from pccl.weights.log import DeltaLog
 from pccl.weights.manifest import Manifest, Prelude
 from pccl.weights.payload import Payload, Writer
@@ -79,7 +80,7 @@ class Publisher:
         self._sign, self._codecs, self._max_staleness = sign, codecs, max_staleness
         self._run = strong(b"run", name.encode())
         self._pool = ThreadPoolExecutor(threads, "pccl-weights")
-        self._leisure = ThreadPoolExecutor(1, "pccl-weights-leisure")  # for what nobody waits for
+        self._leisure = leisure()
         self._baseline = MemoryShadow(schema)
         self._lock = threading.Lock()  # of the baseline, while it moves
         self._closed = False

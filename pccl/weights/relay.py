@@ -19,6 +19,7 @@ from pccl.weights.certificate import Version
 from pccl.weights.errors import DamageError, LineageError, LogError
 from pccl.weights.fold import plain
 from pccl.weights.follow import Follow
+from pccl.weights.leisure import leisure
 from pccl.weights.log import DeltaLog
 from pccl.weights.payload import Payload
 from pccl.weights.receiver import Upstream, sources_of
@@ -63,7 +64,7 @@ class Relay:
             raise ArgumentError("base must be version 0: a shadow that a base was loaded into, or its Version")
         self._zero = zero
         self._pool = ThreadPoolExecutor(threads, "pccl-weights")
-        self._leisure = ThreadPoolExecutor(1, "pccl-weights-leisure")  # for what nobody waits for
+        self._leisure = leisure()
         self._lock = threading.Lock()  # of the shadow, while it moves
         self._closed = False
         self._error: PcclError | None = None
