@@ -1,6 +1,6 @@
 """layout.py - which slots a stream has, and which bytes of a payload are in which. Pure.
 
-All slots are asked for before anybody knows how long the payload will be, so each has a place of its own in the region.
+Slots are asked for before anybody knows how long the payload will be, so each has a place of its own in the region.
 A payload is cut into *body* slots, which grow with what comes before them. The first ones are small, so that the link
 has something to do soon; none but these is more than 128 KiB and more than a sixtieth of what comes before it, so that
 little waits for a slot to be full, and little is left to be decoded when the last one comes; and of a long payload

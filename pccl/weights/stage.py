@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pccl.errors import PcclError
+from pccl.errors import ArgumentError, PcclError
 from pccl.weights import codec
 from pccl.weights.codec import DeltaError
 from pccl.weights.digests import quick
@@ -139,7 +139,7 @@ class Stage:
         for block, future in self._fed.items():
             try:
                 patch, digest = future.result()
-            except DeltaError as error:
+            except (DeltaError, ArgumentError) as error:  # the second: a block of another shape
                 raise self._blame(block, manifest) from error
             if digest != manifest.digests[block]:
                 raise self._blame(block, manifest)

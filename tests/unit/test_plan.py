@@ -23,7 +23,7 @@ from pccl.coordinator.cost import (
     routes_of,
 )
 from pccl.coordinator.detours import detours_of
-from pccl.coordinator.places import regions_of
+from pccl.coordinator.places import all_near, on_one_host, regions_of
 from pccl.coordinator.plan import (
     FEW_MAX,
     MESH_BYTES_MAX,
@@ -481,3 +481,9 @@ def test_many_members_have_detours_too() -> None:
 
 def test_a_strangers_link_is_no_matter() -> None:
     assert plan(far(3), None, frozenset({(peer(0), peer(9))})) == plan(far(3))
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["10.0.0.1", "10.0.0.2", "127.0.0.1"])), max_size=4))
+def test_one_host_is_what_all_are_near_in_by_their_addresses_alone(places: list[tuple[str, str]]) -> None:
+    members = [MemberInfo(bytes([n] * 16), 1, f"{place}:1", host) for n, (host, place) in enumerate(places)]
+    assert on_one_host(members) == (not members or all_near(members, {}))

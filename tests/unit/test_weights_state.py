@@ -151,6 +151,20 @@ def test_who_waits_for_blocks_decodes_those_that_nobody_has_begun() -> None:
         assert patches.keys() == staged(at(chain, 0), chain.payloads[0]).patches.keys() and patches
 
 
+@pytest.mark.parametrize("wrong", ["another block's", "of a block that stays", "no block"])
+def test_what_was_read_where_no_record_begins_is_refused(wrong: str) -> None:
+    """A source may say so of any place: what comes of it is compared with what is signed, and nothing is staged."""
+    chain = chain_of(1)
+    payload, shadow = Payload(chain.payloads[0]), at(chain, 0)
+    first, second = (payload.block(record) for record in payload.manifest.records[:2])
+    one = Stage(shadow, POOL, None, None)
+    block = len(SCHEMA.blocks) if wrong == "of a block that stays" else payload.manifest.records[0].block
+    one.feed(block, {"another block's": second, "no block": b"\xff" * 40}.get(wrong, first))
+    with pytest.raises(DamageError):
+        one.finish(payload, KEY.public)
+    assert chain.holds(shadow) and staged(shadow, chain.payloads[0]).at == chain.at[1]
+
+
 def test_a_stage_that_is_cancelled_reads_nothing_any_more() -> None:
     with fed_while_no_thread_is_free() as (one, _):
         one.cancel()
